@@ -1,0 +1,4 @@
+//! livebridge: a durable bridge from Tencent Cloud Live event callbacks to Kafka.
+
+pub mod callback;
+pub mod record;

@@ -1,0 +1,3 @@
+//! livebridge's command line.
+
+fn main() {}
