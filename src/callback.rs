@@ -1,1 +1,263 @@
-//! From bytes to an authentic callback.
+//! From bytes to an authentic callback: parse, verify, and only then a record.
+//!
+//! Trust is a type here: [`Unverified`] offers nothing but [`Unverified::verify`], only that makes
+//! a [`Callback`], and only a callback becomes a [`Record`]. The body is never re-serialised; what
+//! is logged and published are the bytes as received.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use md5::{Digest, Md5};
+use subtle::{Choice, ConstantTimeEq};
+
+use crate::record::{EventType, KEY_MAX, Record, Timestamp};
+
+mod identity;
+mod json;
+
+use json::Members;
+
+/// Why a callback is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum CallbackError {
+    /// Not JSON, or not UTF-8.
+    #[error("the body is not valid JSON: {0}")]
+    Malformed(#[source] serde_json::Error),
+    /// JSON, but not an object.
+    #[error("the body is not a JSON object")]
+    NotAnObject,
+    /// Strict parsers differ on which of two equal keys wins, so none is trusted.
+    #[error("the key {0:?} occurs twice in one object")]
+    DuplicateKey(String),
+    /// Nested deeper than [`json::DEPTH_MAX`].
+    #[error("the body is nested deeper than {} levels", json::DEPTH_MAX)]
+    TooDeep,
+    /// A field that livebridge reads has a value of the wrong kind.
+    #[error("the field {field:?} is not {wanted}")]
+    WrongType {
+        /// The field's name.
+        field: &'static str,
+        /// What it should have been.
+        wanted: &'static str,
+    },
+    /// `sign` or `t` is missing and the event type is not one that may be unsigned.
+    #[error("the callback carries no signature (fields \"t\" and \"sign\")")]
+    Unsigned,
+    /// `sign` is not MD5(key + t) for any key.
+    #[error("the signature matches no callback key")]
+    BadSignature,
+    /// `t` is further in the past than the leeway.
+    #[error("the signature expired {}s ago, beyond the leeway", .0.as_secs())]
+    Expired(Duration),
+}
+
+impl CallbackError {
+    /// Every value of [`CallbackError::reason`], for metrics that exist before the first refusal.
+    pub const REASONS: [&str; 8] = [
+        "malformed",
+        "not_an_object",
+        "duplicate_key",
+        "too_deep",
+        "wrong_type",
+        "unsigned",
+        "bad_signature",
+        "expired",
+    ];
+
+    /// The metrics label.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        let [malformed, not_an_object, duplicate_key, too_deep, wrong_type, unsigned, bad, expired] =
+            Self::REASONS;
+        match self {
+            Self::Malformed(_) => malformed,
+            Self::NotAnObject => not_an_object,
+            Self::DuplicateKey(_) => duplicate_key,
+            Self::TooDeep => too_deep,
+            Self::WrongType { .. } => wrong_type,
+            Self::Unsigned => unsigned,
+            Self::BadSignature => bad,
+            Self::Expired(_) => expired,
+        }
+    }
+
+    /// Whether the sender failed to prove who it is, rather than sent something unreadable.
+    #[must_use]
+    pub fn is_authentication(&self) -> bool {
+        matches!(self, Self::Unsigned | Self::BadSignature | Self::Expired(_))
+    }
+}
+
+/// A callback key: the secret shared with Tencent. It is never printed.
+#[derive(Clone)]
+pub struct CallbackKey(String);
+
+impl CallbackKey {
+    /// Takes the secret's text; `None` when it is blank, which would sign nothing.
+    #[must_use]
+    pub fn new(secret: &str) -> Option<Self> {
+        let secret = secret.trim();
+        (!secret.is_empty()).then(|| Self(secret.to_owned()))
+    }
+
+    /// `MD5(key + t)`, the signature of protocol.md section 2.
+    #[must_use]
+    pub fn sign(&self, t: &str) -> [u8; 16] {
+        Md5::new().chain_update(&self.0).chain_update(t).finalize().into()
+    }
+
+    /// [`CallbackKey::sign`] as the 32 lower-case hex digits that go into a body.
+    #[must_use]
+    pub fn sign_hex(&self, t: &str) -> String {
+        format!("{:032x}", u128::from_be_bytes(self.sign(t)))
+    }
+}
+
+impl fmt::Debug for CallbackKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CallbackKey(..)")
+    }
+}
+
+/// Which callbacks are taken without a signature, because their kind carries none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Unsigned {
+    /// None: the default.
+    #[default]
+    Refused,
+    /// Those of these event types.
+    Types(Vec<EventType>),
+    /// Every callback. Whoever reaches the port can then write to Kafka.
+    All,
+}
+
+impl Unsigned {
+    fn admits(&self, event_type: Option<EventType>) -> bool {
+        match self {
+            Self::Refused => false,
+            Self::Types(types) => event_type.is_some_and(|t| types.contains(&t)),
+            Self::All => true,
+        }
+    }
+}
+
+/// How callbacks prove where they come from.
+#[derive(Clone, Debug)]
+pub struct Verifier {
+    /// Accepted keys: several while they rotate, or when domains use different templates.
+    pub keys: Vec<CallbackKey>,
+    /// How long after `t` a signature is still taken. Twelve retries outlast `t`, and whether they
+    /// are signed anew is not documented (protocol.md section 2).
+    pub leeway: Duration,
+    /// What needs no signature.
+    pub unsigned: Unsigned,
+}
+
+/// A parsed body that nobody vouches for yet.
+#[derive(Debug)]
+pub struct Unverified<'a> {
+    body: &'a Bytes,
+    members: Members<'a>,
+    event_type: Option<EventType>,
+}
+
+impl<'a> Unverified<'a> {
+    /// Reads the body's top level.
+    ///
+    /// # Errors
+    /// [`CallbackError`], of the kinds that are not about authentication.
+    pub fn parse(body: &'a Bytes) -> Result<Self, CallbackError> {
+        let members = Members::parse(body)?;
+        let event_type = match members.get("event_type") {
+            None => None,
+            Some(value) => {
+                Some(EventType(value.integer().ok_or(CallbackError::WrongType {
+                    field: "event_type",
+                    wanted: "an integer",
+                })?))
+            }
+        };
+        Ok(Self { body, members, event_type })
+    }
+
+    /// The event type, for counting refusals by it; not to be believed.
+    #[must_use]
+    pub fn claimed_type(&self) -> Option<EventType> {
+        self.event_type
+    }
+
+    /// Checks signature and expiry at `now`.
+    ///
+    /// # Errors
+    /// [`CallbackError`], of the kinds that are about authentication, or a wrong type of `t`.
+    pub fn verify(
+        self,
+        verifier: &Verifier,
+        now: Timestamp,
+    ) -> Result<Callback<'a>, CallbackError> {
+        let (t, sign) = match (self.members.get("t"), self.members.get("sign")) {
+            (Some(t), Some(sign)) => (t.text(), sign.text()),
+            (None, None) if verifier.unsigned.admits(self.event_type) => {
+                return Ok(Callback(self));
+            }
+            _ => return Err(CallbackError::Unsigned),
+        };
+        // `t` is signed as its text, be it a number or a string (protocol.md section 2).
+        let wrong = CallbackError::WrongType { field: "t", wanted: "Unix seconds" };
+        let Some(t) = t else { return Err(wrong) };
+        let Some(expiry) = t.parse().ok().and_then(Timestamp::from_secs) else {
+            return Err(wrong);
+        };
+        let sign = sign.as_deref().and_then(hex_digest).ok_or(CallbackError::BadSignature)?;
+        // Every key is tried: the time taken tells neither which one matched nor how nearly.
+        let matches = verifier
+            .keys
+            .iter()
+            .fold(Choice::from(0), |found, key| found | key.sign(&t).ct_eq(&sign));
+        if !bool::from(matches) {
+            return Err(CallbackError::BadSignature);
+        }
+        let overdue = now.since(expiry);
+        if overdue > verifier.leeway {
+            return Err(CallbackError::Expired(overdue));
+        }
+        Ok(Callback(self))
+    }
+}
+
+/// 32 hex digits of either case as the digest they spell.
+fn hex_digest(text: &str) -> Option<[u8; 16]> {
+    let hex = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    hex.then(|| u128::from_str_radix(text, 16).ok().map(u128::to_be_bytes)).flatten()
+}
+
+/// A callback whose sender proved to hold a key, or needed not to.
+#[derive(Debug)]
+pub struct Callback<'a>(Unverified<'a>);
+
+impl Callback<'_> {
+    /// The record to log: identity, key and time are computed here, once.
+    ///
+    /// # Errors
+    /// [`CallbackError`] when a nested value is malformed in a way the top level did not show.
+    pub fn into_record(self, received_at: Timestamp) -> Result<Record, CallbackError> {
+        let Unverified { body, members, event_type } = self.0;
+        let facts = identity::Facts::of(&members, event_type)?;
+        let has_stream = facts.stream.is_some();
+        let key = facts
+            .stream
+            .or(facts.task)
+            .filter(|key| key.len() <= KEY_MAX)
+            .map(|key| Bytes::copy_from_slice(key.as_bytes()));
+        Ok(Record {
+            event_type,
+            id: facts.id,
+            received_at,
+            occurred_at: facts.occurred_at,
+            has_stream: has_stream && key.is_some(),
+            key,
+            body: body.clone(),
+        })
+    }
+}

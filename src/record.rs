@@ -50,6 +50,12 @@ impl Timestamp {
         self.0
     }
 
+    /// The moment `span` earlier.
+    #[must_use]
+    pub fn before(self, span: Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
+    }
+
     /// Time from `earlier` to `self`; zero when `earlier` is later.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
@@ -98,6 +104,13 @@ impl EventType {
     /// Every type this release knows, with its name.
     pub fn known() -> impl Iterator<Item = (Self, &'static str)> {
         NAMES.iter().map(|&(code, name)| (Self(code), name))
+    }
+
+    /// The type that a code or a known name spells.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let named = || NAMES.iter().find(|(_, name)| *name == text).map(|&(code, _)| code);
+        text.parse().ok().or_else(named).map(Self)
     }
 
     /// The type's name; `None` for one this release does not know.
@@ -178,6 +191,12 @@ impl Lsn {
     #[expect(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
     pub const fn index(self) -> u32 {
         self.0 as u32
+    }
+
+    /// The place after this one in the same segment.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0 + 1)
     }
 
     /// The number as stored.

@@ -1,0 +1,204 @@
+//! What each event type's fields mean: its identity, its stream, its time (protocol.md 3 and 5).
+//!
+//! A retry is an equal [`EventId`]: the same natural key and the same content. Everything that
+//! belongs to the delivery and not to the event is left out of the content.
+
+use std::borrow::Cow;
+
+use sha2::{Digest, Sha256};
+
+use super::CallbackError;
+use super::json::{Members, Value};
+use crate::record::{EventId, EventType, Timestamp};
+
+/// Goes into every digest; a change of the rules below would change it, and with it every id.
+const VERSION: &[u8] = b"livebridge id 1";
+
+/// Members of the delivery, whatever the type.
+const DELIVERY: &[&str] = &["sign", "t"];
+/// Image moderation also carries the time at which the request was sent.
+const DELIVERY_317: &[&str] = &["sendTime", "sign", "t"];
+
+/// How a type's time field counts.
+#[derive(Clone, Copy)]
+enum Unit {
+    Seconds,
+    Millis,
+}
+use Unit::{Millis, Seconds};
+
+/// What livebridge knows of an event type.
+struct Shape {
+    /// Fields of the natural key. One name of several joined by `|` is enough; a name that ends in
+    /// `?` may be missing. If another is missing, the content alone is the identity.
+    natural: &'static [&'static str],
+    /// Where the event's time stands, best first.
+    time: &'static [(&'static str, Unit)],
+}
+
+/// The table of protocol.md section 5, with the time fields of section 3.
+#[rustfmt::skip]
+const SHAPES: [(&[i64], Shape); 15] = [
+    (&[0, 1], Shape {
+        natural: &["appid?", "app", "appname", "stream_id", "sequence", "event_time|update_time"],
+        time: &[("event_time", Seconds), ("update_time", Seconds)],
+    }),
+    (&[100], Shape {
+        natural: &["appid?", "app?", "appname?", "stream_id", "file_id"],
+        time: &[("end_time", Seconds), ("start_time", Seconds)],
+    }),
+    (&[200], Shape {
+        natural: &["app?", "appname?", "stream_id", "create_time", "pic_full_url|pic_url", "task_id?"],
+        time: &[("create_time", Seconds)],
+    }),
+    (&[317], Shape {
+        natural: &["appid?", "app?", "appname?", "streamId", "screenshotTime", "img", "type?", "label?", "subLabel?"],
+        time: &[("screenshotTime", Seconds), ("sendTime", Seconds)],
+    }),
+    (&[314], Shape {
+        natural: &["appid?", "task_id", "callback_event", "event_time?", "stream_id?", "msg"],
+        time: &[("event_time", Seconds)],
+    }),
+    (&[315], Shape {
+        natural: &["appid?", "stream_id", "task_id", "seq", "request_id?"],
+        time: &[("data.asr_tmp_full_results.0.create_time", Seconds)],
+    }),
+    (&[321], Shape {
+        natural: &["appid?", "domain", "path", "stream_id", "sequence", "data_time"],
+        time: &[("data_time", Millis)],
+    }),
+    (&[328], Shape {
+        natural: &["appid?", "stream_id", "event_name", "event_time", "event_msg"],
+        time: &[("event_time", Millis)],
+    }),
+    (&[332], Shape {
+        natural: &["appid?", "domain", "appname", "stream_id", "session_id", "seq", "record_event", "event_time"],
+        time: &[("event_time", Seconds)],
+    }),
+    (&[341], Shape {
+        natural: &["appid?", "domain", "path", "stream_id", "session_id", "timestamp", "file_format",
+                   "exception.type", "exception_level"],
+        time: &[("timestamp", Seconds)],
+    }),
+    (&[343], Shape {
+        natural: &["appid?", "domain", "appname", "stream_id", "event_time", "class",
+                   "transcode_template_id", "watermark_template_id", "score"],
+        time: &[("event_time", Seconds)],
+    }),
+    (&[344, 345], Shape {
+        natural: &["appid?", "domain", "appname", "stream_id", "event_time", "class",
+                   "transcode_template_id", "frames"],
+        time: &[("event_time", Seconds), ("frames.0.time", Millis)],
+    }),
+    (&[338, 347], Shape {
+        natural: &["appid?", "task_id", "stream_id", "data"],
+        time: &[("data.subtitle_tmp_res.0.end_unix_time", Seconds)],
+    }),
+    (&[348], Shape {
+        natural: &["appid?", "domain", "path", "stream_id", "begin_time", "end_time"],
+        time: &[("end_time", Seconds), ("begin_time", Seconds)],
+    }),
+    (&[349], Shape {
+        natural: &["appid?", "domain", "path", "stream_id", "items"],
+        time: &[("items.0.end_time", Seconds), ("items.0.begin_time", Seconds)],
+    }),
+];
+
+fn shape(event_type: EventType) -> Option<&'static Shape> {
+    SHAPES.iter().find(|(types, _)| types.contains(&event_type.0)).map(|(_, shape)| shape)
+}
+
+/// What a record needs to know of a callback.
+pub(super) struct Facts<'a> {
+    pub(super) id: EventId,
+    pub(super) stream: Option<Cow<'a, str>>,
+    pub(super) task: Option<Cow<'a, str>>,
+    pub(super) occurred_at: Option<Timestamp>,
+}
+
+impl<'a> Facts<'a> {
+    pub(super) fn of(
+        members: &Members<'a>,
+        event_type: Option<EventType>,
+    ) -> Result<Self, CallbackError> {
+        /// Room for the canonical form of most callbacks, in bytes.
+        const USUAL: usize = 2048;
+        let shape = event_type.and_then(shape);
+        let delivery = if event_type == Some(EventType(317)) { DELIVERY_317 } else { DELIVERY };
+        let mut canonical = Vec::with_capacity(USUAL);
+        members.canonical(delivery, 0, &mut canonical)?;
+        let (whole, half) = digest(event_type, &canonical);
+
+        let natural = match shape {
+            Some(shape) => natural_key(members, shape, &mut canonical)?,
+            None => None,
+        };
+        let natural = natural.map_or(half, |key| digest(event_type, key).0);
+        let text =
+            |name: &str| members.get(name).and_then(Value::text).filter(|text| !text.is_empty());
+        Ok(Self {
+            id: EventId { natural, content: whole },
+            stream: text("stream_id").or_else(|| text("streamId")),
+            task: text("task_id"),
+            occurred_at: match shape {
+                Some(shape) => occurred_at(members, shape)?,
+                None => None,
+            },
+        })
+    }
+}
+
+/// The canonical form of the natural key's fields, in `scratch`; `None` when one is missing.
+fn natural_key<'s>(
+    members: &Members<'_>,
+    shape: &Shape,
+    scratch: &'s mut Vec<u8>,
+) -> Result<Option<&'s [u8]>, CallbackError> {
+    scratch.clear();
+    for field in shape.natural {
+        let optional = field.strip_suffix('?');
+        let mut value = None;
+        for name in optional.unwrap_or(field).split('|') {
+            value = members.at(name)?;
+            if value.is_some() {
+                break;
+            }
+        }
+        match value {
+            Some(value) => value.canonical(0, scratch)?,
+            None if optional.is_some() => scratch.push(b'-'),
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(scratch))
+}
+
+fn occurred_at(members: &Members<'_>, shape: &Shape) -> Result<Option<Timestamp>, CallbackError> {
+    for &(name, unit) in shape.time {
+        let number = members.at(name)?.and_then(Value::integer).filter(|&number| number > 0);
+        let time = number.and_then(|number| match unit {
+            Seconds => Timestamp::from_secs(number),
+            Millis => Some(Timestamp::from_millis(number)),
+        });
+        if time.is_some() {
+            return Ok(time);
+        }
+    }
+    Ok(None)
+}
+
+/// Two halves of SHA-256 over the version, the type and `bytes`.
+fn digest(event_type: Option<EventType>, bytes: &[u8]) -> (u64, u64) {
+    let mut hasher = Sha256::new_with_prefix(VERSION);
+    match event_type {
+        Some(EventType(code)) => hasher.update(code.to_be_bytes()),
+        None => hasher.update(b"none"),
+    }
+    let hash: [u8; 32] = hasher.chain_update(bytes).finalize().into();
+    let half = |at: usize| {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&hash[at..at + 8]);
+        u64::from_be_bytes(bytes)
+    };
+    (half(0), half(8))
+}

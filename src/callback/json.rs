@@ -1,0 +1,232 @@
+//! One JSON object, read as far as identity needs it: members in order, values as their text.
+//!
+//! Values stay raw: numbers keep every digit, and what nobody asks for is validated but not built.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::CallbackError;
+
+/// Levels of nesting that are read. Tencent's deepest sample has six.
+pub(super) const DEPTH_MAX: usize = 32;
+
+/// One member's value, as its JSON text.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Value<'a>(&'a str);
+
+/// What a value's text shows at its first byte.
+enum Kind {
+    Object,
+    Array,
+    String,
+    /// A number, `true` or `false`.
+    Scalar,
+}
+
+impl<'a> Value<'a> {
+    fn kind(self) -> Kind {
+        match self.0.as_bytes().first() {
+            Some(b'{') => Kind::Object,
+            Some(b'[') => Kind::Array,
+            Some(b'"') => Kind::String,
+            _ => Kind::Scalar,
+        }
+    }
+
+    /// A string's content or a number's digits; `None` for what is neither.
+    pub(super) fn text(self) -> Option<Cow<'a, str>> {
+        match self.kind() {
+            Kind::String => string(self.0).ok(),
+            Kind::Scalar if self.0 != "true" && self.0 != "false" => Some(Cow::Borrowed(self.0)),
+            Kind::Scalar | Kind::Object | Kind::Array => None,
+        }
+    }
+
+    /// An integer, whether written as number or as string: Tencent's documents disagree.
+    pub(super) fn integer(self) -> Option<i64> {
+        self.text()?.parse().ok()
+    }
+
+    /// The value at `path`: member names and array indexes joined by dots.
+    pub(super) fn at(self, path: &str) -> Result<Option<Self>, CallbackError> {
+        let (step, rest) = match path.split_once('.') {
+            Some((step, rest)) => (step, Some(rest)),
+            None => (path, None),
+        };
+        let found = match self.kind() {
+            Kind::Object => Members::of(self.0)?.get(step),
+            Kind::Array => match step.parse::<usize>() {
+                Ok(index) => items(self.0)?.get(index).copied(),
+                Err(_) => None,
+            },
+            Kind::String | Kind::Scalar => None,
+        };
+        match (found, rest) {
+            (Some(value), Some(rest)) => value.at(rest),
+            (found, _) => Ok(found),
+        }
+    }
+
+    /// Appends a form that is equal for equal values: keys sorted, escapes and white space
+    /// resolved, every part preceded by its kind and length so that no two values share one.
+    pub(super) fn canonical(self, depth: usize, out: &mut Vec<u8>) -> Result<(), CallbackError> {
+        if depth >= DEPTH_MAX {
+            return Err(CallbackError::TooDeep);
+        }
+        match self.kind() {
+            Kind::Object => Members::of(self.0)?.canonical(&[], depth, out),
+            Kind::Array => {
+                let items = items(self.0)?;
+                head(b'[', items.len(), out);
+                items.into_iter().try_for_each(|item| item.canonical(depth + 1, out))
+            }
+            Kind::String => {
+                part(b'"', &string(self.0)?, out);
+                Ok(())
+            }
+            Kind::Scalar => {
+                part(b'#', self.0, out);
+                Ok(())
+            }
+        }
+    }
+}
+
+fn head(kind: u8, len: usize, out: &mut Vec<u8>) {
+    out.push(kind);
+    out.extend_from_slice(&(len as u64).to_be_bytes());
+}
+
+fn part(kind: u8, text: &str, out: &mut Vec<u8>) {
+    head(kind, text.len(), out);
+    out.extend_from_slice(text.as_bytes());
+}
+
+/// The content of a string literal.
+fn string(literal: &str) -> Result<Cow<'_, str>, CallbackError> {
+    let inner = literal.get(1..literal.len().saturating_sub(1)).unwrap_or_default();
+    if inner.contains('\\') {
+        serde_json::from_str(literal).map(Cow::Owned).map_err(CallbackError::Malformed)
+    } else {
+        Ok(Cow::Borrowed(inner))
+    }
+}
+
+fn items(text: &str) -> Result<Vec<Value<'_>>, CallbackError> {
+    let items: Vec<&RawValue> = serde_json::from_str(text).map_err(CallbackError::Malformed)?;
+    Ok(items.into_iter().map(|raw| Value(raw.get())).collect())
+}
+
+/// An object's members, sorted by key, no key twice. Members whose value is `null` are kept for
+/// the digest but are not found by [`Members::get`]: to the protocol, null is absent.
+#[derive(Debug)]
+pub(super) struct Members<'a>(Vec<(Cow<'a, str>, Value<'a>)>);
+
+impl<'a> Members<'a> {
+    /// Reads a whole body.
+    pub(super) fn parse(body: &'a [u8]) -> Result<Self, CallbackError> {
+        let text = std::str::from_utf8(body).map_err(|cause| {
+            CallbackError::Malformed(serde::de::Error::custom(format_args!("{cause}")))
+        })?;
+        let members = Self::of(text);
+        if matches!(members, Err(CallbackError::Malformed(_)))
+            && serde_json::from_str::<&RawValue>(text).is_ok()
+        {
+            return Err(CallbackError::NotAnObject);
+        }
+        members
+    }
+
+    fn of(text: &'a str) -> Result<Self, CallbackError> {
+        let Raw(mut members) = serde_json::from_str(text).map_err(CallbackError::Malformed)?;
+        members.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        if let Some(twice) = members.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(CallbackError::DuplicateKey(twice[0].0.chars().take(64).collect()));
+        }
+        Ok(Self(members))
+    }
+
+    /// The value of `key`, if it is there and not null.
+    pub(super) fn get(&self, key: &str) -> Option<Value<'a>> {
+        let at = self.0.binary_search_by(|(name, _)| name.as_ref().cmp(key)).ok()?;
+        Some(self.0[at].1).filter(|value| value.0 != "null")
+    }
+
+    /// The value at `path`, whose first step is a member.
+    pub(super) fn at(&self, path: &str) -> Result<Option<Value<'a>>, CallbackError> {
+        match path.split_once('.') {
+            None => Ok(self.get(path)),
+            Some((step, rest)) => self.get(step).map_or(Ok(None), |value| value.at(rest)),
+        }
+    }
+
+    /// [`Value::canonical`] of the object without the members in `except`.
+    pub(super) fn canonical(
+        &self,
+        except: &[&str],
+        depth: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), CallbackError> {
+        let kept = || self.0.iter().filter(|(key, _)| !except.contains(&key.as_ref()));
+        head(b'{', kept().count(), out);
+        kept().try_for_each(|(key, value)| {
+            part(b'"', key, out);
+            value.canonical(depth + 1, out)
+        })
+    }
+}
+
+/// Members as they stand in the text.
+struct Raw<'a>(Vec<(Cow<'a, str>, Value<'a>)>);
+
+impl<'de> Deserialize<'de> for Raw<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Raw<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Raw<'de>, A::Error> {
+                /// Most callbacks have about twenty members.
+                const USUAL: usize = 24;
+                let mut members = Vec::with_capacity(USUAL);
+                while let Some((Key(key), value)) = map.next_entry::<Key<'de>, &'de RawValue>()? {
+                    members.push((key, Value(value.get())));
+                }
+                Ok(Raw(members))
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+/// A key, borrowed unless it has escapes.
+struct Key<'a>(Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Key<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl<'de> Visitor<'de> for Text {
+            type Value = Key<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Key<'de>, E> {
+                Ok(Key(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Key<'de>, E> {
+                Ok(Key(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(Text)
+    }
+}
