@@ -1,0 +1,360 @@
+//! Every metric: its name, unit and help, and one function per fact.
+//!
+//! The only file that names the metrics crates. Handles are made once, so that counting costs an
+//! atomic addition; every series exists from the start, so that a rate over it is never missing.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, Unit, counter, gauge, histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::callback::CallbackError;
+use crate::record::{EventType, OTHER, Timestamp};
+
+/// What `/metrics` is rendered from.
+#[derive(Clone, Debug)]
+pub struct Exporter(PrometheusHandle);
+
+/// Seconds, from the fastest commit to the deadline of a sender.
+const SECONDS: [f64; 16] = [
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 20.0,
+];
+/// Seconds, from a quick transaction to a day without Kafka.
+const LONG_SECONDS: [f64; 14] =
+    [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0, 86400.0];
+/// Records per group or transaction.
+const RECORDS: [f64; 12] =
+    [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 8192.0];
+
+/// Installs the process-wide recorder. Comes before every other function here.
+///
+/// # Errors
+/// When there is a recorder already.
+pub fn install() -> Result<Exporter, BuildError> {
+    let buckets = |name: &str| Matcher::Full(name.to_owned());
+    let builder = PrometheusBuilder::new()
+        .set_buckets_for_metric(buckets("livebridge_acknowledge_seconds"), &SECONDS)?
+        .set_buckets_for_metric(buckets("livebridge_wal_commit_seconds"), &SECONDS)?
+        .set_buckets_for_metric(buckets("livebridge_wal_sync_seconds"), &SECONDS)?
+        .set_buckets_for_metric(buckets("livebridge_wal_group_records"), &RECORDS)?
+        .set_buckets_for_metric(buckets("livebridge_transaction_seconds"), &LONG_SECONDS)?
+        .set_buckets_for_metric(buckets("livebridge_transaction_records"), &RECORDS)?
+        .set_buckets_for_metric(buckets("livebridge_publish_delay_seconds"), &LONG_SECONDS)?;
+    let exporter = Exporter(builder.install_recorder()?);
+    LazyLock::force(&METRICS);
+    METRICS.build.set(1.0);
+    Ok(exporter)
+}
+
+impl Exporter {
+    /// The text that Prometheus reads.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.0.render()
+    }
+
+    /// Folds what histograms have buffered. Without it they grow until somebody scrapes.
+    pub fn upkeep(&self) {
+        self.0.run_upkeep();
+    }
+}
+
+/// How a request to the intake ended without a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Another method than POST.
+    Method,
+    /// Another path.
+    Path,
+    /// The body is over the limit.
+    TooLarge,
+    /// The body did not arrive in time, or not whole.
+    BodyIncomplete,
+    /// Both Content-Length and Transfer-Encoding: a smuggling attempt.
+    Framing,
+    /// Too much is being received at once.
+    Overloaded,
+    /// The log did not answer within the deadline.
+    Deadline,
+}
+
+const REFUSALS: [(Refusal, &str); 7] = [
+    (Refusal::Method, "method"),
+    (Refusal::Path, "path"),
+    (Refusal::TooLarge, "too_large"),
+    (Refusal::BodyIncomplete, "body_incomplete"),
+    (Refusal::Framing, "framing"),
+    (Refusal::Overloaded, "overloaded"),
+    (Refusal::Deadline, "deadline"),
+];
+const APPEND_REASONS: [&str; 4] = ["busy", "log_full", "disk_full", "log_failed"];
+
+impl Refusal {
+    /// The metrics label.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        REFUSALS.iter().find(|(refusal, _)| *refusal == self).map_or(OTHER, |(_, label)| label)
+    }
+}
+
+/// Label values with a counter each.
+struct Counters(Vec<(&'static str, Counter)>);
+
+impl Counters {
+    fn new(
+        labels: impl Iterator<Item = &'static str>,
+        make: impl Fn(&'static str) -> Counter,
+    ) -> Self {
+        Self(labels.map(|label| (label, make(label))).collect())
+    }
+
+    fn get(&self, label: &str) -> Counter {
+        let found = self.0.iter().find(|(known, _)| *known == label);
+        found.map_or_else(Counter::noop, |(_, counter)| counter.clone())
+    }
+}
+
+struct Metrics {
+    build: Gauge,
+    accepted: Counters,
+    refused: Counters,
+    connections: Gauge,
+    acknowledge: Histogram,
+    commit: Histogram,
+    sync: Histogram,
+    group: Histogram,
+    damaged: Counter,
+    records: Gauge,
+    disk_bytes: Gauge,
+    segments: Gauge,
+    oldest: Gauge,
+    free: Gauge,
+    published: Counters,
+    duplicates: Counter,
+    conflicts: Counter,
+    dead: Counter,
+    quarantined: Counter,
+    delay: Histogram,
+    transactions: Counters,
+    transaction: Histogram,
+    transaction_records: Histogram,
+    kafka_up: Gauge,
+    ids: Gauge,
+    squeezed: Counter,
+}
+
+fn type_labels() -> impl Iterator<Item = &'static str> {
+    EventType::known().map(|(_, name)| name).chain([OTHER])
+}
+
+static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
+    describe();
+    let refusals = REFUSALS.iter().map(|(_, label)| *label);
+    Metrics {
+        build: gauge!("livebridge_build_info", "version" => env!("CARGO_PKG_VERSION")),
+        accepted: Counters::new(
+            type_labels(),
+            |label| counter!("livebridge_callbacks_accepted_total", "event_type" => label),
+        ),
+        refused: Counters::new(
+            refusals.chain(APPEND_REASONS).chain(CallbackError::REASONS),
+            |label| counter!("livebridge_callbacks_refused_total", "reason" => label),
+        ),
+        connections: gauge!("livebridge_http_connections"),
+        acknowledge: histogram!("livebridge_acknowledge_seconds"),
+        commit: histogram!("livebridge_wal_commit_seconds"),
+        sync: histogram!("livebridge_wal_sync_seconds"),
+        group: histogram!("livebridge_wal_group_records"),
+        damaged: counter!("livebridge_wal_damaged_records_total"),
+        records: gauge!("livebridge_wal_records"),
+        disk_bytes: gauge!("livebridge_wal_disk_bytes"),
+        segments: gauge!("livebridge_wal_segments"),
+        oldest: gauge!("livebridge_oldest_unpublished_age_seconds"),
+        free: gauge!("livebridge_disk_free_bytes"),
+        published: Counters::new(
+            type_labels(),
+            |label| counter!("livebridge_published_total", "event_type" => label),
+        ),
+        duplicates: counter!("livebridge_duplicates_total"),
+        conflicts: counter!("livebridge_conflicts_total"),
+        dead: counter!("livebridge_dead_letters_total"),
+        quarantined: counter!("livebridge_quarantined_total"),
+        delay: histogram!("livebridge_publish_delay_seconds"),
+        transactions: Counters::new(
+            ["committed", "aborted", "lost"].into_iter(),
+            |label| counter!("livebridge_transactions_total", "outcome" => label),
+        ),
+        transaction: histogram!("livebridge_transaction_seconds"),
+        transaction_records: histogram!("livebridge_transaction_records"),
+        kafka_up: gauge!("livebridge_kafka_up"),
+        ids: gauge!("livebridge_dedup_ids"),
+        squeezed: counter!("livebridge_dedup_squeezed_total"),
+    }
+});
+
+fn describe() {
+    use metrics::{describe_counter, describe_gauge, describe_histogram};
+    let counters = [
+        ("livebridge_callbacks_accepted_total", "Callbacks answered 200: durable in the log"),
+        ("livebridge_callbacks_refused_total", "Requests answered with an error, by reason"),
+        ("livebridge_wal_damaged_records_total", "Records lost to damage on disk"),
+        ("livebridge_published_total", "Records committed to their Kafka topic"),
+        ("livebridge_duplicates_total", "Records absorbed as retries of a published event"),
+        ("livebridge_conflicts_total", "Records with a known natural key but other content"),
+        ("livebridge_dead_letters_total", "Records that Kafka refused, in the dead-letter topic"),
+        ("livebridge_quarantined_total", "Records that Kafka refused even there, kept on disk"),
+        ("livebridge_transactions_total", "Transactions with Kafka, by outcome"),
+        ("livebridge_dedup_squeezed_total", "Times that dedup.max_ids cut the window short"),
+    ];
+    for (name, help) in counters {
+        describe_counter!(name, Unit::Count, help);
+    }
+    let gauges = [
+        ("livebridge_build_info", Unit::Count, "Always 1; the version is a label"),
+        ("livebridge_http_connections", Unit::Count, "Open connections to the intake"),
+        ("livebridge_wal_records", Unit::Count, "Records in the log that are not published yet"),
+        ("livebridge_wal_disk_bytes", Unit::Bytes, "Disk space that the log takes"),
+        ("livebridge_wal_segments", Unit::Count, "Segments in the log"),
+        (
+            "livebridge_oldest_unpublished_age_seconds",
+            Unit::Seconds,
+            "Age of the oldest record that is not published; 0 when there is none",
+        ),
+        ("livebridge_disk_free_bytes", Unit::Bytes, "Free space on the log's file system"),
+        ("livebridge_kafka_up", Unit::Count, "1 while the last exchange with Kafka succeeded"),
+        ("livebridge_dedup_ids", Unit::Count, "Event ids in the dedup window"),
+    ];
+    for (name, unit, help) in gauges {
+        describe_gauge!(name, unit, help);
+    }
+    let histograms = [
+        ("livebridge_acknowledge_seconds", Unit::Seconds, "From request to durable"),
+        ("livebridge_wal_commit_seconds", Unit::Seconds, "Writing and syncing one group"),
+        ("livebridge_wal_sync_seconds", Unit::Seconds, "The syncing part of a commit"),
+        ("livebridge_wal_group_records", Unit::Count, "Records per commit"),
+        ("livebridge_publish_delay_seconds", Unit::Seconds, "From received to committed in Kafka"),
+        ("livebridge_transaction_seconds", Unit::Seconds, "From first send to commit of a batch"),
+        ("livebridge_transaction_records", Unit::Count, "Records per transaction"),
+    ];
+    for (name, unit, help) in histograms {
+        describe_histogram!(name, unit, help);
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a gauge is a float; 2^53 is enough")]
+fn float(number: u64) -> f64 {
+    number as f64
+}
+
+/// A callback of this type is durable and was answered 200, `elapsed` after its request.
+pub fn accepted(type_name: &'static str, elapsed: Duration) {
+    METRICS.accepted.get(type_name).increment(1);
+    METRICS.acknowledge.record(elapsed);
+}
+
+/// A request was answered with an error.
+pub fn refused(reason: &'static str) {
+    METRICS.refused.get(reason).increment(1);
+}
+
+/// A connection was opened.
+pub fn connection_opened() {
+    METRICS.connections.increment(1.0);
+}
+
+/// A connection was closed.
+pub fn connection_closed() {
+    METRICS.connections.decrement(1.0);
+}
+
+/// A group of `records` became durable in `elapsed`, of which `syncing` for the sync.
+pub fn committed(records: usize, elapsed: Duration, syncing: Duration) {
+    METRICS.commit.record(elapsed);
+    METRICS.sync.record(syncing);
+    METRICS.group.record(float(records as u64));
+}
+
+/// Records were found to be damaged.
+pub fn damaged(records: u32) {
+    METRICS.damaged.increment(u64::from(records));
+}
+
+/// What the log holds.
+pub fn stored(records: u64, disk_bytes: u64, segments: usize, oldest: Option<Timestamp>) {
+    METRICS.records.set(float(records));
+    METRICS.disk_bytes.set(float(disk_bytes));
+    METRICS.segments.set(float(segments as u64));
+    let age = oldest.map_or(Duration::ZERO, |oldest| Timestamp::now().since(oldest));
+    METRICS.oldest.set(age.as_secs_f64());
+}
+
+/// Free space; unknown space is not shown as none.
+pub fn disk(free_bytes: Option<u64>) {
+    METRICS.free.set(free_bytes.map_or(f64::NAN, float));
+}
+
+/// A record of this type is committed in Kafka, `delay` after it was received.
+pub fn published(type_name: &'static str, delay: Duration) {
+    METRICS.published.get(type_name).increment(1);
+    METRICS.delay.record(delay);
+}
+
+/// Records were absorbed as retries.
+pub fn duplicates(records: u64) {
+    METRICS.duplicates.increment(records);
+}
+
+/// Records share a natural key with another event.
+pub fn conflicts(records: u64) {
+    METRICS.conflicts.increment(records);
+}
+
+/// A record went to the dead-letter topic.
+pub fn dead_letter() {
+    METRICS.dead.increment(1);
+}
+
+/// A record went to the quarantine.
+pub fn quarantined() {
+    METRICS.quarantined.increment(1);
+}
+
+/// How a transaction ended.
+#[derive(Clone, Copy, Debug)]
+pub enum Transaction {
+    /// It holds.
+    Committed,
+    /// It was undone and is tried again.
+    Aborted,
+    /// The producer is gone; the next one finds out.
+    Lost,
+}
+
+/// A transaction of `records` ended after `elapsed`.
+pub fn transaction(outcome: Transaction, records: usize, elapsed: Duration) {
+    let label = match outcome {
+        Transaction::Committed => "committed",
+        Transaction::Aborted => "aborted",
+        Transaction::Lost => "lost",
+    };
+    METRICS.transactions.get(label).increment(1);
+    METRICS.transaction.record(elapsed);
+    METRICS.transaction_records.record(float(records as u64));
+}
+
+/// Whether Kafka answers.
+pub fn kafka_up(up: bool) {
+    METRICS.kafka_up.set(if up { 1.0 } else { 0.0 });
+}
+
+/// Ids in the dedup window.
+pub fn dedup_ids(ids: usize) {
+    METRICS.ids.set(float(ids as u64));
+}
+
+/// The dedup window was cut short by its size.
+pub fn dedup_squeezed() {
+    METRICS.squeezed.increment(1);
+}

@@ -1,0 +1,269 @@
+//! A frame: the records of one chunk, checksummed, and how it is found in a file.
+//!
+//! A frame is what the writer hands to sled as one value. sled stores a value as one run of bytes,
+//! so a frame can be found again in the segment's file by its magic and its checksum, without
+//! opening the database: reading takes no lock, changes nothing, and cannot fail in sled's
+//! recovery. The price is that this file and the pinned sled version belong together; `tests` in
+//! `store.rs` would fail if a value were ever split or transformed.
+//!
+//! Layout, big-endian: magic 8, first LSN 8, records 4, payload length 4, CRC-32 4, payload. The
+//! payload is a run of `length 4, record`. The checksum covers the log's id, so that a stale block
+//! of another log is never taken for a frame of this one.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use memchr::memmem::Finder;
+
+use super::LogId;
+use crate::record::{BODY_MAX, DecodeError, Entry, KEY_MAX, Lsn, Record};
+
+/// Starts every frame. 0xFF and 0xFE occur in no UTF-8 text, so no body can contain it.
+const MAGIC: [u8; 8] = *b"\xFFLBWAL1\xFE";
+const HEADER_BYTES: usize = 8 + 8 + 4 + 4 + 4;
+
+/// A frame is closed when it has grown to this size: larger ones halve sled's rate (engine.md C).
+pub(super) const FRAME_BYTES: usize = 250 * 1024;
+/// No frame is larger: one below [`FRAME_BYTES`] plus one largest record. sled would move a value
+/// of 1 MiB to a file that it never syncs (engine.md A).
+const FRAME_BYTES_MAX: usize = FRAME_BYTES + BODY_MAX + KEY_MAX + 1024;
+const _: () = assert!(FRAME_BYTES_MAX < 1024 * 1024 - 1024, "a frame would become a blob");
+
+/// The records of one chunk.
+#[derive(Clone, Debug)]
+pub(super) struct Frame {
+    first: Lsn,
+    count: u32,
+    payload: Bytes,
+}
+
+impl Frame {
+    pub(super) fn first(&self) -> Lsn {
+        self.first
+    }
+
+    pub(super) fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// The last record's place.
+    pub(super) fn last(&self) -> Lsn {
+        Lsn::new(self.first.segment(), self.first.index() + self.count - 1)
+    }
+
+    /// Bytes that the frame keeps in memory.
+    pub(super) fn len(&self) -> usize {
+        HEADER_BYTES + self.payload.len()
+    }
+
+    /// The frame's entries from `from` on; their keys and bodies share the frame's memory.
+    pub(super) fn entries(&self, from: Lsn, into: &mut Vec<Entry>) -> Result<(), DecodeError> {
+        let mut payload = self.payload.clone();
+        for offset in 0..self.count {
+            let lsn = Lsn::new(self.first.segment(), self.first.index() + offset);
+            let head = payload.split_to_checked(4).ok_or(DecodeError::Length)?;
+            let length = u32_at(&head, 0) as usize;
+            let record = payload.split_to_checked(length).ok_or(DecodeError::Length)?;
+            if lsn >= from {
+                into.push(Entry { lsn, record: Record::decode(record)? });
+            }
+        }
+        if payload.is_empty() { Ok(()) } else { Err(DecodeError::Length) }
+    }
+}
+
+/// `Bytes::split_to` that does not panic on lengths read from a file.
+trait SplitChecked: Sized {
+    fn split_to_checked(&mut self, at: usize) -> Option<Self>;
+}
+
+impl SplitChecked for Bytes {
+    fn split_to_checked(&mut self, at: usize) -> Option<Self> {
+        (at <= self.len()).then(|| self.split_to(at))
+    }
+}
+
+/// Builds frames in one reused buffer.
+#[derive(Debug)]
+pub(super) struct Builder {
+    buffer: BytesMut,
+    count: u32,
+}
+
+impl Builder {
+    pub(super) fn new() -> Self {
+        let mut builder = Self { buffer: BytesMut::with_capacity(FRAME_BYTES_MAX), count: 0 };
+        builder.clear();
+        builder
+    }
+
+    fn clear(&mut self) {
+        self.buffer.clear();
+        self.buffer.put_bytes(0, HEADER_BYTES);
+        self.count = 0;
+    }
+
+    pub(super) fn push(&mut self, record: &Record) {
+        // A record is at most BODY_MAX and a little: its length fits.
+        self.buffer.put_u32(u32::try_from(record.encoded_len()).unwrap_or(u32::MAX));
+        record.encode(&mut self.buffer);
+        self.count += 1;
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.buffer.len() >= FRAME_BYTES
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Closes the frame whose first record is at `first`. `keep` stores its bytes and returns the
+    /// stored copy, which the frame then shares.
+    pub(super) fn finish<E>(
+        &mut self,
+        log: LogId,
+        first: Lsn,
+        keep: impl FnOnce(&[u8]) -> Result<Bytes, E>,
+    ) -> Result<Frame, E> {
+        let count = self.count;
+        let payload_len = self.buffer.len() - HEADER_BYTES;
+        self.buffer[..8].copy_from_slice(&MAGIC);
+        self.buffer[8..16].copy_from_slice(&first.as_u64().to_be_bytes());
+        self.buffer[16..20].copy_from_slice(&count.to_be_bytes());
+        let length = u32::try_from(payload_len).unwrap_or(u32::MAX);
+        self.buffer[20..24].copy_from_slice(&length.to_be_bytes());
+        let crc = checksum(log, &self.buffer[8..24], &self.buffer[HEADER_BYTES..]);
+        self.buffer[24..28].copy_from_slice(&crc.to_be_bytes());
+        let kept = keep(&self.buffer);
+        self.clear();
+        Ok(Frame { first, count, payload: kept?.slice(HEADER_BYTES..) })
+    }
+}
+
+fn checksum(log: LogId, header: &[u8], payload: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(log.as_bytes());
+    hasher.update(header);
+    hasher.update(payload);
+    hasher.finalize()
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+/// Finds a file's frames, front to back.
+#[derive(Debug)]
+pub(super) struct Scanner {
+    file: File,
+    log: LogId,
+    finder: Finder<'static>,
+    /// What was read and not yet looked at.
+    window: BytesMut,
+    /// The file's offset just behind `window`.
+    end: u64,
+}
+
+/// Bytes read at once: a few frames.
+const READ_BYTES: usize = 1024 * 1024;
+
+impl Scanner {
+    pub(super) fn new(file: File, log: LogId) -> Self {
+        let finder = Finder::new(&MAGIC).into_owned();
+        Self { file, log, finder, window: BytesMut::new(), end: 0 }
+    }
+
+    /// The next whole frame, or `None` at what is now the file's end; a later call goes on there.
+    ///
+    /// Frames come in the order in which they were written. What is between them, or fails its
+    /// checksum, is passed over; so is what another thread was still writing when it was read.
+    pub(super) fn next(&mut self) -> io::Result<Option<Frame>> {
+        loop {
+            if let Some(at) = self.finder.find(&self.window) {
+                let _ = self.window.split_to(at);
+                if let Some(frame) = self.take_frame()? {
+                    return Ok(Some(frame));
+                }
+                let _ = self.window.split_to(1);
+            } else {
+                // A magic may begin in the last seven bytes.
+                let keep = self.window.len().min(MAGIC.len() - 1);
+                let _ = self.window.split_to(self.window.len() - keep);
+                if self.fill(keep + READ_BYTES)? == 0 {
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    /// The file's offset behind the last frame returned.
+    pub(super) fn position(&self) -> u64 {
+        self.end - self.window.len() as u64
+    }
+
+    /// Goes on at `position`, reading the file afresh.
+    pub(super) fn seek(&mut self, position: u64) {
+        self.window = BytesMut::new();
+        self.end = position;
+    }
+
+    /// The frame at the window's start; `None` when there is none, or not yet.
+    fn take_frame(&mut self) -> io::Result<Option<Frame>> {
+        self.fill(HEADER_BYTES)?;
+        let Some(length) = self.frame_len() else { return Ok(None) };
+        self.fill(length)?;
+        if self.window.len() < length {
+            return Ok(None);
+        }
+        let (header, payload) = self.window[..length].split_at(HEADER_BYTES);
+        if checksum(self.log, &header[8..24], payload) != u32_at(header, 24) {
+            return Ok(None);
+        }
+        let frame = self.window.split_to(length).freeze();
+        let first = (u64::from(u32_at(&frame, 8)) << 32) | u64::from(u32_at(&frame, 12));
+        Ok(Some(Frame {
+            first: Lsn::from_u64(first),
+            count: u32_at(&frame, 16),
+            payload: frame.slice(HEADER_BYTES..),
+        }))
+    }
+
+    /// The length that the header at the window's start claims, if it can be one.
+    fn frame_len(&self) -> Option<usize> {
+        if self.window.len() < HEADER_BYTES {
+            return None;
+        }
+        let length = HEADER_BYTES + u32_at(&self.window, 20) as usize;
+        (length <= FRAME_BYTES_MAX && u32_at(&self.window, 16) > 0).then_some(length)
+    }
+
+    /// Reads until the window has `wanted` bytes or the file ends; returns the bytes read.
+    fn fill(&mut self, wanted: usize) -> io::Result<usize> {
+        let before = self.window.len();
+        if before >= wanted {
+            return Ok(0);
+        }
+        // Frames already taken share the old buffer: leave it to them.
+        let mut window = BytesMut::with_capacity(wanted.max(before + READ_BYTES));
+        window.extend_from_slice(&self.window);
+        window.resize(window.capacity(), 0);
+        let mut filled = before;
+        while filled < wanted {
+            match self.file.read_at(&mut window[filled..], self.end) {
+                Ok(0) => break,
+                Ok(read) => {
+                    filled += read;
+                    self.end += read as u64;
+                }
+                Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+                Err(cause) => return Err(cause),
+            }
+        }
+        window.truncate(filled);
+        self.window = window;
+        Ok(filled - before)
+    }
+}

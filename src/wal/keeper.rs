@@ -1,0 +1,149 @@
+//! Makes segments before they are needed, closes them when they are full, removes them when they
+//! are published, and watches the space: all that must not hold up the writer or the publisher.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use super::appender::AppendError;
+use super::state::State;
+use super::store::{self, Segment};
+use super::{CLOSED, Config, GONE, SEGMENTS, free_bytes};
+use crate::metrics;
+
+/// How often the space is looked at, and a segment that could not be made is tried again: short
+/// against the time in which senders could fill the floor that `wal.min_free_bytes` leaves.
+const LOOK: Duration = Duration::from_millis(100);
+
+pub(super) enum Job {
+    /// The spare was taken: make another.
+    MakeSpare,
+    /// Close a segment that has this many records.
+    Close { segment: Segment, records: u32 },
+    /// Remove a closed segment.
+    Remove(u32),
+}
+
+/// Runs until every sender of jobs is gone.
+pub(super) struct Keeper {
+    segments: PathBuf,
+    max_bytes: u64,
+    min_free_bytes: u64,
+    next_number: u32,
+    jobs: Receiver<Job>,
+    spares: SyncSender<Segment>,
+    state: Arc<State>,
+    room: Result<(), AppendError>,
+}
+
+impl Keeper {
+    /// With the channel on which one ready segment waits.
+    pub(super) fn new(
+        config: &Config,
+        next_number: u32,
+        jobs: Receiver<Job>,
+        state: Arc<State>,
+    ) -> (Self, Receiver<Segment>) {
+        let (spares, ready) = sync_channel(1);
+        let keeper = Self {
+            segments: config.dir.join(SEGMENTS),
+            max_bytes: config.max_bytes,
+            min_free_bytes: config.min_free_bytes,
+            next_number,
+            jobs,
+            spares,
+            state,
+            room: Ok(()),
+        };
+        (keeper, ready)
+    }
+
+    pub(super) fn run(mut self) {
+        let mut wanted = true;
+        let mut looked: Option<Instant> = None;
+        loop {
+            if looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
+                self.look();
+                looked = Some(Instant::now());
+                wanted = wanted && !self.make_spare();
+            }
+            match self.jobs.recv_timeout(LOOK) {
+                Ok(Job::MakeSpare) => wanted = !self.make_spare(),
+                Ok(Job::Close { segment, records }) => self.close(segment, records),
+                Ok(Job::Remove(number)) => self.remove(number),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        self.look();
+    }
+
+    /// Whether the limits leave room, for the writer and the metrics.
+    fn look(&mut self) {
+        let free_bytes = free_bytes(&self.segments);
+        let stored = self.state.stored();
+        metrics::stored(stored.records, stored.disk_bytes, stored.segments, stored.oldest);
+        metrics::disk(free_bytes);
+        let room = if free_bytes.is_some_and(|bytes| bytes < self.min_free_bytes) {
+            Err(AppendError::DiskFull)
+        } else if stored.disk_bytes >= self.max_bytes {
+            Err(AppendError::LogFull)
+        } else {
+            Ok(())
+        };
+        if room == self.room {
+            return;
+        }
+        match room {
+            Ok(()) => tracing::info!("the log takes callbacks again"),
+            Err(reason) => tracing::error!(
+                %reason,
+                stored_bytes = stored.disk_bytes,
+                free_bytes,
+                "callbacks are refused with 503 until there is room; \
+                 what is stored is still published"
+            ),
+        }
+        self.room = room;
+        self.state.set_room(room);
+    }
+
+    /// Whether one is ready now.
+    fn make_spare(&mut self) -> bool {
+        match Segment::create(&self.segments, self.next_number) {
+            Ok(segment) => {
+                self.next_number += 1;
+                // The channel has room for the one spare; without a writer it is not wanted.
+                let _ = self.spares.try_send(segment);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot make a segment; trying again");
+                false
+            }
+        }
+    }
+
+    fn close(&self, segment: Segment, records: u32) {
+        let marker = store::segment_dir(&self.segments, segment.number()).join(CLOSED);
+        segment.close();
+        // Not synced: without the marker the next start counts the records.
+        if let Err(error) = fs::write(&marker, format!("{records} records\n")) {
+            tracing::debug!(%error, path = %marker.display(), "cannot mark a segment as closed");
+        }
+    }
+
+    /// Renames first: what is left after a crash is then known to be done with.
+    fn remove(&self, number: u32) {
+        let dir = store::segment_dir(&self.segments, number);
+        let gone = dir.with_extension(GONE);
+        let removed: io::Result<()> =
+            fs::rename(&dir, &gone).and_then(|()| fs::remove_dir_all(&gone));
+        if let Err(error) = removed {
+            tracing::warn!(%error, path = %dir.display(), "cannot remove a published segment");
+        }
+    }
+}

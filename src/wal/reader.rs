@@ -1,0 +1,192 @@
+//! The back of the log: durable records in order, from memory or from the segments' files.
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use super::LogId;
+use super::frame::{Frame, Scanner};
+use super::keeper::Job;
+use super::state::{Place, State};
+use super::store;
+use crate::metrics;
+use crate::record::{DecodeError, Entry, Lsn, Timestamp};
+
+/// What there is to read.
+#[derive(Debug)]
+pub enum Next {
+    /// Entries in order, at least one.
+    Entries(Vec<Entry>),
+    /// Nothing yet.
+    Idle,
+    /// Nothing, and there will be nothing: the log has ended.
+    End,
+}
+
+/// Why the log cannot be read on.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// From the file system.
+    #[error("cannot read {path}: {cause}", path = path.display())]
+    Io {
+        /// What was read.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        cause: io::Error,
+    },
+    /// A whole frame holds a record that this release cannot read.
+    #[error("cannot decode the records at {lsn}: {cause}; a newer release may have written them")]
+    Record {
+        /// The frame's first record.
+        lsn: Lsn,
+        /// Why not.
+        #[source]
+        cause: DecodeError,
+    },
+}
+
+/// The one reader.
+#[derive(Debug)]
+pub struct Reader {
+    state: Arc<State>,
+    segments: PathBuf,
+    log: LogId,
+    jobs: Sender<Job>,
+    /// The next record wanted.
+    cursor: Lsn,
+    open: Option<OpenSegment>,
+}
+
+/// The segment whose file is being read.
+#[derive(Debug)]
+struct OpenSegment {
+    number: u32,
+    path: PathBuf,
+    scanner: Scanner,
+    /// The file's offset behind the last frame that was wanted.
+    done: u64,
+}
+
+impl Reader {
+    pub(super) fn new(state: Arc<State>, segments: PathBuf, log: LogId, jobs: Sender<Job>) -> Self {
+        Self { state, segments, log, jobs, cursor: Lsn::ZERO, open: None }
+    }
+
+    /// The log's identity.
+    #[must_use]
+    pub fn log(&self) -> LogId {
+        self.log
+    }
+
+    /// The next entries: about `max_bytes` of them, or one frame if that is more. Waits up to
+    /// `timeout` for the first.
+    ///
+    /// # Errors
+    /// [`ReadError`]. Damaged records are no error: they are counted, logged and passed over.
+    pub fn next(&mut self, max_bytes: usize, timeout: Duration) -> Result<Next, ReadError> {
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        while bytes < max_bytes {
+            let timeout = if entries.is_empty() { timeout } else { Duration::ZERO };
+            let frame = match self.state.locate(&mut self.cursor, timeout) {
+                Place::Tail(frame) => {
+                    self.open = None;
+                    frame
+                }
+                Place::File { records } => match self.read(records)? {
+                    Some(frame) => frame,
+                    None => continue,
+                },
+                Place::Nowhere if entries.is_empty() => return Ok(Next::Idle),
+                Place::End if entries.is_empty() => return Ok(Next::End),
+                Place::Nowhere | Place::End => break,
+            };
+            frame
+                .entries(self.cursor, &mut entries)
+                .map_err(|cause| ReadError::Record { lsn: frame.first(), cause })?;
+            bytes += frame.len();
+            self.cursor = frame.last().next();
+        }
+        Ok(Next::Entries(entries))
+    }
+
+    /// Goes on behind `done`, which an earlier process published.
+    pub fn resume(&mut self, done: Lsn) {
+        if done >= self.cursor {
+            self.cursor = done.next();
+            self.open = None;
+        }
+        self.release(done, None);
+    }
+
+    /// Everything up to `through` is published or otherwise done with: it may be removed.
+    /// `newest` is when the record at `through` was received.
+    pub fn release(&mut self, through: Lsn, newest: Option<Timestamp>) {
+        for number in self.state.release(through, newest) {
+            if self.open.as_ref().is_some_and(|open| open.number == number) {
+                self.open = None;
+            }
+            // Without a keeper the next start removes it.
+            let _ = self.jobs.send(Job::Remove(number));
+        }
+    }
+
+    /// The frame at the cursor out of its segment's file, which has `records` records; `None` when
+    /// it is damaged, and the cursor then stands behind the damage.
+    fn read(&mut self, records: u32) -> Result<Option<Frame>, ReadError> {
+        let number = self.cursor.segment();
+        let mut open = match self.open.take() {
+            Some(open) if open.number == number => open,
+            _ => self.open(number)?,
+        };
+        let mut found = open.find(self.cursor)?;
+        if found.as_ref().is_none_or(|frame| frame.first() > self.cursor) {
+            // Read ahead while it was still being written? Then it is there now.
+            open.scanner.seek(open.done);
+            found = open.find(self.cursor)?;
+        }
+        let next = match &found {
+            Some(frame) => frame.first(),
+            None => Lsn::new(number, records).next(),
+        };
+        if next > self.cursor {
+            let lost = next.index() - self.cursor.index();
+            metrics::damaged(lost);
+            tracing::error!(
+                from = %self.cursor, records = lost, path = %open.path.display(),
+                "records are damaged on disk and cannot be published; going on behind them"
+            );
+            self.cursor = next;
+        }
+        open.done = open.scanner.position();
+        self.open = Some(open);
+        Ok(found)
+    }
+
+    fn open(&self, number: u32) -> Result<OpenSegment, ReadError> {
+        let path = store::data_file(&store::segment_dir(&self.segments, number));
+        let file =
+            File::open(&path).map_err(|cause| ReadError::Io { path: path.clone(), cause })?;
+        Ok(OpenSegment { number, path, scanner: Scanner::new(file, self.log), done: 0 })
+    }
+}
+
+impl OpenSegment {
+    /// The first frame that ends at `cursor` or behind it.
+    fn find(&mut self, cursor: Lsn) -> Result<Option<Frame>, ReadError> {
+        loop {
+            let frame = self
+                .scanner
+                .next()
+                .map_err(|cause| ReadError::Io { path: self.path.clone(), cause })?;
+            match frame {
+                Some(frame) if frame.first().segment() != self.number || frame.last() < cursor => {}
+                found => return Ok(found),
+            }
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! What writer, reader and keeper share: which records there are, the newest of them in memory.
+//!
+//! Locked once per commit and once per batch; nothing slow happens under the lock.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::Found;
+use super::appender::AppendError;
+use super::frame::Frame;
+use crate::record::{Lsn, Timestamp};
+
+/// Bytes of the newest frames kept in memory, so that a reader that keeps up reads no files.
+const TAIL_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// What the log holds that is not released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Records.
+    pub records: u64,
+    /// Bytes on disk, released records of the oldest segment included.
+    pub disk_bytes: u64,
+    /// Segments with records.
+    pub segments: usize,
+    /// When the oldest record was received, as far as it is known.
+    pub oldest: Option<Timestamp>,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+    queued_bytes: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Inner {
+    segments: BTreeMap<u32, SegmentState>,
+    tail: VecDeque<Frame>,
+    tail_bytes: usize,
+    released: Lsn,
+    pending: u64,
+    oldest: Option<Timestamp>,
+    room: Result<(), AppendError>,
+    /// No record will be added.
+    ended: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct SegmentState {
+    /// The last durable record's index.
+    records: u32,
+    disk_bytes: u64,
+    /// No record will be added to it.
+    ended: bool,
+}
+
+/// Where the record that a reader wants is.
+pub(super) enum Place {
+    /// Here.
+    Tail(Frame),
+    /// In the file of the cursor's segment, which has records up to this index.
+    File { records: u32 },
+    /// Not written yet.
+    Nowhere,
+    /// There are no more records and will be none.
+    End,
+}
+
+impl State {
+    pub(super) fn new(found: &[Found]) -> Self {
+        let segment = |found: &Found| SegmentState {
+            records: found.records,
+            disk_bytes: found.disk_bytes,
+            ended: true,
+        };
+        Self {
+            inner: Mutex::new(Inner {
+                segments: found.iter().map(|found| (found.number, segment(found))).collect(),
+                tail: VecDeque::new(),
+                tail_bytes: 0,
+                released: Lsn::ZERO,
+                pending: found.iter().map(|found| u64::from(found.records)).sum(),
+                oldest: None,
+                room: Ok(()),
+                ended: false,
+            }),
+            changed: Condvar::new(),
+            queued_bytes: AtomicUsize::new(0),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Every update below leaves the state whole, so a panic elsewhere does not spoil it.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes `bytes` of the inbox; `false` when that would exceed `max`.
+    pub(super) fn queue(&self, bytes: usize, max: usize) -> bool {
+        if self.queued_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > max {
+            self.unqueue(bytes);
+            return false;
+        }
+        true
+    }
+
+    pub(super) fn unqueue(&self, bytes: usize) {
+        self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// A segment takes the place of the one before it.
+    pub(super) fn started(&self, number: u32) {
+        let mut inner = self.lock();
+        inner.end_last();
+        inner.segments.insert(number, SegmentState { records: 0, disk_bytes: 0, ended: false });
+    }
+
+    /// `frames` became durable; the first of them was received at `oldest`.
+    pub(super) fn committed(&self, frames: Vec<Frame>, oldest: Timestamp, disk_bytes: u64) {
+        let mut inner = self.lock();
+        if inner.pending == 0 {
+            inner.oldest = Some(oldest);
+        }
+        for frame in frames {
+            inner.pending += u64::from(frame.count());
+            if let Some(segment) = inner.segments.get_mut(&frame.first().segment()) {
+                segment.records = frame.last().index();
+                segment.disk_bytes = disk_bytes;
+            }
+            inner.tail_bytes += frame.len();
+            inner.tail.push_back(frame);
+        }
+        while inner.tail_bytes > TAIL_BYTES_MAX {
+            inner.drop_front();
+        }
+        drop(inner);
+        self.changed.notify_one();
+    }
+
+    /// No record will be added.
+    pub(super) fn end(&self) {
+        let mut inner = self.lock();
+        inner.end_last();
+        inner.ended = true;
+        drop(inner);
+        self.changed.notify_one();
+    }
+
+    pub(super) fn set_room(&self, room: Result<(), AppendError>) {
+        self.lock().room = room;
+    }
+
+    pub(super) fn room(&self) -> Result<(), AppendError> {
+        let inner = self.lock();
+        if inner.ended { Err(AppendError::Failed) } else { inner.room }
+    }
+
+    /// Finds the record at `cursor`, moving `cursor` to the next segment at a segment's end; waits
+    /// up to `timeout` for one to be written.
+    pub(super) fn locate(&self, cursor: &mut Lsn, timeout: Duration) -> Place {
+        let mut inner = self.lock();
+        match inner.locate(cursor) {
+            Place::Nowhere if !timeout.is_zero() => {}
+            place => return place,
+        }
+        inner = self.changed.wait_timeout(inner, timeout).unwrap_or_else(PoisonError::into_inner).0;
+        inner.locate(cursor)
+    }
+
+    /// Everything up to `through` is done with. Returns the segments that can be removed.
+    ///
+    /// `newest` is when the record at `through` was received: what is behind it is no older.
+    pub(super) fn release(&self, through: Lsn, newest: Option<Timestamp>) -> Vec<u32> {
+        let mut inner = self.lock();
+        inner.pending -= inner.count_between(inner.released, through).min(inner.pending);
+        inner.released = through.max(inner.released);
+        inner.oldest = if inner.pending == 0 { None } else { newest.or(inner.oldest) };
+        let done = |(number, segment): (&u32, &SegmentState)| {
+            let last = Lsn::new(*number, segment.records);
+            (segment.ended && last <= inner.released).then_some(*number)
+        };
+        let removable: Vec<u32> = inner.segments.iter().map_while(done).collect();
+        for number in &removable {
+            inner.segments.remove(number);
+        }
+        removable
+    }
+
+    pub(super) fn stored(&self) -> Stored {
+        let inner = self.lock();
+        Stored {
+            records: inner.pending,
+            disk_bytes: inner.segments.values().map(|segment| segment.disk_bytes).sum(),
+            segments: inner.segments.len(),
+            oldest: inner.oldest,
+        }
+    }
+}
+
+impl Inner {
+    fn end_last(&mut self) {
+        if let Some(mut last) = self.segments.last_entry() {
+            last.get_mut().ended = true;
+        }
+    }
+
+    fn drop_front(&mut self) {
+        if let Some(frame) = self.tail.pop_front() {
+            self.tail_bytes -= frame.len();
+        }
+    }
+
+    fn locate(&mut self, cursor: &mut Lsn) -> Place {
+        loop {
+            match self.segments.get(&cursor.segment()) {
+                Some(segment) if cursor.index() <= segment.records => {
+                    let records = segment.records;
+                    return self.take(*cursor).map_or(Place::File { records }, Place::Tail);
+                }
+                Some(segment) if !segment.ended => return Place::Nowhere,
+                Some(_) | None => {}
+            }
+            let behind = cursor.segment().saturating_add(1)..;
+            match self.segments.range(behind).next() {
+                Some((&number, _)) => *cursor = Lsn::new(number, 1),
+                None if self.ended => return Place::End,
+                None => return Place::Nowhere,
+            }
+        }
+    }
+
+    /// The frame with `cursor` out of the tail, and what is before it.
+    fn take(&mut self, cursor: Lsn) -> Option<Frame> {
+        while self.tail.front().is_some_and(|frame| frame.last() < cursor) {
+            self.drop_front();
+        }
+        if self.tail.front()?.first() > cursor {
+            return None;
+        }
+        let frame = self.tail.front().cloned();
+        self.drop_front();
+        frame
+    }
+
+    /// Records behind `from`, up to and with `through`.
+    fn count_between(&self, from: Lsn, through: Lsn) -> u64 {
+        let count = |(&number, segment): (&u32, &SegmentState)| {
+            let start = if number == from.segment() { from.index() } else { 0 };
+            let end = if number == through.segment() { through.index() } else { u32::MAX };
+            u64::from(end.min(segment.records).saturating_sub(start))
+        };
+        if from >= through {
+            return 0;
+        }
+        self.segments.range(from.segment()..=through.segment()).map(count).sum()
+    }
+}

@@ -1,0 +1,154 @@
+//! A segment: one small sled database, append-only, and what it takes to make it durable.
+//!
+//! The only file that names sled. A segment is written by one process and never opened again: the
+//! next process starts a new one, and reading goes by [`frame`](super::frame). So sled's recovery,
+//! its cache and its space management are never relied on; what is relied on is that `flush`
+//! writes every value in one run of bytes, which `fdatasync` then makes durable. sled's own flush
+//! ends in `sync_file_range`, which is not durable (engine.md A, D).
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+
+use super::StoreError;
+use crate::record::Lsn;
+
+/// Where sled keeps a database's data, within its directory.
+const DATA: &str = "db";
+
+/// Values per tree: sled rewrites a whole leaf at its tenth change (engine.md A).
+const TREE_VALUES_MAX: u32 = 9;
+/// Trees per segment. sled rewrites its list of trees with each new one; so few trees keep what is
+/// superseded far below the half at which sled would start to move data about.
+const TREES_MAX: u32 = 256;
+/// A segment is closed when it has grown to this many bytes. sled keeps all of it in memory until
+/// then, and disk space comes back in pieces of this size.
+pub(super) const SEGMENT_BYTES: u64 = 32 * 1024 * 1024;
+/// sled's unit of allocation; a quarter of it is what a value must stay below.
+const SLED_SEGMENT_BYTES: usize = 4 * 1024 * 1024;
+/// sled's cache, in bytes: nothing is read through it.
+const SLED_CACHE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// The segment being written.
+pub(super) struct Segment {
+    number: u32,
+    db: sled::Db,
+    data: File,
+    tree: sled::Tree,
+    tree_values: u32,
+    trees: u32,
+}
+
+impl std::fmt::Debug for Segment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Segment").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+/// The directory of segment `number` in `segments`.
+pub(super) fn segment_dir(segments: &Path, number: u32) -> PathBuf {
+    segments.join(format!("{number:010}"))
+}
+
+/// The file of `dir` that holds a segment's frames.
+pub(super) fn data_file(dir: &Path) -> PathBuf {
+    dir.join(DATA)
+}
+
+/// Makes a directory's entries durable.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+impl Segment {
+    /// Makes an empty segment; when it returns, its files and their directories are durable.
+    pub(super) fn create(segments: &Path, number: u32) -> Result<Self, StoreError> {
+        let dir = segment_dir(segments, number);
+        let io = |cause| StoreError::Io { what: "create segment", path: dir.clone(), cause };
+        let db = sled::Config::new()
+            .path(&dir)
+            .segment_size(SLED_SEGMENT_BYTES)
+            .cache_capacity(SLED_CACHE_BYTES)
+            .flush_every_ms(None)
+            .open()
+            .map_err(|cause| StoreError::Sled {
+                what: "create segment",
+                path: dir.clone(),
+                cause,
+            })?;
+        let tree = open_tree(&db, 0).map_err(|cause| StoreError::Sled {
+            what: "create segment",
+            path: dir.clone(),
+            cause,
+        })?;
+        for entry in fs::read_dir(&dir).map_err(io)? {
+            let path = entry.map_err(io)?.path();
+            File::open(path).and_then(|file| file.sync_all()).map_err(io)?;
+        }
+        sync_dir(&dir).map_err(io)?;
+        sync_dir(segments).map_err(io)?;
+        let data = File::open(data_file(&dir)).map_err(io)?;
+        Ok(Self { number, db, data, tree, tree_values: 0, trees: 1 })
+    }
+
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Bytes on disk.
+    pub(super) fn disk_bytes(&self) -> io::Result<u64> {
+        Ok(self.data.metadata()?.len())
+    }
+
+    /// Hands a frame to sled and returns the copy that sled keeps. Durable after [`Self::sync`].
+    pub(super) fn append(&mut self, first: Lsn, frame: &[u8]) -> Result<Bytes, StoreError> {
+        let sled = |cause| StoreError::Sled {
+            what: "append to segment",
+            path: PathBuf::from(self.number.to_string()),
+            cause,
+        };
+        if self.tree_values == TREE_VALUES_MAX {
+            self.tree = open_tree(&self.db, self.trees).map_err(sled)?;
+            self.trees += 1;
+            self.tree_values = 0;
+        }
+        let value = sled::IVec::from(frame);
+        self.tree.insert(first.as_u64().to_be_bytes(), value.clone()).map_err(sled)?;
+        self.tree_values += 1;
+        Ok(Bytes::from_owner(value))
+    }
+
+    /// Makes everything appended durable.
+    pub(super) fn sync(&self) -> Result<(), StoreError> {
+        let path = || PathBuf::from(self.number.to_string());
+        self.db.flush().map_err(|cause| StoreError::Sled {
+            what: "flush segment",
+            path: path(),
+            cause,
+        })?;
+        self.data.sync_data().map_err(|cause| StoreError::Io {
+            what: "sync segment",
+            path: path(),
+            cause,
+        })
+    }
+
+    /// Whether the next frame should go to another segment.
+    pub(super) fn is_full(&self) -> bool {
+        let full = self.trees >= TREES_MAX && self.tree_values == TREE_VALUES_MAX;
+        full || self.disk_bytes().is_ok_and(|bytes| bytes >= SEGMENT_BYTES)
+    }
+
+    /// Closes the database, which takes a while.
+    pub(super) fn close(self) {
+        drop(self);
+    }
+}
+
+fn open_tree(db: &sled::Db, number: u32) -> Result<sled::Tree, sled::Error> {
+    // Short names keep sled's list of trees short.
+    let [_, _, high, low] = number.to_be_bytes();
+    db.open_tree([high, low])
+}

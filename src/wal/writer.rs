@@ -1,0 +1,161 @@
+//! The only writer: takes what queued while the last commit ran, commits it as one, answers all.
+//!
+//! The size of a group follows the load by itself and nobody waits for a timer.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::time::{Duration, Instant};
+
+use super::appender::{Append, AppendError, Inbox};
+use super::frame::{Builder, Frame};
+use super::keeper::Job;
+use super::state::State;
+use super::store::{SEGMENT_BYTES, Segment};
+use super::{LogId, StoreError};
+use crate::metrics;
+use crate::record::Lsn;
+
+/// Records committed at once. More would only make the first of them wait longer.
+const GROUP_MAX: usize = 2048;
+/// A segment that has outgrown its size this many times waits for its successor,
+const OVERGROWN: u64 = 4;
+/// at most this long at a time, so that senders are told.
+const SPARE_WAIT: Duration = Duration::from_secs(1);
+
+pub(super) struct Writer {
+    log: LogId,
+    inbox: Inbox,
+    state: Arc<State>,
+    spares: Receiver<Segment>,
+    jobs: Sender<Job>,
+    builder: Builder,
+    active: Option<Active>,
+}
+
+/// The segment that takes records now.
+struct Active {
+    segment: Segment,
+    next: Lsn,
+}
+
+impl Writer {
+    pub(super) fn new(
+        log: LogId,
+        inbox: Inbox,
+        state: Arc<State>,
+        spares: Receiver<Segment>,
+        jobs: Sender<Job>,
+    ) -> Self {
+        Self { log, inbox, state, spares, jobs, builder: Builder::new(), active: None }
+    }
+
+    /// Commits groups until every appender is gone, or until a commit fails: then its group and
+    /// whatever waits are answered with an error, and the log takes nothing more (I6).
+    pub(super) fn run(mut self) -> Result<(), StoreError> {
+        let mut group = Vec::with_capacity(GROUP_MAX);
+        while self.inbox.blocking_recv_many(&mut group, GROUP_MAX) > 0 {
+            self.rotate()?;
+            let bytes = group.iter().map(|append| append.record.encoded_len()).sum();
+            let committed = match self.room() {
+                Ok(()) => self.commit(&group).map(Ok),
+                Err(full) => Ok(Err(full)),
+            };
+            self.state.unqueue(bytes);
+            match committed {
+                Ok(Ok(first)) => answer(&mut group, first),
+                Ok(Err(full)) => refuse(&mut group, full),
+                Err(error) => {
+                    refuse(&mut group, AppendError::Failed);
+                    return Err(error);
+                }
+            }
+        }
+        if let Some(active) = self.active.take() {
+            self.retire(active);
+        }
+        Ok(())
+    }
+
+    fn room(&self) -> Result<(), AppendError> {
+        if self.active.is_none() { Err(AppendError::DiskFull) } else { self.state.room() }
+    }
+
+    /// Makes the group durable and returns the first record's place.
+    fn commit(&mut self, group: &[Append]) -> Result<Lsn, StoreError> {
+        let Some(Active { segment, next }) = &mut self.active else {
+            return Err(StoreError::Panicked("keeper"));
+        };
+        let started = Instant::now();
+        let first = *next;
+        let mut frames = Vec::new();
+        let mut close = |builder: &mut Builder, next: &mut Lsn| -> Result<(), StoreError> {
+            let frame: Frame =
+                builder.finish(self.log, *next, |bytes| segment.append(*next, bytes))?;
+            *next = frame.last().next();
+            frames.push(frame);
+            Ok(())
+        };
+        for append in group {
+            self.builder.push(&append.record);
+            if self.builder.is_full() {
+                close(&mut self.builder, next)?;
+            }
+        }
+        if !self.builder.is_empty() {
+            close(&mut self.builder, next)?;
+        }
+        let written = Instant::now();
+        segment.sync()?;
+        metrics::committed(group.len(), started.elapsed(), written.elapsed());
+        let oldest = group[0].record.received_at;
+        self.state.committed(frames, oldest, segment.disk_bytes().unwrap_or(0));
+        Ok(first)
+    }
+
+    /// Goes on to the spare segment when there is none yet or the active one is full.
+    ///
+    /// A spare that is not ready is waited for only when the active segment is far over its size.
+    fn rotate(&mut self) -> Result<(), StoreError> {
+        let bytes = match &self.active {
+            Some(active) if !active.segment.is_full() => return Ok(()),
+            Some(active) => active.segment.disk_bytes().unwrap_or(0),
+            None => u64::MAX,
+        };
+        let spare = match self.spares.try_recv() {
+            Err(TryRecvError::Empty) if bytes < OVERGROWN * SEGMENT_BYTES => return Ok(()),
+            Err(TryRecvError::Empty) => match self.spares.recv_timeout(SPARE_WAIT) {
+                Ok(spare) => spare,
+                Err(_) => return Ok(()),
+            },
+            Err(TryRecvError::Disconnected) => return Err(StoreError::Panicked("keeper")),
+            Ok(spare) => spare,
+        };
+        let next = Lsn::new(spare.number(), 1);
+        self.state.started(spare.number());
+        // A keeper that is gone shows at the next rotation.
+        let _ = self.jobs.send(Job::MakeSpare);
+        if let Some(full) = self.active.replace(Active { segment: spare, next }) {
+            self.retire(full);
+        }
+        Ok(())
+    }
+
+    fn retire(&self, Active { segment, next }: Active) {
+        let _ = self.jobs.send(Job::Close { segment, records: next.index() - 1 });
+    }
+}
+
+fn answer(group: &mut Vec<Append>, first: Lsn) {
+    let mut lsn = first;
+    for append in group.drain(..) {
+        // A sender that went away does not want to know.
+        let _ = append.reply.send(Ok(lsn));
+        lsn = lsn.next();
+    }
+}
+
+fn refuse(group: &mut Vec<Append>, error: AppendError) {
+    for append in group.drain(..) {
+        let _ = append.reply.send(Err(error));
+    }
+}
