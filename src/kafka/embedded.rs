@@ -1,0 +1,38 @@
+//! librdkafka's own Kafka, for `livebridge dev`: in this process, on a TCP port, in memory.
+//!
+//! It has no isolation and no fencing and keeps a few megabytes per partition: good to try things,
+//! no ground for promises.
+
+use rdkafka::error::KafkaError;
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::DefaultProducerContext;
+
+/// A Kafka that any client reaches as long as this lives.
+pub struct Embedded(MockCluster<'static, DefaultProducerContext>);
+
+impl std::fmt::Debug for Embedded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Embedded").field(&self.brokers()).finish()
+    }
+}
+
+impl Embedded {
+    /// Starts one broker that has `topics`, each with `partitions`, and the `ledger`.
+    ///
+    /// # Errors
+    /// librdkafka's.
+    pub fn start(topics: &[&str], partitions: i32, ledger: &str) -> Result<Self, KafkaError> {
+        let cluster = MockCluster::new(1)?;
+        for topic in topics {
+            cluster.create_topic(topic, partitions, 1)?;
+        }
+        cluster.create_topic(ledger, 1, 1)?;
+        Ok(Self(cluster))
+    }
+
+    /// Its `host:port`.
+    #[must_use]
+    pub fn brokers(&self) -> String {
+        self.0.bootstrap_servers()
+    }
+}

@@ -1,0 +1,344 @@
+//! The producer: one batch, one transaction, and what its failure means.
+
+use std::borrow::Cow;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaError};
+use rdkafka::message::{Header, Message as _, OwnedHeaders};
+use rdkafka::producer::{
+    BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig,
+};
+use rdkafka::types::RDKafkaErrorCode as Code;
+use tokio_util::sync::CancellationToken;
+
+use super::{Config, Context, Delivery, SetupError};
+use crate::record::Timestamp;
+
+/// What goes to Kafka.
+#[derive(Clone, Debug)]
+pub struct Message<'a> {
+    /// Where to.
+    pub topic: &'a str,
+    /// Chooses the partition.
+    pub key: Option<&'a [u8]>,
+    /// The record's value.
+    pub value: Cow<'a, [u8]>,
+    /// The record's timestamp.
+    pub timestamp: Timestamp,
+    /// The record's headers.
+    pub headers: Vec<(&'static str, Cow<'a, str>)>,
+    /// What the sender knows it by, should Kafka refuse it.
+    pub place: usize,
+}
+
+/// Why a batch is not in Kafka, sorted by what to do.
+#[derive(Debug)]
+pub enum Failure {
+    /// Nothing of it is visible: send the same again, later.
+    Retry(KafkaError),
+    /// Nothing of it is visible, and Kafka will never take these messages.
+    Refused(Vec<Refused>),
+    /// The producer is dead and it is not known whether the batch was committed: make a new one
+    /// and read the ledger.
+    Lost(KafkaError),
+    /// As [`Failure::Lost`], because another producer took the transactional id.
+    Fenced(KafkaError),
+}
+
+/// A message that Kafka will never take.
+#[derive(Debug)]
+pub struct Refused {
+    /// The message's `place`.
+    pub place: usize,
+    /// Why.
+    pub reason: KafkaError,
+}
+
+/// The longest that a transaction may stay open, in Kafka's eyes. An abandoned one holds up every
+/// `read_committed` consumer for so long.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(30);
+/// Messages are given up before their transaction is, so that the error names the cause.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(25);
+/// How long one call of the transaction API blocks before it is resumed.
+const CALL: Duration = Duration::from_secs(2);
+/// How long one poll waits for delivery reports. `poll` sleeps its whole time out (engine.md E).
+const POLL: Duration = Duration::from_micros(300);
+/// Messages between two polls while a batch is being sent.
+const POLL_EVERY: usize = 512;
+
+/// A producer with its transactions initialised: its predecessor's open transaction is settled.
+pub struct Producer {
+    client: BaseProducer<Reports>,
+    transactional: bool,
+    give_up: CancellationToken,
+}
+
+impl std::fmt::Debug for Producer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Producer")
+            .field("transactional", &self.transactional)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Collects what deliveries failed.
+#[derive(Default)]
+struct Reports(Mutex<Vec<(usize, KafkaError)>>);
+
+impl ClientContext for Reports {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        Context.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        Context.error(error, reason);
+    }
+}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, place: usize) {
+        if let Err((error, message)) = result {
+            tracing::debug!(%error, topic = message.topic(), "delivery failed");
+            self.failed(place, error.clone());
+        }
+    }
+}
+
+impl Reports {
+    fn failed(&self, place: usize, error: KafkaError) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((place, error));
+    }
+
+    fn take(&self) -> Vec<(usize, KafkaError)> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Producer {
+    /// Connects. Blocks while Kafka is away, until `give_up`.
+    ///
+    /// # Errors
+    /// [`SetupError`]
+    pub fn connect(config: &Config, give_up: CancellationToken) -> Result<Self, SetupError> {
+        let transactional = config.delivery == Delivery::ExactlyOnce;
+        let mut client = config.base();
+        client
+            .set("acks", "all")
+            .set("enable.idempotence", "true")
+            .set_log_level(RDKafkaLogLevel::Warning);
+        for (name, default) in [
+            // Streams land where Java producers put them.
+            ("partitioner", "murmur2_random"),
+            // A batch is sent as a whole: waiting for more of it gains nothing.
+            ("linger.ms", "1"),
+            ("batch.size", "1048576"),
+            ("queue.buffering.max.messages", "200000"),
+        ] {
+            if !config.client.contains_key(name) {
+                client.set(name, default);
+            }
+        }
+        if transactional {
+            client
+                .set("transactional.id", &config.instance)
+                .set("transaction.timeout.ms", TRANSACTION_TIMEOUT.as_millis().to_string())
+                .set("message.timeout.ms", MESSAGE_TIMEOUT.as_millis().to_string());
+        } else {
+            client.set("message.timeout.ms", MESSAGE_TIMEOUT.as_millis().to_string());
+        }
+        let producer: BaseProducer<Reports> =
+            client.create_with_context(Reports::default()).map_err(SetupError::Client)?;
+        let producer = Self { client: producer, transactional, give_up };
+        if transactional {
+            producer.resume(|p| p.init_transactions(CALL)).map_err(|cause| {
+                SetupError::Transactions { instance: config.instance.clone(), cause }
+            })?;
+        }
+        Ok(producer)
+    }
+
+    /// Puts `batch` into Kafka, all of it or none.
+    ///
+    /// Without transactions, some of it may be there after a failure.
+    ///
+    /// # Errors
+    /// [`Failure`]
+    pub fn transact(&self, batch: &[Message<'_>]) -> Result<(), Failure> {
+        self.begin()?;
+        for (index, message) in batch.iter().enumerate() {
+            self.send(message);
+            if index % POLL_EVERY == POLL_EVERY - 1 {
+                self.client.poll(Duration::ZERO);
+            }
+        }
+        match self.drain() {
+            Ok(()) => self.commit(),
+            Err(failure) => {
+                self.abort()?;
+                Err(failure)
+            }
+        }
+    }
+
+    /// Sends to every one of `topics` and undoes it: tells whether they may be written.
+    ///
+    /// # Errors
+    /// Why not, topic by topic.
+    pub fn rehearse(&self, topics: &[&str]) -> Result<(), String> {
+        let undone = |failure: Failure| format!("{failure:?}");
+        self.begin().map_err(undone)?;
+        for (place, topic) in topics.iter().enumerate() {
+            self.send(&Message {
+                topic,
+                key: None,
+                value: Cow::Borrowed(b"{}"),
+                timestamp: Timestamp::now(),
+                headers: Vec::new(),
+                place,
+            });
+        }
+        while self.client.in_flight_count() > 0 {
+            self.client.poll(POLL);
+        }
+        let failed = self.client.context().take();
+        self.abort().map_err(undone)?;
+        let line = |(place, error): &(usize, KafkaError)| format!("{}: {error}", topics[*place]);
+        if failed.is_empty() {
+            return Ok(());
+        }
+        Err(failed.iter().map(line).collect::<Vec<_>>().join("; "))
+    }
+
+    fn begin(&self) -> Result<(), Failure> {
+        if !self.transactional {
+            return Ok(());
+        }
+        self.client.begin_transaction().map_err(lost)
+    }
+
+    /// Hands a message over; what is wrong with it shows in [`Self::drain`].
+    fn send(&self, message: &Message<'_>) {
+        let mut headers = OwnedHeaders::new_with_capacity(message.headers.len());
+        for (key, value) in &message.headers {
+            headers = headers.insert(Header { key, value: Some(value.as_bytes()) });
+        }
+        let mut record = BaseRecord {
+            topic: message.topic,
+            partition: None,
+            payload: Some(&*message.value),
+            key: message.key,
+            timestamp: Some(message.timestamp.as_millis()),
+            headers: Some(headers),
+            delivery_opaque: message.place,
+        };
+        loop {
+            match self.client.send(record) {
+                Ok(()) => return,
+                Err((KafkaError::MessageProduction(Code::QueueFull), back)) => {
+                    record = back;
+                    self.client.poll(POLL);
+                }
+                Err((error, _)) => return self.client.context().failed(message.place, error),
+            }
+        }
+    }
+
+    /// Waits until Kafka has answered for every message.
+    fn drain(&self) -> Result<(), Failure> {
+        while self.client.in_flight_count() > 0 {
+            self.client.poll(POLL);
+            if self.give_up.is_cancelled() {
+                return Err(Failure::Retry(KafkaError::Canceled));
+            }
+        }
+        let mut failed = self.client.context().take();
+        if failed.is_empty() {
+            return Ok(());
+        }
+        let (refused, passing): (Vec<_>, Vec<_>) =
+            failed.drain(..).partition(|(_, error)| is_refusal(error));
+        match passing.into_iter().next() {
+            _ if !refused.is_empty() => Err(Failure::Refused(
+                refused.into_iter().map(|(place, reason)| Refused { place, reason }).collect(),
+            )),
+            Some((_, error)) => Err(Failure::Retry(error)),
+            None => Ok(()),
+        }
+    }
+
+    /// After a time-out the same call is resumed: only Kafka knows whether the commit happened.
+    fn commit(&self) -> Result<(), Failure> {
+        if !self.transactional {
+            return Ok(());
+        }
+        match self.resume(|producer| producer.commit_transaction(CALL)) {
+            Ok(()) => Ok(()),
+            Err(KafkaError::Transaction(error)) if error.txn_requires_abort() => {
+                self.abort()?;
+                Err(Failure::Retry(KafkaError::Transaction(error)))
+            }
+            Err(error) => Err(lost(error)),
+        }
+    }
+
+    fn abort(&self) -> Result<(), Failure> {
+        self.client.purge(PurgeConfig::default().queue().inflight());
+        while self.client.in_flight_count() > 0 {
+            self.client.poll(POLL);
+        }
+        self.client.context().take();
+        if !self.transactional {
+            return Ok(());
+        }
+        self.resume(|producer| producer.abort_transaction(CALL)).map_err(lost)
+    }
+
+    /// Calls until the answer is not that the call should be resumed.
+    fn resume(&self, call: impl Fn(&BaseProducer<Reports>) -> KafkaResult<()>) -> KafkaResult<()> {
+        loop {
+            match call(&self.client) {
+                Err(KafkaError::Transaction(error))
+                    if error.is_retriable() && !self.give_up.is_cancelled() =>
+                {
+                    // An answer that comes at once must not become a busy loop.
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+}
+
+fn lost(error: KafkaError) -> Failure {
+    let fenced = |error: &RDKafkaError| {
+        matches!(error.code(), Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch)
+    };
+    match &error {
+        KafkaError::Transaction(cause) if fenced(cause) => Failure::Fenced(error),
+        _ => Failure::Lost(error),
+    }
+}
+
+/// Whether the message itself is at fault, so that sending it again would fail again.
+///
+/// Authorization is not: an operator mends it. An unknown topic is not: it comes back.
+fn is_refusal(error: &KafkaError) -> bool {
+    let (KafkaError::MessageProduction(code) | KafkaError::Global(code)) = error else {
+        return false;
+    };
+    matches!(
+        code,
+        Code::MessageSizeTooLarge
+            | Code::MessageBatchTooLarge
+            | Code::InvalidMessage
+            | Code::InvalidMessageSize
+            | Code::InvalidRecord
+            | Code::InvalidTimestamp
+            | Code::InvalidTopic
+    )
+}

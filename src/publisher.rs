@@ -1,0 +1,331 @@
+//! Durable entries, in order, minus those already published, one transaction after another.
+//!
+//! A batch is whatever became durable while the last transaction ran. Its transaction carries the
+//! events and one ledger record, so that after any crash the ledger tells exactly what Kafka has.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::kafka::{self, Failure, LedgerReader, Producer, SetupError};
+use crate::ledger::{self, Commit, Ledger};
+use crate::metrics;
+use crate::record::{Entry, Timestamp};
+use crate::wal::{Next, ReadError, Reader};
+
+mod batch;
+pub mod quarantine;
+mod topics;
+
+pub use topics::{Topics, TopicsError};
+
+use batch::Batch;
+
+/// Bytes of records per transaction.
+const BATCH_BYTES: usize = 8 * 1024 * 1024;
+/// How long a wait for records lasts before a look at the order to stop.
+const IDLE: Duration = Duration::from_millis(500);
+/// Pauses between attempts: doubled from the first to the last.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Fenced again within this time after starting anew, this instance has a living namesake.
+const FENCED_AGAIN: Duration = Duration::from_mins(1);
+/// A reason for waiting is logged again after this time.
+const REMIND: Duration = Duration::from_mins(1);
+
+/// Why the publisher cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum PublisherError {
+    /// The log cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The quarantine cannot be written, so the line cannot move on.
+    #[error("cannot write to the quarantine {path}: {cause}", path = path.display())]
+    Quarantine {
+        /// Its file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        cause: std::io::Error,
+    },
+    /// librdkafka does not take the configuration.
+    #[error(transparent)]
+    Config(SetupError),
+    /// Two processes with one name.
+    #[error(
+        "another livebridge publishes as kafka.instance = {0:?}; give every instance its own name"
+    )]
+    Fenced(String),
+}
+
+/// The publisher, on its own thread.
+#[derive(Debug)]
+pub struct Publisher {
+    reader: Reader,
+    kafka: kafka::Config,
+    topics: Topics,
+    ledger: Ledger,
+    quarantine: PathBuf,
+    give_up: CancellationToken,
+    /// Read from the log, and not known to be in Kafka.
+    unfinished: Vec<Entry>,
+    trouble: Trouble,
+    fenced: Option<Instant>,
+}
+
+/// What a session with Kafka consists of.
+struct Session {
+    producer: Producer,
+    ledger: LedgerReader,
+}
+
+/// Why a session ended.
+enum Ended {
+    /// The log has ended and all of it is published, or there is an order to give up.
+    Done,
+    /// Start a new one.
+    Lost(Failure),
+    /// So did the ledger, or its topic.
+    Setup(SetupError),
+}
+
+impl Publisher {
+    /// Publishes what `reader` reads, until the log ends, or until `give_up`.
+    #[must_use]
+    pub fn new(
+        reader: Reader,
+        kafka: kafka::Config,
+        topics: Topics,
+        dedup: ledger::Config,
+        quarantine: PathBuf,
+        give_up: CancellationToken,
+    ) -> Self {
+        let ledger = Ledger::new(reader.log(), dedup);
+        Self {
+            reader,
+            kafka,
+            topics,
+            ledger,
+            quarantine,
+            give_up,
+            unfinished: Vec::new(),
+            trouble: Trouble::default(),
+            fenced: None,
+        }
+    }
+
+    /// Runs session after session.
+    ///
+    /// # Errors
+    /// [`PublisherError`], when no further session would help.
+    pub fn run(mut self) -> Result<(), PublisherError> {
+        let mut pause = BACKOFF.0;
+        while !self.give_up.is_cancelled() {
+            let started = Instant::now();
+            let ended = match self.connect() {
+                Ok(mut session) => {
+                    self.trouble.over();
+                    self.publish(&mut session)?
+                }
+                Err(SetupError::Client(cause)) => {
+                    return Err(PublisherError::Config(SetupError::Client(cause)));
+                }
+                Err(cause) => Ended::Setup(cause),
+            };
+            match ended {
+                Ended::Done => return Ok(()),
+                Ended::Lost(Failure::Fenced(cause)) => self.fenced(&cause)?,
+                Ended::Lost(failure) => self.trouble.is(&format_args!("{failure:?}")),
+                Ended::Setup(cause) => self.trouble.is(&cause),
+            }
+            if started.elapsed() > BACKOFF.1 {
+                pause = BACKOFF.0;
+            }
+            self.wait(&mut pause);
+        }
+        Ok(())
+    }
+
+    /// A producer first, which settles what its predecessor left open; then what the ledger says.
+    fn connect(&mut self) -> Result<Session, SetupError> {
+        self.kafka.make_topics(&self.topics.all(), self.topics.ledger())?;
+        let producer = Producer::connect(&self.kafka, self.give_up.clone())?;
+        let oldest = self.oldest();
+        let mut reader =
+            LedgerReader::open(&self.kafka, self.topics.ledger(), self.ledger.horizon(oldest))?;
+        let ledger = &mut self.ledger;
+        let started = Instant::now();
+        let commits = reader.read_to_end(&self.give_up, |bytes| apply(ledger, bytes))?;
+        tracing::info!(
+            commits,
+            progress = %self.ledger.progress(),
+            elapsed_ms = started.elapsed().as_millis(),
+            "connected to Kafka; the ledger is read"
+        );
+        let progress = self.ledger.progress();
+        self.reader.resume(progress);
+        self.unfinished.retain(|entry| entry.lsn > progress);
+        Ok(Session { producer, ledger: reader })
+    }
+
+    fn publish(&mut self, session: &mut Session) -> Result<Ended, PublisherError> {
+        while !self.give_up.is_cancelled() {
+            if self.unfinished.is_empty() {
+                match self.reader.next(BATCH_BYTES, IDLE)? {
+                    Next::Entries(entries) => self.unfinished = entries,
+                    Next::Idle => {
+                        let ledger = &mut self.ledger;
+                        session.ledger.read_arrived(|bytes| apply(ledger, bytes));
+                        self.ledger.expire(Timestamp::now());
+                        continue;
+                    }
+                    Next::End => return Ok(Ended::Done),
+                }
+            }
+            let ledger = &mut self.ledger;
+            session.ledger.read_arrived(|bytes| apply(ledger, bytes));
+            if self.ledger.has_peers() {
+                let ledger = &mut self.ledger;
+                if let Err(cause) = session.ledger.read_peers(|bytes| apply(ledger, bytes)) {
+                    return Ok(Ended::Setup(cause));
+                }
+            }
+            let entries = std::mem::take(&mut self.unfinished);
+            let mut batch = Batch::judge(&entries, &self.ledger);
+            match self.deliver(&session.producer, &mut batch)? {
+                Ok(()) => self.settle(&batch),
+                Err(ended) => {
+                    self.unfinished = entries;
+                    return Ok(ended);
+                }
+            }
+        }
+        Ok(Ended::Done)
+    }
+
+    /// One batch into Kafka, however often it takes.
+    fn deliver(
+        &mut self,
+        producer: &Producer,
+        batch: &mut Batch<'_>,
+    ) -> Result<Result<(), Ended>, PublisherError> {
+        let mut pause = BACKOFF.0;
+        loop {
+            let Some(commit) = batch.commit(self.reader.log()) else { return Ok(Ok(())) };
+            let started = Instant::now();
+            let outcome = producer.transact(&batch.messages(&self.topics, &self.kafka, &commit));
+            let elapsed = started.elapsed();
+            match outcome {
+                Ok(()) => {
+                    metrics::transaction(metrics::Transaction::Committed, batch.len(), elapsed);
+                    self.trouble.over();
+                    return Ok(Ok(()));
+                }
+                Err(Failure::Refused(refused)) => {
+                    metrics::transaction(metrics::Transaction::Aborted, batch.len(), elapsed);
+                    for refused in refused {
+                        batch.refuse(&refused, &self.quarantine)?;
+                    }
+                }
+                Err(Failure::Retry(cause)) => {
+                    metrics::transaction(metrics::Transaction::Aborted, batch.len(), elapsed);
+                    if self.give_up.is_cancelled() {
+                        return Ok(Err(Ended::Done));
+                    }
+                    self.trouble.is(&cause);
+                    // Topics may have been deleted under us; this makes them again.
+                    if let Err(cause) =
+                        self.kafka.make_topics(&self.topics.all(), self.topics.ledger())
+                    {
+                        self.trouble.is(&cause);
+                    }
+                    self.wait(&mut pause);
+                }
+                Err(failure) => {
+                    metrics::transaction(metrics::Transaction::Lost, batch.len(), elapsed);
+                    return Ok(Err(Ended::Lost(failure)));
+                }
+            }
+        }
+    }
+
+    /// The batch is in Kafka, for good: count it and let the log have its space back (I3).
+    fn settle(&mut self, batch: &Batch<'_>) {
+        if let Some(commit) = batch.commit(self.reader.log()) {
+            self.ledger.apply(&commit);
+        }
+        batch.count();
+        if let Some(last) = batch.last() {
+            self.ledger.expire(last.record.received_at);
+            self.reader.release(last.lsn, Some(last.record.received_at));
+        }
+    }
+
+    /// When the oldest record that is still to be published was received, as far as can be told.
+    fn oldest(&mut self) -> Timestamp {
+        if self.unfinished.is_empty()
+            && let Ok(Next::Entries(entries)) = self.reader.next(1, Duration::ZERO)
+        {
+            self.unfinished = entries;
+        }
+        let oldest = self.unfinished.iter().map(|entry| entry.record.received_at).min();
+        oldest.unwrap_or_else(Timestamp::now)
+    }
+
+    fn fenced(&mut self, cause: &dyn std::fmt::Display) -> Result<(), PublisherError> {
+        if self.fenced.is_some_and(|before| before.elapsed() < FENCED_AGAIN) {
+            return Err(PublisherError::Fenced(self.kafka.instance.clone()));
+        }
+        self.fenced = Some(Instant::now());
+        self.trouble.is(&format_args!("fenced once, perhaps by a time-out: {cause}"));
+        Ok(())
+    }
+
+    /// Waits for `pause`, which doubles, or until there is an order to give up.
+    fn wait(&self, pause: &mut Duration) {
+        /// How soon an order to give up is noticed.
+        const STEP: Duration = Duration::from_millis(50);
+        let until = Instant::now() + *pause;
+        while Instant::now() < until && !self.give_up.is_cancelled() {
+            std::thread::sleep(STEP);
+        }
+        *pause = (*pause * 2).min(BACKOFF.1);
+    }
+}
+
+fn apply(ledger: &mut Ledger, bytes: &[u8]) {
+    match Commit::decode(bytes) {
+        Ok(commit) => ledger.apply(&commit),
+        Err(error) => tracing::error!(%error, "passing over a record of the ledger topic"),
+    }
+}
+
+/// Says once that Kafka is in trouble, reminds now and then, and says once that it is over.
+#[derive(Debug, Default)]
+struct Trouble {
+    since: Option<Instant>,
+    said: Option<Instant>,
+}
+
+impl Trouble {
+    fn is(&mut self, cause: &dyn std::fmt::Display) {
+        metrics::kafka_up(false);
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if self.said.is_none_or(|said| said.elapsed() >= REMIND) {
+            self.said = Some(Instant::now());
+            tracing::error!(
+                %cause,
+                for_seconds = since.elapsed().as_secs(),
+                "cannot publish to Kafka; callbacks are still taken and stored, trying again"
+            );
+        }
+    }
+
+    fn over(&mut self) {
+        metrics::kafka_up(true);
+        if let Some(since) = self.since.take() {
+            tracing::info!(after_seconds = since.elapsed().as_secs(), "publishing to Kafka again");
+        }
+        self.said = None;
+    }
+}

@@ -1,0 +1,184 @@
+//! A batch: what of some entries is to be published, and the messages that say it.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::path::Path;
+
+use super::{PublisherError, Topics, quarantine};
+use crate::kafka::{self, Message, Refused};
+use crate::ledger::{Commit, Known, Ledger};
+use crate::metrics;
+use crate::record::{Entry, EventId, Record, Timestamp, type_name};
+use crate::wal::LogId;
+
+/// CloudEvents' `source`: what `ce_id` is unique within, whichever instance received the event.
+const SOURCE: &str = "urn:tencent-cloud:live";
+
+/// Entries of the log with what becomes of each.
+pub(super) struct Batch<'a> {
+    entries: &'a [Entry],
+    chosen: Vec<Chosen<'a>>,
+    conflicts: u64,
+}
+
+/// An entry that is not a retry.
+struct Chosen<'a> {
+    entry: &'a Entry,
+    fate: Fate,
+}
+
+enum Fate {
+    /// To its topic.
+    Publish,
+    /// To the dead-letter topic, because its own refused it.
+    DeadLetter { reason: String },
+    /// Kept on disk, because the dead-letter topic refused it too.
+    Quarantined,
+}
+
+impl<'a> Batch<'a> {
+    /// Sorts out retries of what the ledger knows and of each other (I5).
+    pub(super) fn judge(entries: &'a [Entry], ledger: &Ledger) -> Self {
+        let mut twins: HashSet<EventId> = HashSet::with_capacity(entries.len());
+        let mut batch = Self { entries, chosen: Vec::with_capacity(entries.len()), conflicts: 0 };
+        for entry in entries {
+            let known = ledger.known(entry.record.id);
+            if known == Known::Retry || !twins.insert(entry.record.id) {
+                continue;
+            }
+            batch.conflicts += u64::from(known == Known::Conflict);
+            batch.chosen.push(Chosen { entry, fate: Fate::Publish });
+        }
+        batch
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.chosen.len()
+    }
+
+    pub(super) fn last(&self) -> Option<&'a Entry> {
+        self.entries.last()
+    }
+
+    /// The ledger's record of this batch; `None` when it holds nothing but retries.
+    pub(super) fn commit(&self, log: LogId) -> Option<Commit> {
+        let (Some(first), Some(last)) = (self.entries.first(), self.entries.last()) else {
+            return None;
+        };
+        if self.chosen.is_empty() {
+            return None;
+        }
+        let received = self.entries.iter().map(|entry| entry.record.received_at);
+        Some(Commit {
+            log,
+            first: first.lsn,
+            last: last.lsn,
+            newest: received.max().unwrap_or(last.record.received_at),
+            ids: self.chosen.iter().map(|chosen| chosen.entry.record.id).collect(),
+        })
+    }
+
+    /// What goes to Kafka: a message for each chosen entry, in order, and the ledger's record last.
+    pub(super) fn messages<'m>(
+        &'m self,
+        topics: &'m Topics,
+        kafka: &'m kafka::Config,
+        commit: &Commit,
+    ) -> Vec<Message<'m>> {
+        let mut messages = Vec::with_capacity(self.chosen.len() + 1);
+        for (place, chosen) in self.chosen.iter().enumerate() {
+            let record = &chosen.entry.record;
+            let topic = topics.of(record.event_type);
+            let mut message = message(record, topic, &kafka.instance, place);
+            match &chosen.fate {
+                Fate::Publish => {}
+                Fate::DeadLetter { reason } => {
+                    message.topic = topics.dead_letter();
+                    message.headers.push(("livebridge-topic", Cow::Borrowed(topic)));
+                    message.headers.push(("livebridge-reason", Cow::Borrowed(reason)));
+                }
+                Fate::Quarantined => continue,
+            }
+            messages.push(message);
+        }
+        messages.push(Message {
+            topic: topics.ledger(),
+            key: Some(kafka.instance.as_bytes()),
+            value: Cow::Owned(commit.encode()),
+            timestamp: commit.newest,
+            headers: Vec::new(),
+            place: self.chosen.len(),
+        });
+        messages
+    }
+
+    /// Moves a refused record to the dead-letter topic, or, refused there as well, to disk.
+    pub(super) fn refuse(
+        &mut self,
+        refused: &Refused,
+        quarantine: &Path,
+    ) -> Result<(), PublisherError> {
+        let Some(chosen) = self.chosen.get_mut(refused.place) else {
+            // The ledger's own record: nothing to set aside, so it is tried again.
+            tracing::error!(reason = %refused.reason, "Kafka refuses the ledger's record");
+            return Ok(());
+        };
+        let lsn = chosen.entry.lsn;
+        let reason = refused.reason.to_string();
+        if matches!(chosen.fate, Fate::Publish) {
+            tracing::error!(%lsn, %reason, "Kafka refuses a record; it goes to the dead letters");
+            chosen.fate = Fate::DeadLetter { reason };
+        } else {
+            quarantine::store(quarantine, chosen.entry, &reason)?;
+            tracing::error!(%lsn, %reason, "the dead-letter topic refuses a record; it stays on disk");
+            chosen.fate = Fate::Quarantined;
+        }
+        Ok(())
+    }
+
+    /// Counts what became of the entries.
+    pub(super) fn count(&self) {
+        let now = Timestamp::now();
+        for chosen in &self.chosen {
+            let record = &chosen.entry.record;
+            match chosen.fate {
+                Fate::Publish => {
+                    metrics::published(type_name(record.event_type), now.since(record.received_at));
+                }
+                Fate::DeadLetter { .. } => metrics::dead_letter(),
+                Fate::Quarantined => metrics::quarantined(),
+            }
+        }
+        metrics::duplicates((self.entries.len() - self.chosen.len()) as u64);
+        metrics::conflicts(self.conflicts);
+    }
+}
+
+/// A record as Kafka sees it: CloudEvents' Kafka binding in binary mode, the body untouched.
+fn message<'m>(record: &'m Record, topic: &'m str, instance: &'m str, place: usize) -> Message<'m> {
+    let occurred_at = record.occurred_at.unwrap_or(record.received_at);
+    let stream = record.key.as_deref().filter(|_| record.has_stream);
+    let mut headers = Vec::with_capacity(11);
+    headers.extend([
+        ("ce_specversion", Cow::Borrowed("1.0")),
+        ("ce_id", Cow::Owned(record.id.to_string())),
+        ("ce_source", Cow::Borrowed(SOURCE)),
+        ("ce_type", Cow::Owned(format!("com.tencent.cloud.live.{}", type_name(record.event_type)))),
+        ("ce_time", Cow::Owned(occurred_at.to_string())),
+        ("content-type", Cow::Borrowed("application/json")),
+        ("livebridge-received-at", Cow::Owned(record.received_at.to_string())),
+        ("livebridge-instance", Cow::Borrowed(instance)),
+    ]);
+    if let Some(stream) = stream.and_then(|stream| std::str::from_utf8(stream).ok()) {
+        headers.push(("ce_subject", Cow::Borrowed(stream)));
+    }
+    Message {
+        topic,
+        key: record.key.as_deref(),
+        value: Cow::Borrowed(&record.body),
+        // Brokers refuse timestamps from the future; `ce_time` keeps what the callback said.
+        timestamp: occurred_at.min(record.received_at),
+        headers,
+        place,
+    }
+}

@@ -1,0 +1,93 @@
+//! Which topic takes which event type.
+
+use std::collections::BTreeMap;
+
+use crate::record::{EventType, OTHER};
+
+/// The topics of one livebridge.
+#[derive(Clone, Debug)]
+pub struct Topics {
+    by_type: BTreeMap<EventType, String>,
+    other: String,
+    dead_letter: String,
+    ledger: String,
+}
+
+/// Why topic names cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TopicsError {
+    /// Kafka would not take it.
+    #[error("topic name {0:?} is not 1 to 249 letters, digits, '.', '_' or '-'")]
+    Name(String),
+    /// Not an event type.
+    #[error(
+        "kafka.topics names event type {0:?}; use a number, a name such as \"push\", or \"other\""
+    )]
+    Type(String),
+}
+
+impl Topics {
+    /// `<prefix>.<name of the type>`, save for the types that `overrides` names by code or name.
+    ///
+    /// # Errors
+    /// [`TopicsError`]
+    pub fn new(prefix: &str, overrides: &BTreeMap<String, String>) -> Result<Self, TopicsError> {
+        let mut topics = Self {
+            by_type: EventType::known()
+                .map(|(event_type, name)| (event_type, format!("{prefix}.{name}")))
+                .collect(),
+            other: format!("{prefix}.{OTHER}"),
+            dead_letter: format!("{prefix}.dead-letter"),
+            ledger: format!("{prefix}.ledger"),
+        };
+        for (event_type, topic) in overrides {
+            if event_type == OTHER {
+                topics.other.clone_from(topic);
+            } else {
+                let code = EventType::parse(event_type)
+                    .ok_or_else(|| TopicsError::Type(event_type.clone()))?;
+                topics.by_type.insert(code, topic.clone());
+            }
+        }
+        let mut names = topics.all().into_iter().chain([topics.ledger()]);
+        if let Some(name) = names.find(|name| !is_legal(name)) {
+            return Err(TopicsError::Name(name.to_owned()));
+        }
+        drop(names);
+        Ok(topics)
+    }
+
+    /// The topic of an event type; that of unknown ones when there is none.
+    #[must_use]
+    pub fn of(&self, event_type: Option<EventType>) -> &str {
+        event_type.and_then(|code| self.by_type.get(&code)).unwrap_or(&self.other)
+    }
+
+    /// The topic of records that Kafka refuses elsewhere.
+    #[must_use]
+    pub fn dead_letter(&self) -> &str {
+        &self.dead_letter
+    }
+
+    /// The topic of the ledger.
+    #[must_use]
+    pub fn ledger(&self) -> &str {
+        &self.ledger
+    }
+
+    /// Every topic that takes records, each once.
+    #[must_use]
+    pub fn all(&self) -> Vec<&str> {
+        let names = self.by_type.values().chain([&self.other, &self.dead_letter]);
+        let mut names: Vec<&str> = names.map(String::as_str).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+}
+
+/// Kafka's rule for topic names.
+fn is_legal(name: &str) -> bool {
+    let legal = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
+    (1..=249).contains(&name.len()) && name.bytes().all(legal) && name != "." && name != ".."
+}
