@@ -1,0 +1,199 @@
+//! The running bridge: started back to front, stopped front to back.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::thread;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::http::{Intake, Listener};
+use crate::metrics::Exporter;
+use crate::publisher::{Publisher, PublisherError};
+use crate::wal::{Log, OpenError, StoreError};
+use crate::{admin, wal};
+
+/// After an order to stop, the longest that records are still published. The rest waits on disk.
+const PUBLISH_GRACE: Duration = Duration::from_secs(10);
+/// After an order to give up, the longest that the publisher takes to notice.
+const GIVE_UP: Duration = Duration::from_secs(5);
+
+/// Why the bridge did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] OpenError),
+    /// A port.
+    #[error("cannot listen on {address} ({key}): {cause}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// The key that says so.
+        key: &'static str,
+        /// Why not.
+        #[source]
+        cause: io::Error,
+    },
+    /// A thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// Why the bridge stopped on its own.
+#[derive(Debug, thiserror::Error)]
+pub enum StopError {
+    /// The log.
+    #[error("the log failed: {0}")]
+    Log(#[from] StoreError),
+    /// The publisher.
+    #[error("the publisher failed: {0}")]
+    Publisher(#[from] PublisherError),
+    /// It panicked.
+    #[error("the publisher's thread panicked")]
+    PublisherPanicked,
+}
+
+/// A bridge at work.
+#[derive(Debug)]
+pub struct Bridge {
+    /// Where callbacks are taken.
+    pub intake_address: SocketAddr,
+    /// Where operators look.
+    pub admin_address: SocketAddr,
+    intake: Intake,
+    log: Log,
+    publisher: oneshot::Receiver<Result<(), PublisherError>>,
+    stop_intake: CancellationToken,
+    give_up: CancellationToken,
+    stop_admin: CancellationToken,
+}
+
+impl Bridge {
+    /// Opens the log, then the publisher, then the ports: what can be wrong is found before the
+    /// first callback is taken. Kafka being away is not wrong.
+    ///
+    /// # Errors
+    /// [`StartError`]
+    pub async fn start(config: Config, exporter: Exporter) -> Result<Self, StartError> {
+        let listener = Listener::bind(config.http.listen);
+        let listener = listener.map_err(listen_error(config.http.listen, "http.listen"))?;
+        let admin_listener = TcpListener::bind(config.admin.listen).await;
+        let admin_listener =
+            admin_listener.map_err(listen_error(config.admin.listen, "admin.listen"))?;
+        let intake_address = listener.address().map_err(StartError::Thread)?;
+        let admin_address = admin_listener.local_addr().map_err(StartError::Thread)?;
+
+        let (appender, reader, log) = wal::open(&config.wal)?;
+        let stored = log.stored();
+        tracing::info!(
+            log = %log.id(),
+            dir = %config.wal.dir.display(),
+            records = stored.records,
+            bytes = stored.disk_bytes,
+            "log open"
+        );
+        let give_up = CancellationToken::new();
+        let quarantine = config.wal.dir.join("quarantine");
+        let publisher = Publisher::new(
+            reader,
+            config.kafka,
+            config.topics,
+            config.dedup,
+            quarantine,
+            give_up.clone(),
+        );
+        let (ended, publisher_end) = oneshot::channel();
+        thread::Builder::new()
+            .name("publisher".into())
+            .spawn(move || ended.send(publisher.run()))
+            .map_err(StartError::Thread)?;
+
+        let stop_admin = CancellationToken::new();
+        tokio::spawn(admin::run(admin_listener, exporter, log.probe(), stop_admin.clone()));
+        tracing::info!(address = %admin_address, "admin listening");
+        let stop_intake = CancellationToken::new();
+        let intake =
+            Intake::start(&listener, config.http, config.verifier, appender, stop_intake.clone())
+                .map_err(StartError::Thread)?;
+        tracing::info!(address = %intake_address, "intake listening");
+        Ok(Self {
+            intake_address,
+            admin_address,
+            intake,
+            log,
+            publisher: publisher_end,
+            stop_intake,
+            give_up,
+            stop_admin,
+        })
+    }
+
+    /// Works until `stop`, or until a part ends on its own, which is an error.
+    ///
+    /// Then: no new connections, every accepted callback gets its answer, the log closes, and what
+    /// can be published within the grace period is.
+    ///
+    /// # Errors
+    /// [`StopError`]
+    pub async fn run_until(mut self, stop: impl Future<Output = ()>) -> Result<(), StopError> {
+        let mut publisher_end = None;
+        let reason = tokio::select! {
+            () = stop => Ok(()),
+            end = self.log.ended() => end.map_err(StopError::Log),
+            end = &mut self.publisher => {
+                publisher_end = Some(());
+                match end {
+                    Ok(end) => end.map_err(StopError::Publisher),
+                    Err(_) => Err(StopError::PublisherPanicked),
+                }
+            }
+        };
+        match &reason {
+            Ok(()) => tracing::info!("stopping"),
+            Err(error) => tracing::error!(%error, "stopping"),
+        }
+
+        self.stop_intake.cancel();
+        let intake = self.intake;
+        let intake = tokio::task::spawn_blocking(move || intake.join());
+        let log_end = async {
+            // The writer ends when the intake has let go of it.
+            let _ = intake.await;
+            self.log.ended().await
+        };
+        let closed = log_end.await;
+        let mut published = Ok(());
+        if publisher_end.is_none() {
+            published = finish(&mut self.publisher, &self.give_up).await;
+        }
+        let left = self.log.stored().records;
+        let log = self.log;
+        let _ = tokio::task::spawn_blocking(move || log.close()).await;
+        self.stop_admin.cancel();
+        tracing::info!(records_left = left, "stopped");
+        reason.and(closed.map_err(StopError::Log)).and(published)
+    }
+}
+
+/// Lets the publisher finish within the grace period.
+async fn finish(
+    publisher: &mut oneshot::Receiver<Result<(), PublisherError>>,
+    give_up: &CancellationToken,
+) -> Result<(), StopError> {
+    if let Ok(end) = tokio::time::timeout(PUBLISH_GRACE, &mut *publisher).await {
+        return end.unwrap_or(Ok(())).map_err(StopError::Publisher);
+    }
+    give_up.cancel();
+    // Stuck in a call of librdkafka beyond this, it ends with the process.
+    let end = tokio::time::timeout(GIVE_UP, publisher).await.unwrap_or(Ok(Ok(())));
+    end.unwrap_or(Ok(())).map_err(StopError::Publisher)
+}
+
+fn listen_error(address: SocketAddr, key: &'static str) -> impl FnOnce(io::Error) -> StartError {
+    move |cause| StartError::Listen { address, key, cause }
+}

@@ -1,0 +1,525 @@
+//! File and environment become one checked [`Config`]; each part's config type lives with the part.
+//!
+//! The environment wins over the file: `LIVEBRIDGE_<SECTION>_<KEY>`. Unknown keys are refused in
+//! both, so that a typo does not become a default.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use crate::callback::{CallbackKey, Unsigned, Verifier};
+use crate::kafka::{self, Delivery, RESERVED};
+use crate::publisher::{Topics, TopicsError};
+use crate::record::{BODY_MAX, EventType};
+use crate::{admin, http, ledger, wal};
+
+/// Everything that `serve` needs to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The intake.
+    pub http: http::Config,
+    /// The operators' listener.
+    pub admin: admin::Config,
+    /// How callbacks prove where they come from.
+    pub verifier: Verifier,
+    /// The log.
+    pub wal: wal::Config,
+    /// Kafka.
+    pub kafka: kafka::Config,
+    /// Topic names.
+    pub topics: Topics,
+    /// The dedup window.
+    pub dedup: ledger::Config,
+}
+
+/// Why there is no config.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file cannot be read.
+    #[error("cannot read {path}: {cause}", path = path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        cause: io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{path} is not valid TOML: {cause}", path = path.display())]
+    Syntax {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        cause: Box<toml::de::Error>,
+    },
+    /// A key is unknown or has a value of the wrong kind.
+    #[error("configuration: {}", .0.to_string().trim_end())]
+    Shape(#[source] Box<toml::de::Error>),
+    /// An environment variable is unknown or has a value of the wrong kind.
+    #[error("environment variable {name}: {problem}")]
+    Environment {
+        /// Its name.
+        name: String,
+        /// What is wrong; never the value, which may be secret.
+        problem: String,
+    },
+    /// A value makes no sense.
+    #[error("{key}: {problem}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// Topic names.
+    #[error("kafka.topics: {0}")]
+    Topics(#[from] TopicsError),
+}
+
+/// How the text of an environment variable is read.
+#[derive(Clone, Copy)]
+enum Kind {
+    Text,
+    /// Parts joined by commas.
+    List,
+    Number,
+    Flag,
+}
+
+/// Every key but the two maps, `kafka.client` and `kafka.topics`.
+const KEYS: [(&str, &str, Kind); 22] = [
+    ("http", "listen", Kind::Text),
+    ("http", "path", Kind::Text),
+    ("http", "max_body", Kind::Text),
+    ("http", "max_connections", Kind::Number),
+    ("http", "deadline", Kind::Text),
+    ("admin", "listen", Kind::Text),
+    ("callback", "keys", Kind::List),
+    ("callback", "keys_file", Kind::Text),
+    ("callback", "expiry_leeway", Kind::Text),
+    ("callback", "unsigned", Kind::List),
+    ("wal", "dir", Kind::Text),
+    ("wal", "max_bytes", Kind::Text),
+    ("wal", "min_free_bytes", Kind::Text),
+    ("kafka", "brokers", Kind::Text),
+    ("kafka", "instance", Kind::Text),
+    ("kafka", "topic_prefix", Kind::Text),
+    ("kafka", "delivery", Kind::Text),
+    ("kafka", "create_topics", Kind::Flag),
+    ("kafka", "partitions", Kind::Number),
+    ("kafka", "replication", Kind::Number),
+    ("dedup", "window", Kind::Text),
+    ("dedup", "max_ids", Kind::Number),
+];
+const SECTIONS: [&str; 6] = ["http", "admin", "callback", "wal", "kafka", "dedup"];
+const PREFIX: &str = "LIVEBRIDGE_";
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Raw {
+    http: RawHttp,
+    admin: RawAdmin,
+    callback: RawCallback,
+    wal: RawWal,
+    kafka: RawKafka,
+    dedup: RawDedup,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawHttp {
+    listen: SocketAddr,
+    path: String,
+    max_body: ByteSize,
+    max_connections: usize,
+    deadline: Span,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawAdmin {
+    listen: SocketAddr,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawCallback {
+    keys: Vec<String>,
+    keys_file: Option<PathBuf>,
+    expiry_leeway: Span,
+    unsigned: Vec<TypeName>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawWal {
+    dir: PathBuf,
+    max_bytes: ByteSize,
+    min_free_bytes: ByteSize,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawKafka {
+    brokers: String,
+    instance: Option<String>,
+    topic_prefix: String,
+    delivery: Delivery,
+    create_topics: bool,
+    partitions: i32,
+    replication: i32,
+    client: BTreeMap<String, Setting>,
+    topics: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawDedup {
+    window: Span,
+    max_ids: usize,
+}
+
+impl std::fmt::Debug for RawCallback {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RawCallback").finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for RawKafka {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RawKafka").finish_non_exhaustive()
+    }
+}
+
+impl Default for RawHttp {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 8080)),
+            path: "/callback".into(),
+            max_body: ByteSize::kib(256),
+            max_connections: 4096,
+            deadline: Span(Duration::from_secs(5)),
+        }
+    }
+}
+
+impl Default for RawAdmin {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9464)) }
+    }
+}
+
+impl Default for RawCallback {
+    fn default() -> Self {
+        Self {
+            keys: Vec::new(),
+            keys_file: None,
+            // Twelve retries span 16 min, and `t` may be that of the first try.
+            expiry_leeway: Span(Duration::from_mins(20)),
+            unsigned: Vec::new(),
+        }
+    }
+}
+
+impl Default for RawWal {
+    fn default() -> Self {
+        Self { dir: "data".into(), max_bytes: ByteSize::gib(10), min_free_bytes: ByteSize::gib(1) }
+    }
+}
+
+impl Default for RawKafka {
+    fn default() -> Self {
+        Self {
+            brokers: "localhost:9092".into(),
+            instance: None,
+            topic_prefix: "live".into(),
+            delivery: Delivery::ExactlyOnce,
+            create_topics: true,
+            partitions: 6,
+            replication: 1,
+            client: BTreeMap::new(),
+            topics: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for RawDedup {
+    fn default() -> Self {
+        // Retries come up to 16 min late; four million ids are about 80 MB.
+        Self { window: Span(Duration::from_hours(1)), max_ids: 4_000_000 }
+    }
+}
+
+/// A duration as `"30s"` or `"20m"`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(try_from = "String")]
+struct Span(Duration);
+
+impl TryFrom<String> for Span {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        humantime::parse_duration(&text)
+            .map(Self)
+            .map_err(|cause| format!("{text:?} is not a duration such as \"30s\" ({cause})"))
+    }
+}
+
+/// An event type as a number or as text.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum TypeName {
+    Code(i64),
+    Name(String),
+}
+
+/// A setting of librdkafka, which takes all of them as text.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Setting {
+    Text(String),
+    Number(i64),
+    Flag(bool),
+}
+
+impl Setting {
+    fn into_text(self) -> String {
+        match self {
+            Self::Text(text) => text,
+            Self::Number(number) => number.to_string(),
+            Self::Flag(flag) => flag.to_string(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads `file`, if one is given, and the environment.
+    ///
+    /// # Errors
+    /// [`ConfigError`]
+    pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
+        let table = match file {
+            None => Table::new(),
+            Some(path) => {
+                let text = fs::read_to_string(path)
+                    .map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })?;
+                text.parse().map_err(|cause| ConfigError::Syntax {
+                    path: path.to_owned(),
+                    cause: Box::new(cause),
+                })?
+            }
+        };
+        let environment = env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        });
+        Self::from_parts(table, environment)
+    }
+
+    /// From a parsed file and environment variables.
+    ///
+    /// # Errors
+    /// [`ConfigError`]
+    pub fn from_parts(
+        mut table: Table,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        for (name, value) in environment {
+            if let Some(rest) = name.strip_prefix(PREFIX) {
+                override_key(&mut table, &name, rest, value)?;
+            }
+        }
+        let raw: Raw = table.try_into().map_err(|cause| ConfigError::Shape(Box::new(cause)))?;
+        raw.check()
+    }
+}
+
+/// Puts the variable `name`, whose name behind the prefix is `rest`, into `table`.
+fn override_key(
+    table: &mut Table,
+    name: &str,
+    rest: &str,
+    text: String,
+) -> Result<(), ConfigError> {
+    let bad = |problem: String| ConfigError::Environment { name: name.to_owned(), problem };
+    let rest = rest.to_ascii_lowercase();
+    let Some((section, key)) = rest.split_once('_').filter(|(s, _)| SECTIONS.contains(s)) else {
+        // Not about a section: LIVEBRIDGE_LOG and the like.
+        return Ok(());
+    };
+    let known = KEYS.iter().find(|(s, k, _)| *s == section && *k == key);
+    let map = |map: &str| key.strip_prefix(map).filter(|_| section == "kafka");
+    let (path, value) = if let Some((_, _, kind)) = known {
+        (vec![section.to_owned(), key.to_owned()], kind.read(text).map_err(bad)?)
+    } else if let Some(setting) = map("client_") {
+        let path = vec![section.to_owned(), "client".to_owned(), setting.replace('_', ".")];
+        (path, Value::String(text))
+    } else if let Some(event_type) = map("topics_") {
+        let path = vec![section.to_owned(), "topics".to_owned(), event_type.replace('_', "-")];
+        (path, Value::String(text))
+    } else {
+        let keys = KEYS.iter().filter(|(s, _, _)| *s == section).map(|(_, key, _)| *key);
+        let keys: Vec<&str> = keys.collect();
+        return Err(bad(format!("[{section}] has no such key; it has {}", keys.join(", "))));
+    };
+    insert(table, &path, value).ok_or_else(|| bad("stands where the file has no table".into()))
+}
+
+impl Kind {
+    fn read(self, text: String) -> Result<Value, String> {
+        Ok(match self {
+            Self::Text => Value::String(text),
+            Self::List => {
+                let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+                Value::Array(parts.map(|part| Value::String(part.to_owned())).collect())
+            }
+            Self::Number => Value::Integer(text.parse().map_err(|_| "is not a whole number")?),
+            Self::Flag => Value::Boolean(text.parse().map_err(|_| "is neither true nor false")?),
+        })
+    }
+}
+
+fn insert(table: &mut Table, path: &[String], value: Value) -> Option<()> {
+    let (last, above) = path.split_last()?;
+    let mut table = table;
+    for step in above {
+        let below = table.entry(step.as_str()).or_insert_with(|| Value::Table(Table::new()));
+        table = below.as_table_mut()?;
+    }
+    table.insert(last.clone(), value);
+    Some(())
+}
+
+impl Raw {
+    fn check(self) -> Result<Config, ConfigError> {
+        let bad = |key, problem: String| ConfigError::Value { key, problem };
+        let max_body = usize::try_from(self.http.max_body.as_u64()).unwrap_or(usize::MAX);
+        if !(1024..=BODY_MAX).contains(&max_body) {
+            return Err(bad("http.max_body", format!("must be 1 KiB to {} KiB", BODY_MAX / 1024)));
+        }
+        let path = self.http.path.trim_end_matches('/').to_owned();
+        if !path.is_empty() && !path.starts_with('/') {
+            return Err(bad("http.path", format!("{path:?} must begin with a slash")));
+        }
+        if self.http.max_connections == 0 {
+            return Err(bad("http.max_connections", "must be at least 1".into()));
+        }
+        if self.http.deadline.0.is_zero() || self.http.deadline.0 > Duration::from_secs(15) {
+            let problem = "must be up to 15s: Tencent gives up a call after 20s";
+            return Err(bad("http.deadline", problem.into()));
+        }
+        if self.dedup.window.0 < Duration::from_mins(1) {
+            let problem = "must be at least 60s, the pause between two of Tencent's tries";
+            return Err(bad("dedup.window", problem.into()));
+        }
+        if self.dedup.max_ids < 1000 {
+            return Err(bad("dedup.max_ids", "must be at least 1000".into()));
+        }
+        let kafka = self.kafka;
+        Ok(Config {
+            http: http::Config {
+                listen: self.http.listen,
+                path,
+                max_body,
+                max_connections: self.http.max_connections,
+                deadline: self.http.deadline.0,
+            },
+            admin: admin::Config { listen: self.admin.listen },
+            verifier: self.callback.check()?,
+            wal: wal::Config {
+                dir: self.wal.dir,
+                max_bytes: self.wal.max_bytes.as_u64(),
+                min_free_bytes: self.wal.min_free_bytes.as_u64(),
+            },
+            topics: Topics::new(&kafka.topic_prefix, &kafka.topics)?,
+            kafka: kafka.check()?,
+            dedup: ledger::Config { window: self.dedup.window.0, max_ids: self.dedup.max_ids },
+        })
+    }
+}
+
+impl RawCallback {
+    fn check(self) -> Result<Verifier, ConfigError> {
+        let mut secrets = self.keys;
+        if let Some(path) = self.keys_file {
+            let text =
+                fs::read_to_string(&path).map_err(|cause| ConfigError::Read { path, cause })?;
+            secrets.extend(text.lines().map(str::to_owned));
+        }
+        let keys: Vec<CallbackKey> =
+            secrets.iter().filter_map(|secret| CallbackKey::new(secret)).collect();
+        let mut unsigned = Unsigned::Refused;
+        let mut types = Vec::new();
+        for name in self.unsigned {
+            let event_type = match name {
+                TypeName::Code(code) => Some(EventType(code)),
+                TypeName::Name(name) if name == "all" => {
+                    unsigned = Unsigned::All;
+                    continue;
+                }
+                TypeName::Name(name) => EventType::parse(&name),
+            };
+            types.push(event_type.ok_or_else(|| {
+                ConfigError::Value {
+                    key: "callback.unsigned",
+                    problem: "names an unknown event type; use numbers, names such as \"relay\", \
+                          or \"all\""
+                        .into(),
+                }
+            })?);
+        }
+        if unsigned == Unsigned::Refused && !types.is_empty() {
+            unsigned = Unsigned::Types(types);
+        }
+        if keys.is_empty() && unsigned != Unsigned::All {
+            return Err(ConfigError::Value {
+                key: "callback.keys",
+                problem: "is empty: put in the CallbackKey of the callback template, or, if the \
+                          template has none, set callback.unsigned = [\"all\"]"
+                    .into(),
+            });
+        }
+        Ok(Verifier { keys, leeway: self.expiry_leeway.0, unsigned })
+    }
+}
+
+impl RawKafka {
+    fn check(self) -> Result<kafka::Config, ConfigError> {
+        let bad = |key, problem: String| ConfigError::Value { key, problem };
+        if let Some(name) = RESERVED.iter().find(|name| self.client.contains_key(**name)) {
+            let problem = format!("{name} is set by livebridge: its promises stand on it");
+            return Err(bad("kafka.client", problem));
+        }
+        if self.brokers.trim().is_empty() {
+            return Err(bad("kafka.brokers", "is empty".into()));
+        }
+        if self.partitions < 1 {
+            return Err(bad("kafka.partitions", "must be at least 1".into()));
+        }
+        if self.replication < 1 {
+            return Err(bad("kafka.replication", "must be at least 1".into()));
+        }
+        let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let instance = self.instance.unwrap_or_else(host);
+        if instance.trim().is_empty() {
+            return Err(bad("kafka.instance", "is empty; give every instance its own name".into()));
+        }
+        Ok(kafka::Config {
+            brokers: self.brokers,
+            instance,
+            delivery: self.delivery,
+            create_topics: self.create_topics,
+            partitions: self.partitions,
+            replication: self.replication,
+            client: self.client.into_iter().map(|(k, v)| (k, v.into_text())).collect(),
+        })
+    }
+}

@@ -1,0 +1,397 @@
+//! The intake: takes callbacks over HTTP, under limits, and answers 200 only for what is durable.
+//!
+//! One socket, one single-threaded runtime per core: connections stay on the core that accepted
+//! them. The one table from errors to status is [`Rejection::status`].
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Incoming};
+use hyper::header::{self, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::callback::{CallbackError, Unverified, Verifier};
+use crate::metrics::{self, Refusal};
+use crate::record::{Timestamp, type_name};
+use crate::wal::{AppendError, Appender};
+
+/// Where callbacks are taken, and how much of what.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The address to listen on.
+    pub listen: SocketAddr,
+    /// The path of callbacks; anything below it is one too.
+    pub path: String,
+    /// The largest body, in bytes.
+    pub max_body: usize,
+    /// Open connections at once; further ones wait in the kernel.
+    pub max_connections: usize,
+    /// The longest that a whole callback waits for the log.
+    pub deadline: Duration,
+}
+
+/// From a connection's opening, or its last answer, to the end of the next request's headers.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+/// From the headers to the end of the body. Tencent gives up a call after 20 s.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Header bytes of a request. hyper takes no less than 8 KiB.
+const HEADER_BYTES_MAX: usize = 16 * 1024;
+/// Header fields of a request.
+const HEADERS_MAX: usize = 64;
+/// Bytes of bodies being received at once, whatever connections and their limits would allow.
+const BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Connections that the kernel keeps for us.
+const BACKLOG: i32 = 4096;
+/// At a stop, the longest that open requests are waited for.
+const STOP_GRACE: Duration = Duration::from_secs(10);
+/// After a refusal for lack of room, the sender may come back in so many seconds.
+const RETRY_AFTER_SECONDS: &str = "10";
+
+/// The bound socket.
+#[derive(Debug)]
+pub struct Listener(std::net::TcpListener);
+
+impl Listener {
+    /// Binds `address`. Nothing is accepted yet.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn bind(address: SocketAddr) -> io::Result<Self> {
+        let domain = socket2::Domain::for_address(address);
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(Self(socket.into()))
+    }
+
+    /// The address bound, its port chosen if the configured one was 0.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}
+
+/// The running intake.
+#[derive(Debug)]
+pub struct Intake(Vec<thread::JoinHandle<()>>);
+
+/// What every connection needs.
+struct Shared {
+    config: Config,
+    verifier: Verifier,
+    appender: Appender,
+    connections: Arc<Semaphore>,
+    body_bytes: AtomicUsize,
+    stop: CancellationToken,
+}
+
+impl Intake {
+    /// Accepts connections until `stop`.
+    ///
+    /// # Errors
+    /// The operating system's, when it gives no thread.
+    pub fn start(
+        listener: &Listener,
+        config: Config,
+        verifier: Verifier,
+        appender: Appender,
+        stop: CancellationToken,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            connections: Arc::new(Semaphore::new(config.max_connections)),
+            config,
+            verifier,
+            appender,
+            body_bytes: AtomicUsize::new(0),
+            stop,
+        });
+        let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let start = |core| {
+            let listener = listener.0.try_clone()?;
+            let shared = Arc::clone(&shared);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            thread::Builder::new()
+                .name(format!("intake-{core}"))
+                .spawn(move || runtime.block_on(accept(listener, shared)))
+        };
+        (0..cores).map(start).collect::<io::Result<_>>().map(Self)
+    }
+
+    /// Waits until every request is answered, after the order to stop.
+    pub fn join(self) {
+        for thread in self.0 {
+            if thread.join().is_err() {
+                tracing::error!("an intake thread panicked");
+            }
+        }
+    }
+}
+
+async fn accept(listener: std::net::TcpListener, shared: Arc<Shared>) {
+    /// Pause after the operating system refuses a connection, for lack of descriptors mostly.
+    const PAUSE: Duration = Duration::from_millis(50);
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "cannot accept connections"),
+    };
+    let tasks = TaskTracker::new();
+    let next = async || {
+        // Never closed, so never an error: without a permit there is no connection.
+        let permit = Arc::clone(&shared.connections).acquire_owned().await;
+        (listener.accept().await, permit.ok())
+    };
+    loop {
+        let (accepted, permit) = tokio::select! {
+            () = shared.stop.cancelled() => break,
+            next = next() => next,
+        };
+        match (accepted, permit) {
+            (Ok((stream, _)), Some(permit)) => {
+                tasks.spawn(serve(stream, Arc::clone(&shared), permit));
+            }
+            (Err(error), _) => {
+                tracing::debug!(%error, "cannot accept a connection");
+                tokio::time::sleep(PAUSE).await;
+            }
+            (_, None) => break,
+        }
+    }
+    drop(listener);
+    tasks.close();
+    if timeout(STOP_GRACE, tasks.wait()).await.is_err() {
+        tracing::warn!(connections = tasks.len(), "connections cut off that did not end in time");
+    }
+}
+
+async fn serve(stream: TcpStream, shared: Arc<Shared>, _permit: OwnedSemaphorePermit) {
+    metrics::connection_opened();
+    // Answers are single small packets.
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(|request| answer(&shared, request));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(HEADER_BYTES_MAX)
+        .max_headers(HEADERS_MAX)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = shared.stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection ended early");
+    }
+    metrics::connection_closed();
+}
+
+/// Why a request is not answered 200.
+#[derive(Debug)]
+enum Rejection {
+    Request(Refusal),
+    Callback(CallbackError),
+    Append(AppendError),
+}
+
+impl Rejection {
+    /// The table from errors to status.
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Request(Refusal::Method) => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Request(Refusal::Path) => StatusCode::NOT_FOUND,
+            Self::Request(Refusal::TooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Request(Refusal::BodyIncomplete) => StatusCode::REQUEST_TIMEOUT,
+            Self::Request(Refusal::Overloaded | Refusal::Deadline) | Self::Append(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::Callback(error) if error.is_authentication() => StatusCode::UNAUTHORIZED,
+            Self::Request(Refusal::Framing) | Self::Callback(_) => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Request(refusal) => refusal.reason(),
+            Self::Callback(error) => error.reason(),
+            Self::Append(error) => error.reason(),
+        }
+    }
+
+    fn message(&self, config: &Config) -> String {
+        match self {
+            Self::Request(Refusal::Method) => "callbacks are sent with POST".to_owned(),
+            Self::Request(Refusal::Path) => format!("callbacks are taken at {}", config.path),
+            Self::Request(Refusal::TooLarge) => {
+                format!("the body is larger than {} bytes", config.max_body)
+            }
+            Self::Request(Refusal::BodyIncomplete) => "the body did not arrive whole".to_owned(),
+            Self::Request(Refusal::Framing) => {
+                "Content-Length and Transfer-Encoding exclude each other".to_owned()
+            }
+            Self::Request(Refusal::Overloaded) => "too much is being received at once".to_owned(),
+            Self::Request(Refusal::Deadline) => "the log did not answer in time".to_owned(),
+            Self::Callback(error) => error.to_string(),
+            Self::Append(error) => error.to_string(),
+        }
+    }
+
+    /// Whether the rest of the connection is of no use: its body was not read to the end.
+    fn closes(&self) -> bool {
+        matches!(self, Self::Request(refusal) if *refusal != Refusal::Deadline)
+    }
+}
+
+impl From<Refusal> for Rejection {
+    fn from(refusal: Refusal) -> Self {
+        Self::Request(refusal)
+    }
+}
+
+impl From<CallbackError> for Rejection {
+    fn from(error: CallbackError) -> Self {
+        Self::Callback(error)
+    }
+}
+
+async fn answer(
+    shared: &Shared,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let started = Instant::now();
+    Ok(match receive(shared, request).await {
+        Ok(type_name) => {
+            metrics::accepted(type_name, started.elapsed());
+            response(StatusCode::OK, Bytes::from_static(br#"{"code":0}"#))
+        }
+        Err(rejection) => {
+            metrics::refused(rejection.reason());
+            refuse(&rejection, &shared.config)
+        }
+    })
+}
+
+/// Takes one callback and returns its type's name once it is durable (I1).
+async fn receive(shared: &Shared, request: Request<Incoming>) -> Result<&'static str, Rejection> {
+    let config = &shared.config;
+    let below = request.uri().path().strip_prefix(&*config.path);
+    if !below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+        return Err(Refusal::Path.into());
+    }
+    if request.method() != Method::POST {
+        return Err(Refusal::Method.into());
+    }
+    let headers = request.headers();
+    if headers.contains_key(header::CONTENT_LENGTH)
+        && headers.contains_key(header::TRANSFER_ENCODING)
+    {
+        return Err(Refusal::Framing.into());
+    }
+    let body = match timeout(BODY_TIMEOUT, read_body(shared, request.into_body())).await {
+        Ok(body) => body?,
+        Err(_) => return Err(Refusal::BodyIncomplete.into()),
+    };
+    let received_at = Timestamp::now();
+    let callback = Unverified::parse(&body)?.verify(&shared.verifier, received_at)?;
+    let record = callback.into_record(received_at)?;
+    let type_name = type_name(record.event_type);
+    match timeout(config.deadline, shared.appender.append(record)).await {
+        Ok(Ok(_)) => Ok(type_name),
+        Ok(Err(error)) => Err(Rejection::Append(error)),
+        // The record may still become durable; the sender's retry is then absorbed.
+        Err(_) => Err(Refusal::Deadline.into()),
+    }
+}
+
+/// The whole body, within the limits for one and for all.
+async fn read_body(shared: &Shared, mut body: Incoming) -> Result<Bytes, Refusal> {
+    let max = shared.config.max_body;
+    let hint = body.size_hint();
+    if hint.lower() > max as u64 {
+        return Err(Refusal::TooLarge);
+    }
+    let expected = hint.exact().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(max);
+    let _reserved = Reserved::new(&shared.body_bytes, expected).ok_or(Refusal::Overloaded)?;
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| Refusal::BodyIncomplete)?.into_data() else { continue };
+        if whole.len() + data.len() > max {
+            return Err(Refusal::TooLarge);
+        }
+        if whole.is_empty() && body.is_end_stream() {
+            return Ok(data);
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(whole.freeze())
+}
+
+/// A share of [`BODIES_BYTES_MAX`], given back on drop.
+struct Reserved<'a> {
+    total: &'a AtomicUsize,
+    bytes: usize,
+}
+
+impl<'a> Reserved<'a> {
+    fn new(total: &'a AtomicUsize, bytes: usize) -> Option<Self> {
+        let reserved = Self { total, bytes };
+        let before = total.fetch_add(bytes, Ordering::Relaxed);
+        (before + bytes <= BODIES_BYTES_MAX).then_some(reserved)
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+fn refuse(rejection: &Rejection, config: &Config) -> Response<Full<Bytes>> {
+    let status = rejection.status();
+    let text = serde_json::json!({
+        "code": status.as_u16(),
+        "message": rejection.message(config),
+    });
+    let mut response = response(status, Bytes::from(text.to_string()));
+    let headers = response.headers_mut();
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+    }
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(header::ALLOW, HeaderValue::from_static("POST"));
+    }
+    if rejection.closes() {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+fn response(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response
+}
