@@ -1,4 +1,28 @@
 //! livebridge: a durable bridge from Tencent Cloud Live event callbacks to Kafka.
+//!
+//! ```text
+//! HTTP POST ─ http ─ callback (parse, verify) ─ record ─ wal::Appender ─▶ wal writer ─ fdatasync ─▶ 200
+//!                                                                            │
+//! Kafka ◀─ kafka (transaction: events + one ledger record) ◀─ publisher ◀────┘
+//!                                                                 ▲
+//!                                                               ledger (what is published)
+//! ```
+//! Modules in the order in which a callback meets them:
+//! [`http`], [`callback`], [`record`], [`wal`], [`publisher`], [`ledger`], [`kafka`]. Around them:
+//! [`config`], [`metrics`], [`logging`], [`admin`], and [`bridge`], which starts and stops them.
+//!
+//! # Invariants
+//! - **I1** A callback is answered 200 only when its record is durable: written, flushed, and its
+//!   file `fdatasync`ed.
+//! - **I2** Only a verified callback becomes a record.
+//! - **I3** A record leaves the log only when the ledger says that its transaction holds, or when
+//!   it was absorbed as a retry of one that does.
+//! - **I4** Records are sent in LSN order, one transaction at a time; after any crash the publisher
+//!   goes on behind the last LSN that the ledger names.
+//! - **I5** Two records are one event only if natural key and content are equal.
+//! - **I6** A failed commit ends the process: after a failed flush nobody knows what is on disk.
+//! - **I7** Everything has a limit, with a name: connections, headers, bodies, the inbox, frames,
+//!   segments, the log, the batch, the window, every wait.
 
 pub mod admin;
 pub mod bridge;
@@ -11,4 +35,6 @@ pub mod logging;
 pub mod metrics;
 pub mod publisher;
 pub mod record;
+pub mod sample;
+pub mod sender;
 pub mod wal;

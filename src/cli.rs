@@ -1,0 +1,148 @@
+//! The commands and their options.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use livebridge::bridge::{Bridge, StartError, StopError};
+use livebridge::config::{Config, ConfigError};
+use livebridge::{logging, metrics};
+use tokio::signal::unix::{SignalKind, signal};
+
+mod check;
+mod dev;
+mod send;
+mod wal;
+
+/// A wrong configuration, as in sysexits.h.
+const EXIT_USAGE: u8 = 64;
+/// Whatever else went wrong.
+const EXIT_FAILURE: u8 = 1;
+
+/// Takes Tencent Cloud Live callbacks and delivers each to Kafka, once, whatever happens.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Take callbacks and publish them to Kafka.
+    ///
+    /// Every key of the configuration file can be given as LIVEBRIDGE_<SECTION>_<KEY> in the
+    /// environment, which wins. Stops on SIGTERM or SIGINT; a second one stops at once.
+    Serve(ConfigFile),
+    /// Try it: the same pipeline with a Kafka of its own, nothing to install.
+    ///
+    /// Starts an in-memory Kafka that any Kafka client reaches, a log in a temporary directory and
+    /// the intake, and prints each event as it lands in its topic.
+    Dev(dev::Options),
+    /// Say what is wrong before production does: configuration, directory, clock, keys, Kafka.
+    ///
+    /// Exits 0 when nothing is wrong, 1 when something is, 64 when the configuration is.
+    Check(ConfigFile),
+    /// Send callbacks as Tencent does: signed, at a rate, tried again until answered 200.
+    Send(send::Options),
+    /// Look into a log, also beside a running instance; nothing is changed.
+    Wal(wal::Options),
+}
+
+#[derive(Debug, Args)]
+struct ConfigFile {
+    /// The configuration file; without it, defaults and the environment.
+    #[arg(long, value_name = "FILE", env = "LIVEBRIDGE_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+/// What a command fails with.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error(transparent)]
+    Stop(#[from] StopError),
+    #[error(transparent)]
+    Log(#[from] livebridge::wal::OpenError),
+    #[error("{0}")]
+    Usage(String),
+    #[error("cannot {what}: {cause}")]
+    Other { what: &'static str, cause: Box<dyn std::error::Error + Send + Sync> },
+    /// A finding that was printed already.
+    #[error("something is wrong")]
+    Found,
+}
+
+impl CliError {
+    fn other<E: std::error::Error + Send + Sync + 'static>(
+        what: &'static str,
+    ) -> impl FnOnce(E) -> Self {
+        move |cause| Self::Other { what, cause: Box::new(cause) }
+    }
+}
+
+/// Runs the command that the arguments name.
+pub(crate) fn run() -> ExitCode {
+    let cli = Cli::parse();
+    logging::install();
+    let outcome = match cli.command {
+        Command::Serve(options) => serve(&options),
+        Command::Dev(options) => dev::run(&options),
+        Command::Check(options) => check::run(options.config.as_deref()),
+        Command::Send(options) => send::run(options),
+        Command::Wal(options) => wal::run(&options),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(CliError::Found) => ExitCode::from(EXIT_FAILURE),
+        Err(error) => {
+            eprintln!("livebridge: {error}");
+            let usage = matches!(error, CliError::Config(_) | CliError::Usage(_));
+            ExitCode::from(if usage { EXIT_USAGE } else { EXIT_FAILURE })
+        }
+    }
+}
+
+fn serve(options: &ConfigFile) -> Result<(), CliError> {
+    let config = Config::load(options.config.as_deref())?;
+    let exporter = metrics::install().map_err(CliError::other("install metrics"))?;
+    block_on(async {
+        let bridge = Bridge::start(config, exporter).await?;
+        bridge.run_until(stop_signal()?).await?;
+        Ok(())
+    })
+}
+
+/// Runs `work` on a runtime for everything but the intake, which has its own.
+fn block_on<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(CliError::other("start a runtime"))?;
+    runtime.block_on(work)
+}
+
+/// Completes at the first SIGTERM (a service manager) or SIGINT (a person). At the second, the
+/// process ends at once: what is acknowledged is on disk.
+fn stop_signal() -> Result<impl Future<Output = ()>, CliError> {
+    let listen = |kind| signal(kind).map_err(CliError::other("listen for signals"));
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::warn!("stopped at once by a second signal");
+            std::process::exit(i32::from(EXIT_FAILURE));
+        });
+    })
+}

@@ -1,0 +1,201 @@
+//! `livebridge dev`: everything in one process, to try it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use clap::Args;
+use livebridge::bridge::Bridge;
+use livebridge::callback::CallbackKey;
+use livebridge::config::Config;
+use livebridge::kafka::embedded::Embedded;
+use livebridge::kafka::follow::{Follower, Landed};
+use livebridge::metrics;
+use livebridge::publisher::Topics;
+use livebridge::record::Timestamp;
+use livebridge::sample::Samples;
+use livebridge::sender::{RetryPolicy, Sender};
+
+use super::{CliError, block_on, stop_signal};
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// Where to take callbacks.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// Where to serve /metrics, /healthz and /readyz.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9464")]
+    admin: SocketAddr,
+    /// Send this many sample callbacks a second, of every event type; every fourth is sent twice,
+    /// as a retry would be.
+    #[arg(long, value_name = "RATE", default_value_t = 0.0)]
+    samples: f64,
+    /// Stop by itself after this time, such as 10s.
+    #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+    time: Option<Duration>,
+    /// Keep the log in this directory instead of a temporary one.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// The callback key.
+    #[arg(long, value_name = "KEY", default_value = "dev-callback-key")]
+    key: String,
+}
+
+/// Partitions of each topic of the embedded Kafka.
+const PARTITIONS: i32 = 2;
+/// Characters of a body that fit on a line with the rest.
+const BODY_SHOWN: usize = 100;
+
+pub(super) fn run(options: &Options) -> Result<(), CliError> {
+    let key = CallbackKey::new(&options.key).ok_or(CliError::Usage("--key is empty".into()))?;
+    let (mut config, temporary) = config(options)?;
+    let topics = config.topics.clone();
+    let kafka = Embedded::start(&topics.all(), PARTITIONS, topics.ledger())
+        .map_err(CliError::other("start the embedded Kafka"))?;
+    config.kafka.brokers = kafka.brokers();
+    let follower = Follower::new(&config.kafka, &topics.all())
+        .map_err(CliError::other("read from the embedded Kafka"))?;
+    let exporter = metrics::install().map_err(CliError::other("install metrics"))?;
+    let stopping = Arc::new(AtomicBool::new(false));
+
+    let outcome = block_on(async {
+        let dir = config.wal.dir.clone();
+        let bridge = Bridge::start(config, exporter).await?;
+        let url = format!("http://{}/callback", bridge.intake_address);
+        introduce(options, &url, &kafka, &topics, &bridge, &dir, &key);
+        let printer = thread::spawn({
+            let stopping = Arc::clone(&stopping);
+            move || print(&follower, &stopping)
+        });
+        if options.samples > 0.0 {
+            tokio::spawn(send_samples(url, key, options.samples));
+        }
+        let signal = stop_signal()?;
+        let time = options.time;
+        let stop = async move {
+            let time = async {
+                match time {
+                    Some(time) => tokio::time::sleep(time).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = signal => {}
+                () = time => {}
+            }
+        };
+        let end = bridge.run_until(stop).await;
+        stopping.store(true, Ordering::Relaxed);
+        let count = tokio::task::spawn_blocking(move || printer.join()).await;
+        let count = count.ok().and_then(Result::ok).unwrap_or(0);
+        println!("{count} events landed in Kafka.");
+        end.map_err(CliError::from)
+    });
+    if let Some(dir) = temporary {
+        // Left behind, it is only untidy.
+        let _ = std::fs::remove_dir_all(dir);
+    }
+    outcome
+}
+
+/// The configuration, and the directory to remove afterwards.
+fn config(options: &Options) -> Result<(Config, Option<PathBuf>), CliError> {
+    let temporary = options
+        .dir
+        .is_none()
+        .then(|| std::env::temp_dir().join(format!("livebridge-dev-{}", std::process::id())));
+    let dir = temporary.clone().or_else(|| options.dir.clone()).unwrap_or_default();
+    let variables = [
+        ("LIVEBRIDGE_HTTP_LISTEN", options.listen.to_string()),
+        ("LIVEBRIDGE_ADMIN_LISTEN", options.admin.to_string()),
+        ("LIVEBRIDGE_CALLBACK_KEYS", options.key.clone()),
+        ("LIVEBRIDGE_WAL_DIR", dir.to_string_lossy().into_owned()),
+        ("LIVEBRIDGE_WAL_MIN_FREE_BYTES", "256MiB".to_owned()),
+        ("LIVEBRIDGE_KAFKA_INSTANCE", "dev".to_owned()),
+        ("LIVEBRIDGE_KAFKA_CREATE_TOPICS", "false".to_owned()),
+    ];
+    let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value));
+    Ok((Config::from_parts(toml::Table::new(), variables)?, temporary))
+}
+
+fn introduce(
+    options: &Options,
+    url: &str,
+    kafka: &Embedded,
+    topics: &Topics,
+    bridge: &Bridge,
+    dir: &std::path::Path,
+    key: &CallbackKey,
+) {
+    println!("callbacks  {url}   (key {:?})", options.key);
+    println!("Kafka      {}   (in memory, for any Kafka client)", kafka.brokers());
+    println!("topics     {} and {} more", topics.of(None), topics.all().len() - 1);
+    println!("metrics    http://{}/metrics", bridge.admin_address);
+    println!("log        {}", dir.display());
+    let samples = Samples::new(Some(key.clone()));
+    let push = serde_json::json!({
+        "event_type": 1, "app": "push.example.com", "appname": "live", "stream_id": "my-stream",
+        "sequence": "1", "event_time": Timestamp::now().as_millis() / 1000,
+    });
+    let event = push.as_object().cloned().unwrap_or_default();
+    println!("\nSend one (good for the next 30 minutes):\n");
+    println!("  curl -d '{}' {url}\n", samples.delivery(event, Timestamp::now()));
+    if options.samples <= 0.0 {
+        println!("Or start with --samples 2 for two sample callbacks a second.\n");
+    }
+}
+
+/// Prints records until `stopping`; returns how many.
+fn print(follower: &Follower, stopping: &AtomicBool) -> u64 {
+    const WAIT: Duration = Duration::from_millis(200);
+    let mut count = 0;
+    loop {
+        match follower.next(WAIT) {
+            Ok(Some(landed)) => {
+                count += 1;
+                println!("{}", line(&landed));
+            }
+            Ok(None) if stopping.load(Ordering::Relaxed) => return count,
+            Ok(None) => {}
+            Err(error) => tracing::debug!(%error, "reading from the embedded Kafka"),
+        }
+    }
+}
+
+fn line(landed: &Landed) -> String {
+    let header = |name: &str| {
+        let found = landed.headers.iter().find(|(key, _)| key == name);
+        found.map_or("-", |(_, value)| value.as_str())
+    };
+    let key = landed.key.as_deref().map_or("-".into(), String::from_utf8_lossy);
+    let body: String = String::from_utf8_lossy(&landed.value).chars().take(BODY_SHOWN).collect();
+    let place = format!("{}/{}", landed.partition, landed.offset);
+    format!(
+        "{:<26} {place:<6} key={key:<10} {} id={:.8}… {body}…",
+        landed.topic,
+        header("ce_time"),
+        header("ce_id")
+    )
+}
+
+async fn send_samples(url: String, key: CallbackKey, rate: f64) {
+    let policy = RetryPolicy { retries: 3, interval: Duration::from_secs(1) };
+    let Ok(mut sender) = Sender::new(&url) else { return };
+    let mut samples = Samples::new(Some(key));
+    let mut pace = tokio::time::interval(Duration::from_secs_f64(1.0 / rate.min(1000.0)));
+    for (count, event_type) in Samples::types().cycle().enumerate() {
+        pace.tick().await;
+        let event = samples.event(event_type);
+        let deliver = || samples.delivery(event.clone(), Timestamp::now());
+        let tries = if count % 4 == 3 { 2 } else { 1 };
+        for _ in 0..tries {
+            let outcome = sender.send(deliver(), policy, deliver).await;
+            if outcome.status.is_none_or(|status| status != 200) {
+                tracing::warn!(?outcome, "a sample was not taken");
+            }
+        }
+    }
+}

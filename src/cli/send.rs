@@ -1,0 +1,199 @@
+//! `livebridge send`: a Tencent-like sender.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use livebridge::callback::CallbackKey;
+use livebridge::record::{EventType, Timestamp};
+use livebridge::sample::Samples;
+use livebridge::sender::{Outcome, RetryPolicy, Sender};
+
+use super::{CliError, block_on};
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// Where to.
+    #[arg(long, default_value = "http://127.0.0.1:8080/callback")]
+    url: String,
+    /// The callback key to sign with; without it callbacks are unsigned. Better given in the
+    /// environment, where other users do not see it.
+    #[arg(long, value_name = "KEY", env = "LIVEBRIDGE_SEND_KEY", hide_env_values = true)]
+    key: Option<String>,
+    /// An event type by number or name, such as 1 or push; or all, in turn.
+    #[arg(long, value_name = "TYPE", default_value = "all")]
+    event_type: String,
+    /// How many callbacks.
+    #[arg(long, default_value_t = 1)]
+    count: u64,
+    /// At most this many a second; 0 for as fast as they are answered.
+    #[arg(long, default_value_t = 0.0)]
+    rate: f64,
+    /// Connections to send on at once.
+    #[arg(long, default_value_t = 1)]
+    connections: u64,
+    /// Tries after the first without a 200. Tencent makes 12, a minute apart.
+    #[arg(long, default_value_t = 3)]
+    retries: u32,
+    /// Pause before each of them.
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration)]
+    retry_interval: Duration,
+    /// Send each callback this many times although it was answered 200, signed anew.
+    #[arg(long, value_name = "TIMES", default_value_t = 1)]
+    repeat: u32,
+    /// Send these files instead, byte for byte: each is one body, or one a line if it ends in
+    /// .jsonl.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    file: Vec<PathBuf>,
+}
+
+/// What was answered, over all connections.
+#[derive(Default)]
+struct Tally {
+    answers: BTreeMap<String, u64>,
+    retried: u64,
+    elapsed: Vec<Duration>,
+}
+
+pub(super) fn run(options: Options) -> Result<(), CliError> {
+    let key = match &options.key {
+        None => None,
+        Some(key) => Some(CallbackKey::new(key).ok_or(CliError::Usage("--key is empty".into()))?),
+    };
+    let types: Vec<EventType> = if options.event_type == "all" {
+        Samples::types().collect()
+    } else {
+        let unknown = || CliError::Usage(format!("unknown event type {:?}", options.event_type));
+        vec![EventType::parse(&options.event_type).ok_or_else(unknown)?]
+    };
+    let bodies = Arc::new(read_files(&options.file)?);
+    let options = Arc::new(options);
+    let next = Arc::new(AtomicU64::new(0));
+    let started = Instant::now();
+    let tallies = block_on(async {
+        let mut senders = tokio::task::JoinSet::new();
+        for _ in 0..options.connections.max(1) {
+            let sender =
+                Sender::new(&options.url).map_err(|error| CliError::Usage(error.to_string()))?;
+            let work = Work {
+                options: Arc::clone(&options),
+                bodies: Arc::clone(&bodies),
+                types: types.clone(),
+                samples: Samples::new(key.clone()),
+                next: Arc::clone(&next),
+                started,
+            };
+            senders.spawn(work.run(sender));
+        }
+        Ok(senders.join_all().await)
+    })?;
+    report(tallies, started.elapsed())
+}
+
+fn read_files(files: &[PathBuf]) -> Result<Vec<String>, CliError> {
+    let mut bodies = Vec::new();
+    for path in files {
+        let text = fs::read_to_string(path).map_err(CliError::other("read --file"))?;
+        if path.extension().is_some_and(|extension| extension == "jsonl") {
+            bodies.extend(text.lines().map(str::to_owned));
+        } else {
+            bodies.push(text);
+        }
+    }
+    Ok(bodies)
+}
+
+/// One connection's share.
+struct Work {
+    options: Arc<Options>,
+    bodies: Arc<Vec<String>>,
+    types: Vec<EventType>,
+    samples: Samples,
+    next: Arc<AtomicU64>,
+    started: Instant,
+}
+
+impl Work {
+    async fn run(mut self, mut sender: Sender) -> Tally {
+        let options = Arc::clone(&self.options);
+        let policy = RetryPolicy { retries: options.retries, interval: options.retry_interval };
+        let total = match self.bodies.len() as u64 {
+            0 => options.count,
+            files => files * options.count,
+        };
+        let mut tally = Tally::default();
+        loop {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            if number >= total {
+                return tally;
+            }
+            self.pace(number).await;
+            let mut event = None;
+            if self.bodies.is_empty() {
+                let at = usize::try_from(number).unwrap_or(0) % self.types.len();
+                event = Some(self.samples.event(self.types[at]));
+            }
+            let deliver = || match &event {
+                Some(event) => self.samples.delivery(event.clone(), Timestamp::now()),
+                None => {
+                    self.bodies[usize::try_from(number).unwrap_or(0) % self.bodies.len()].clone()
+                }
+            };
+            for _ in 0..options.repeat.max(1) {
+                tally.add(&sender.send(deliver(), policy, deliver).await);
+            }
+        }
+    }
+
+    /// Waits until callback `number` is due.
+    async fn pace(&self, number: u64) {
+        if self.options.rate > 0.0 {
+            #[expect(clippy::cast_precision_loss, reason = "a count of callbacks")]
+            let due = Duration::from_secs_f64(number as f64 / self.options.rate);
+            tokio::time::sleep_until((self.started + due).into()).await;
+        }
+    }
+}
+
+impl Tally {
+    fn add(&mut self, outcome: &Outcome) {
+        let answer = match outcome.status {
+            Some(status) if status == 200 => "200".to_owned(),
+            Some(status) => format!("{} {}", status.as_u16(), outcome.answer),
+            None => outcome.answer.clone(),
+        };
+        *self.answers.entry(answer).or_default() += 1;
+        self.retried += u64::from(outcome.tries > 1);
+        self.elapsed.push(outcome.elapsed);
+    }
+}
+
+fn report(tallies: Vec<Tally>, elapsed: Duration) -> Result<(), CliError> {
+    let mut all = Tally::default();
+    for tally in tallies {
+        for (answer, count) in tally.answers {
+            *all.answers.entry(answer).or_default() += count;
+        }
+        all.retried += tally.retried;
+        all.elapsed.extend(tally.elapsed);
+    }
+    all.elapsed.sort_unstable();
+    for (answer, count) in &all.answers {
+        println!("{count} × {answer}");
+    }
+    let at = |share: usize| {
+        all.elapsed.get((all.elapsed.len() * share / 100).min(all.elapsed.len().saturating_sub(1)))
+    };
+    let (p50, p99) = (at(50).copied().unwrap_or_default(), at(99).copied().unwrap_or_default());
+    println!(
+        "{} answers in {:.2?}, p50 {p50:.2?}, p99 {p99:.2?}, {} took more than one try",
+        all.elapsed.len(),
+        elapsed,
+        all.retried
+    );
+    if all.answers.keys().all(|answer| answer == "200") { Ok(()) } else { Err(CliError::Found) }
+}

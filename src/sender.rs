@@ -1,0 +1,144 @@
+//! A sender like Tencent's: posts callbacks and tries again until it is answered exactly 200.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::header;
+use hyper::{Request, StatusCode, Uri};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+/// What a sender does without a 200.
+#[derive(Clone, Copy, Debug)]
+pub struct RetryPolicy {
+    /// Tries after the first.
+    pub retries: u32,
+    /// Pause before each of them.
+    pub interval: Duration,
+}
+
+/// How one callback went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The last answer; `None` when there was none.
+    pub status: Option<StatusCode>,
+    /// Its body, or why there was none.
+    pub answer: String,
+    /// Tries it took.
+    pub tries: u32,
+    /// How long the last try took.
+    pub elapsed: Duration,
+}
+
+/// Why a URL cannot be sent to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a URL such as http://127.0.0.1:8080/callback (https is not spoken here)")]
+pub struct UrlError(String);
+
+/// Tencent takes a call for failed after this time.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// Bytes of an answer that are looked at.
+const ANSWER_MAX: usize = 64 * 1024;
+
+/// One sender with one connection, opened when needed.
+#[derive(Debug)]
+pub struct Sender {
+    authority: String,
+    path: String,
+    connection: Option<SendRequest<Full<Bytes>>>,
+}
+
+impl Sender {
+    /// Sends to `url`.
+    ///
+    /// # Errors
+    /// [`UrlError`]
+    pub fn new(url: &str) -> Result<Self, UrlError> {
+        let error = || UrlError(url.to_owned());
+        let uri: Uri = url.parse().map_err(|_| error())?;
+        let (Some("http"), Some(host)) = (uri.scheme_str(), uri.host()) else {
+            return Err(error());
+        };
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        Ok(Self {
+            authority: format!("{host}:{}", uri.port_u16().unwrap_or(80)),
+            path: path.to_owned(),
+            connection: None,
+        })
+    }
+
+    /// Posts `body` until it is answered 200 or the policy is exhausted. `sign_anew` makes the body
+    /// of each further try.
+    pub async fn send(
+        &mut self,
+        body: String,
+        policy: RetryPolicy,
+        mut sign_anew: impl FnMut() -> String,
+    ) -> Outcome {
+        let mut body = body;
+        let mut tries = 1;
+        loop {
+            let started = Instant::now();
+            let answer = tokio::time::timeout(TIMEOUT, self.post(body)).await;
+            let elapsed = started.elapsed();
+            let (status, answer) = match answer {
+                Ok(Ok((status, answer))) => (Some(status), answer),
+                Ok(Err(cause)) => (None, cause.to_string()),
+                Err(_) => (None, format!("no answer within {}s", TIMEOUT.as_secs())),
+            };
+            if status != Some(StatusCode::OK) {
+                self.connection = None;
+            }
+            if status == Some(StatusCode::OK) || tries > policy.retries {
+                return Outcome { status, answer, tries, elapsed };
+            }
+            tokio::time::sleep(policy.interval).await;
+            tries += 1;
+            body = sign_anew();
+        }
+    }
+
+    async fn post(&mut self, body: String) -> Result<(StatusCode, String), PostError> {
+        let request = Request::post(&self.path)
+            .header(header::HOST, &self.authority)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))?;
+        let mut connection = match self.connection.take().filter(|open| !open.is_closed()) {
+            Some(mut open) => {
+                open.ready().await?;
+                open
+            }
+            None => self.connect().await?,
+        };
+        let response = connection.send_request(request).await?;
+        let status = response.status();
+        let answer = Limited::new(response.into_body(), ANSWER_MAX).collect().await;
+        let answer = answer.map_err(PostError::Answer)?.to_bytes();
+        self.connection = Some(connection);
+        Ok((status, String::from_utf8_lossy(&answer).into_owned()))
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, PostError> {
+        let stream = TcpStream::connect(&self.authority).await?;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = handshake(TokioIo::new(stream)).await?;
+        // Its error shows in the request's answer.
+        tokio::spawn(connection);
+        Ok(sender)
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+enum PostError {
+    #[error("cannot connect: {0}")]
+    Connect(#[from] std::io::Error),
+    #[error("no answer: {0}")]
+    Http(#[from] hyper::Error),
+    #[error("cannot make the request: {0}")]
+    Request(#[from] hyper::http::Error),
+    #[error("cannot read the answer: {0}")]
+    Answer(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
