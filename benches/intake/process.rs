@@ -1,0 +1,42 @@
+//! What the kernel counts for a process: processor time and peak memory.
+
+use std::fs;
+use std::io;
+use std::time::Duration;
+
+/// Ticks per second of the times in `/proc`: a constant of the kernel's interface to programs.
+const TICKS_PER_SECOND: u64 = 100;
+
+/// User and system time of a whole process, all its threads included.
+pub(crate) fn cpu_time(pid: u32) -> io::Result<Duration> {
+    cpu_time_in(&fs::read_to_string(format!("/proc/{pid}/stat"))?)
+}
+
+/// User and system time of the calling thread.
+pub(crate) fn thread_cpu_time() -> io::Result<Duration> {
+    cpu_time_in(&fs::read_to_string("/proc/thread-self/stat")?)
+}
+
+/// The name in parentheses may hold anything, spaces included; the numbers follow the last one.
+fn cpu_time_in(stat: &str) -> io::Result<Duration> {
+    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let mut times = fields.split_whitespace().skip(11).map(str::parse::<u64>);
+    match (times.next(), times.next()) {
+        (Some(Ok(user)), Some(Ok(system))) => {
+            Ok(Duration::from_millis((user + system) * 1000 / TICKS_PER_SECOND))
+        }
+        _ => Err(io::Error::other("no processor times in /proc stat")),
+    }
+}
+
+/// The largest resident set a process ever had, in bytes.
+pub(crate) fn peak_memory(pid: u32) -> io::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .and_then(|rest| rest.trim().strip_suffix(" kB"))
+        .and_then(|kib| kib.trim().parse::<u64>().ok())
+        .map(|kib| kib * 1024)
+        .ok_or_else(|| io::Error::other("no VmHWM in /proc status"))
+}
