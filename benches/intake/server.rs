@@ -70,6 +70,7 @@ fn keep(program: &Path, config: &Path, log: &Path) -> Fallible<()> {
         .args(["serve", "--config"])
         .arg(config)
         .env("NO_COLOR", "1")
+        .env("RUST_LOG", "info")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(File::create(log)?)
@@ -112,6 +113,7 @@ fn keep_running(child: &mut Child, log: &Path) -> Fallible<()> {
 fn listening_address(log: &str) -> Option<String> {
     let line = log.lines().find(|line| line.contains("intake listening"))?;
     let (_, rest) = line.split_once("address=")?;
+    let rest = rest.trim_start_matches('"');
     let end = rest.find(|c: char| !(c.is_ascii_hexdigit() || ".:[]".contains(c)));
     Some(rest[..end.unwrap_or(rest.len())].to_owned())
 }
