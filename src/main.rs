@@ -1,3 +1,9 @@
-//! livebridge's command line.
+//! livebridge's command line: what was asked for, how it went, and the exit code that says so.
 
-fn main() {}
+use std::process::ExitCode;
+
+mod cli;
+
+fn main() -> ExitCode {
+    cli::run()
+}
