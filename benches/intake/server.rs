@@ -70,7 +70,7 @@ fn keep(program: &Path, config: &Path, log: &Path) -> Fallible<()> {
         .args(["serve", "--config"])
         .arg(config)
         .env("NO_COLOR", "1")
-        .env("RUST_LOG", "info")
+        .env("LIVEBRIDGE_LOG_FORMAT", "text")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(File::create(log)?)
