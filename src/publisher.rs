@@ -24,6 +24,9 @@ use batch::Batch;
 
 /// Bytes of records per transaction.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
+/// Transactions begin at least so far apart, unless a batch is full: a transaction costs Kafka and
+/// us about the same with one record as with a hundred.
+const PACE: Duration = Duration::from_millis(5);
 /// How long a wait for records lasts before a look at the order to stop.
 const IDLE: Duration = Duration::from_millis(500);
 /// Pauses between attempts: doubled from the first to the last.
@@ -69,6 +72,10 @@ pub struct Publisher {
     give_up: CancellationToken,
     /// Read from the log, and not known to be in Kafka.
     unfinished: Vec<Entry>,
+    /// When the last transaction began.
+    began: Instant,
+    /// Whether it was full, so that more is waiting.
+    backlog: bool,
     trouble: Trouble,
     fenced: Option<Instant>,
 }
@@ -109,6 +116,8 @@ impl Publisher {
             quarantine,
             give_up,
             unfinished: Vec::new(),
+            began: Instant::now(),
+            backlog: false,
             trouble: Trouble::default(),
             fenced: None,
         }
@@ -170,6 +179,7 @@ impl Publisher {
 
     fn publish(&mut self, session: &mut Session) -> Result<Ended, PublisherError> {
         while !self.give_up.is_cancelled() {
+            std::thread::sleep(self.pace());
             if self.unfinished.is_empty() {
                 match self.reader.next(BATCH_BYTES, IDLE)? {
                     Next::Entries(entries) => self.unfinished = entries,
@@ -191,6 +201,9 @@ impl Publisher {
                 }
             }
             let entries = std::mem::take(&mut self.unfinished);
+            self.began = Instant::now();
+            let bytes: usize = entries.iter().map(|entry| entry.record.encoded_len()).sum();
+            self.backlog = bytes >= BATCH_BYTES / 2;
             let mut batch = Batch::judge(&entries, &self.ledger);
             match self.deliver(&session.producer, &mut batch)? {
                 Ok(()) => self.settle(&batch),
@@ -201,6 +214,11 @@ impl Publisher {
             }
         }
         Ok(Ended::Done)
+    }
+
+    /// How long to let records gather before the next transaction.
+    fn pace(&self) -> Duration {
+        if self.backlog { Duration::ZERO } else { PACE.saturating_sub(self.began.elapsed()) }
     }
 
     /// One batch into Kafka, however often it takes.
