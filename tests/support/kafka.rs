@@ -1,0 +1,616 @@
+//! Real Apache Kafka for the tests: brokers that can be stopped, killed, paused and brought back.
+//!
+//! A broker is a `java` process of this test process: it ends with the value that stands for it,
+//! and with the test process whatever ends that, because a guard waits for this side of its pipe
+//! to close. Data lies in the target directory; what a killed run left is removed by the next.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::hash::{BuildHasher as _, RandomState};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+use std::{env, io};
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::tools::{self, Unavailable};
+
+/// Long enough for three JVMs that start at once on two busy cores.
+const START_MAX: Duration = Duration::from_secs(90);
+
+/// An orderly stop takes a quarter of a second; a broker that waits for a quorum takes for ever.
+const STOP_MAX: Duration = Duration::from_secs(20);
+
+/// Ports below the ephemeral range: while a broker is away, no client's socket may take its port.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
+
+const CLUSTER_ID: &str = "bGl2ZWJyaWRnZS10ZXN0cw";
+const POM: &str = include_str!("kafka/pom.xml");
+
+/// Made for starting often and living briefly: 1.8 s instead of 2.3 s until a broker answers, and
+/// 0.9 s with the class archive that [`installation`] makes.
+const JVM: [&str; 3] = ["-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"];
+
+// === Kafka: a broker to talk to ===
+
+/// A broker that is there and stays: the one `KAFKA_BOOTSTRAP_SERVERS` names, or one of our own.
+#[derive(Debug)]
+pub struct Kafka {
+    bootstrap: String,
+    own: Option<Cluster>,
+}
+
+impl Kafka {
+    /// Starts a broker, unless the environment names one.
+    pub fn start() -> Result<Self, Unavailable> {
+        if let Ok(bootstrap) = env::var("KAFKA_BOOTSTRAP_SERVERS") {
+            return Ok(Self { bootstrap, own: None });
+        }
+        let own = Cluster::start(Setup::default())?;
+        Ok(Self { bootstrap: own.bootstrap(), own: Some(own) })
+    }
+
+    /// As [`Kafka::start`]; see [`super::or_skip`] for what happens when there is none.
+    pub fn start_or_skip(test: &str) -> Option<Self> {
+        super::or_skip(test, Self::start())
+    }
+
+    /// The one broker that this test binary's tests share, each with topics of its own.
+    ///
+    /// Nobody drops a static: the guard ends this broker when the test process is over.
+    pub fn shared_or_skip(test: &str) -> Option<&'static Self> {
+        static SHARED: OnceLock<Result<Kafka, Unavailable>> = OnceLock::new();
+        super::or_skip(test, SHARED.get_or_init(Self::start).as_ref().map_err(Clone::clone))
+    }
+
+    pub fn bootstrap(&self) -> &str {
+        &self.bootstrap
+    }
+}
+
+/// Creates a topic and waits until it is there.
+///
+/// # Panics
+/// When the brokers refuse it.
+pub fn create_topic(bootstrap: &str, topic: &str, partitions: i32, replication: i32) {
+    let admin: AdminClient<DefaultClientContext> =
+        client(bootstrap).create().expect("an admin client needs no broker");
+    let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(replication));
+    let timeout = Some(Duration::from_secs(30));
+    let options = AdminOptions::new().operation_timeout(timeout).request_timeout(timeout);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let created = runtime.block_on(admin.create_topics([&new], &options));
+    for outcome in created.expect("brokers that answer") {
+        outcome.expect("a topic that can be created");
+    }
+}
+
+/// Client settings for a broker on this machine.
+pub fn client(bootstrap: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", bootstrap)
+        .set("broker.address.family", "v4")
+        .set("reconnect.backoff.ms", "20")
+        .set("reconnect.backoff.max.ms", "200");
+    config
+}
+
+// === Cluster: brokers to take away and bring back ===
+
+/// What a cluster is to be; the default is one broker with no rules.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    nodes: usize,
+    properties: Vec<(String, String)>,
+    users: Vec<(String, String)>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self::nodes(1)
+    }
+}
+
+impl Setup {
+    /// Brokers 1 to `nodes`, of which the first three are the quorum as well.
+    pub fn nodes(nodes: usize) -> Self {
+        Self { nodes, properties: Vec::new(), users: Vec::new() }
+    }
+
+    /// A line for every node's `server.properties`; the last word on its key.
+    pub fn property(mut self, key: &str, value: &str) -> Self {
+        self.properties.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// A user of the `SASL_PLAINTEXT` listener with the mechanism PLAIN ([`Cluster::sasl`]).
+    pub fn user(mut self, name: &str, password: &str) -> Self {
+        self.users.push((name.to_owned(), password.to_owned()));
+        self
+    }
+
+    /// Turns access rules on. Nobody needs any on the plain listener; SASL users need them all.
+    pub fn authorizer(self) -> Self {
+        self.property(
+            "authorizer.class.name",
+            "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        )
+        .property("super.users", "User:ANONYMOUS")
+    }
+}
+
+/// Brokers of our own, on ports and data that they keep from start to start.
+///
+/// Nodes count from 1, as Kafka's ids do.
+#[derive(Debug)]
+pub struct Cluster {
+    nodes: Vec<Node>,
+    directory: PathBuf,
+}
+
+impl Cluster {
+    /// Starts all nodes and waits until each knows all.
+    pub fn start(setup: Setup) -> Result<Self, Unavailable> {
+        let installation = installation()?;
+        let mut cluster = Self { nodes: Vec::new(), directory: fresh_directory()? };
+        cluster.nodes = lay_out(&cluster.directory, installation, &setup)
+            .map_err(|error| Unavailable::new("cannot write the brokers' files", &error))?;
+        for node in &mut cluster.nodes {
+            node.launch()?;
+        }
+        for node in &cluster.nodes {
+            node.wait_until_it_knows(cluster.nodes.len())?;
+        }
+        Ok(cluster)
+    }
+
+    /// As [`Cluster::start`]; see [`super::or_skip`] for what happens when there can be none.
+    pub fn start_or_skip(test: &str, setup: Setup) -> Option<Self> {
+        super::or_skip(test, Self::start(setup))
+    }
+
+    /// All nodes' addresses, whether they are up or not.
+    pub fn bootstrap(&self) -> String {
+        self.addresses(|ports| ports.plain)
+    }
+
+    /// The same for the listener that wants a user and a password.
+    pub fn sasl(&self) -> String {
+        self.addresses(|ports| ports.sasl)
+    }
+
+    fn addresses(&self, port: fn(&Ports) -> u16) -> String {
+        let addresses = self.nodes.iter().map(|node| format!("127.0.0.1:{}", port(&node.ports)));
+        addresses.collect::<Vec<_>>().join(",")
+    }
+
+    /// Ends a node in order (SIGTERM): it hands its partitions over and leaves.
+    pub fn stop(&mut self, node: usize) {
+        self.node(node).stop();
+    }
+
+    /// Ends a node at once (SIGKILL).
+    pub fn kill(&mut self, node: usize) {
+        self.node(node).process = None;
+    }
+
+    /// Stops a node's clock (SIGSTOP): its connections stay open and nobody answers.
+    pub fn pause(&mut self, node: usize) {
+        self.node(node).signal(Signal::STOP);
+    }
+
+    /// Lets a paused node go on (SIGCONT).
+    pub fn resume(&mut self, node: usize) {
+        self.node(node).signal(Signal::CONT);
+    }
+
+    /// Brings a stopped or killed node back on its port and data, and waits until it answers.
+    pub fn start_again(&mut self, node: usize) {
+        self.launch(node);
+        let node = self.node(node);
+        node.wait_until_it_knows(1).unwrap_or_else(|missing| panic!("{missing}"));
+    }
+
+    /// As [`Cluster::start_again`], without waiting: for nodes that need one another to start.
+    pub fn launch(&mut self, node: usize) {
+        self.node(node).launch().unwrap_or_else(|missing| panic!("{missing}"));
+    }
+
+    /// Stops a node in order and brings it back: one step of a rolling restart.
+    pub fn restart(&mut self, node: usize) {
+        self.stop(node);
+        self.start_again(node);
+    }
+
+    fn node(&mut self, id: usize) -> &mut Node {
+        &mut self.nodes[id - 1]
+    }
+}
+
+impl Drop for Cluster {
+    /// Kills the nodes; a failed test's logs and data stay, and the test says where.
+    fn drop(&mut self) {
+        self.nodes.clear();
+        if thread::panicking() {
+            eprintln!("the brokers' logs: {}", self.directory.display());
+            return;
+        }
+        drop(fs::remove_dir_all(&self.directory));
+    }
+}
+
+// === Node: one broker's files, ports and process ===
+
+#[derive(Debug)]
+struct Node {
+    id: usize,
+    directory: PathBuf,
+    installation: PathBuf,
+    ports: Ports,
+    process: Option<Guarded>,
+}
+
+#[derive(Debug)]
+struct Ports {
+    plain: u16,
+    controller: u16,
+    sasl: u16,
+}
+
+impl Node {
+    fn launch(&mut self) -> Result<(), Unavailable> {
+        assert!(self.process.is_none(), "node {} is running", self.id);
+        let mut command = java(&self.installation, &self.directory)?;
+        command.arg("kafka.Kafka").arg(self.directory.join("server.properties"));
+        let process = Guarded::spawn(&mut command);
+        self.process =
+            Some(process.map_err(|error| Unavailable::new("java cannot be started", &error))?);
+        Ok(())
+    }
+
+    /// Waits until the node answers clients and knows that many nodes, itself among them.
+    fn wait_until_it_knows(&self, nodes: usize) -> Result<(), Unavailable> {
+        let deadline = Instant::now() + START_MAX;
+        let address = (Ipv4Addr::LOCALHOST, self.ports.plain);
+        let pause = || thread::sleep(Duration::from_millis(10));
+        while TcpStream::connect(address).is_err() {
+            self.still_starting(deadline)?;
+            pause();
+        }
+        let client: BaseConsumer = client(&format!("127.0.0.1:{}", self.ports.plain))
+            .create()
+            .map_err(|error| Unavailable::new("no client", &error))?;
+        loop {
+            if let Ok(metadata) = client.fetch_metadata(None, Duration::from_secs(1)) {
+                let mut known = metadata.brokers().iter();
+                if known.len() >= nodes && known.any(|broker| self.is(broker.id())) {
+                    return Ok(());
+                }
+            }
+            self.still_starting(deadline)?;
+            pause();
+        }
+    }
+
+    fn is(&self, broker: i32) -> bool {
+        usize::try_from(broker).is_ok_and(|id| id == self.id)
+    }
+
+    fn still_starting(&self, deadline: Instant) -> Result<(), Unavailable> {
+        let process = self.process.as_ref().expect("a node that was launched");
+        let state = match process.is_over() {
+            true => "ended",
+            false if Instant::now() > deadline => "did not answer in time",
+            false => return Ok(()),
+        };
+        let log = ["console.log", "server.log"]
+            .map(|name| fs::read_to_string(self.directory.join(name)).unwrap_or_default());
+        Err(Unavailable(format!(
+            "broker {} {state}: {}",
+            self.id,
+            tools::last_lines(&log.concat())
+        )))
+    }
+
+    fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        let process = self.process.take().expect("a signalled process is there");
+        let deadline = Instant::now() + STOP_MAX;
+        while !process.is_over() {
+            if Instant::now() > deadline {
+                eprintln!("broker {} does not stop within {STOP_MAX:?}: killed", self.id);
+                return;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let process = self.process.as_ref();
+        let process = process.unwrap_or_else(|| panic!("node {} is not running", self.id));
+        kill_process(process.pid(), signal).expect("a child that is not yet waited for");
+    }
+}
+
+/// A process that ends with this value, or with the test process if that comes first.
+#[derive(Debug)]
+struct Guarded {
+    process: Child,
+    guard: Child,
+}
+
+impl Guarded {
+    fn spawn(command: &mut Command) -> io::Result<Self> {
+        let mut process = command.spawn()?;
+        // Reading fails when our end of the pipe is gone and no line was written: the test process
+        // was killed. In a group of its own, so that Ctrl-C at a terminal does not end it first.
+        let guard = Command::new("sh")
+            .args(["-c", "read -r line || kill -9 $0"])
+            .arg(process.id().to_string())
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        match guard {
+            Ok(guard) => Ok(Self { process, guard }),
+            Err(error) => {
+                process.kill()?;
+                process.wait()?;
+                Err(error)
+            }
+        }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.process)
+    }
+
+    /// Whether it has ended. It is not waited for, so its pid stays ours until the drop.
+    fn is_over(&self) -> bool {
+        use rustix::process::{WaitId, WaitIdOptions, waitid};
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(self.pid()), options).is_ok_and(|status| status.is_some())
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        use std::io::Write as _;
+        drop(self.process.kill());
+        // The guard is sent home before the pid is free for somebody else.
+        if let Some(mut pipe) = self.guard.stdin.take() {
+            drop(pipe.write_all(b"over\n"));
+        }
+        drop(self.guard.wait());
+        drop(self.process.wait());
+    }
+}
+
+// === Files and ports ===
+
+fn lay_out(directory: &Path, installation: &Path, setup: &Setup) -> io::Result<Vec<Node>> {
+    let mut nodes = Vec::new();
+    for id in 1..=setup.nodes {
+        let ports = Ports { plain: free_port(), controller: free_port(), sasl: free_port() };
+        nodes.push(Node {
+            id,
+            directory: directory.join(id.to_string()),
+            installation: installation.to_owned(),
+            ports,
+            process: None,
+        });
+    }
+    for node in &nodes {
+        let data = node.directory.join("data");
+        copy_tree(&installation.join("formatted"), &data)?;
+        // The formatted directory is one node's; only this file says whose.
+        fs::write(data.join("meta.properties"), meta(node.id))?;
+        fs::write(node.directory.join("server.properties"), properties(node, &nodes, setup))?;
+    }
+    Ok(nodes)
+}
+
+fn meta(id: usize) -> String {
+    // 128 bits in URL-safe base 64, as Kafka prints its ids.
+    let directory = format!("bGl2ZWJyaWRnZS1kaXI{id:03}");
+    format!("version=1\ncluster.id={CLUSTER_ID}\nnode.id={id}\ndirectory.id={directory}\n")
+}
+
+fn properties(node: &Node, nodes: &[Node], setup: &Setup) -> String {
+    let quorum = &nodes[..nodes.len().min(3)];
+    let voters: Vec<_> = quorum
+        .iter()
+        .map(|node| format!("{}@127.0.0.1:{}", node.id, node.ports.controller))
+        .collect();
+    let roles = if node.id <= quorum.len() { "broker,controller" } else { "broker" };
+    let replicas = quorum.len();
+    let in_sync = replicas.div_ceil(2);
+    let mut advertised = format!("PLAINTEXT://127.0.0.1:{}", node.ports.plain);
+    let mut text = String::new();
+    if !setup.users.is_empty() {
+        let _ = write!(advertised, ",SASL://127.0.0.1:{}", node.ports.sasl);
+        text.push_str("listener.name.sasl.plain.sasl.jaas.config=");
+        text.push_str("org.apache.kafka.common.security.plain.PlainLoginModule required");
+        for (name, password) in &setup.users {
+            let _ = write!(text, " user_{name}=\"{password}\"");
+        }
+        text.push_str(";\n");
+    }
+    let mut listeners = advertised.clone();
+    if node.id <= quorum.len() {
+        let _ = write!(listeners, ",CONTROLLER://127.0.0.1:{}", node.ports.controller);
+    }
+    let _ = write!(
+        text,
+        "\
+process.roles={roles}
+node.id={id}
+controller.quorum.voters={voters}
+controller.listener.names=CONTROLLER
+inter.broker.listener.name=PLAINTEXT
+listeners={listeners}
+advertised.listeners={advertised}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL:SASL_PLAINTEXT
+sasl.enabled.mechanisms=PLAIN
+log.dirs={data}
+# Topics are made by whoever needs them, so that a forgotten one is noticed.
+auto.create.topics.enable=false
+min.insync.replicas={in_sync}
+offsets.topic.replication.factor={replicas}
+offsets.topic.num.partitions=3
+transaction.state.log.replication.factor={replicas}
+transaction.state.log.min.isr={in_sync}
+transaction.state.log.num.partitions=3
+group.initial.rebalance.delay.ms=0
+# A broker that is gone or paused is noticed in seconds.
+broker.session.timeout.ms=4000
+broker.heartbeat.interval.ms=500
+# Small, for two cores and many brokers.
+num.network.threads=2
+num.io.threads=4
+log.cleaner.dedupe.buffer.size=16777216
+",
+        id = node.id,
+        voters = voters.join(","),
+        data = node.directory.join("data").display(),
+    );
+    for (key, value) in &setup.properties {
+        let _ = writeln!(text, "{key}={value}");
+    }
+    text
+}
+
+fn free_port() -> u16 {
+    let random = || RandomState::new().hash_one(());
+    let width = u64::from(PORTS.end - PORTS.start);
+    let mut candidates = std::iter::repeat_with(|| {
+        PORTS.start + u16::try_from(random() % width).expect("below the width of a range of u16")
+    });
+    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    candidates.find(is_free).expect("an endless iterator")
+}
+
+fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let copy = to.join(entry.file_name());
+        match entry.file_type()?.is_dir() {
+            true => copy_tree(&entry.path(), &copy)?,
+            false => drop(fs::copy(entry.path(), copy)?),
+        }
+    }
+    Ok(())
+}
+
+/// A new directory for a cluster of this process; those of processes that are gone are removed.
+fn fresh_directory() -> Result<PathBuf, Unavailable> {
+    let runs = tools::home().join("run");
+    let storage = |error: io::Error| Unavailable::new("no directory for the brokers", &error);
+    fs::create_dir_all(&runs).map_err(storage)?;
+    for entry in fs::read_dir(&runs).map_err(storage)?.flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.split('-').nth(1)?.parse().ok());
+        let is_gone = owner.and_then(Pid::from_raw).is_some_and(|owner| {
+            rustix::process::test_kill_process(owner) == Err(rustix::io::Errno::SRCH)
+        });
+        if is_gone {
+            // Another process may be at it too.
+            drop(fs::remove_dir_all(entry.path()));
+        }
+    }
+    let directory = runs.join(super::unique("run"));
+    fs::create_dir(&directory).map_err(storage)?;
+    Ok(directory)
+}
+
+// === The installation: jars, a formatted directory, a class archive ===
+
+/// Kafka's jars and what makes starting quick, resolved once per target directory.
+fn installation() -> Result<&'static Path, Unavailable> {
+    static INSTALLATION: OnceLock<Result<PathBuf, Unavailable>> = OnceLock::new();
+    let installation = INSTALLATION.get_or_init(|| {
+        let version = java_version()?;
+        tools::prepared("installation", &format!("{version}\n{POM}"), install)
+    });
+    installation.as_deref().map_err(Clone::clone)
+}
+
+fn java_version() -> Result<String, Unavailable> {
+    let output = tools::run(Command::new("java").arg("-version"))?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let major = text.split('"').nth(1).and_then(|version| version.split('.').next()?.parse().ok());
+    match major {
+        Some(17_u32..) => Ok(text),
+        _ => Err(Unavailable(format!("Kafka 4 needs Java 17 or later, here is {text}"))),
+    }
+}
+
+fn install(directory: &Path) -> Result<(), Unavailable> {
+    let storage = |error: io::Error| Unavailable::new("cannot prepare the brokers", &error);
+    fs::write(directory.join("pom.xml"), POM).map_err(storage)?;
+    let mut maven = Command::new("mvn");
+    maven.args(["-B", "-q", "dependency:copy-dependencies", "-DoutputDirectory=jars"]);
+    tools::run(maven.current_dir(directory))?;
+
+    let mut node = Node {
+        id: 1,
+        directory: directory.join("first"),
+        installation: directory.to_owned(),
+        ports: Ports { plain: free_port(), controller: free_port(), sasl: free_port() },
+        process: None,
+    };
+    fs::create_dir_all(&node.directory).map_err(storage)?;
+    let config = node.directory.join("server.properties");
+    let text = properties(&node, std::slice::from_ref(&node), &Setup::default());
+    fs::write(&config, text).map_err(storage)?;
+    let mut format = java(directory, &node.directory)?;
+    format.args(["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"]).arg(&config);
+    tools::run(format.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
+    copy_tree(&node.directory.join("data"), &directory.join("formatted")).map_err(storage)?;
+
+    // One life of a broker, recorded: its classes then load from an archive. Without the archive
+    // everything works and starts in twice the time, so how this ends does not matter.
+    let mut recorded = java(directory, &node.directory)?;
+    recorded.arg(format!("-XX:ArchiveClassesAtExit={}", directory.join("classes.jsa").display()));
+    recorded.arg("kafka.Kafka").arg(&config);
+    node.process = Some(Guarded::spawn(&mut recorded).map_err(storage)?);
+    node.wait_until_it_knows(1)?;
+    node.stop();
+    fs::remove_dir_all(&node.directory).map_err(storage)
+}
+
+/// A JVM with Kafka's classes, whose output goes to files in `logs`.
+fn java(installation: &Path, logs: &Path) -> Result<Command, Unavailable> {
+    let storage = |error: io::Error| Unavailable::new("cannot write the broker's log", &error);
+    let mut console = fs::OpenOptions::new();
+    let console = console.create(true).append(true).open(logs.join("console.log"));
+    let console = console.map_err(storage)?;
+    let archive = installation.join("classes.jsa");
+    let mut command = Command::new("java");
+    command.args(JVM);
+    if archive.exists() {
+        command.arg(format!("-XX:SharedArchiveFile={}", archive.display()));
+    }
+    command
+        .arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
+        .arg("-Dorg.slf4j.simpleLogger.showDateTime=true")
+        .arg(format!("-Dorg.slf4j.simpleLogger.logFile={}", logs.join("server.log").display()))
+        .arg("-cp")
+        .arg(format!("{}/*", installation.join("jars").display()))
+        .stdin(Stdio::null())
+        .stdout(console.try_clone().map_err(storage)?)
+        .stderr(console);
+    Ok(command)
+}

@@ -1,0 +1,38 @@
+//! What the integration tests share: real Kafka brokers and a consumer that is not ours.
+//!
+//! Both are made from public artifacts on first use and kept in the target directory. Where they
+//! cannot be had, a test says `SKIPPED` and why; with `LIVEBRIDGE_REQUIRE_KAFKA=1`, as in CI, that
+//! is a failure.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of this")]
+
+pub mod consumer;
+pub mod kafka;
+mod tools;
+
+use std::env;
+use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+pub use tools::Unavailable;
+
+/// What was asked for, or `None` with a line that says which test is skipped and why.
+///
+/// # Panics
+/// Instead of skipping, when `LIVEBRIDGE_REQUIRE_KAFKA` is `1`.
+pub fn or_skip<T>(test: &str, asked: Result<T, Unavailable>) -> Option<T> {
+    let missing = match asked {
+        Ok(thing) => return Some(thing),
+        Err(missing) => missing,
+    };
+    let required = env::var("LIVEBRIDGE_REQUIRE_KAFKA").is_ok_and(|value| value == "1");
+    assert!(!required, "{test} needs what LIVEBRIDGE_REQUIRE_KAFKA=1 promises: {missing}");
+    eprintln!("SKIPPED {test}: {missing}");
+    None
+}
+
+/// A name no other test or test run uses: for topics, instances and directories.
+pub fn unique(stem: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("{stem}-{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
