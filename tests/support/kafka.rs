@@ -20,6 +20,7 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::metadata::{Metadata, MetadataTopic};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::tools::{self, Unavailable};
@@ -55,7 +56,7 @@ impl Kafka {
         if let Ok(bootstrap) = env::var("KAFKA_BOOTSTRAP_SERVERS") {
             return Ok(Self { bootstrap, own: None });
         }
-        let own = Cluster::start(Setup::default())?;
+        let own = Cluster::start(&Setup::default())?;
         Ok(Self { bootstrap: own.bootstrap(), own: Some(own) })
     }
 
@@ -160,22 +161,22 @@ pub struct Cluster {
 
 impl Cluster {
     /// Starts all nodes and waits until each knows all.
-    pub fn start(setup: Setup) -> Result<Self, Unavailable> {
+    pub fn start(setup: &Setup) -> Result<Self, Unavailable> {
         let installation = installation()?;
         let mut cluster = Self { nodes: Vec::new(), directory: fresh_directory()? };
-        cluster.nodes = lay_out(&cluster.directory, installation, &setup)
+        cluster.nodes = lay_out(&cluster.directory, installation, setup)
             .map_err(|error| Unavailable::new("cannot write the brokers' files", &error))?;
         for node in &mut cluster.nodes {
             node.launch()?;
         }
         for node in &cluster.nodes {
-            node.wait_until_it_knows(cluster.nodes.len())?;
+            node.wait_until_it_knows(cluster.nodes.len());
         }
         Ok(cluster)
     }
 
     /// As [`Cluster::start`]; see [`super::or_skip`] for what happens when there can be none.
-    pub fn start_or_skip(test: &str, setup: Setup) -> Option<Self> {
+    pub fn start_or_skip(test: &str, setup: &Setup) -> Option<Self> {
         super::or_skip(test, Self::start(setup))
     }
 
@@ -214,16 +215,20 @@ impl Cluster {
         self.node(node).signal(Signal::CONT);
     }
 
-    /// Brings a stopped or killed node back on its port and data, and waits until it answers.
+    /// Brings a stopped or killed node back on its port and data, and waits until it is in sync.
     pub fn start_again(&mut self, node: usize) {
         self.launch(node);
-        let node = self.node(node);
-        node.wait_until_it_knows(1).unwrap_or_else(|missing| panic!("{missing}"));
+        self.wait_until_in_sync(node);
     }
 
     /// As [`Cluster::start_again`], without waiting: for nodes that need one another to start.
     pub fn launch(&mut self, node: usize) {
         self.node(node).launch().unwrap_or_else(|missing| panic!("{missing}"));
+    }
+
+    /// Waits until a node answers and has caught up, so that another one can be taken away.
+    pub fn wait_until_in_sync(&mut self, node: usize) {
+        self.node(node).wait_until_it_knows(1);
     }
 
     /// Stops a node in order and brings it back: one step of a rolling restart.
@@ -278,48 +283,52 @@ impl Node {
         Ok(())
     }
 
-    /// Waits until the node answers clients and knows that many nodes, itself among them.
-    fn wait_until_it_knows(&self, nodes: usize) -> Result<(), Unavailable> {
+    /// Waits until the node answers clients, knows that many nodes, and is a replica in sync
+    /// wherever it is one.
+    fn wait_until_it_knows(&self, nodes: usize) {
         let deadline = Instant::now() + START_MAX;
         let address = (Ipv4Addr::LOCALHOST, self.ports.plain);
-        let pause = || thread::sleep(Duration::from_millis(10));
         while TcpStream::connect(address).is_err() {
-            self.still_starting(deadline)?;
-            pause();
+            self.wait_a_little(deadline);
         }
         let client: BaseConsumer = client(&format!("127.0.0.1:{}", self.ports.plain))
             .create()
-            .map_err(|error| Unavailable::new("no client", &error))?;
-        loop {
-            if let Ok(metadata) = client.fetch_metadata(None, Duration::from_secs(1)) {
-                let mut known = metadata.brokers().iter();
-                if known.len() >= nodes && known.any(|broker| self.is(broker.id())) {
-                    return Ok(());
-                }
-            }
-            self.still_starting(deadline)?;
-            pause();
+            .expect("a client needs no broker");
+        while !client
+            .fetch_metadata(None, Duration::from_secs(1))
+            .is_ok_and(|metadata| self.is_settled(&metadata, nodes))
+        {
+            self.wait_a_little(deadline);
         }
+    }
+
+    fn is_settled(&self, metadata: &Metadata, nodes: usize) -> bool {
+        let brokers = metadata.brokers();
+        let mut partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
+        let its_own = |ids: &[i32]| ids.iter().any(|id| self.is(*id));
+        brokers.len() >= nodes
+            && brokers.iter().any(|broker| self.is(broker.id()))
+            && partitions.all(|p| !its_own(p.replicas()) || its_own(p.isr()))
     }
 
     fn is(&self, broker: i32) -> bool {
         usize::try_from(broker).is_ok_and(|id| id == self.id)
     }
 
-    fn still_starting(&self, deadline: Instant) -> Result<(), Unavailable> {
+    /// # Panics
+    /// When waiting is in vain. Kafka that can be had but does not run is a fault, not a reason to
+    /// skip a test.
+    fn wait_a_little(&self, deadline: Instant) {
+        thread::sleep(Duration::from_millis(10));
         let process = self.process.as_ref().expect("a node that was launched");
         let state = match process.is_over() {
             true => "ended",
-            false if Instant::now() > deadline => "did not answer in time",
-            false => return Ok(()),
+            false if Instant::now() > deadline => "did not settle in time",
+            false => return,
         };
         let log = ["console.log", "server.log"]
             .map(|name| fs::read_to_string(self.directory.join(name)).unwrap_or_default());
-        Err(Unavailable(format!(
-            "broker {} {state}: {}",
-            self.id,
-            tools::last_lines(&log.concat())
-        )))
+        panic!("broker {} {state}: {}", self.id, tools::last_lines(&log.concat()))
     }
 
     fn stop(&mut self) {
@@ -422,8 +431,9 @@ fn lay_out(directory: &Path, installation: &Path, setup: &Setup) -> io::Result<V
 }
 
 fn meta(id: usize) -> String {
-    // 128 bits in URL-safe base 64, as Kafka prints its ids.
-    let directory = format!("bGl2ZWJyaWRnZS1kaXI{id:03}");
+    // 128 bits in URL-safe base 64, as Kafka prints its ids: of the last character two bits count,
+    // so what tells the nodes apart comes first.
+    let directory = format!("{id:03}bGl2ZWJyaWRnZS1kaXA");
     format!("version=1\ncluster.id={CLUSTER_ID}\nnode.id={id}\ndirectory.id={directory}\n")
 }
 
@@ -473,9 +483,15 @@ transaction.state.log.replication.factor={replicas}
 transaction.state.log.min.isr={in_sync}
 transaction.state.log.num.partitions=3
 group.initial.rebalance.delay.ms=0
-# A broker that is gone or paused is noticed in seconds.
-broker.session.timeout.ms=4000
-broker.heartbeat.interval.ms=500
+# A node that is gone or paused is noticed soon.
+broker.session.timeout.ms=2500
+broker.heartbeat.interval.ms=400
+controller.socket.timeout.ms=2000
+replica.socket.timeout.ms=2000
+replica.lag.time.max.ms=4000
+controller.quorum.fetch.timeout.ms=1000
+controller.quorum.election.timeout.ms=500
+controller.quorum.election.backoff.max.ms=300
 # Small, for two cores and many brokers.
 num.network.threads=2
 num.io.threads=4
@@ -506,9 +522,10 @@ fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let copy = to.join(entry.file_name());
-        match entry.file_type()?.is_dir() {
-            true => copy_tree(&entry.path(), &copy)?,
-            false => drop(fs::copy(entry.path(), copy)?),
+        if entry.file_type()?.is_dir() {
+            copy_tree(&entry.path(), &copy)?;
+        } else {
+            fs::copy(entry.path(), copy)?;
         }
     }
     Ok(())
@@ -586,7 +603,7 @@ fn install(directory: &Path) -> Result<(), Unavailable> {
     recorded.arg(format!("-XX:ArchiveClassesAtExit={}", directory.join("classes.jsa").display()));
     recorded.arg("kafka.Kafka").arg(&config);
     node.process = Some(Guarded::spawn(&mut recorded).map_err(storage)?);
-    node.wait_until_it_knows(1)?;
+    node.wait_until_it_knows(1);
     node.stop();
     fs::remove_dir_all(&node.directory).map_err(storage)
 }
