@@ -233,8 +233,7 @@ pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
         Err(OpenError::Missing(_)) => make_identity(&config.dir)?,
         found => found?,
     };
-    let found = recover(&segments_dir, id)?;
-    let next_number = found.last().map_or(1, |segment| segment.number + 1);
+    let Recovered { found, next_number } = recover(&segments_dir, id)?;
 
     let state = Arc::new(State::new(&found));
     let (jobs, keeper_jobs) = mpsc::channel();
@@ -344,15 +343,30 @@ struct Found {
     disk_bytes: u64,
 }
 
-/// The segments that hold records, in order; removes what holds none.
-fn recover(segments: &Path, id: LogId) -> Result<Vec<Found>, OpenError> {
+/// What earlier processes left.
+struct Recovered {
+    /// The segments that hold records, in order.
+    found: Vec<Found>,
+    /// Behind the number of every segment that there ever was.
+    next_number: u32,
+}
+
+/// Finds the segments that hold records and removes those that hold none.
+///
+/// The last segment's directory stays even then, empty: it alone keeps numbers from restarting,
+/// and with them LSNs that the ledger calls published.
+fn recover(segments: &Path, id: LogId) -> Result<Recovered, OpenError> {
     let io = |what, path: &Path| {
         let path = path.to_owned();
         move |cause| OpenError::Io { what, path, cause }
     };
+    // The process that made the last segment may have been killed before it synced its directory.
+    store::sync_dir(segments).map_err(io("sync", segments))?;
     finish_removals(segments).map_err(io("tidy", segments))?;
     let mut found = Vec::new();
-    for (number, dir) in list(segments).map_err(io("list", segments))? {
+    let listed = list(segments).map_err(io("list", segments))?;
+    let next_number = listed.last().map_or(1, |(number, _)| number + 1);
+    for (number, dir) in listed {
         let data = store::data_file(&dir);
         let disk_bytes = fs::metadata(&data).map_or(0, |meta| meta.len());
         let records = match read_closed(&dir) {
@@ -360,10 +374,12 @@ fn recover(segments: &Path, id: LogId) -> Result<Vec<Found>, OpenError> {
             None if disk_bytes == 0 => 0,
             None => count_records(&data, number, id).map_err(io("read", &data))?,
         };
-        if records == 0 {
-            fs::remove_dir_all(&dir).map_err(io("remove", &dir))?;
-        } else {
+        if records > 0 {
             found.push(Found { number, records, disk_bytes });
+        } else if number + 1 == next_number {
+            store::empty(&dir).map_err(io("empty", &dir))?;
+        } else {
+            fs::remove_dir_all(&dir).map_err(io("remove", &dir))?;
         }
     }
     // What was read may be in the page cache only, when the process that wrote it was killed
@@ -372,7 +388,7 @@ fn recover(segments: &Path, id: LogId) -> Result<Vec<Found>, OpenError> {
         let data = store::data_file(&store::segment_dir(segments, last.number));
         File::open(&data).and_then(|file| file.sync_data()).map_err(io("sync", &data))?;
     }
-    Ok(found)
+    Ok(Recovered { found, next_number })
 }
 
 /// Segment numbers and directories, in order.

@@ -136,12 +136,16 @@ impl Keeper {
         }
     }
 
-    /// Renames first: what is left after a crash is then known to be done with.
+    /// Renames first: what is left after a crash is then known to be done with. The last segment's
+    /// directory stays, so that numbers do not restart.
     fn remove(&self, number: u32) {
         let dir = store::segment_dir(&self.segments, number);
         let gone = dir.with_extension(GONE);
-        let removed: io::Result<()> =
-            fs::rename(&dir, &gone).and_then(|()| fs::remove_dir_all(&gone));
+        let removed: io::Result<()> = if number + 1 == self.next_number {
+            store::empty(&dir)
+        } else {
+            fs::rename(&dir, &gone).and_then(|()| fs::remove_dir_all(&gone))
+        };
         if let Err(error) = removed {
             tracing::warn!(%error, path = %dir.display(), "cannot remove a published segment");
         }

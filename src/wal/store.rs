@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::StoreError;
+use super::{CLOSED, StoreError};
 use crate::record::Lsn;
 
 /// Where sled keeps a database's data, within its directory.
@@ -55,6 +55,25 @@ pub(super) fn segment_dir(segments: &Path, number: u32) -> PathBuf {
 /// The file of `dir` that holds a segment's frames.
 pub(super) fn data_file(dir: &Path) -> PathBuf {
     dir.join(DATA)
+}
+
+/// Removes all that is in a segment's directory, but not the directory.
+///
+/// The marker goes first: without it and without data, a segment has no records.
+pub(super) fn empty(dir: &Path) -> io::Result<()> {
+    match fs::remove_file(dir.join(CLOSED)) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
+        Ok(()) | Err(_) => {}
+    }
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes a directory's entries durable.
