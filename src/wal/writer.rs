@@ -130,13 +130,15 @@ impl Writer {
             Err(TryRecvError::Disconnected) => return Err(StoreError::Panicked("keeper")),
             Ok(spare) => spare,
         };
-        let next = Lsn::new(spare.number(), 1);
-        self.state.started(spare.number());
+        let number = spare.number();
         // A keeper that is gone shows at the next rotation.
         let _ = self.jobs.send(Job::MakeSpare);
-        if let Some(full) = self.active.replace(Active { segment: spare, next }) {
+        let active = Active { segment: spare, next: Lsn::new(number, 1) };
+        if let Some(full) = self.active.replace(active) {
             self.retire(full);
         }
+        // Last: from here on the reader may have the full segment removed, which must be closed.
+        self.state.started(number);
         Ok(())
     }
 
