@@ -63,10 +63,13 @@ impl Timestamp {
     }
 }
 
-/// RFC 3339 in UTC with milliseconds, as CloudEvents' `time` wants it.
+/// RFC 3339 in UTC with milliseconds, as CloudEvents' `time` wants it. A callback's own time can be
+/// any number: what lies outside 1970 to 9999 becomes the nearest moment within.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let since_epoch = Duration::from_millis(u64::try_from(self.0).unwrap_or(0));
+        /// The last millisecond of the year 9999.
+        const LAST: u64 = 253_402_300_799_999;
+        let since_epoch = Duration::from_millis(u64::try_from(self.0).unwrap_or(0).min(LAST));
         humantime::format_rfc3339_millis(UNIX_EPOCH + since_epoch).fmt(f)
     }
 }
@@ -277,14 +280,18 @@ impl Record {
     /// Bytes that [`Record::encode`] appends.
     #[must_use]
     pub fn encoded_len(&self) -> usize {
-        HEADER_BYTES + self.key.as_ref().map_or(0, Bytes::len) + self.body.len()
+        HEADER_BYTES + self.short_key().map_or(0, <[u8]>::len) + self.body.len()
+    }
+
+    fn short_key(&self) -> Option<&[u8]> {
+        self.key.as_deref().filter(|key| key.len() <= KEY_MAX)
     }
 
     /// Appends the record to `buffer`: a fixed header in big-endian, the key, the body.
     ///
     /// A key longer than [`KEY_MAX`] is not encoded; whoever makes records keeps that limit.
     pub fn encode(&self, buffer: &mut BytesMut) {
-        let key = self.key.as_deref().filter(|key| key.len() <= KEY_MAX);
+        let key = self.short_key();
         let mut flags = 0;
         for (present, flag) in [
             (self.event_type.is_some(), HAS_TYPE),
