@@ -162,7 +162,9 @@ impl Reader {
             );
             self.cursor = next;
         }
-        open.done = open.scanner.position();
+        if found.is_some() {
+            open.done = open.scanner.position();
+        }
         self.open = Some(open);
         Ok(found)
     }
