@@ -3,8 +3,8 @@
 //! A frame is what the writer hands to sled as one value. sled stores a value as one run of bytes,
 //! so a frame can be found again in the segment's file by its magic and its checksum, without
 //! opening the database: reading takes no lock, changes nothing, and cannot fail in sled's
-//! recovery. The price is that this file and the pinned sled version belong together; `tests` in
-//! `store.rs` would fail if a value were ever split or transformed.
+//! recovery. The price is that this file and the pinned sled version belong together;
+//! `tests/segments.rs` would fail if a value were ever split or transformed.
 //!
 //! Layout, big-endian: magic 8, first LSN 8, records 4, payload length 4, CRC-32 4, payload. The
 //! payload is a run of `length 4, record`. The checksum covers the log's id, so that a stale block
@@ -199,7 +199,7 @@ impl Scanner {
         }
     }
 
-    /// The file's offset behind the last frame returned.
+    /// Right after a frame was returned: the file's offset behind it.
     pub(super) fn position(&self) -> u64 {
         self.end - self.window.len() as u64
     }
@@ -267,3 +267,6 @@ impl Scanner {
         Ok(filled - before)
     }
 }
+
+#[cfg(test)]
+mod tests;
