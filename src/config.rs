@@ -254,8 +254,8 @@ impl Default for RawKafka {
 
 impl Default for RawDedup {
     fn default() -> Self {
-        // Retries come up to 16 min late; four million ids are about 80 MB.
-        Self { window: Span(Duration::from_hours(1)), max_ids: 4_000_000 }
+        // Retries come up to 16 min late; 3.6 million ids are about 80 MB.
+        Self { window: Span(Duration::from_hours(1)), max_ids: 3_600_000 }
     }
 }
 

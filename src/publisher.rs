@@ -68,6 +68,8 @@ pub struct Publisher {
     kafka: kafka::Config,
     topics: Topics,
     ledger: Ledger,
+    /// Where the ledger topic is read up to; kept from session to session.
+    ledger_reader: Option<LedgerReader>,
     quarantine: PathBuf,
     give_up: CancellationToken,
     /// Read from the log, and not known to be in Kafka.
@@ -78,12 +80,6 @@ pub struct Publisher {
     backlog: bool,
     trouble: Trouble,
     fenced: Option<Instant>,
-}
-
-/// What a session with Kafka consists of.
-struct Session {
-    producer: Producer,
-    ledger: LedgerReader,
 }
 
 /// Why a session ended.
@@ -113,6 +109,7 @@ impl Publisher {
             kafka,
             topics,
             ledger,
+            ledger_reader: None,
             quarantine,
             give_up,
             unfinished: Vec::new(),
@@ -132,9 +129,9 @@ impl Publisher {
         while !self.give_up.is_cancelled() {
             let started = Instant::now();
             let ended = match self.connect() {
-                Ok(mut session) => {
+                Ok(producer) => {
                     self.trouble.over();
-                    self.publish(&mut session)?
+                    self.publish(&producer)?
                 }
                 Err(SetupError::Client(cause)) => {
                     return Err(PublisherError::Config(SetupError::Client(cause)));
@@ -145,7 +142,10 @@ impl Publisher {
                 Ended::Done => return Ok(()),
                 Ended::Lost(Failure::Fenced(cause)) => self.fenced(&cause)?,
                 Ended::Lost(failure) => self.trouble.is(&format_args!("{failure:?}")),
-                Ended::Setup(cause) => self.trouble.is(&cause),
+                Ended::Setup(cause) => {
+                    self.ledger_reader = None;
+                    self.trouble.is(&cause);
+                }
             }
             if started.elapsed() > BACKOFF.1 {
                 pause = BACKOFF.0;
@@ -156,56 +156,69 @@ impl Publisher {
     }
 
     /// A producer first, which settles what its predecessor left open; then what the ledger says.
-    fn connect(&mut self) -> Result<Session, SetupError> {
+    fn connect(&mut self) -> Result<Producer, SetupError> {
         self.kafka.make_topics(&self.topics.all(), self.topics.ledger())?;
         let producer = Producer::connect(&self.kafka, self.give_up.clone())?;
-        let oldest = self.oldest();
-        let mut reader =
-            LedgerReader::open(&self.kafka, self.topics.ledger(), self.ledger.horizon(oldest))?;
-        let ledger = &mut self.ledger;
         let started = Instant::now();
+        let mut reader = match self.ledger_reader.take() {
+            Some(reader) => reader,
+            None => {
+                let oldest = self.oldest();
+                let since = self.ledger.horizon(oldest);
+                LedgerReader::open(&self.kafka, self.topics.ledger(), since)?
+            }
+        };
+        let ledger = &mut self.ledger;
         let commits = reader.read_to_end(&self.give_up, |bytes| apply(ledger, bytes))?;
+        self.ledger_reader = Some(reader);
+        let progress = self.ledger.progress();
         tracing::info!(
             commits,
-            progress = %self.ledger.progress(),
+            %progress,
             elapsed_ms = started.elapsed().as_millis(),
             "connected to Kafka; the ledger is read"
         );
-        let progress = self.ledger.progress();
         self.reader.resume(progress);
         self.unfinished.retain(|entry| entry.lsn > progress);
-        Ok(Session { producer, ledger: reader })
+        Ok(producer)
     }
 
-    fn publish(&mut self, session: &mut Session) -> Result<Ended, PublisherError> {
+    /// Takes in what the ledger topic has got since: from other instances, and our own.
+    fn follow_ledger(&mut self) -> Result<(), SetupError> {
+        let Some(reader) = &mut self.ledger_reader else { return Ok(()) };
+        let ledger = &mut self.ledger;
+        reader.read_arrived(|bytes| apply(ledger, bytes));
+        if ledger.has_peers() {
+            reader.read_peers(|bytes| apply(ledger, bytes))?;
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self, producer: &Producer) -> Result<Ended, PublisherError> {
         while !self.give_up.is_cancelled() {
             std::thread::sleep(self.pace());
             if self.unfinished.is_empty() {
                 match self.reader.next(BATCH_BYTES, IDLE)? {
                     Next::Entries(entries) => self.unfinished = entries,
                     Next::Idle => {
-                        let ledger = &mut self.ledger;
-                        session.ledger.read_arrived(|bytes| apply(ledger, bytes));
+                        if let Some(reader) = &mut self.ledger_reader {
+                            reader.read_arrived(|bytes| apply(&mut self.ledger, bytes));
+                        }
                         self.ledger.expire(Timestamp::now());
                         continue;
                     }
                     Next::End => return Ok(Ended::Done),
                 }
             }
-            let ledger = &mut self.ledger;
-            session.ledger.read_arrived(|bytes| apply(ledger, bytes));
-            if self.ledger.has_peers() {
-                let ledger = &mut self.ledger;
-                if let Err(cause) = session.ledger.read_peers(|bytes| apply(ledger, bytes)) {
-                    return Ok(Ended::Setup(cause));
-                }
+            if let Err(cause) = self.follow_ledger() {
+                return Ok(Ended::Setup(cause));
             }
             let entries = std::mem::take(&mut self.unfinished);
             self.began = Instant::now();
             let bytes: usize = entries.iter().map(|entry| entry.record.encoded_len()).sum();
             self.backlog = bytes >= BATCH_BYTES / 2;
             let mut batch = Batch::judge(&entries, &self.ledger);
-            match self.deliver(&session.producer, &mut batch)? {
+            match self.deliver(producer, &mut batch)? {
                 Ok(()) => self.settle(&batch),
                 Err(ended) => {
                     self.unfinished = entries;

@@ -370,8 +370,9 @@ fn recover(segments: &Path, id: LogId) -> Result<Recovered, OpenError> {
         let data = store::data_file(&dir);
         let disk_bytes = fs::metadata(&data).map_or(0, |meta| meta.len());
         let records = match read_closed(&dir) {
+            // Whatever the marker says: a removal was cut short.
+            _ if disk_bytes == 0 => 0,
             Some(records) => records,
-            None if disk_bytes == 0 => 0,
             None => count_records(&data, number, id).map_err(io("read", &data))?,
         };
         if records > 0 {
