@@ -160,13 +160,12 @@ impl Publisher {
         self.kafka.make_topics(&self.topics.all(), self.topics.ledger())?;
         let producer = Producer::connect(&self.kafka, self.give_up.clone())?;
         let started = Instant::now();
-        let mut reader = match self.ledger_reader.take() {
-            Some(reader) => reader,
-            None => {
-                let oldest = self.oldest();
-                let since = self.ledger.horizon(oldest);
-                LedgerReader::open(&self.kafka, self.topics.ledger(), since)?
-            }
+        let mut reader = if let Some(reader) = self.ledger_reader.take() {
+            reader
+        } else {
+            let oldest = self.oldest();
+            let since = self.ledger.horizon(oldest);
+            LedgerReader::open(&self.kafka, self.topics.ledger(), since)?
         };
         let ledger = &mut self.ledger;
         let commits = reader.read_to_end(&self.give_up, |bytes| apply(ledger, bytes))?;
