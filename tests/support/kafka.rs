@@ -7,10 +7,10 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::hash::{BuildHasher as _, RandomState};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -114,6 +114,7 @@ pub struct Setup {
     nodes: usize,
     properties: Vec<(String, String)>,
     users: Vec<(String, String)>,
+    proxies: Vec<u16>,
 }
 
 impl Default for Setup {
@@ -125,7 +126,7 @@ impl Default for Setup {
 impl Setup {
     /// Brokers 1 to `nodes`, of which the first three are the quorum as well.
     pub fn nodes(nodes: usize) -> Self {
-        Self { nodes, properties: Vec::new(), users: Vec::new() }
+        Self { nodes, properties: Vec::new(), users: Vec::new(), proxies: Vec::new() }
     }
 
     /// A line for every node's `server.properties`; the last word on its key.
@@ -137,6 +138,14 @@ impl Setup {
     /// A user of the `SASL_PLAINTEXT` listener with the mechanism PLAIN ([`Cluster::sasl`]).
     pub fn user(mut self, name: &str, password: &str) -> Self {
         self.users.push((name.to_owned(), password.to_owned()));
+        self
+    }
+
+    /// A further listener ([`Cluster::behind`]) for proxies on these ports, one for each node:
+    /// who comes through a proxy is told the proxies' addresses, so that it stays behind them.
+    pub fn proxies(mut self, ports: &[u16]) -> Self {
+        assert_eq!(ports.len(), self.nodes, "one proxy for each node");
+        self.proxies = ports.to_vec();
         self
     }
 
@@ -188,6 +197,11 @@ impl Cluster {
     /// The same for the listener that wants a user and a password.
     pub fn sasl(&self) -> String {
         self.addresses(|ports| ports.sasl)
+    }
+
+    /// Where the proxy of `node` is to connect to.
+    pub fn behind(&self, node: usize) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.nodes[node - 1].ports.proxied))
     }
 
     fn addresses(&self, port: fn(&Ports) -> u16) -> String {
@@ -270,6 +284,14 @@ struct Ports {
     plain: u16,
     controller: u16,
     sasl: u16,
+    proxied: u16,
+}
+
+impl Ports {
+    fn free() -> Self {
+        let [plain, controller, sasl, proxied] = std::array::from_fn(|_| free_port());
+        Self { plain, controller, sasl, proxied }
+    }
 }
 
 impl Node {
@@ -353,13 +375,13 @@ impl Node {
 
 /// A process that ends with this value, or with the test process if that comes first.
 #[derive(Debug)]
-struct Guarded {
+pub(super) struct Guarded {
     process: Child,
     guard: Child,
 }
 
 impl Guarded {
-    fn spawn(command: &mut Command) -> io::Result<Self> {
+    pub(super) fn spawn(command: &mut Command) -> io::Result<Self> {
         let mut process = command.spawn()?;
         // Reading fails when our end of the pipe is gone and no line was written: the test process
         // was killed. In a group of its own, so that Ctrl-C at a terminal does not end it first.
@@ -381,15 +403,22 @@ impl Guarded {
         }
     }
 
-    fn pid(&self) -> Pid {
+    pub(super) fn pid(&self) -> Pid {
         Pid::from_child(&self.process)
     }
 
     /// Whether it has ended. It is not waited for, so its pid stays ours until the drop.
-    fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         use rustix::process::{WaitId, WaitIdOptions, waitid};
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         waitid(WaitId::Pid(self.pid()), options).is_ok_and(|status| status.is_some())
+    }
+}
+
+impl Guarded {
+    /// Waits for its end, whatever brings it about.
+    pub(super) fn wait(mut self) -> io::Result<ExitStatus> {
+        self.process.wait()
     }
 }
 
@@ -411,7 +440,7 @@ impl Drop for Guarded {
 fn lay_out(directory: &Path, installation: &Path, setup: &Setup) -> io::Result<Vec<Node>> {
     let mut nodes = Vec::new();
     for id in 1..=setup.nodes {
-        let ports = Ports { plain: free_port(), controller: free_port(), sasl: free_port() };
+        let ports = Ports::free();
         nodes.push(Node {
             id,
             directory: directory.join(id.to_string()),
@@ -437,6 +466,23 @@ fn meta(id: usize) -> String {
     format!("version=1\ncluster.id={CLUSTER_ID}\nnode.id={id}\ndirectory.id={directory}\n")
 }
 
+/// Where a node listens, and what of that it tells clients.
+fn listeners(node: &Node, quorum: &[Node], setup: &Setup) -> (String, String) {
+    let mut advertised = format!("PLAINTEXT://127.0.0.1:{}", node.ports.plain);
+    if !setup.users.is_empty() {
+        let _ = write!(advertised, ",SASL://127.0.0.1:{}", node.ports.sasl);
+    }
+    let mut listeners = advertised.clone();
+    if let Some(proxy) = setup.proxies.get(node.id - 1) {
+        let _ = write!(listeners, ",PROXIED://127.0.0.1:{}", node.ports.proxied);
+        let _ = write!(advertised, ",PROXIED://127.0.0.1:{proxy}");
+    }
+    if node.id <= quorum.len() {
+        let _ = write!(listeners, ",CONTROLLER://127.0.0.1:{}", node.ports.controller);
+    }
+    (listeners, advertised)
+}
+
 fn properties(node: &Node, nodes: &[Node], setup: &Setup) -> String {
     let quorum = &nodes[..nodes.len().min(3)];
     let voters: Vec<_> = quorum
@@ -446,20 +492,15 @@ fn properties(node: &Node, nodes: &[Node], setup: &Setup) -> String {
     let roles = if node.id <= quorum.len() { "broker,controller" } else { "broker" };
     let replicas = quorum.len();
     let in_sync = replicas.div_ceil(2);
-    let mut advertised = format!("PLAINTEXT://127.0.0.1:{}", node.ports.plain);
+    let (listeners, advertised) = listeners(node, quorum, setup);
     let mut text = String::new();
     if !setup.users.is_empty() {
-        let _ = write!(advertised, ",SASL://127.0.0.1:{}", node.ports.sasl);
         text.push_str("listener.name.sasl.plain.sasl.jaas.config=");
         text.push_str("org.apache.kafka.common.security.plain.PlainLoginModule required");
         for (name, password) in &setup.users {
             let _ = write!(text, " user_{name}=\"{password}\"");
         }
         text.push_str(";\n");
-    }
-    let mut listeners = advertised.clone();
-    if node.id <= quorum.len() {
-        let _ = write!(listeners, ",CONTROLLER://127.0.0.1:{}", node.ports.controller);
     }
     let _ = write!(
         text,
@@ -471,7 +512,7 @@ controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
 listeners={listeners}
 advertised.listeners={advertised}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL:SASL_PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL:SASL_PLAINTEXT,PROXIED:PLAINTEXT
 sasl.enabled.mechanisms=PLAIN
 log.dirs={data}
 # Topics are made by whoever needs them, so that a forgotten one is noticed.
@@ -507,7 +548,8 @@ log.cleaner.dedupe.buffer.size=16777216
     text
 }
 
-fn free_port() -> u16 {
+/// A port that nobody listens on, and that no client's socket is given by itself.
+pub fn free_port() -> u16 {
     let random = || RandomState::new().hash_one(());
     let width = u64::from(PORTS.end - PORTS.start);
     let mut candidates = std::iter::repeat_with(|| {
@@ -585,7 +627,7 @@ fn install(directory: &Path) -> Result<(), Unavailable> {
         id: 1,
         directory: directory.join("first"),
         installation: directory.to_owned(),
-        ports: Ports { plain: free_port(), controller: free_port(), sasl: free_port() },
+        ports: Ports::free(),
         process: None,
     };
     fs::create_dir_all(&node.directory).map_err(storage)?;

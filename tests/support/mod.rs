@@ -6,8 +6,12 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of this")]
 
+pub mod bridge;
 pub mod consumer;
 pub mod kafka;
+pub mod load;
+pub mod proxy;
+pub mod random;
 mod tools;
 
 use std::env;

@@ -1,0 +1,214 @@
+//! kill -9 of the real binary at any moment: nothing acknowledged is lost, doubled or reordered.
+//!
+//! A few kills in every test run; the campaign is
+//! `LIVEBRIDGE_KILLS=300 cargo test --release --test crash -- --nocapture`.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::env;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use support::bridge::Bridge;
+use support::kafka::{Cluster, Setup};
+use support::load::{Load, Plan};
+use support::proxy::{Api, Proxy, Stage, Trap};
+use support::random::Random;
+use tokio::runtime::Runtime;
+
+/// What a trap may be set for: one entry, one chance.
+const APIS: [Api; 12] = [
+    Api::Produce,
+    Api::Produce,
+    Api::Produce,
+    Api::AddPartitionsToTxn,
+    Api::EndTxn,
+    Api::EndTxn,
+    Api::EndTxn,
+    Api::InitProducerId,
+    Api::ListOffsets,
+    Api::Fetch,
+    Api::Fetch,
+    Api::Metadata,
+];
+/// Those that occur when a bridge starts, or only then.
+const AT_START: [Api; 4] = [Api::InitProducerId, Api::ListOffsets, Api::Fetch, Api::Metadata];
+const STAGES: [Stage; 4] = [Stage::Before, Stage::Sent, Stage::Answered, Stage::Arrived];
+/// How long a trap is waited for, before the kill happens without it.
+const TRAP: Duration = Duration::from_secs(2);
+/// In the campaign, kills with Kafka and kills without it take turns.
+const ROUND: (u32, u32) = (12, 3);
+
+#[test]
+fn what_was_acknowledged_is_in_kafka_once_and_in_order_whenever_the_bridge_is_killed() {
+    let Some((mut campaign, _runtime)) = Campaign::start("crash") else { return };
+    let kills = env::var("LIVEBRIDGE_KILLS").ok();
+    match kills.map(|kills| kills.parse::<u32>().expect("LIVEBRIDGE_KILLS is a number")) {
+        None => campaign.round_of_each_kind(),
+        Some(kills) => {
+            while campaign.killed() < kills {
+                campaign.round(ROUND.0, ROUND.1);
+                eprintln!("{} kills, {}", campaign.killed(), campaign.load.acknowledged());
+            }
+        }
+    }
+    campaign.finish();
+}
+
+/// A bridge behind a proxy behind a broker, and what has been done to it.
+struct Campaign {
+    random: Random,
+    proxy: Proxy,
+    cluster: Cluster,
+    bridge: Bridge,
+    load: Load,
+    kafka_is_up: bool,
+    kills: BTreeMap<String, u32>,
+    started: Instant,
+}
+
+impl Campaign {
+    fn start(test: &str) -> Option<(Self, Runtime)> {
+        let mut random = Random::new(test);
+        let runtime = Runtime::new().expect("a runtime");
+        let proxy = Proxy::start(runtime.handle());
+        let setup = Setup::default().proxies(&[proxy.port()]);
+        let cluster = Cluster::start_or_skip(test, &setup)?;
+        proxy.set_upstream(cluster.behind(1));
+        let bridge = Bridge::new("crash", &proxy.address(), "crash");
+        bridge.start();
+        let load = Load::start(runtime.handle(), Plan::new(bridge.intake()), &mut random);
+        while bridge.metric("livebridge_published_total").is_none_or(|count| count == 0.0) {
+            bridge.assert_running();
+            thread::sleep(Duration::from_millis(20));
+        }
+        let (kills, started) = (BTreeMap::new(), Instant::now());
+        let kafka_is_up = true;
+        Some((Self { random, proxy, cluster, bridge, load, kafka_is_up, kills, started }, runtime))
+    }
+
+    fn killed(&self) -> u32 {
+        self.kills.values().sum()
+    }
+
+    /// Few kills, chosen to be unlike.
+    fn round_of_each_kind(&mut self) {
+        for (api, nth, stage) in [
+            (Api::EndTxn, 3, Stage::Sent),
+            (Api::EndTxn, 2, Stage::Answered),
+            (Api::EndTxn, 2, Stage::Arrived),
+            (Api::Produce, 4, Stage::Answered),
+            (Api::InitProducerId, 1, Stage::Sent),
+            (Api::Fetch, 2, Stage::Answered),
+        ] {
+            self.kill_in_a_trap(api, nth, stage);
+            self.bridge.spawn();
+        }
+        self.kill_while_starting();
+        self.bridge.spawn();
+        self.round(1, 4);
+    }
+
+    /// Kills with Kafka there, takes Kafka away, kills without it, brings it back.
+    fn round(&mut self, with: u32, without: u32) {
+        let before = self.killed();
+        while self.killed() < before + with {
+            self.kill();
+        }
+        if self.random.percent(50) {
+            self.cluster.stop(1);
+        } else {
+            self.cluster.kill(1);
+        }
+        self.kafka_is_up = false;
+        let before = self.killed();
+        while self.killed() < before + without {
+            self.kill();
+        }
+        self.cluster.start_again(1);
+        self.kafka_is_up = true;
+    }
+
+    /// Kills the bridge at a moment of its life that chance chooses, and starts it again.
+    fn kill(&mut self) {
+        match self.random.within(0..100) {
+            0..25 => self.kill_at_work(),
+            25..45 => self.kill_while_starting(),
+            _ if self.kafka_is_up => {
+                let (api, stage) = (self.random.pick(&APIS), self.random.pick(&STAGES));
+                let nth = u32::try_from(self.random.within(1..6)).expect("a small number");
+                self.kill_in_a_trap(api, nth, stage);
+            }
+            _ => self.kill_at_work(),
+        }
+        self.bridge.spawn();
+    }
+
+    fn count(&mut self, how: &str) {
+        let kafka = if self.kafka_is_up { "" } else { ", without Kafka" };
+        *self.kills.entry(format!("{how}{kafka}")).or_default() += 1;
+    }
+
+    fn kill_at_work(&mut self) {
+        self.bridge.wait_until_ready();
+        thread::sleep(self.random.millis(10..1200));
+        self.bridge.kill();
+        self.count("at work");
+    }
+
+    fn kill_while_starting(&mut self) {
+        self.bridge.wait_until_ready();
+        self.bridge.kill();
+        self.count("at work");
+        for _ in 0..self.random.within(1..3) {
+            self.bridge.spawn();
+            thread::sleep(self.random.millis(5..300));
+            self.bridge.kill();
+            self.count("while starting");
+        }
+    }
+
+    /// Kills when a request to the broker is on its way.
+    fn kill_in_a_trap(&mut self, api: Api, nth: u32, stage: Stage) {
+        let at_start = AT_START.contains(&api) || self.random.percent(25);
+        self.bridge.wait_until_ready();
+        if at_start {
+            self.bridge.kill();
+            self.count("at work");
+            self.bridge.spawn();
+        }
+        let killer = self.bridge.killer();
+        let client = Some("livebridge-crash".to_owned());
+        let spring = Box::new(move || killer.kill());
+        let done = self.proxy.set_trap(Trap { api, nth, stage, client, spring });
+        if done.recv_timeout(TRAP).is_ok() {
+            self.count(&format!("{api:?} {stage:?}"));
+        } else {
+            self.proxy.disarm();
+            self.bridge.killer().kill();
+            self.count("at work");
+        }
+    }
+
+    /// Lets everything arrive, and looks at it.
+    fn finish(self) {
+        self.bridge.wait_until_ready();
+        self.load.wait_for(200, Duration::from_secs(20));
+        let (kills, lasted) = (self.killed(), self.started.elapsed());
+        let acknowledged = self.load.finish(Duration::from_secs(30));
+        let finished = Instant::now();
+        self.bridge.drain(Duration::from_mins(1));
+        let drained = finished.elapsed();
+        let status = self.bridge.stop();
+        assert!(status.success(), "{status}: {}", self.bridge.last_lines());
+        eprintln!("{kills} kills in {lasted:?}, drained {drained:?} after the last callback");
+        for (how, count) in &self.kills {
+            eprintln!("  {count:4} {how}");
+        }
+        let verdict = acknowledged.check(&self.cluster.bootstrap(), "crash");
+        let Some(verdict) = support::or_skip("crash", verdict) else { return };
+        eprintln!("{verdict}");
+        verdict.assert_clean();
+    }
+}

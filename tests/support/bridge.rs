@@ -1,0 +1,243 @@
+//! The real binary as a process: started, killed, stopped, asked for its metrics.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Signal, kill_process};
+use tempfile::TempDir;
+
+use super::kafka::{Guarded, free_port};
+use super::tools;
+
+/// The callback key of every bridge here.
+pub const KEY: &str = "the-tests-callback-key";
+
+/// A livebridge with a log of its own, on ports that it keeps from start to start.
+#[derive(Debug)]
+pub struct Bridge {
+    dir: TempDir,
+    environment: Vec<(String, String)>,
+    http: u16,
+    admin: u16,
+    life: Arc<Mutex<Life>>,
+}
+
+/// A process, or none, and how many there were before it.
+#[derive(Debug, Default)]
+struct Life {
+    number: u32,
+    process: Option<Guarded>,
+}
+
+/// Kills the process that ran when it was made, and none of its successors.
+#[derive(Clone, Debug)]
+pub struct Killer {
+    life: Arc<Mutex<Life>>,
+    number: u32,
+}
+
+impl Killer {
+    /// SIGKILL. Nothing when it is not running.
+    pub fn kill(&self) {
+        let mut life = self.life.lock().expect("no panic under the lock");
+        if life.number == self.number {
+            life.process = None;
+        }
+    }
+}
+
+impl Bridge {
+    /// Not yet running.
+    pub fn new(instance: &str, brokers: &str, prefix: &str) -> Self {
+        let mut bridge = Self {
+            dir: TempDir::with_prefix_in(instance, env!("CARGO_TARGET_TMPDIR"))
+                .expect("a directory for the log"),
+            environment: Vec::new(),
+            http: free_port(),
+            admin: free_port(),
+            life: Arc::default(),
+        };
+        let wal = bridge.dir.path().join("wal").display().to_string();
+        for (name, value) in [
+            ("HTTP_LISTEN", bridge.intake().to_string().as_str()),
+            ("ADMIN_LISTEN", &format!("127.0.0.1:{}", bridge.admin)),
+            ("CALLBACK_KEYS", KEY),
+            ("WAL_DIR", &wal),
+            ("KAFKA_INSTANCE", instance),
+            ("KAFKA_BROKERS", brokers),
+            ("KAFKA_TOPIC_PREFIX", prefix),
+            ("KAFKA_PARTITIONS", "3"),
+            ("LOG_FORMAT", "text"),
+        ] {
+            bridge = bridge.set(name, value);
+        }
+        bridge
+    }
+
+    /// Sets `LIVEBRIDGE_<name>` for starts to come.
+    pub fn set(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((format!("LIVEBRIDGE_{name}"), value.to_owned()));
+        self
+    }
+
+    /// What its configuration file says; for what the environment cannot.
+    pub fn config(self, text: &str) -> Self {
+        let path = self.dir.path().join("livebridge.toml");
+        fs::write(&path, text).expect("a writable directory");
+        let path = path.display().to_string();
+        self.set("CONFIG", &path)
+    }
+
+    /// Where it takes callbacks.
+    pub fn intake(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.http))
+    }
+
+    /// Its log directory.
+    pub fn wal(&self) -> PathBuf {
+        self.dir.path().join("wal")
+    }
+
+    fn output(&self) -> PathBuf {
+        self.dir.path().join("stderr")
+    }
+
+    /// What it has said so far, in all its lives.
+    pub fn said(&self) -> String {
+        fs::read_to_string(self.output()).unwrap_or_default()
+    }
+
+    /// Starts it and waits for nothing.
+    pub fn spawn(&self) {
+        let mut life = self.life();
+        assert!(life.process.is_none(), "it is running");
+        let output = OpenOptions::new().create(true).append(true).open(self.output());
+        let output: File = output.expect("a writable directory");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_livebridge"));
+        command.arg("serve").stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        life.number += 1;
+        life.process = Some(Guarded::spawn(&mut command).expect("the binary that is tested"));
+    }
+
+    fn life(&self) -> MutexGuard<'_, Life> {
+        self.life.lock().expect("no panic under the lock")
+    }
+
+    /// Starts it and waits until it takes callbacks.
+    pub fn start(&self) {
+        self.spawn();
+        self.wait_until_ready();
+    }
+
+    /// Waits until it takes callbacks.
+    pub fn wait_until_ready(&self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.admin("/readyz").is_none_or(|(status, _)| status != 200) {
+            self.assert_running();
+            assert!(Instant::now() < deadline, "not ready: {}", self.last_lines());
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub fn assert_running(&self) {
+        assert!(!self.is_over(), "ended on its own: {}", self.last_lines());
+    }
+
+    /// Whether it ended on its own.
+    pub fn is_over(&self) -> bool {
+        self.life().process.as_ref().is_some_and(Guarded::is_over)
+    }
+
+    /// Whether it was killed and not started again.
+    pub fn is_dead(&self) -> bool {
+        self.life().process.is_none()
+    }
+
+    pub fn killer(&self) -> Killer {
+        Killer { life: Arc::clone(&self.life), number: self.life().number }
+    }
+
+    /// SIGKILL.
+    pub fn kill(&self) {
+        self.assert_running();
+        self.killer().kill();
+    }
+
+    /// SIGTERM, and its exit status.
+    pub fn stop(&self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.wait(Duration::from_secs(30))
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = self.life().process.as_ref().expect("it was started").pid();
+        kill_process(pid, signal).expect("a child that is not yet waited for");
+    }
+
+    /// Its exit status, once it has ended.
+    pub fn wait(&self, within: Duration) -> ExitStatus {
+        let deadline = Instant::now() + within;
+        while !self.is_over() {
+            assert!(Instant::now() < deadline, "does not end: {}", self.last_lines());
+            thread::sleep(Duration::from_millis(5));
+        }
+        let process = self.life().process.take();
+        process.expect("it was started").wait().expect("a child that can be waited for")
+    }
+
+    /// The value of a metric, its labels' values summed; `None` when it does not answer.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        let (_, text) = self.admin("/metrics")?;
+        let values = text.lines().filter_map(|line| {
+            let (series, value) = line.rsplit_once(' ')?;
+            (series.split('{').next() == Some(name)).then(|| value.parse::<f64>().ok())?
+        });
+        Some(values.sum())
+    }
+
+    /// Waits until everything stored is published.
+    pub fn drain(&self, within: Duration) {
+        let deadline = Instant::now() + within;
+        let mut empty = 0;
+        // Twice: the gauge is set ten times a second.
+        while empty < 2 {
+            self.assert_running();
+            let left = self.metric("livebridge_wal_records");
+            empty = if left == Some(0.0) { empty + 1 } else { 0 };
+            assert!(Instant::now() < deadline, "{left:?} left: {}", self.last_lines());
+            thread::sleep(Duration::from_millis(150));
+        }
+    }
+
+    pub fn last_lines(&self) -> String {
+        tools::last_lines(&self.said())
+    }
+
+    fn admin(&self, path: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.admin)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        let status = head.split(' ').nth(1)?.parse().ok()?;
+        Some((status, body.to_owned()))
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        self.killer().kill();
+        if thread::panicking() {
+            self.dir.disable_cleanup(true);
+            eprintln!("the bridge's log and output: {}", self.dir.path().display());
+        }
+    }
+}

@@ -1,0 +1,486 @@
+//! Senders like Tencent's, that remember what was acknowledged, and the check of what came of it.
+//!
+//! Each stream is sent by one sender, one callback after another, so the order in which its
+//! callbacks were acknowledged is the order of their numbers.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use livebridge::callback::CallbackKey;
+use livebridge::publisher::Topics;
+use livebridge::record::{EventType, Timestamp, type_name};
+use livebridge::sample::Samples;
+use livebridge::sender::{RetryPolicy, Sender};
+use serde_json::{Map, Value};
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+
+use super::Unavailable;
+use super::consumer::{self, Isolation};
+use super::random::Random;
+
+type Event = Map<String, Value>;
+
+/// Event types whose samples have a stream.
+const TYPES: [i64; 8] = [1, 0, 100, 200, 317, 321, 328, 332];
+/// Which member holds a stream's name.
+const STREAM: [&str; 2] = ["stream_id", "streamId"];
+/// The tests' own members.
+const NUMBER: &str = "test_number";
+const PADDING: &str = "test_padding";
+/// Sent callbacks of a stream that may be sent again.
+const REMEMBERED: usize = 64;
+
+/// What is sent and how.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Senders, each with one stream and one connection.
+    pub streams: usize,
+    /// Average pause of a sender between two callbacks.
+    pub pace: Duration,
+    /// Pause before a callback that was not answered 200 is sent once more.
+    pub retry: Duration,
+    /// Of a hundred acknowledged callbacks, so many are sent once more.
+    pub resend: u64,
+    /// Of a thousand callbacks, so many are large.
+    pub large: u64,
+    /// The bridges; every try goes to the next.
+    pub intakes: Vec<SocketAddr>,
+}
+
+impl Plan {
+    /// Some hundred callbacks a second to one bridge.
+    pub fn new(intake: SocketAddr) -> Self {
+        Self {
+            streams: 24,
+            pace: Duration::from_millis(20),
+            retry: Duration::from_millis(100),
+            resend: 5,
+            large: 5,
+            intakes: vec![intake],
+        }
+    }
+}
+
+/// Senders at work.
+#[derive(Debug)]
+pub struct Load {
+    shared: Arc<Shared>,
+    senders: Vec<JoinHandle<Stream>>,
+    runtime: Handle,
+}
+
+#[derive(Debug)]
+struct Shared {
+    plan: Plan,
+    samples: Mutex<Samples>,
+    stop: AtomicBool,
+    acknowledged: AtomicU64,
+    retries: AtomicU64,
+    resent: AtomicU64,
+    refused: Mutex<BTreeMap<u16, u64>>,
+}
+
+/// A stream as it was sent: its name, and its acknowledged events in order.
+#[derive(Debug)]
+struct Stream {
+    name: String,
+    events: Vec<Sent>,
+}
+
+/// An event that was answered 200.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    event_type: i64,
+    digest: u64,
+}
+
+/// Everything that was acknowledged.
+#[derive(Debug)]
+pub struct Acknowledged {
+    streams: Vec<Stream>,
+    /// Tries that were not answered 200.
+    pub retries: u64,
+    /// Acknowledged callbacks that were sent once more, and acknowledged again.
+    pub resent: u64,
+    /// Answers other than 200.
+    pub refused: BTreeMap<u16, u64>,
+}
+
+impl Load {
+    pub fn start(runtime: &Handle, plan: Plan, random: &mut Random) -> Self {
+        let streams = plan.streams;
+        let shared = Arc::new(Shared {
+            plan,
+            samples: Mutex::new(Samples::new(CallbackKey::new(super::bridge::KEY))),
+            stop: AtomicBool::new(false),
+            acknowledged: AtomicU64::new(0),
+            retries: AtomicU64::new(0),
+            resent: AtomicU64::new(0),
+            refused: Mutex::default(),
+        });
+        let senders = (0..streams)
+            .map(|index| {
+                let name = super::unique(&format!("stream-{index}"));
+                let line = Line::new(Arc::clone(&shared), random.fork(), index);
+                runtime.spawn(line.run(name))
+            })
+            .collect();
+        Self { shared, senders, runtime: runtime.clone() }
+    }
+
+    /// Callbacks acknowledged so far.
+    pub fn acknowledged(&self) -> u64 {
+        self.shared.acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many more are acknowledged.
+    pub fn wait_for(&self, more: u64, within: Duration) {
+        let (until, deadline) = (self.acknowledged() + more, Instant::now() + within);
+        while self.acknowledged() < until {
+            assert!(Instant::now() < deadline, "callbacks are not acknowledged");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Stops when every callback that was begun is acknowledged.
+    pub fn finish(self, within: Duration) -> Acknowledged {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        let senders = self.senders;
+        let streams = self.runtime.block_on(async {
+            let ended = async {
+                let mut streams = Vec::new();
+                for sender in senders {
+                    streams.push(sender.await.expect("a sender that does not panic"));
+                }
+                streams
+            };
+            tokio::time::timeout(within, ended).await
+        });
+        let refused = self.shared.refused.lock().expect("no panic under the lock").clone();
+        let Ok(streams) = streams else { panic!("callbacks are not acknowledged: {refused:?}") };
+        Acknowledged {
+            streams,
+            retries: self.shared.retries.load(Ordering::Relaxed),
+            resent: self.shared.resent.load(Ordering::Relaxed),
+            refused,
+        }
+    }
+}
+
+/// One sender.
+struct Line {
+    shared: Arc<Shared>,
+    random: Random,
+    /// One for each bridge.
+    connections: Vec<Sender>,
+    turn: usize,
+}
+
+impl Line {
+    fn new(shared: Arc<Shared>, random: Random, turn: usize) -> Self {
+        let connection =
+            |intake: &SocketAddr| Sender::new(&format!("http://{intake}/callback")).expect("a URL");
+        let connections = shared.plan.intakes.iter().map(connection).collect();
+        Self { shared, random, connections, turn }
+    }
+
+    async fn run(mut self, name: String) -> Stream {
+        let mut stream = Stream { name, events: Vec::new() };
+        let mut remembered: Vec<Event> = Vec::new();
+        let pace = u64::try_from(self.shared.plan.pace.as_millis()).unwrap_or(0) * 2 + 1;
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            let event_type = if self.random.percent(60) { 1 } else { self.random.pick(&TYPES) };
+            let event = self.event(event_type, &stream);
+            self.deliver(&event).await;
+            stream.events.push(Sent { event_type, digest: digest(&event) });
+            self.shared.acknowledged.fetch_add(1, Ordering::Relaxed);
+            match remembered.len() {
+                0..REMEMBERED => remembered.push(event),
+                full => remembered[self.random.index(full)] = event,
+            }
+            if self.random.percent(self.shared.plan.resend) {
+                let again = self.random.index(remembered.len());
+                self.deliver(&remembered[again]).await;
+                self.shared.resent.fetch_add(1, Ordering::Relaxed);
+            }
+            tokio::time::sleep(self.random.millis(0..pace)).await;
+        }
+        stream
+    }
+
+    /// The stream's next event.
+    fn event(&mut self, event_type: i64, stream: &Stream) -> Event {
+        let mut samples = self.shared.samples.lock().expect("no panic under the lock");
+        let mut event = samples.event(EventType(event_type));
+        drop(samples);
+        for name in STREAM {
+            if let Some(value) = event.get_mut(name) {
+                *value = stream.name.as_str().into();
+            }
+        }
+        event.insert(NUMBER.into(), stream.events.len().into());
+        if self.random.within(0..1000) < self.shared.plan.large {
+            let length = 10_000 + self.random.index(140_000);
+            event.insert(PADDING.into(), "x".repeat(length).into());
+        }
+        event
+    }
+
+    /// Sends it, signed anew each time, until it is answered 200.
+    async fn deliver(&mut self, event: &Event) {
+        let once = RetryPolicy { retries: 0, interval: Duration::ZERO };
+        loop {
+            let body = {
+                let samples = self.shared.samples.lock().expect("no panic under the lock");
+                samples.delivery(event.clone(), Timestamp::now())
+            };
+            let count = self.connections.len();
+            let connection = &mut self.connections[self.turn % count];
+            self.turn += 1;
+            let outcome = connection.send(body, once, String::new).await;
+            let status = outcome.status.map(|status| status.as_u16());
+            if status == Some(200) {
+                return;
+            }
+            self.shared.retries.fetch_add(1, Ordering::Relaxed);
+            if let Some(status) = status {
+                let mut refused = self.shared.refused.lock().expect("no panic under the lock");
+                *refused.entry(status).or_default() += 1;
+            }
+            tokio::time::sleep(self.shared.plan.retry).await;
+        }
+    }
+}
+
+/// What is the same in every delivery of an event.
+fn digest(event: &Event) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for (name, value) in event.iter().filter(|(name, _)| !matches!(name.as_str(), "t" | "sign")) {
+        (name, value.to_string()).hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
+// === What came of it ===
+
+/// What a `read_committed` consumer found, held against what was acknowledged.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    pub acknowledged: u64,
+    pub retries: u64,
+    pub resent: u64,
+    pub landed: u64,
+    /// Acknowledged and not there.
+    pub lost: u64,
+    /// There more than once.
+    pub duplicates: u64,
+    /// There before an earlier one of its stream.
+    pub disorder: u64,
+    /// One `ce_id` for two events or two for one; a body that is not what was sent; a wrong topic
+    /// or key; a stream in two partitions.
+    pub conflicts: u64,
+    /// Never acknowledged.
+    pub unknown: u64,
+    /// The first of what is wrong.
+    examples: Vec<String>,
+}
+
+/// A record, as far as it matters here.
+struct Landed<'a> {
+    topic: &'a str,
+    place: &'a str,
+    partition: &'a str,
+    ce_id: &'a str,
+    stream: usize,
+    number: usize,
+}
+
+impl Acknowledged {
+    /// How many.
+    pub fn count(&self) -> u64 {
+        self.streams.iter().map(|stream| stream.events.len() as u64).sum()
+    }
+
+    /// Reads all topics of `prefix` and compares.
+    pub fn check(&self, bootstrap: &str, prefix: &str) -> Result<Verdict, Unavailable> {
+        let topics = Topics::new(prefix, &BTreeMap::new()).expect("a legal prefix");
+        let fields = ["topic", "partition", "offset", "key", "value", "ce_id"];
+        let records =
+            consumer::read_fields(bootstrap, &topics.all(), Isolation::Committed, fields)?;
+        let mut verdict = Verdict {
+            acknowledged: self.count(),
+            retries: self.retries,
+            resent: self.resent,
+            landed: records.len() as u64,
+            ..Verdict::default()
+        };
+        let names: HashMap<&str, usize> = self
+            .streams
+            .iter()
+            .enumerate()
+            .map(|(at, stream)| (stream.name.as_str(), at))
+            .collect();
+        let mut seen = Seen::default();
+        for [topic, partition, offset, key, value, ce_id] in &records {
+            let place = format!("{topic}/{partition}@{offset}");
+            match self.identify(&names, prefix, topic, key, value) {
+                Ok((stream, number)) => seen.take(
+                    &Landed { topic, place: &place, partition, ce_id, stream, number },
+                    &mut verdict,
+                ),
+                Err(Oddity::Unknown) => verdict.note(&Count::Unknown, &place),
+                Err(Oddity::Wrong(what)) => {
+                    verdict.note(&Count::Conflict, &format!("{place}: {what}"));
+                }
+            }
+        }
+        for (at, stream) in self.streams.iter().enumerate() {
+            for number in 0..stream.events.len() {
+                if !seen.events.contains_key(&(at, number)) {
+                    verdict.note(&Count::Lost, &format!("{} number {number}", stream.name));
+                }
+            }
+        }
+        Ok(verdict)
+    }
+
+    /// Which event it is: its stream and its number.
+    fn identify(
+        &self,
+        names: &HashMap<&str, usize>,
+        prefix: &str,
+        topic: &str,
+        key: &str,
+        value: &str,
+    ) -> Result<(usize, usize), Oddity> {
+        let Ok(Value::Object(event)) = serde_json::from_str(value) else {
+            return Err(Oddity::Wrong("not an object".into()));
+        };
+        let name = STREAM.iter().find_map(|name| event.get(*name)?.as_str());
+        let number = event.get(NUMBER).and_then(Value::as_u64);
+        let (Some(name), Some(number)) = (name, number) else { return Err(Oddity::Unknown) };
+        let stream = *names.get(name).ok_or(Oddity::Unknown)?;
+        let number = usize::try_from(number).expect("a small number");
+        let sent = self.streams[stream].events.get(number).ok_or(Oddity::Unknown)?;
+        if sent.digest != digest(&event) {
+            return Err(Oddity::Wrong("another body than was sent".into()));
+        }
+        let wanted = format!("{prefix}.{}", type_name(Some(EventType(sent.event_type))));
+        if wanted != topic || key != name {
+            return Err(Oddity::Wrong(format!("belongs to {wanted} with key {name}, has {key}")));
+        }
+        Ok((stream, number))
+    }
+}
+
+enum Oddity {
+    Unknown,
+    Wrong(String),
+}
+
+enum Count {
+    Lost,
+    Duplicate,
+    Disorder,
+    Conflict,
+    Unknown,
+}
+
+/// What has been met so far.
+#[derive(Default)]
+struct Seen {
+    /// An event's place and `ce_id`.
+    events: HashMap<(usize, usize), (String, String)>,
+    ids: HashSet<String>,
+    /// For a topic's stream, its partition and its last number.
+    last: HashMap<(usize, String), (String, usize)>,
+}
+
+impl Seen {
+    fn take(&mut self, landed: &Landed<'_>, verdict: &mut Verdict) {
+        let &Landed { topic, place, partition, ce_id, stream, number } = landed;
+        if let Some((first, first_id)) = self.events.get(&(stream, number)) {
+            verdict.note(&Count::Duplicate, &format!("{place} is {first} once more"));
+            if ce_id != first_id {
+                verdict.note(&Count::Conflict, &format!("{place}, {first}: two ids"));
+            }
+            return;
+        }
+        self.events.insert((stream, number), (place.to_owned(), ce_id.to_owned()));
+        if !self.ids.insert(ce_id.to_owned()) {
+            verdict.note(&Count::Conflict, &format!("{place}: the id of another event"));
+        }
+        let (its, last) = self
+            .last
+            .entry((stream, topic.to_owned()))
+            .or_insert_with(|| (partition.to_owned(), number));
+        if its != partition {
+            verdict.note(&Count::Conflict, &format!("{place}: its stream was in {its}"));
+        }
+        if number < *last {
+            verdict.note(&Count::Disorder, &format!("{place}: number {number} after {last}"));
+        }
+        *last = number;
+    }
+}
+
+impl Verdict {
+    fn note(&mut self, count: &Count, example: &str) {
+        /// More than these are only counted.
+        const EXAMPLES: usize = 20;
+        let (counter, name) = match count {
+            Count::Lost => (&mut self.lost, "lost"),
+            Count::Duplicate => (&mut self.duplicates, "duplicate"),
+            Count::Disorder => (&mut self.disorder, "disorder"),
+            Count::Conflict => (&mut self.conflicts, "conflict"),
+            Count::Unknown => (&mut self.unknown, "unknown"),
+        };
+        *counter += 1;
+        if self.examples.len() < EXAMPLES {
+            self.examples.push(format!("{name}: {example}"));
+        }
+    }
+
+    /// # Panics
+    /// When anything is lost, doubled, out of order or confused.
+    pub fn assert_clean(&self) {
+        self.assert_once();
+        assert_eq!(self.disorder, 0, "{self}");
+    }
+
+    /// As [`Self::assert_clean`] without order: that of a stream holds within one bridge.
+    ///
+    /// # Panics
+    /// When anything is lost, doubled or confused.
+    pub fn assert_once(&self) {
+        let wrong = [self.lost, self.duplicates, self.conflicts, self.unknown];
+        assert_eq!(wrong, [0; 4], "{self}");
+        assert_eq!(self.landed, self.acknowledged, "{self}");
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "acknowledged {}, sent again {} without an answer and {} on purpose, landed {}: \
+             lost {}, duplicates {}, order violations {}, conflicts {}, unknown {}",
+            self.acknowledged,
+            self.retries,
+            self.resent,
+            self.landed,
+            self.lost,
+            self.duplicates,
+            self.disorder,
+            self.conflicts,
+            self.unknown
+        )?;
+        self.examples.iter().try_for_each(|example| write!(f, "\n  {example}"))
+    }
+}

@@ -1,0 +1,263 @@
+//! A TCP proxy before a broker that knows Kafka's framing: it cuts, delays, and springs traps at
+//! chosen requests, so that moments inside a transaction can be hit without help from the inside.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+/// Kafka's names for requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(i16)]
+pub enum Api {
+    Produce = 0,
+    Fetch = 1,
+    ListOffsets = 2,
+    Metadata = 3,
+    CreateTopics = 19,
+    InitProducerId = 22,
+    AddPartitionsToTxn = 24,
+    EndTxn = 26,
+}
+
+/// When, relative to a request's way, a trap springs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Stage {
+    /// The broker never sees the request.
+    Before,
+    /// The broker sees it, nobody is left to hear the answer.
+    Sent,
+    /// The broker has answered, the answer does not arrive.
+    Answered,
+    /// The answer has just arrived.
+    Arrived,
+}
+
+/// What is done at the `nth` request of a kind that comes from now on.
+pub struct Trap {
+    pub api: Api,
+    pub nth: u32,
+    pub stage: Stage,
+    /// Only requests of this client id count.
+    pub client: Option<String>,
+    /// At [`Stage::Before`], the connection is cut as well when this returns.
+    pub spring: Box<dyn FnOnce() + Send>,
+}
+
+/// How the network is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    Good,
+    /// Connections are reset, and new ones closed at once.
+    Refusing,
+    /// Nothing passes, and nobody is told.
+    Silent,
+    /// Every frame takes this long, one after another.
+    Slow(Duration),
+}
+
+/// A proxy for one broker.
+#[derive(Debug)]
+pub struct Proxy {
+    port: u16,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    upstream: Mutex<Option<SocketAddr>>,
+    network: watch::Sender<Network>,
+    trap: Mutex<Option<(Trap, mpsc::Sender<()>)>>,
+    requests: AtomicU64,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+/// A request on its way: what it is, and whether its answer springs the trap.
+struct Pending {
+    caught: Option<Caught>,
+}
+
+/// A trap at its moment.
+type Caught = (Trap, mpsc::Sender<()>);
+
+type Answers = Arc<Mutex<HashMap<i32, Pending>>>;
+
+impl Proxy {
+    /// Listens; connections are closed until there is an upstream.
+    pub fn start(runtime: &Handle) -> Self {
+        let port = super::kafka::free_port();
+        let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", port)));
+        let listener = listener.expect("a port that was free just now");
+        let shared = Arc::new(Shared {
+            upstream: Mutex::new(None),
+            network: watch::Sender::new(Network::Good),
+            trap: Mutex::new(None),
+            requests: AtomicU64::new(0),
+        });
+        runtime.spawn(accept(listener, Arc::clone(&shared)));
+        Self { port, shared }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub fn set_upstream(&self, address: SocketAddr) {
+        *self.shared.upstream.lock().expect("no panic under the lock") = Some(address);
+    }
+
+    pub fn set_network(&self, network: Network) {
+        self.shared.network.send_replace(network);
+    }
+
+    /// Requests seen so far.
+    pub fn requests(&self) -> u64 {
+        self.shared.requests.load(Ordering::Relaxed)
+    }
+
+    /// Sets a trap in the place of the one that is set. The receiver hears when it has sprung; its
+    /// sender is gone when it cannot spring any more.
+    pub fn set_trap(&self, trap: Trap) -> mpsc::Receiver<()> {
+        let (sprung, receiver) = mpsc::channel();
+        *self.shared.trap.lock().expect("no panic under the lock") = Some((trap, sprung));
+        receiver
+    }
+
+    /// Takes the trap away.
+    pub fn disarm(&self) {
+        *self.shared.trap.lock().expect("no panic under the lock") = None;
+    }
+}
+
+impl Shared {
+    /// The trap, if it was set for this request.
+    fn catch(&self, api: i16, client: &[u8]) -> Option<Caught> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let mut set = self.trap.lock().expect("no panic under the lock");
+        let (trap, _) = set.as_mut()?;
+        let its_client = trap.client.as_ref().is_none_or(|wanted| wanted.as_bytes() == client);
+        if trap.api as i16 != api || !its_client {
+            return None;
+        }
+        trap.nth = trap.nth.saturating_sub(1);
+        if trap.nth == 0 { set.take() } else { None }
+    }
+}
+
+fn spring((trap, sprung): Caught) {
+    (trap.spring)();
+    // Nobody may be waiting.
+    let _ = sprung.send(());
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    while let Ok((client, _)) = listener.accept().await {
+        tokio::spawn(serve(client, Arc::clone(&shared)));
+    }
+}
+
+async fn serve(client: TcpStream, shared: Arc<Shared>) {
+    let mut network = shared.network.subscribe();
+    let upstream = *shared.upstream.lock().expect("no panic under the lock");
+    let Some(upstream) = upstream else { return };
+    if *network.borrow_and_update() == Network::Refusing {
+        return;
+    }
+    let Ok(broker) = TcpStream::connect(upstream).await else { return };
+    // Small frames must not wait for one another.
+    let (Ok(()), Ok(())) = (client.set_nodelay(true), broker.set_nodelay(true)) else { return };
+    let (client_in, client_out) = client.into_split();
+    let (broker_in, broker_out) = broker.into_split();
+    let answers = Answers::default();
+    tokio::select! {
+        () = requests(client_in, broker_out, &shared, &answers) => {}
+        () = replies(broker_in, client_out, &shared, &answers) => {}
+        _ = network.wait_for(|network| *network == Network::Refusing) => {}
+    }
+}
+
+async fn requests(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    shared: &Shared,
+    answers: &Answers,
+) {
+    while let Some(frame) = read_frame(&mut from).await {
+        pass(shared).await;
+        // Length 4, api key 2, api version 2, correlation id 4, client id 2 and its bytes.
+        let api = i16::from_be_bytes([frame[4], frame[5]]);
+        let correlation = i32::from_be_bytes([frame[8], frame[9], frame[10], frame[11]]);
+        let length = usize::try_from(i16::from_be_bytes([frame[12], frame[13]])).unwrap_or(0);
+        let mut caught = shared.catch(api, &frame[14..14 + length]);
+        let stage = caught.as_ref().map(|(trap, _)| trap.stage);
+        if stage == Some(Stage::Before) {
+            caught.into_iter().for_each(spring);
+            return;
+        }
+        let at_answer = if stage == Some(Stage::Sent) { None } else { caught.take() };
+        let pending = Pending { caught: at_answer };
+        answers.lock().expect("no panic under the lock").insert(correlation, pending);
+        let written = to.write_all(&frame).await;
+        caught.into_iter().for_each(spring);
+        if written.is_err() {
+            return;
+        }
+    }
+}
+
+async fn replies(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    shared: &Shared,
+    answers: &Answers,
+) {
+    while let Some(frame) = read_frame(&mut from).await {
+        pass(shared).await;
+        let correlation = i32::from_be_bytes([frame[4], frame[5], frame[6], frame[7]]);
+        let pending = answers.lock().expect("no panic under the lock").remove(&correlation);
+        let mut caught = pending.and_then(|pending| pending.caught);
+        if caught.as_ref().is_some_and(|(trap, _)| trap.stage == Stage::Answered) {
+            caught.take().into_iter().for_each(spring);
+        }
+        let written = to.write_all(&frame).await;
+        caught.into_iter().for_each(spring);
+        if written.is_err() {
+            return;
+        }
+    }
+}
+
+/// Waits as the network has it.
+async fn pass(shared: &Shared) {
+    let mut network = shared.network.subscribe();
+    let now = *network.borrow_and_update();
+    match now {
+        Network::Slow(delay) => tokio::time::sleep(delay).await,
+        _ => drop(network.wait_for(|network| *network != Network::Silent).await),
+    }
+}
+
+/// A whole frame with its length before it; `None` at the end.
+async fn read_frame(from: &mut OwnedReadHalf) -> Option<Vec<u8>> {
+    let mut length = [0; 4];
+    from.read_exact(&mut length).await.ok()?;
+    let mut frame = vec![0; 4 + u32::from_be_bytes(length) as usize];
+    frame[..4].copy_from_slice(&length);
+    from.read_exact(&mut frame[4..]).await.ok()?;
+    Some(frame)
+}
