@@ -416,8 +416,8 @@ impl Raw {
             let problem = "must be up to 15s: Tencent gives up a call after 20s";
             return Err(bad("http.deadline", problem.into()));
         }
-        if self.dedup.window.0 < Duration::from_mins(1) {
-            let problem = "must be at least 60s, the pause between two of Tencent's tries";
+        if self.dedup.window.0 < Duration::from_secs(10) {
+            let problem = "must be at least 10s; Tencent's retries come up to 16m late";
             return Err(bad("dedup.window", problem.into()));
         }
         if self.dedup.max_ids < 1000 {
