@@ -620,6 +620,17 @@ mod record {
     }
 
     #[test]
+    fn has_only_times_that_can_be_written_down() {
+        // Milliseconds where seconds belong, or worse: RFC 3339 has no year 55959.
+        for time in [1_703_731_606_000_i64, 253_402_300_800, i64::MAX, i64::MAX / 1000] {
+            let record = of(&json!({"event_type": 1, "stream_id": "a", "event_time": time}));
+            assert_eq!(record.occurred_at, None, "{time}");
+        }
+        let last = of(&json!({"event_type": 1, "event_time": 253_402_300_799_i64})).occurred_at;
+        assert_eq!(last.unwrap().to_string(), "9999-12-31T23:59:59.000Z");
+    }
+
+    #[test]
     fn survives_being_encoded_as_it_is() {
         for (name, expect) in &EXPECTED {
             if matches!(expect, Refused(_)) {

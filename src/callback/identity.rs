@@ -19,6 +19,10 @@ const DELIVERY: &[&str] = &["sign", "t"];
 /// Image moderation also carries the time at which the request was sent.
 const DELIVERY_317: &[&str] = &["sendTime", "sign", "t"];
 
+/// The end of the year 9999. What lies beyond is no time, but a number in another unit than the
+/// documents say.
+const LATEST: Timestamp = Timestamp::from_millis(253_402_300_799_999);
+
 /// How a type's time field counts.
 #[derive(Clone, Copy)]
 enum Unit {
@@ -180,6 +184,7 @@ fn occurred_at(members: &Members<'_>, shape: &Shape) -> Result<Option<Timestamp>
             Seconds => Timestamp::from_secs(number),
             Millis => Some(Timestamp::from_millis(number)),
         });
+        let time = time.filter(|&time| time <= LATEST);
         if time.is_some() {
             return Ok(time);
         }
