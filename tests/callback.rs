@@ -566,6 +566,19 @@ mod body {
         assert_eq!(reason(unclosed.as_bytes()), Err("malformed"));
         assert_eq!(reason(format!(r#"{{"a":{unclosed}"#).as_bytes()), Err("malformed"));
     }
+
+    #[test]
+    fn with_half_a_surrogate_pair_is_taken() {
+        // Cutting text after so many UTF-16 units leaves such halves, and JSON's grammar allows
+        // them: refusing the callback would lose the event.
+        let cut = br#"{"event_type":348,"stream_id":"a","title":"cut here \ud83d"}"#;
+        let record = take_any(cut).expect("half a pair in a value");
+        assert_eq!(record.body, &cut[..]);
+        let other = take_any(br#"{"event_type":348,"stream_id":"a","title":"cut here \ud83c"}"#);
+        assert_ne!(record.id, other.unwrap().id);
+        let key = take_any(br#"{"stream_id":"\ud83d"}"#).unwrap();
+        assert_eq!((key.key, key.has_stream), (None, false), "not a text that can be a key");
+    }
 }
 
 mod record {

@@ -84,7 +84,11 @@ impl<'a> Value<'a> {
                 items.into_iter().try_for_each(|item| item.canonical(depth + 1, out))
             }
             Kind::String => {
-                part(b'"', &string(self.0)?, out);
+                match string(self.0) {
+                    Ok(content) => part(b'"', &content, out),
+                    // Half a surrogate pair, as cutting text leaves it: valid JSON, though no text.
+                    Err(_) => part(b'\\', self.0, out),
+                }
                 Ok(())
             }
             Kind::Scalar => {
