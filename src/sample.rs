@@ -1,5 +1,8 @@
 //! Sample callbacks of every event type, signed and each a new event: for `dev`, `send` and tests.
 
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use serde_json::{Map, Value};
 
 use crate::callback::CallbackKey;
@@ -32,8 +35,14 @@ const STREAMS: u64 = 8;
 /// Tencent's `t` is the time of signing and this many seconds (protocol.md section 2).
 const SIGNATURE_LIFETIME_SECONDS: i64 = 600;
 
+/// The next event's number, whoever makes it. It starts at the time in microseconds, so that another
+/// process starts elsewhere.
+static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| {
+    AtomicU64::new(u64::try_from(Timestamp::now().as_millis()).unwrap_or(0) * 1000)
+});
+
 /// Members that tell events apart.
-const UNIQUE: [&str; 13] = [
+const UNIQUE: [&str; 14] = [
     "average_score",
     "event_msg",
     "file_id",
@@ -47,6 +56,7 @@ const UNIQUE: [&str; 13] = [
     "session_id",
     "src_txt",
     "task_id",
+    "title",
 ];
 /// Members that hold a time, in seconds or, where the sample's is that large, in milliseconds.
 const TIMES: [&str; 12] = [
@@ -68,16 +78,13 @@ const TIMES: [&str; 12] = [
 #[derive(Debug)]
 pub struct Samples {
     key: Option<CallbackKey>,
-    next: u64,
 }
 
 impl Samples {
     /// Callbacks signed with `key`, or unsigned.
     #[must_use]
     pub fn new(key: Option<CallbackKey>) -> Self {
-        // Microseconds: another process starts elsewhere.
-        let start = u64::try_from(Timestamp::now().as_millis()).unwrap_or(0) * 1000;
-        Self { key, next: start }
+        Self { key }
     }
 
     /// Every event type there is a sample of.
@@ -86,8 +93,8 @@ impl Samples {
     }
 
     /// A new event of `event_type`, unsigned; a push for a type without a sample.
-    pub fn event(&mut self, event_type: EventType) -> Map<String, Value> {
-        self.next += 1;
+    pub fn event(&self, event_type: EventType) -> Map<String, Value> {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let found = SAMPLES.iter().find(|(code, _)| *code == event_type.0);
         let (_, text) = found.unwrap_or(&SAMPLES[1]);
         let mut event = match serde_json::from_str(text) {
@@ -96,7 +103,7 @@ impl Samples {
         };
         event.insert("event_type".into(), event_type.0.into());
         for (name, value) in &mut event {
-            refresh(name, value, self.next);
+            refresh(name, value, number);
         }
         event
     }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use livebridge::callback::{CallbackKey, Unsigned, Unverified, Verifier};
 use livebridge::record::{EventId, EventType, Timestamp};
+use livebridge::sample::Samples;
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -32,7 +33,7 @@ fn id(body: &str) -> EventId {
     let callback = Unverified::parse(&body).and_then(|parsed| parsed.verify(&verifier, NOW));
     callback
         .and_then(|callback| callback.into_record(NOW))
-        .expect(&String::from_utf8_lossy(&body))
+        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&body)))
         .id
 }
 
@@ -382,6 +383,22 @@ fn ids_are_those_of_every_earlier_release() {
     ];
     for (name, expected) in golden {
         assert_eq!(payload_id(name).to_string(), expected, "{name}");
+    }
+}
+
+#[test]
+fn samples_are_all_distinct_events() {
+    // Two of them at once, as `send --connections 2` has: neither repeats the other's events.
+    let makers = [Samples::new(None), Samples::new(None)];
+    for event_type in Samples::types() {
+        let mut seen = HashSet::new();
+        for number in 0..200 {
+            for samples in &makers {
+                let event = samples.event(event_type);
+                let id = id(&samples.delivery(event, NOW));
+                assert!(seen.insert(id), "number {number} of {event_type:?}");
+            }
+        }
     }
 }
 

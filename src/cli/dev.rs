@@ -184,7 +184,7 @@ fn line(landed: &Landed) -> String {
 async fn send_samples(url: String, key: CallbackKey, rate: f64) {
     let policy = RetryPolicy { retries: 3, interval: Duration::from_secs(1) };
     let Ok(mut sender) = Sender::new(&url) else { return };
-    let mut samples = Samples::new(Some(key));
+    let samples = Samples::new(Some(key));
     let mut pace = tokio::time::interval(Duration::from_secs_f64(1.0 / rate.min(1000.0)));
     for (count, event_type) in Samples::types().cycle().enumerate() {
         pace.tick().await;

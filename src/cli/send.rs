@@ -118,7 +118,7 @@ struct Work {
 }
 
 impl Work {
-    async fn run(mut self, mut sender: Sender) -> Tally {
+    async fn run(self, mut sender: Sender) -> Tally {
         let options = Arc::clone(&self.options);
         let policy = RetryPolicy { retries: options.retries, interval: options.retry_interval };
         let total = match self.bodies.len() as u64 {
