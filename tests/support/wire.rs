@@ -1,0 +1,153 @@
+//! HTTP by hand: what is sent is every byte that the test says, so that it may be wrong.
+
+#![allow(dead_code, reason = "each test binary uses its own part of this")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// Long enough for a busy machine; an answer that takes longer is none.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    /// The value of a header, if it is there.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            key.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    }
+
+    /// Whether the server said that the connection ends here.
+    pub(crate) fn closes(&self) -> bool {
+        self.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
+    }
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    stream: TcpStream,
+    received: Vec<u8>,
+}
+
+impl Wire {
+    pub(crate) fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream, received: Vec::new() }
+    }
+
+    pub(crate) fn patience(self, patience: Duration) -> Self {
+        self.stream.set_read_timeout(Some(patience)).unwrap();
+        self
+    }
+
+    /// Sends `bytes`. That the other side has closed shows in the answer.
+    pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        let _ = self.stream.write_all(bytes.as_ref());
+    }
+
+    /// Says that nothing more will be sent; answers can still be read.
+    pub(crate) fn finish(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
+
+    /// The next answer; `None` when the connection ends, or nothing comes, before it is whole.
+    pub(crate) fn answer(&mut self) -> Option<Answer> {
+        let end = loop {
+            match self.received.windows(4).position(|four| four == b"\r\n\r\n") {
+                Some(at) => break at + 4,
+                None => self.receive().ok().filter(|&count| count > 0)?,
+            };
+        };
+        let head = String::from_utf8(self.received.drain(..end).collect()).unwrap();
+        let status = head.split(' ').nth(1)?.parse().ok()?;
+        let mut answer = Answer { status, head, body: String::new() };
+        let length = answer.header("content-length").map_or(0, |text| text.parse().unwrap());
+        while self.received.len() < length {
+            self.receive().ok().filter(|&count| count > 0)?;
+        }
+        answer.body = String::from_utf8(self.received.drain(..length).collect()).unwrap();
+        Some(answer)
+    }
+
+    /// Whether the server closes the connection without sending anything more.
+    pub(crate) fn is_closed(&mut self) -> bool {
+        self.received.is_empty()
+            && match self.receive() {
+                Ok(count) => count == 0,
+                Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+            }
+    }
+
+    /// Whether nothing comes, not even an end, for `time`.
+    pub(crate) fn is_silent(&mut self, time: Duration) -> bool {
+        self.stream.set_read_timeout(Some(time)).unwrap();
+        let outcome = self.receive();
+        self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        matches!(
+            outcome,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+        )
+    }
+
+    /// Another handle on the same connection, to send with.
+    pub(crate) fn try_clone(&self) -> Self {
+        Self { stream: self.stream.try_clone().unwrap(), received: Vec::new() }
+    }
+
+    /// What is left to read.
+    pub(crate) fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
+    fn receive(&mut self) -> io::Result<usize> {
+        let mut buffer = [0; 4096];
+        let count = self.stream.read(&mut buffer)?;
+        self.received.extend_from_slice(&buffer[..count]);
+        Ok(count)
+    }
+}
+
+/// Sends `request` on a connection of its own.
+pub(crate) fn exchange(address: SocketAddr, request: impl AsRef<[u8]>) -> Option<Answer> {
+    let mut wire = Wire::connect(address);
+    wire.send(request);
+    wire.answer()
+}
+
+/// A POST of `body` to `path`.
+pub(crate) fn post(path: &str, body: &str) -> String {
+    format!("POST {path} HTTP/1.1\r\nHost: t\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+}
+
+/// A POST of `body` in chunks of at most `size` bytes.
+pub(crate) fn post_chunked(path: &str, body: &str, size: usize) -> Vec<u8> {
+    let mut request =
+        format!("POST {path} HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n")
+            .into_bytes();
+    for chunk in body.as_bytes().chunks(size) {
+        request.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+        request.extend_from_slice(chunk);
+        request.extend_from_slice(b"\r\n");
+    }
+    request.extend_from_slice(b"0\r\n\r\n");
+    request
+}
+
+/// A GET of `path`.
+pub(crate) fn get(address: SocketAddr, path: &str) -> Answer {
+    exchange(address, format!("GET {path} HTTP/1.1\r\nHost: t\r\n\r\n")).unwrap()
+}
