@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use livebridge::callback::{CallbackKey, Unsigned, Verifier};
 use livebridge::http::{Config, Intake, Listener};
 use livebridge::record::{Entry, EventType, Timestamp};
-use livebridge::wal::{self, AppendError, OpenError};
+use livebridge::wal::{self, AppendError, Next, OpenError};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -723,6 +723,42 @@ mod a_log {
         refused(&answer, 503, "wal.min_free_bytes");
         assert_eq!(answer.header("retry-after"), Some("10"));
         assert!(bed.stored().is_empty());
+    }
+
+    #[test]
+    fn that_is_full_takes_more_once_what_it_has_is_published() {
+        // However small the limit is, and with no sender that would try meanwhile.
+        for max_bytes in [1, 64 * 1024] {
+            let mut bed = Bed::with(|_, log| log.max_bytes = max_bytes);
+            let started = Instant::now();
+            let mut stored = 0;
+            let answer = loop {
+                let answer = bed.send(post("/callback", &push_of(2000)));
+                if answer.status != 200 {
+                    break answer;
+                }
+                stored += 1;
+                assert!(started.elapsed() < PATIENCE);
+            };
+            refused(&answer, 503, "wal.max_bytes");
+            assert_eq!(answer.header("retry-after"), Some("10"));
+            assert_eq!(bed.stored().len(), stored);
+            let probe = bed.log.as_ref().unwrap().probe();
+            assert_eq!(probe.ready(), Err(AppendError::LogFull));
+
+            let reader = bed.reader.as_mut().unwrap();
+            let mut last = None;
+            while let Ok(Next::Entries(entries)) = reader.next(1 << 20, Duration::ZERO) {
+                last = entries.last().map(|entry| entry.lsn);
+            }
+            reader.release(last.unwrap(), None);
+            let started = Instant::now();
+            while probe.ready().is_err() {
+                assert!(started.elapsed() < PATIENCE, "still full at {max_bytes} bytes");
+                thread::sleep(Duration::from_millis(10));
+            }
+            bed.works();
+        }
     }
 }
 

@@ -89,7 +89,9 @@ impl Keeper {
         metrics::disk(free_bytes);
         let room = if free_bytes.is_some_and(|bytes| bytes < self.min_free_bytes) {
             Err(AppendError::DiskFull)
-        } else if stored.disk_bytes >= self.max_bytes {
+        } else if stored.records > 0 && stored.disk_bytes >= self.max_bytes {
+            // Without records it is never full: the segment being written, which may alone be over
+            // the limit, is only removed after its successor has been needed.
             Err(AppendError::LogFull)
         } else {
             Ok(())
