@@ -190,6 +190,8 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>, _permit: OwnedSemaphorePe
     let service = service_fn(|request| answer(&shared, request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
+        // A sender that has nothing more to say still wants its answer.
+        .half_close(true)
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(HEADER_BYTES_MAX)
         .max_headers(HEADERS_MAX)

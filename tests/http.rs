@@ -311,6 +311,19 @@ mod a_callback {
     }
 
     #[test]
+    fn is_answered_although_its_sender_has_nothing_more_to_send() {
+        // As `nc -N` and simple HTTP/1.0 clients do.
+        let bed = Bed::new();
+        for _ in 0..20 {
+            let mut wire = Wire::connect(bed.address);
+            wire.send(post("/callback", &push()));
+            wire.finish();
+            taken(&wire.answer().expect("an answer on the half that is open"));
+            assert!(wire.is_closed());
+        }
+    }
+
+    #[test]
     fn is_stored_although_its_sender_leaves_before_the_answer() {
         let bed = Bed::new();
         let bodies: BTreeSet<String> = (0..50).map(|_| push()).collect();
