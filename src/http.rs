@@ -230,7 +230,7 @@ impl Rejection {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::Callback(error) if error.is_authentication() => StatusCode::UNAUTHORIZED,
-            Self::Request(Refusal::Framing) | Self::Callback(_) => StatusCode::BAD_REQUEST,
+            Self::Callback(_) => StatusCode::BAD_REQUEST,
         }
     }
 
@@ -250,9 +250,6 @@ impl Rejection {
                 format!("the body is larger than {} bytes", config.max_body)
             }
             Self::Request(Refusal::BodyIncomplete) => "the body did not arrive whole".to_owned(),
-            Self::Request(Refusal::Framing) => {
-                "Content-Length and Transfer-Encoding exclude each other".to_owned()
-            }
             Self::Request(Refusal::Overloaded) => "too much is being received at once".to_owned(),
             Self::Request(Refusal::Deadline) => "the log did not answer in time".to_owned(),
             Self::Callback(error) => error.to_string(),
@@ -304,12 +301,6 @@ async fn receive(shared: &Shared, request: Request<Incoming>) -> Result<&'static
     }
     if request.method() != Method::POST {
         return Err(Refusal::Method.into());
-    }
-    let headers = request.headers();
-    if headers.contains_key(header::CONTENT_LENGTH)
-        && headers.contains_key(header::TRANSFER_ENCODING)
-    {
-        return Err(Refusal::Framing.into());
     }
     let body = match timeout(BODY_TIMEOUT, read_body(shared, request.into_body())).await {
         Ok(body) => body?,

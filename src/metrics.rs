@@ -72,20 +72,17 @@ pub enum Refusal {
     TooLarge,
     /// The body did not arrive in time, or not whole.
     BodyIncomplete,
-    /// Both Content-Length and Transfer-Encoding: a smuggling attempt.
-    Framing,
     /// Too much is being received at once.
     Overloaded,
     /// The log did not answer within the deadline.
     Deadline,
 }
 
-const REFUSALS: [(Refusal, &str); 7] = [
+const REFUSALS: [(Refusal, &str); 6] = [
     (Refusal::Method, "method"),
     (Refusal::Path, "path"),
     (Refusal::TooLarge, "too_large"),
     (Refusal::BodyIncomplete, "body_incomplete"),
-    (Refusal::Framing, "framing"),
     (Refusal::Overloaded, "overloaded"),
     (Refusal::Deadline, "deadline"),
 ];

@@ -488,6 +488,31 @@ mod a_request {
     }
 
     #[test]
+    fn with_two_framings_is_taken_by_its_chunks_and_is_the_connections_last() {
+        // Whoever stands in front may have gone by the length: what would be the next request to
+        // them, or to us, is never looked at.
+        let bed = Bed::new();
+        for framing in [
+            "Content-Length: 5\r\nTransfer-Encoding: chunked",
+            "Transfer-Encoding: chunked\r\nContent-Length: 5",
+        ] {
+            let body = push();
+            let chunks = post_chunked("", &body, 100);
+            let start = chunks.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+            let mut wire = Wire::connect(bed.address);
+            wire.send(format!("POST /callback HTTP/1.1\r\n{framing}\r\n\r\n"));
+            wire.send(&chunks[start..]);
+            wire.send(post("/callback", &push()));
+            let answer = wire.answer().unwrap();
+            taken(&answer);
+            assert!(answer.closes(), "{framing}");
+            assert!(wire.is_closed(), "{framing}");
+            assert_eq!(bed.stored().last(), Some(&body));
+        }
+        assert_eq!(bed.stored().len(), 2);
+    }
+
+    #[test]
     fn whose_framing_makes_no_sense_is_refused() {
         let bed = Bed::new();
         for framing in [
