@@ -20,8 +20,9 @@ pub(crate) fn record(number: u64, body_len: usize) -> Record {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        body.push(b' ' + (state % 95) as u8);
+        body.extend(state.to_be_bytes().map(|byte| b' ' + byte % 64));
     }
+    body.truncate(body_len.max(format!("{{\"number\":{number}}}").len()));
     Record {
         event_type: Some(EventType(1)),
         id: EventId { natural: number, content: !number },
