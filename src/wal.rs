@@ -20,6 +20,7 @@ use std::thread;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use crate::metrics;
 use crate::record::Entry;
 
 mod appender;
@@ -130,6 +131,13 @@ pub enum OpenError {
         /// What its `log` file says.
         found: String,
     },
+    /// There are segments, but not the file that says which log they are of.
+    #[error(
+        "there are segments in {dir}, but {path} is missing, without which they cannot be read; \
+         put it back, or move the directory away",
+        dir = .0.display(), path = .0.join(IDENTITY).display()
+    )]
+    Orphaned(PathBuf),
     /// No log there.
     #[error("there is no log in {}", .0.display())]
     Missing(PathBuf),
@@ -153,8 +161,8 @@ const IDENTITY: &str = "log";
 const SEGMENTS: &str = "segments";
 /// A segment's directory on its way out: what is left of it is not looked at.
 const GONE: &str = "gone";
-/// In a closed segment's directory: how many records it has, so that nobody need count them.
-const CLOSED: &str = "closed";
+/// A segment's data that nobody can read, kept for whoever can put it right.
+const DAMAGED: &str = "damaged";
 
 /// The log's threads.
 #[derive(Debug)]
@@ -230,7 +238,13 @@ pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
     create_dir_durably(&segments_dir).map_err(io("create", &segments_dir))?;
     let lock = lock(&config.dir)?;
     let id = match read_identity(&config.dir) {
-        Err(OpenError::Missing(_)) => make_identity(&config.dir)?,
+        Err(OpenError::Missing(dir)) => {
+            // A new identity would make every segment another log's.
+            if !list(&segments_dir).map_err(io("list", &segments_dir))?.is_empty() {
+                return Err(OpenError::Orphaned(dir));
+            }
+            make_identity(&dir)?
+        }
         found => found?,
     };
     let Recovered { found, next_number } = recover(&segments_dir, id)?;
@@ -367,14 +381,8 @@ fn recover(segments: &Path, id: LogId) -> Result<Recovered, OpenError> {
     let listed = list(segments).map_err(io("list", segments))?;
     let next_number = listed.last().map_or(1, |(number, _)| number + 1);
     for (number, dir) in listed {
-        let data = store::data_file(&dir);
-        let disk_bytes = fs::metadata(&data).map_or(0, |meta| meta.len());
-        let records = match read_closed(&dir) {
-            // Whatever the marker says: a removal was cut short.
-            _ if disk_bytes == 0 => 0,
-            Some(records) => records,
-            None => count_records(&data, number, id).map_err(io("read", &data))?,
-        };
+        let disk_bytes = fs::metadata(store::data_file(&dir)).map_or(0, |meta| meta.len());
+        let records = examine(number, &dir, id).map_err(io("read", &dir))?;
         if records > 0 {
             found.push(Found { number, records, disk_bytes });
         } else if number + 1 == next_number {
@@ -416,17 +424,39 @@ fn finish_removals(segments: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn read_closed(dir: &Path) -> Option<u32> {
-    fs::read_to_string(dir.join(CLOSED)).ok()?.strip_suffix(" records\n")?.parse().ok()
-}
-
-fn count_records(data: &Path, number: u32, id: LogId) -> io::Result<u32> {
-    let mut scanner = Scanner::new(File::open(data)?, id);
+/// How many records the segment in `dir` has, damaged ones included.
+fn examine(number: u32, dir: &Path, id: LogId) -> io::Result<u32> {
+    let data = store::data_file(dir);
+    let closed = store::read_closed(dir, number);
+    if !data.exists() {
+        let lost = closed.unwrap_or(0);
+        if lost > 0 {
+            metrics::damaged(lost);
+            tracing::error!(
+                records = lost, path = %data.display(),
+                "a segment's file is missing; its records cannot be published, if they were not"
+            );
+        }
+        return Ok(0);
+    }
+    if let Some(records) = closed {
+        return Ok(records);
+    }
+    let mut scanner = Scanner::new(File::open(&data)?, id);
     let mut records = 0;
     while let Some(frame) = scanner.next()? {
         if frame.first().segment() == number {
             records = records.max(frame.last().index());
         }
+    }
+    if records == 0 && scanner.passed_over_damage() {
+        let kept = dir.with_extension(DAMAGED);
+        fs::rename(&data, &kept)?;
+        tracing::error!(
+            path = %kept.display(),
+            "no record of a segment can be read: its first commit was cut short, or it is damaged; \
+             its file is set aside, remove it when it is of no use"
+        );
     }
     Ok(records)
 }

@@ -219,7 +219,7 @@ fn a_retry_is_absorbed_across_a_restart_and_across_a_lost_disk() {
     let first = bridge(&prefix, kafka.bootstrap(), &prefix);
     first.start();
     let key = CallbackKey::new(PAYLOADS_KEY);
-    let mut samples = Samples::new(key);
+    let samples = Samples::new(key);
     let events: Vec<_> = Samples::types().map(|kind| samples.event(kind)).collect();
     let send = |bridge: &Bridge| {
         for event in &events {
@@ -253,7 +253,7 @@ fn a_retry_that_waited_longer_than_the_window_still_meets_its_original() {
     let prefix = support::unique("window");
     let bridge = bridge(&prefix, kafka.bootstrap(), &prefix).set("DEDUP_WINDOW", "10s");
     bridge.start();
-    let mut samples = Samples::new(CallbackKey::new(PAYLOADS_KEY));
+    let samples = Samples::new(CallbackKey::new(PAYLOADS_KEY));
     let event = samples.event(livebridge::record::EventType(1));
     let body = samples.delivery(event, Timestamp::now());
     assert_eq!(post(&bridge, body.as_bytes()).0, 200);
@@ -281,7 +281,7 @@ async fn kafka_that_comes_late_gets_everything_in_order() {
     let away = bridge(&prefix, "127.0.0.1:1", &prefix);
     away.start();
     let mut sender = Sender::new(&format!("http://{}/callback", away.intake())).unwrap();
-    let mut samples = Samples::new(CallbackKey::new(PAYLOADS_KEY));
+    let samples = Samples::new(CallbackKey::new(PAYLOADS_KEY));
     let policy = RetryPolicy { retries: 0, interval: Duration::ZERO };
     for number in 0..500 {
         let mut event = samples.event(livebridge::record::EventType(1));

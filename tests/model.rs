@@ -2,13 +2,13 @@
 
 mod log_support;
 
-use log_support::{OpenLog, record};
+use log_support::{OpenLog, record, temp_dir};
 
 /// LSNs restarted at 1.1 when every segment with records had been removed, and the ledger then
 /// took new records for published ones: they were never sent.
 #[test]
 fn lsns_go_on_when_everything_before_them_is_published_and_removed() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = temp_dir();
     let log = OpenLog::open(dir.path()).unwrap();
     let last = *log.append_all((0..3).map(|n| record(n, 100)).collect()).last().unwrap();
     log.close().unwrap();

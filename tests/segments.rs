@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use livebridge::record::{BODY_MAX, KEY_MAX, Lsn, Record};
-use log_support::{OpenLog, record, segment_dirs, visit};
+use log_support::{OpenLog, record, segment_dirs, temp_dir, visit};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -31,7 +31,7 @@ fn frames(segment: &Path) -> Vec<(Lsn, Lsn)> {
 /// Everything in `groups` is appended, a group at a time, and is then found where it should be.
 /// Returns every frame's first and last LSN.
 fn append_and_check(groups: Vec<Vec<Record>>) -> Vec<(Lsn, Lsn)> {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = temp_dir();
     let log = OpenLog::open(dir.path()).unwrap();
     let mut written = Vec::new();
     for group in groups {

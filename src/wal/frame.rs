@@ -165,6 +165,7 @@ pub(super) struct Scanner {
     window: BytesMut,
     /// The file's offset just behind `window`.
     end: u64,
+    passed_over_damage: bool,
 }
 
 /// Bytes read at once: a few frames.
@@ -173,7 +174,7 @@ const READ_BYTES: usize = 1024 * 1024;
 impl Scanner {
     pub(super) fn new(file: File, log: LogId) -> Self {
         let finder = Finder::new(&MAGIC).into_owned();
-        Self { file, log, finder, window: BytesMut::new(), end: 0 }
+        Self { file, log, finder, window: BytesMut::new(), end: 0, passed_over_damage: false }
     }
 
     /// The next whole frame, or `None` at what is now the file's end; a later call goes on there.
@@ -187,6 +188,7 @@ impl Scanner {
                 if let Some(frame) = self.take_frame()? {
                     return Ok(Some(frame));
                 }
+                self.passed_over_damage = true;
                 let _ = self.window.split_to(1);
             } else {
                 // A magic may begin in the last seven bytes.
@@ -197,6 +199,11 @@ impl Scanner {
                 }
             }
         }
+    }
+
+    /// Whether something began like a frame and was none.
+    pub(super) fn passed_over_damage(&self) -> bool {
+        self.passed_over_damage
     }
 
     /// Right after a frame was returned: the file's offset behind it.

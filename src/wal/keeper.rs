@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::appender::AppendError;
 use super::state::State;
 use super::store::{self, Segment};
-use super::{CLOSED, Config, GONE, SEGMENTS, free_bytes};
+use super::{Config, GONE, SEGMENTS, free_bytes};
 use crate::metrics;
 
 /// How often the space is looked at, and a segment that could not be made is tried again: short
@@ -130,11 +130,11 @@ impl Keeper {
     }
 
     fn close(&self, segment: Segment, records: u32) {
-        let marker = store::segment_dir(&self.segments, segment.number()).join(CLOSED);
+        let number = segment.number();
         segment.close();
-        // Not synced: without the marker the next start counts the records.
-        if let Err(error) = fs::write(&marker, format!("{records} records\n")) {
-            tracing::debug!(%error, path = %marker.display(), "cannot mark a segment as closed");
+        let dir = store::segment_dir(&self.segments, number);
+        if let Err(error) = store::mark_closed(&dir, number, records) {
+            tracing::debug!(%error, path = %dir.display(), "cannot mark a segment as closed");
         }
     }
 
