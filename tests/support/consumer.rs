@@ -159,6 +159,9 @@ impl Bytes {
 impl<'de> Deserialize<'de> for Bytes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
+        if text.is_ascii() {
+            return Ok(Self(text.into_bytes()));
+        }
         let bytes: Result<Vec<u8>, _> = text.chars().map(|c| u8::try_from(u32::from(c))).collect();
         bytes.map(Self).map_err(D::Error::custom)
     }
