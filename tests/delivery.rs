@@ -240,7 +240,7 @@ fn a_retry_is_absorbed_across_a_restart_and_across_a_lost_disk() {
     send(&second);
     second.drain(DRAIN);
     let duplicates = second.metric("livebridge_duplicates_total");
-    assert_eq!(duplicates, Some(events.len() as f64));
+    assert_eq!(duplicates.map(|count| format!("{count}")), Some(events.len().to_string()));
     let names = Topics::new(&prefix, &BTreeMap::new()).unwrap();
     let read = consumer::read(kafka.bootstrap(), &names.all(), Isolation::Committed);
     let Some(messages) = support::or_skip("retries", read) else { return };

@@ -216,7 +216,7 @@ impl Line {
 
     /// The stream's next event.
     fn event(&mut self, event_type: i64, stream: &Stream) -> Event {
-        let mut samples = self.shared.samples.lock().expect("no panic under the lock");
+        let samples = self.shared.samples.lock().expect("no panic under the lock");
         let mut event = samples.event(EventType(event_type));
         drop(samples);
         for name in STREAM {
