@@ -176,6 +176,12 @@ impl Bridge {
         self.wait(Duration::from_secs(30))
     }
 
+    /// Its process id, to look at it in /proc.
+    pub fn pid(&self) -> u64 {
+        let pid = self.life().process.as_ref().expect("it was started").pid();
+        u64::from(pid.as_raw_nonzero().get().unsigned_abs())
+    }
+
     pub fn signal(&self, signal: Signal) {
         let pid = self.life().process.as_ref().expect("it was started").pid();
         kill_process(pid, signal).expect("a child that is not yet waited for");
