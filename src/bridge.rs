@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::http::{Intake, Listener};
 use crate::metrics::Exporter;
-use crate::publisher::{Publisher, PublisherError};
+use crate::publisher::{Publisher, PublisherError, quarantine};
 use crate::wal::{Log, OpenError, StoreError};
 use crate::{admin, wal};
 
@@ -98,7 +98,7 @@ impl Bridge {
             "log open"
         );
         let give_up = CancellationToken::new();
-        let quarantine = config.wal.dir.join("quarantine");
+        let quarantine = quarantine::dir_of(&config.wal.dir);
         let publisher = Publisher::new(
             reader,
             config.kafka,

@@ -45,7 +45,7 @@ enum Command {
     Check(ConfigFile),
     /// Send callbacks as Tencent does: signed, at a rate, tried again until answered 200.
     Send(send::Options),
-    /// Look into a log, also beside a running instance; nothing is changed.
+    /// Look into a log, also beside a running instance; only `release` changes it.
     Wal(wal::Options),
 }
 

@@ -328,7 +328,7 @@ fn make_identity(dir: &Path) -> Result<LogId, OpenError> {
 }
 
 /// Makes a directory and those above it that are missing, each entry durable.
-fn create_dir_durably(dir: &Path) -> io::Result<()> {
+pub(crate) fn create_dir_durably(dir: &Path) -> io::Result<()> {
     if dir.is_dir() {
         return Ok(());
     }

@@ -74,7 +74,13 @@ impl<'a> Batch<'a> {
             first: first.lsn,
             last: last.lsn,
             newest: received.max().unwrap_or(last.record.received_at),
-            ids: self.chosen.iter().map(|chosen| chosen.entry.record.id).collect(),
+            // A quarantined record is not in Kafka: released one day, it must not pass for a retry.
+            ids: self
+                .chosen
+                .iter()
+                .filter(|chosen| !matches!(chosen.fate, Fate::Quarantined))
+                .map(|chosen| chosen.entry.record.id)
+                .collect(),
         })
     }
 
