@@ -188,7 +188,7 @@ impl Publisher {
         let ledger = &mut self.ledger;
         reader.read_arrived(|bytes| apply(ledger, bytes));
         if ledger.has_peers() {
-            reader.read_peers(|bytes| apply(ledger, bytes))?;
+            reader.read_to_end(&self.give_up, |bytes| apply(ledger, bytes))?;
         }
         Ok(())
     }
@@ -211,6 +211,9 @@ impl Publisher {
             }
             if let Err(cause) = self.follow_ledger() {
                 return Ok(Ended::Setup(cause));
+            }
+            if self.give_up.is_cancelled() {
+                break;
             }
             let entries = std::mem::take(&mut self.unfinished);
             self.began = Instant::now();

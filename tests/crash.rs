@@ -137,7 +137,8 @@ impl Campaign {
             25..45 => self.kill_while_starting(),
             _ if self.kafka_is_up => {
                 let (api, stage) = (self.random.pick(&APIS), self.random.pick(&STAGES));
-                let nth = u32::try_from(self.random.within(1..6)).expect("a small number");
+                let most = if AT_START.contains(&api) { 3 } else { 6 };
+                let nth = u32::try_from(self.random.within(1..most)).expect("a small number");
                 self.kill_in_a_trap(api, nth, stage);
             }
             _ => self.kill_at_work(),

@@ -16,19 +16,26 @@ use crate::record::Timestamp;
 const PARTITION: i32 = 0;
 /// How long one poll waits for a record.
 const POLL: Duration = Duration::from_millis(100);
-/// The ledger is given up when nothing of it has arrived for so long.
-const STALLED: Duration = Duration::from_secs(30);
-/// How long an instance waits to see what its peers committed a moment ago.
-const PEERS: Duration = Duration::from_millis(500);
+/// The ledger is given up when nothing of it has arrived for so long. Kafka ends an abandoned
+/// transaction, which may hide what is behind it, up to ten seconds after its time-out.
+const STALLED: Duration = Duration::from_mins(1);
+/// A wait that is longer is said.
+const LONG: Duration = Duration::from_secs(2);
+/// How long a transaction of another instance that is open right now is given to end, between two
+/// looks.
+const OPEN: Duration = Duration::from_millis(2);
 
 /// A position in the ledger topic.
 pub struct LedgerReader {
     consumer: BaseConsumer<Context>,
+    /// Tells where the topic ends, open transactions included.
+    ends: BaseConsumer<Context>,
     topic: String,
-    /// The offset behind the last record read.
+    /// Everything before this offset is read.
     next: i64,
-    /// Offsets that a commit's marker takes.
+    /// Offsets behind `next` that hold nothing but the marker of the last record's commit.
     marker: i64,
+    transactional: bool,
 }
 
 impl std::fmt::Debug for LedgerReader {
@@ -55,8 +62,14 @@ impl LedgerReader {
             .set("queued.max.messages.kbytes", "16384")
             .create_with_context(Context)
             .map_err(SetupError::Client)?;
-        let marker = i64::from(config.delivery == Delivery::ExactlyOnce);
-        let mut reader = Self { consumer, topic: topic.to_owned(), next: 0, marker };
+        let ends: BaseConsumer<Context> = config
+            .base()
+            .set("isolation.level", "read_uncommitted")
+            .create_with_context(Context)
+            .map_err(SetupError::Client)?;
+        let transactional = config.delivery == Delivery::ExactlyOnce;
+        let topic = topic.to_owned();
+        let mut reader = Self { consumer, ends, topic, next: 0, marker: 0, transactional };
         reader.start(since).map_err(|cause| reader.error(cause))?;
         Ok(reader)
     }
@@ -78,12 +91,15 @@ impl LedgerReader {
         self.consumer.assign(&assignment)
     }
 
-    /// First and last stable offset.
+    /// First offset, and the first that is not stable: it may belong to an open transaction.
     fn bounds(&self) -> KafkaResult<(i64, i64)> {
         self.consumer.fetch_watermarks(&self.topic, PARTITION, METADATA_TIMEOUT)
     }
 
-    /// Reads everything committed before this call. Returns the records read.
+    /// Reads everything that was committed before this call, by whomever. Returns the records read.
+    ///
+    /// What another instance's open transaction hides is waited for: it may be a commit of this
+    /// instance, or of a third one.
     ///
     /// # Errors
     /// [`SetupError::Ledger`]
@@ -92,17 +108,57 @@ impl LedgerReader {
         give_up: &CancellationToken,
         mut apply: impl FnMut(&[u8]),
     ) -> Result<u64, SetupError> {
-        let (_, end) = self.bounds().map_err(|cause| self.error(cause))?;
-        // A fresh fetch: an end that is reported from now on lies behind what is there now. Markers
-        // of transactions take offsets too, so `next` alone would not tell.
+        let end = self.ends.fetch_watermarks(&self.topic, PARTITION, METADATA_TIMEOUT);
+        let (_, end) = end.map_err(|cause| self.error(cause))?;
+        let mut records = 0;
+        let mut moved = Instant::now();
+        let mut said = false;
+        while self.next + self.marker < end && !give_up.is_cancelled() {
+            let step = self.step(POLL, &mut apply);
+            if matches!(step, Step::Record) {
+                records += 1;
+                moved = Instant::now();
+                continue;
+            }
+            let (_, stable) = self.bounds().map_err(|cause| self.error(cause))?;
+            if stable >= end {
+                // Offsets up to `end` that hold no record: markers, and what was aborted.
+                records += self.read_stable(end, give_up, &mut apply)?;
+                break;
+            }
+            if moved.elapsed() > STALLED {
+                return Err(self.error(KafkaError::MessageConsumption(Code::OperationTimedOut)));
+            }
+            if moved.elapsed() > LONG && !said {
+                said = true;
+                tracing::warn!(
+                    stable,
+                    end,
+                    "waiting for Kafka to end a transaction that another instance left open; \
+                     it hides a part of the ledger"
+                );
+            }
+            std::thread::sleep(OPEN);
+        }
+        Ok(records)
+    }
+
+    /// Reads up to `end`, which is known to be stable.
+    fn read_stable(
+        &mut self,
+        end: i64,
+        give_up: &CancellationToken,
+        apply: &mut impl FnMut(&[u8]),
+    ) -> Result<u64, SetupError> {
+        // A fresh fetch: an end that is reported from now on lies at `end` or behind it.
         let start = Offset::Offset(self.next);
         self.consumer
             .seek(&self.topic, PARTITION, start, METADATA_TIMEOUT)
             .map_err(|cause| self.error(cause))?;
         let mut records = 0;
         let mut moved = Instant::now();
-        while self.next < end && !give_up.is_cancelled() {
-            match self.step(POLL, &mut apply) {
+        while self.next + self.marker < end && !give_up.is_cancelled() {
+            match self.step(POLL, apply) {
                 Step::Record => {
                     records += 1;
                     moved = Instant::now();
@@ -111,7 +167,10 @@ impl LedgerReader {
                     return Err(self.error(KafkaError::MessageConsumption(Code::OperationTimedOut)));
                 }
                 Step::Nothing => {}
-                Step::End => break,
+                Step::End => {
+                    self.next = self.next.max(end);
+                    self.marker = 0;
+                }
             }
         }
         Ok(records)
@@ -122,29 +181,13 @@ impl LedgerReader {
         while !matches!(self.step(Duration::ZERO, &mut apply), Step::Nothing) {}
     }
 
-    /// Reads what other instances committed before this call.
-    ///
-    /// The last offset is taken for the marker of the last commit, so that of two instances that
-    /// commit at the same instant one may miss the other; it sees it the next time.
-    ///
-    /// # Errors
-    /// [`SetupError::Ledger`]
-    pub fn read_peers(&mut self, mut apply: impl FnMut(&[u8])) -> Result<(), SetupError> {
-        let (_, end) = self.bounds().map_err(|cause| self.error(cause))?;
-        let started = Instant::now();
-        while self.next + self.marker < end && started.elapsed() < PEERS {
-            if let Step::End = self.step(POLL, &mut apply) {
-                break;
-            }
-        }
-        Ok(())
-    }
-
     fn step(&mut self, wait: Duration, apply: &mut impl FnMut(&[u8])) -> Step {
         match self.consumer.poll(wait) {
             None => Step::Nothing,
             Some(Ok(message)) => {
                 self.next = message.offset() + 1;
+                // It is committed, so its marker is there: at this place or further behind.
+                self.marker = i64::from(self.transactional);
                 apply(message.payload().unwrap_or_default());
                 Step::Record
             }

@@ -307,6 +307,17 @@ impl Acknowledged {
         self.streams.iter().map(|stream| stream.events.len() as u64).sum()
     }
 
+    /// Both.
+    pub fn and(mut self, other: Self) -> Self {
+        self.streams.extend(other.streams);
+        self.retries += other.retries;
+        self.resent += other.resent;
+        for (status, count) in other.refused {
+            *self.refused.entry(status).or_default() += count;
+        }
+        self
+    }
+
     /// Reads all topics of `prefix` and compares.
     pub fn check(&self, bootstrap: &str, prefix: &str) -> Result<Verdict, Unavailable> {
         let topics = Topics::new(prefix, &BTreeMap::new()).expect("a legal prefix");
