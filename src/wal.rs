@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::metrics;
-use crate::record::Entry;
+use crate::record::{Entry, Timestamp};
 
 mod appender;
 mod frame;
@@ -249,7 +249,8 @@ pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
     };
     let Recovered { found, next_number } = recover(&segments_dir, id)?;
 
-    let state = Arc::new(State::new(&found));
+    let oldest = oldest(&segments_dir, &found, id);
+    let state = Arc::new(State::new(&found, oldest));
     let (jobs, keeper_jobs) = mpsc::channel();
     let (keeper, spares) = Keeper::new(config, next_number, keeper_jobs, Arc::clone(&state));
     let keeper = thread::Builder::new()
@@ -398,6 +399,17 @@ fn recover(segments: &Path, id: LogId) -> Result<Recovered, OpenError> {
         File::open(&data).and_then(|file| file.sync_data()).map_err(io("sync", &data))?;
     }
     Ok(Recovered { found, next_number })
+}
+
+/// When the first readable record of the first segment was received: no record left to publish is
+/// older. Only a hint for operators, so that errors are the reader's to report.
+fn oldest(segments: &Path, found: &[Found], id: LogId) -> Option<Timestamp> {
+    let dir = store::segment_dir(segments, found.first()?.number);
+    let file = File::open(store::data_file(&dir)).ok()?;
+    let frame = Scanner::new(file, id).next().ok()??;
+    let mut entries = Vec::new();
+    frame.entries(frame.first(), &mut entries).ok()?;
+    entries.first().map(|entry| entry.record.received_at)
 }
 
 /// Segment numbers and directories, in order.

@@ -14,7 +14,7 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use livebridge::metrics::{self, Exporter};
 use livebridge::record::{Entry, Lsn};
 use livebridge::wal::{self, OpenError};
-use log_support::{OpenLog, copy_dir, record, segment_dirs, temp_dir, visit};
+use log_support::{OpenLog, cases, copy_dir, record, segment_dirs, temp_dir, visit};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -134,7 +134,7 @@ fn overwrite(path: &Path, at: usize, bytes: &[u8]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(cases(64))]
 
     #[test]
     fn a_damaged_byte_anywhere_costs_the_records_of_its_frame_only(at: Index, flip in 1_u8..) {

@@ -1,8 +1,274 @@
-//! The log against a model: whatever happens in whatever order, nothing acknowledged is lost.
+//! The log against a model: whatever happens in whatever order, nothing acknowledged is lost,
+//! reordered or repeated, LSNs only grow, and what is released goes.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod log_support;
 
-use log_support::{OpenLog, record, temp_dir};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use livebridge::record::{Entry, Lsn, Record};
+use livebridge::wal::Next;
+use log_support::{OpenLog, block_on, cases, copy_dir, record, temp_dir, visit};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::Index;
+use tempfile::TempDir;
+
+#[derive(Clone, Debug)]
+enum Op {
+    /// Records with bodies of these lengths, at once.
+    Append(Vec<usize>),
+    /// So many large ones, which fill half a segment and more.
+    AppendLarge(usize),
+    /// A record that the log has already: the log does not judge.
+    AppendTwin(Index),
+    /// One read of about so many bytes.
+    Read(usize),
+    /// The publisher committed up to this one of the entries it has read.
+    Publish(Index),
+    /// And the log learned of it, up to this one of those published.
+    Release(Index),
+    /// The process is killed while records of these lengths are on their way.
+    Crash { in_flight: Vec<usize>, after_micros: u64 },
+    /// The process stops by order and starts again.
+    Reopen,
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        6 => vec(1_usize..3000, 1..30).prop_map(Op::Append),
+        2 => (1_usize..70).prop_map(Op::AppendLarge),
+        1 => any::<Index>().prop_map(Op::AppendTwin),
+        6 => prop_oneof![1_usize..10_000, 1_usize..20_000_000].prop_map(Op::Read),
+        4 => any::<Index>().prop_map(Op::Publish),
+        4 => any::<Index>().prop_map(Op::Release),
+        2 => (vec(prop_oneof![9 => 1_usize..3000, 1 => 100_000_usize..500_000], 0..40), 0_u64..3000)
+            .prop_map(|(in_flight, after_micros)| Op::Crash { in_flight, after_micros }),
+        2 => Just(Op::Reopen),
+    ]
+}
+
+/// What is known to be true of the log, beside the log.
+struct Model {
+    log: Option<OpenLog>,
+    /// Of this process and of those killed before: their threads may not be done with them yet.
+    dirs: Vec<TempDir>,
+    /// All that was ever found to be durable, in LSN order.
+    entries: Vec<Entry>,
+    /// How many of the entries were read, published, released.
+    read: usize,
+    published: usize,
+    released: usize,
+    records_made: u64,
+}
+
+impl Model {
+    fn new() -> Self {
+        let dir = temp_dir();
+        let log = OpenLog::open(dir.path()).unwrap();
+        Self {
+            log: Some(log),
+            dirs: vec![dir],
+            entries: Vec::new(),
+            read: 0,
+            published: 0,
+            released: 0,
+            records_made: 0,
+        }
+    }
+
+    fn log(&mut self) -> &mut OpenLog {
+        self.log.as_mut().expect("the log is open between operations")
+    }
+
+    fn make(&mut self, lens: &[usize]) -> Vec<Record> {
+        let first = self.records_made;
+        self.records_made += lens.len() as u64;
+        (first..).zip(lens).map(|(number, len)| record(number, *len)).collect()
+    }
+
+    fn progress(&self) -> Lsn {
+        self.published.checked_sub(1).map_or(Lsn::ZERO, |last| self.entries[last].lsn)
+    }
+
+    fn apply(&mut self, op: Op) {
+        match op {
+            Op::Append(lens) => {
+                let records = self.make(&lens);
+                self.append(records);
+            }
+            Op::AppendLarge(count) => {
+                for group in vec![500_000; count].chunks(16) {
+                    let records = self.make(group);
+                    self.append(records);
+                }
+            }
+            Op::AppendTwin(which) if !self.entries.is_empty() => {
+                let twin = which.get(&self.entries).record.clone();
+                self.append(vec![twin]);
+            }
+            Op::AppendTwin(_) => {}
+            Op::Read(max_bytes) => self.read(max_bytes),
+            Op::Publish(which) => {
+                self.published += which.index(self.read - self.published + 1);
+            }
+            Op::Release(which) => {
+                self.released += which.index(self.published - self.released + 1);
+                if let Some(last) = self.released.checked_sub(1) {
+                    let Entry { lsn, record } = self.entries[last].clone();
+                    self.log().reader.release(lsn, Some(record.received_at));
+                }
+            }
+            Op::Crash { in_flight, after_micros } => {
+                let in_flight = self.make(&in_flight);
+                self.crash(&in_flight, Duration::from_micros(after_micros));
+            }
+            Op::Reopen => self.reopen(),
+        }
+        let stored = self.log().log.stored();
+        assert_eq!(stored.records, (self.entries.len() - self.released) as u64, "{stored:?}");
+        match self.entries.get(self.released) {
+            None => assert_eq!(stored.oldest, None),
+            // What is released tells how old the rest can be, save for twins of older records.
+            Some(_) => assert!(stored.oldest.is_some(), "{stored:?}"),
+        }
+    }
+
+    fn append(&mut self, records: Vec<Record>) {
+        let lsns = self.log().append_all(records.clone());
+        let entries = lsns.into_iter().zip(records);
+        let mut entries: Vec<_> = entries.map(|(lsn, record)| Entry { lsn, record }).collect();
+        entries.sort_unstable_by_key(|entry| entry.lsn);
+        for entry in entries {
+            let last = self.entries.last().map_or(Lsn::ZERO, |last| last.lsn);
+            assert!(entry.lsn > last, "{} was acknowledged after {last}", entry.lsn);
+            self.entries.push(entry);
+        }
+    }
+
+    fn read(&mut self, max_bytes: usize) {
+        match self.log().reader.next(max_bytes, Duration::ZERO).unwrap() {
+            Next::Entries(entries) => {
+                let expected = &self.entries[self.read..][..entries.len()];
+                assert!(entries == expected, "read {:?}, not {:?}", lsns(&entries), lsns(expected));
+                self.read += entries.len();
+            }
+            Next::Idle => assert_eq!(self.read, self.entries.len(), "nothing is left to read"),
+            Next::End => panic!("the log is open"),
+        }
+    }
+
+    /// Copies the directory while records are on their way, and goes on with the copy.
+    fn crash(&mut self, in_flight: &[Record], after: Duration) {
+        let acknowledged = Arc::new(Mutex::new(Vec::new()));
+        let appending = thread::spawn({
+            let (appender, records) = (self.log().appender.clone(), in_flight.to_vec());
+            let acknowledged = Arc::clone(&acknowledged);
+            move || {
+                block_on(async {
+                    let append = |record: Record| {
+                        let (appender, acknowledged) =
+                            (appender.clone(), Arc::clone(&acknowledged));
+                        async move {
+                            let lsn = appender.append(record.clone()).await.unwrap();
+                            acknowledged.lock().unwrap().push(Entry { lsn, record });
+                        }
+                    };
+                    let tasks: Vec<_> = records.into_iter().map(append).map(tokio::spawn).collect();
+                    for task in tasks {
+                        task.await.unwrap();
+                    }
+                });
+            }
+        });
+        thread::sleep(after);
+        let mut promised = acknowledged.lock().unwrap().clone();
+        let dir = temp_dir();
+        copy_dir(self.dirs.last().unwrap().path(), dir.path());
+        appending.join().unwrap();
+        self.log = None;
+
+        promised.sort_unstable_by_key(|entry| entry.lsn);
+        self.entries.extend(promised);
+        let left = visit(dir.path());
+        self.adopt(left, in_flight);
+        self.dirs.push(dir);
+        self.start();
+    }
+
+    /// `left` is what a killed process left: all that was acknowledged and is not published, and
+    /// perhaps some that was `in_flight`.
+    fn adopt(&mut self, left: Vec<Entry>, in_flight: &[Record]) {
+        let progress = self.progress();
+        let left: Vec<_> = left.into_iter().filter(|entry| entry.lsn > progress).collect();
+        let known = &self.entries[self.published..];
+        assert!(left.len() >= known.len(), "{:?} of {:?} is left", lsns(&left), lsns(known));
+        let (old, new) = left.split_at(known.len());
+        assert!(old == known, "{:?} is left of {:?}", lsns(old), lsns(known));
+        for entry in new {
+            assert!(in_flight.contains(&entry.record), "{} was on its way", entry.lsn);
+            assert!(self.entries.last().is_none_or(|last| last.lsn < entry.lsn));
+            self.entries.push(entry.clone());
+        }
+    }
+
+    fn reopen(&mut self) {
+        self.log.take().unwrap().close().unwrap();
+        let left = visit(self.dirs.last().unwrap().path());
+        let released =
+            self.released.checked_sub(1).map_or(Lsn::ZERO, |last| self.entries[last].lsn);
+        let whole: BTreeSet<u32> = left
+            .iter()
+            .filter(|entry| entry.lsn > released)
+            .map(|entry| entry.lsn.segment())
+            .collect();
+        // A segment with nothing but released records may be there only if it was the last.
+        let newest = self.entries.last().map_or(0, |last| last.lsn.segment());
+        for entry in &left {
+            let segment = entry.lsn.segment();
+            assert!(whole.contains(&segment) || segment == newest, "segment {segment} is removed");
+        }
+        self.adopt(left, &[]);
+        self.start();
+    }
+
+    /// As the publisher does: goes on behind what the ledger says.
+    fn start(&mut self) {
+        let dir = self.dirs.last().unwrap().path().to_owned();
+        self.log = Some(OpenLog::open(&dir).unwrap());
+        let progress = self.progress();
+        self.log().reader.resume(progress);
+        self.read = self.published;
+        self.released = self.published;
+    }
+}
+
+fn lsns(entries: &[Entry]) -> Vec<Lsn> {
+    entries.iter().map(|entry| entry.lsn).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { max_shrink_iters: 200, ..cases(24) })]
+
+    #[test]
+    fn nothing_acknowledged_is_lost_reordered_or_repeated(ops in vec(any_op(), 1..40)) {
+        let mut model = Model::new();
+        for op in ops {
+            model.apply(op);
+        }
+        // All that is left is read, also after one more kill and one more stop.
+        for op in [Op::Crash { in_flight: Vec::new(), after_micros: 0 }, Op::Reopen] {
+            model.apply(op);
+            while model.read < model.entries.len() {
+                model.apply(Op::Read(1_000_000));
+            }
+        }
+    }
+}
 
 /// LSNs restarted at 1.1 when every segment with records had been removed, and the ledger then
 /// took new records for published ones: they were never sent.
@@ -23,5 +289,20 @@ fn lsns_go_on_when_everything_before_them_is_published_and_removed() {
     let lsns = log.append_all(vec![record(7, 100)]);
     assert!(lsns[0] > last, "{} follows {last}", lsns[0]);
     assert_eq!(log.read().len(), 1, "the new record is read");
+    log.close().unwrap();
+}
+
+/// After a restart without Kafka the age of a day's backlog was given as none at all.
+#[test]
+fn the_age_of_what_is_left_is_known_at_once_after_a_restart() {
+    let dir = temp_dir();
+    let log = OpenLog::open(dir.path()).unwrap();
+    log.append_all(vec![record(5, 100)]);
+    log.append_all(vec![record(6, 100)]);
+    log.close().unwrap();
+    let log = OpenLog::open(dir.path()).unwrap();
+    assert_eq!(log.log.stored().oldest, Some(record(5, 100).received_at));
+    log.append_all(vec![record(7, 100)]);
+    assert_eq!(log.log.stored().oldest, Some(record(5, 100).received_at));
     log.close().unwrap();
 }

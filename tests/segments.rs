@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use livebridge::record::{BODY_MAX, KEY_MAX, Lsn, Record};
-use log_support::{OpenLog, record, segment_dirs, temp_dir, visit};
+use log_support::{OpenLog, cases, record, segment_dirs, temp_dir, visit};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -73,7 +73,7 @@ fn check(dir: &Path, written: &[(Lsn, Record)]) -> Vec<(Lsn, Lsn)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(6))]
+    #![proptest_config(cases(6))]
 
     /// Groups of any size, bodies of any size: so trees and segments change at any place.
     #[test]

@@ -70,7 +70,7 @@ pub(super) enum Place {
 }
 
 impl State {
-    pub(super) fn new(found: &[Found]) -> Self {
+    pub(super) fn new(found: &[Found], oldest: Option<Timestamp>) -> Self {
         let segment = |found: &Found| SegmentState {
             records: found.records,
             disk_bytes: found.disk_bytes,
@@ -83,7 +83,7 @@ impl State {
                 tail_bytes: 0,
                 released: Lsn::ZERO,
                 pending: found.iter().map(|found| u64::from(found.records)).sum(),
-                oldest: None,
+                oldest,
                 room: Ok(()),
                 ended: false,
             }),

@@ -10,19 +10,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use livebridge::record::{Entry, EventId, EventType, Lsn, Record, Timestamp};
 use livebridge::wal::{self, AppendError, Appender, Log, Next, OpenError, Reader, StoreError};
+use proptest::test_runner::Config as ProptestConfig;
 
 /// A record that `number` tells from every other, with a body of `body_len` bytes of text.
 pub(crate) fn record(number: u64, body_len: usize) -> Record {
     let mut body = format!("{{\"number\":{number}}}").into_bytes();
+    let len = body_len.max(body.len());
     let mut state = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    while body.len() < body_len {
-        // Xorshift: text that no compression or run of equal bytes could hide behind.
+    while body.len() < len {
+        // Xorshift: text that no run of equal bytes could hide behind.
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        body.extend(state.to_be_bytes().map(|byte| b' ' + byte % 64));
+        body.extend_from_slice(format!("{state:020}").repeat(20).as_bytes());
     }
-    body.truncate(body_len.max(format!("{{\"number\":{number}}}").len()));
+    body.truncate(len);
     Record {
         event_type: Some(EventType(1)),
         id: EventId { natural: number, content: !number },
@@ -164,4 +166,10 @@ pub(crate) fn copy_dir(from: &Path, to: &Path) {
 /// A directory in memory, where syncing takes no time: these tests cut off no power.
 pub(crate) fn temp_dir() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory is made")
+}
+
+/// `quick` cases of a property, or `LIVEBRIDGE_TEST_FACTOR` times as many.
+pub(crate) fn cases(quick: u32) -> ProptestConfig {
+    let factor = std::env::var("LIVEBRIDGE_TEST_FACTOR").ok().and_then(|text| text.parse().ok());
+    ProptestConfig::with_cases(quick * factor.unwrap_or(1))
 }
