@@ -176,7 +176,7 @@ struct Window {
 }
 
 /// The window is this many generations, and up to one more while the oldest runs out.
-const GENERATIONS: usize = 8;
+const GENERATIONS: u32 = 8;
 
 /// Ids that were published about the same time.
 #[derive(Debug)]
@@ -212,8 +212,8 @@ impl Window {
     }
 
     fn insert(&mut self, id: EventId, received: Timestamp) {
-        let ids_max = (self.config.max_ids / GENERATIONS).max(1);
-        let span = self.config.window / 8;
+        let ids_max = (self.config.max_ids / GENERATIONS as usize).max(1);
+        let span = self.config.window / GENERATIONS;
         let full = self.generations.back().is_none_or(|generation| {
             generation.len() >= ids_max || received.since(generation.started) > span
         });
@@ -221,10 +221,10 @@ impl Window {
             // The next generation will be about as large as the last: spare it the growing.
             let expected = self.generations.back().map_or(0, Generation::len).min(ids_max);
             self.generations.push_back(Generation::new(received, expected));
-            if self.generations.len() > GENERATIONS && self.len + ids_max > self.config.max_ids {
-                self.drop_oldest();
-                metrics::dedup_squeezed();
-            }
+        }
+        while self.len >= self.config.max_ids && self.generations.len() > 1 {
+            self.drop_oldest();
+            metrics::dedup_squeezed();
         }
         if let Some(generation) = self.generations.back_mut() {
             let before = generation.len();
@@ -288,3 +288,6 @@ impl Hasher for AlreadyHashed {
         self.0
     }
 }
+
+#[cfg(test)]
+mod tests;

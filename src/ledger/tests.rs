@@ -1,0 +1,231 @@
+//! The window against a naive one, and the bytes of a commit.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+
+const HOUR: Duration = Duration::from_hours(1);
+
+fn log(number: u8) -> LogId {
+    LogId::from_bytes([number; 16])
+}
+
+fn at(secs: i64) -> Timestamp {
+    Timestamp::from_secs(secs).unwrap()
+}
+
+fn id(natural: u64, content: u64) -> EventId {
+    EventId { natural, content }
+}
+
+fn commit(log: LogId, last: Lsn, newest: Timestamp, ids: Vec<EventId>) -> Commit {
+    Commit { log, first: last, last, newest, ids }
+}
+
+fn ledger(max_ids: usize) -> Ledger {
+    Ledger::new(log(1), Config { window: HOUR, max_ids })
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    /// A transaction with these ids, so many seconds after the newest before it (or before it).
+    Commit { by: u8, ids: Vec<(u64, u64)>, after: i64 },
+    /// The oldest record to publish is so many seconds older than the newest commit.
+    Expire { lag: i64 },
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    // Few naturals and fewer contents: retries and conflicts abound.
+    let ids = vec((0_u64..60, 0_u64..3), 0..12);
+    prop_oneof![
+        4 => (1_u8..3, ids, prop_oneof![9 => 0_i64..900, 1 => -4000_i64..20_000])
+            .prop_map(|(by, ids, after)| Op::Commit { by, ids, after }),
+        1 => prop_oneof![0_i64..10, 0_i64..10_000].prop_map(|lag| Op::Expire { lag }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn what_is_within_the_window_is_known_and_what_never_was_is_not(ops in vec(any_op(), 1..80)) {
+        let mut ledger = ledger(usize::MAX);
+        // Every id ever published, with the latest time it was; and what must still be known.
+        let mut ever: Vec<(EventId, Timestamp)> = Vec::new();
+        let mut within: Vec<(EventId, Timestamp)> = Vec::new();
+        let (mut now, mut next) = (1_700_000_000, Lsn::new(1, 1));
+        for op in ops {
+            match op {
+                Op::Commit { by, ids, after } => {
+                    let newest = at(now + after);
+                    now = now.max(now + after);
+                    let ids: Vec<_> = ids.into_iter().map(|(n, c)| id(n, c)).collect();
+                    ever.extend(ids.iter().map(|id| (*id, newest)));
+                    within.extend(ids.iter().map(|id| (*id, newest)));
+                    ledger.apply(&commit(log(by), next, newest, ids));
+                    next = next.next();
+                }
+                Op::Expire { lag } => {
+                    let oldest = at(now - lag);
+                    ledger.expire(oldest);
+                    within.retain(|(_, received)| *received >= oldest.before(HOUR));
+                }
+            }
+            for natural in 0..60 {
+                for content in 0..3 {
+                    let id = id(natural, content);
+                    let known = ledger.known(id);
+                    let was = |list: &[(EventId, Timestamp)]| list.iter().any(|(other, _)| *other == id);
+                    let twin = |list: &[(EventId, Timestamp)]| list.iter().any(|(other, _)| other.natural == natural);
+                    prop_assert!(!was(&within) || known == Known::Retry, "{id} is forgotten: {known:?}");
+                    prop_assert!(was(&ever) || known != Known::Retry, "{id} was never published");
+                    prop_assert!(!twin(&within) || known != Known::New, "{id} has a twin");
+                    prop_assert!(twin(&ever) || known == Known::New, "{id} has no twin: {known:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_has_run_out_is_forgotten_within_an_eighth_of_the_window(
+        gaps in vec(0_i64..600, 1..300),
+        lag in 0_i64..7200,
+    ) {
+        let mut ledger = ledger(usize::MAX);
+        let (mut now, mut published) = (1_700_000_000, Vec::new());
+        for (number, gap) in (1..).zip(gaps) {
+            now += gap;
+            ledger.apply(&commit(log(1), Lsn::new(1, number), at(now), vec![id(number.into(), 0)]));
+            published.push((id(number.into(), 0), at(now)));
+        }
+        let oldest = at(now - lag);
+        ledger.expire(oldest);
+        for (id, received) in published {
+            let known = ledger.known(id);
+            if received >= oldest.before(HOUR) {
+                prop_assert_eq!(known, Known::Retry);
+            } else if received < oldest.before(HOUR + HOUR / 8) {
+                prop_assert_eq!(known, Known::New);
+            }
+        }
+    }
+
+    /// Generations that ran out by their time were dropped one at a time while full ones came: the
+    /// window then grew to many times `dedup.max_ids`.
+    #[test]
+    fn no_more_ids_are_kept_than_allowed_and_the_newest_are(
+        max_ids in 8_usize..400,
+        commits in vec((0_usize..50, 0_i64..1000), 1..200),
+    ) {
+        let mut ledger = ledger(max_ids);
+        let (mut now, mut ids, mut next) = (1_700_000_000, Vec::new(), Lsn::new(1, 1));
+        for (count, gap) in commits {
+            now += gap;
+            let new: Vec<_> = (ids.len()..ids.len() + count).map(|n| id(n as u64, 0)).collect();
+            ids.extend(&new);
+            ledger.apply(&commit(log(1), next, at(now), new));
+            next = next.next();
+            prop_assert!(ledger.window.len() <= max_ids, "{} of {max_ids}", ledger.window.len());
+        }
+        // Generations go whole: three quarters is what can be counted on.
+        for id in ids.iter().rev().take(max_ids * 3 / 4) {
+            prop_assert_eq!(ledger.known(*id), Known::Retry);
+        }
+    }
+
+    #[test]
+    fn every_commit_comes_back_as_it_was(
+        log: [u8; 16], lsns: (u64, u64), newest: i64, ids in vec(any::<[u8; 16]>(), 0..50),
+    ) {
+        let commit = Commit {
+            log: LogId::from_bytes(log),
+            first: Lsn::from_u64(lsns.0),
+            last: Lsn::from_u64(lsns.1),
+            newest: Timestamp::from_millis(newest),
+            ids: ids.into_iter().map(EventId::from_bytes).collect(),
+        };
+        prop_assert_eq!(Commit::decode(&commit.encode()), Ok(commit));
+    }
+
+    /// The topic is open to whoever may write to it.
+    #[test]
+    fn any_bytes_decode_or_are_refused_without_a_panic(mut bytes in vec(any::<u8>(), 0..200), ours: bool) {
+        if let Some(version) = bytes.first_mut().filter(|_| ours) {
+            *version = VERSION;
+        }
+        if let Ok(commit) = Commit::decode(&bytes) {
+            prop_assert_eq!(commit.encode(), bytes);
+            // Whatever it says, it can be taken in.
+            let mut ledger = ledger(10);
+            ledger.apply(&commit);
+            ledger.expire(commit.newest);
+            ledger.expire(Timestamp::from_millis(i64::MAX));
+            ledger.expire(Timestamp::from_millis(i64::MIN));
+        }
+    }
+}
+
+/// Topics outlive releases: these bytes may change only with the version.
+#[test]
+fn version_1_has_these_bytes() {
+    let golden: &[&[u8]] = &[
+        &[1],
+        &[7; 16],
+        &[0, 0, 0, 2, 0, 0, 0, 3],
+        &[0, 0, 0, 4, 0, 0, 0, 5],
+        &[0, 0, 0x01, 0x8B, 0xCF, 0xE5, 0x68, 0x00],
+        &[0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 9],
+    ];
+    let commit = Commit {
+        log: log(7),
+        first: Lsn::new(2, 3),
+        last: Lsn::new(4, 5),
+        newest: at(1_700_000_000),
+        ids: vec![id(8, 9)],
+    };
+    assert_eq!(commit.encode(), golden.concat());
+    let mut bytes = golden.concat();
+    for version in (0..=u8::MAX).filter(|version| *version != VERSION) {
+        bytes[0] = version;
+        assert_eq!(Commit::decode(&bytes), Err(DecodeError), "version {version}");
+    }
+}
+
+#[test]
+fn a_second_content_under_one_key_is_a_conflict_once_and_then_a_retry() {
+    let mut ledger = ledger(100);
+    let (one, two) = (id(1, 1), id(1, 2));
+    assert_eq!(ledger.known(one), Known::New);
+    ledger.apply(&commit(log(1), Lsn::new(1, 1), at(0), vec![one]));
+    assert_eq!((ledger.known(one), ledger.known(two)), (Known::Retry, Known::Conflict));
+    ledger.apply(&commit(log(1), Lsn::new(1, 2), at(1), vec![two]));
+    assert_eq!((ledger.known(one), ledger.known(two)), (Known::Retry, Known::Retry));
+    // Also when they are remembered in different generations.
+    ledger.apply(&commit(log(1), Lsn::new(1, 3), at(2000), vec![id(1, 3)]));
+    for content in 1..=3 {
+        assert_eq!(ledger.known(id(1, content)), Known::Retry);
+    }
+    assert_eq!(ledger.known(id(1, 4)), Known::Conflict);
+}
+
+#[test]
+fn progress_is_this_logs_own_and_never_goes_back() {
+    let mut ledger = ledger(100);
+    ledger.apply(&commit(log(2), Lsn::new(9, 9), at(0), vec![id(1, 1)]));
+    assert_eq!((ledger.progress(), ledger.has_peers()), (Lsn::ZERO, true));
+    ledger.apply(&commit(log(1), Lsn::new(2, 5), at(0), vec![id(2, 2)]));
+    ledger.apply(&commit(log(1), Lsn::new(2, 4), at(0), vec![id(3, 3)]));
+    assert_eq!(ledger.progress(), Lsn::new(2, 5));
+    assert_eq!(ledger.known(id(1, 1)), Known::Retry, "a peer's event is known");
+}
+
+#[test]
+fn a_limit_of_no_ids_at_all_still_works() {
+    let mut ledger = ledger(0);
+    for number in 1..100 {
+        ledger.apply(&commit(log(1), Lsn::new(1, number), at(0), vec![id(number.into(), 0)]));
+        assert_eq!(ledger.known(id(number.into(), 0)), Known::Retry);
+    }
+    assert!(ledger.window.len() <= 1);
+}
