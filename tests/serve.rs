@@ -1,0 +1,450 @@
+//! `livebridge serve` as a process: signals, exit codes, a log that is full or taken, and what
+//! operators see of it all.
+//!
+//! One test waits out the grace at a stop and is left out of the usual run:
+//! `cargo test --test serve -- --ignored`.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
+#![expect(clippy::float_cmp, reason = "what is compared are whole numbers")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use livebridge::callback::CallbackKey;
+use livebridge::config::Config;
+use livebridge::kafka::embedded::Embedded;
+use livebridge::kafka::follow::Follower;
+use livebridge::publisher::Topics;
+use livebridge::record::{EventType, Timestamp};
+use livebridge::wal::{self, OpenError};
+use rustix::process::Signal;
+use serde_json::json;
+use tempfile::TempDir;
+
+#[path = "support/metrics.rs"]
+mod metrics;
+#[path = "support/process.rs"]
+mod process;
+#[path = "support/wire.rs"]
+mod wire;
+
+use metrics::{moved, scrape};
+use process::{Running, livebridge, run};
+use wire::{PATIENCE, Wire, exchange, get, post};
+
+const KEY: &str = "callbackKey0123456789";
+/// Where no Kafka is: a port that nobody may listen on.
+const NOWHERE: &str = "127.0.0.1:1";
+
+/// A configuration file in its own directory, with the log beside it.
+struct Home(TempDir);
+
+impl Home {
+    fn new(brokers: &str, more: &str) -> Self {
+        let home = Self(tempfile::tempdir().unwrap());
+        let config = format!(
+            r#"
+            [http]
+            listen = "127.0.0.1:0"
+            max_body = "2KiB"
+            [admin]
+            listen = "127.0.0.1:0"
+            [callback]
+            keys = ["{KEY}"]
+            unsigned = ["push"]
+            [kafka]
+            brokers = "{brokers}"
+            instance = "serve-test"
+            create_topics = false
+            [wal]
+            dir = "{}"
+            min_free_bytes = 0
+            {more}
+            "#,
+            home.log().display()
+        );
+        fs::write(home.config(), config).unwrap();
+        home
+    }
+
+    fn config(&self) -> String {
+        self.0.path().join("livebridge.toml").to_str().unwrap().to_owned()
+    }
+
+    fn log(&self) -> std::path::PathBuf {
+        self.0.path().join("log")
+    }
+
+    fn serve(&self) -> Serving {
+        let process = Running::start(&mut livebridge(&["serve", "--config", &self.config()]));
+        let admin = process.address("admin listening");
+        let intake = process.address("intake listening");
+        Serving { process, intake, admin }
+    }
+}
+
+struct Serving {
+    process: Running,
+    intake: SocketAddr,
+    admin: SocketAddr,
+}
+
+/// A new callback's body.
+fn push() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    json!({"event_type": 1, "stream_id": "s", "sequence": number.to_string()}).to_string()
+}
+
+fn topics() -> Topics {
+    Topics::new("live", &BTreeMap::new()).unwrap()
+}
+
+fn stored(dir: &Path) -> BTreeSet<String> {
+    let mut bodies = BTreeSet::new();
+    wal::visit(dir, |entry| {
+        bodies.insert(String::from_utf8(entry.record.body.to_vec()).unwrap());
+        Ok::<_, OpenError>(())
+    })
+    .unwrap();
+    bodies
+}
+
+#[test]
+fn every_refusal_moves_its_own_counter_and_no_other() {
+    let home = Home::new(NOWHERE, "");
+    let serving = home.serve();
+    let key = CallbackKey::new(KEY).unwrap();
+    let now = Timestamp::now().as_millis() / 1000;
+    let expired = (now - 3600).to_string();
+    let expired = json!({"t": expired, "sign": key.sign_hex(&expired)}).to_string();
+    let wrong = json!({"t": now, "sign": "0".repeat(32)}).to_string();
+    let deep = format!(r#"{{"event_type":1,"a":{}{}}}"#, "[".repeat(40), "]".repeat(40));
+    let post = |body: &str| post("/callback", body);
+    let requests = [
+        ("method", "GET /callback HTTP/1.1\r\n\r\n".to_owned(), 405),
+        ("path", wire::post("/", &push()), 404),
+        ("too_large", post(&" ".repeat(2049)), 413),
+        ("malformed", post("{"), 400),
+        ("not_an_object", post("[]"), 400),
+        ("duplicate_key", post(r#"{"a":1,"a":1}"#), 400),
+        ("too_deep", post(&deep), 400),
+        ("wrong_type", post(r#"{"event_type":[]}"#), 400),
+        ("unsigned", post(r#"{"event_type":0}"#), 401),
+        ("bad_signature", post(&wrong), 401),
+        ("expired", post(&expired), 401),
+    ];
+    let refused =
+        |reason: &str| format!("livebridge_callbacks_refused_total{{reason=\"{reason}\"}}");
+    let callbacks = |series: &str| series.starts_with("livebridge_callbacks_");
+    for (reason, request, status) in requests {
+        let before = scrape(serving.admin);
+        let answer = exchange(serving.intake, request).unwrap();
+        assert_eq!(answer.status, status, "{reason}");
+        let mut moved = moved(&before, &scrape(serving.admin));
+        moved.retain(|series, _| callbacks(series));
+        assert_eq!(moved, [(refused(reason), 1.0)].into(), "{reason}");
+    }
+
+    let before = scrape(serving.admin);
+    let mut wire = Wire::connect(serving.intake);
+    wire.send("POST /callback HTTP/1.1\r\nContent-Length: 5\r\n\r\n{");
+    wire.finish();
+    assert_eq!(wire.answer().unwrap().status, 408);
+    let mut moved_now = moved(&before, &scrape(serving.admin));
+    moved_now.retain(|series, _| callbacks(series));
+    assert_eq!(moved_now, [(refused("body_incomplete"), 1.0)].into());
+
+    let before = scrape(serving.admin);
+    assert_eq!(exchange(serving.intake, post(&push())).unwrap().status, 200);
+    let mut moved_now = moved(&before, &scrape(serving.admin));
+    moved_now
+        .retain(|series, _| callbacks(series) || series == "livebridge_acknowledge_seconds_count");
+    let accepted = "livebridge_callbacks_accepted_total{event_type=\"push\"}".to_owned();
+    let expected = [(accepted, 1.0), ("livebridge_acknowledge_seconds_count".to_owned(), 1.0)];
+    assert_eq!(moved_now, expected.into());
+}
+
+#[test]
+fn every_series_is_ours_is_explained_and_is_there_from_the_start() {
+    let home = Home::new(NOWHERE, "");
+    let serving = home.serve();
+    let answer = get(serving.admin, "/metrics");
+    assert!(answer.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
+    let names_of = |comment: &str| -> BTreeSet<String> {
+        let lines = answer.body.lines().filter_map(|line| line.strip_prefix(comment));
+        lines.map(|line| line.split(' ').next().unwrap().to_owned()).collect()
+    };
+    let (helped, typed) = (names_of("# HELP "), names_of("# TYPE "));
+    assert_eq!(helped, typed);
+    let mut explained = BTreeSet::new();
+    for series in metrics::parse(&answer.body).keys() {
+        let name = series.split('{').next().unwrap();
+        assert!(name.starts_with("livebridge_"), "{series}");
+        assert!(!series.contains("quantile="), "summaries cannot be added up: {series}");
+        let family = ["_bucket", "_sum", "_count"]
+            .iter()
+            .find_map(|suffix| name.strip_suffix(suffix).filter(|family| helped.contains(*family)))
+            .unwrap_or(name);
+        assert!(helped.contains(family), "{series} has no HELP");
+        explained.insert(family.to_owned());
+    }
+    assert_eq!(explained, helped, "what is explained is there");
+    for line in answer.body.lines().filter(|line| line.starts_with("# TYPE ")) {
+        let counter = line.ends_with(" counter");
+        assert_eq!(
+            counter,
+            line.contains("_total "),
+            "counters, and only they, end in _total: {line}"
+        );
+    }
+
+    let series = scrape(serving.admin);
+    let names = EventType::known().map(|(_, name)| name).chain(["other"]);
+    for name in names {
+        for counter in ["callbacks_accepted", "published"] {
+            let series_name = format!("livebridge_{counter}_total{{event_type=\"{name}\"}}");
+            assert_eq!(series.get(&series_name), Some(&0.0), "{series_name}");
+        }
+    }
+    for reason in
+        ["deadline", "overloaded", "busy", "log_full", "disk_full", "log_failed", "expired"]
+    {
+        let name = format!("livebridge_callbacks_refused_total{{reason=\"{reason}\"}}");
+        assert_eq!(series.get(&name), Some(&0.0), "{name}");
+    }
+}
+
+#[test]
+fn operators_have_three_pages_to_get() {
+    let home = Home::new(NOWHERE, "");
+    let serving = home.serve();
+    for (path, text) in [("/healthz", "alive\n"), ("/readyz", "ready\n")] {
+        let answer = get(serving.admin, path);
+        assert_eq!((answer.status, answer.body.as_str()), (200, text));
+    }
+    assert_eq!(get(serving.admin, "/readyz?verbose").status, 200);
+    assert_eq!(get(serving.admin, "/").status, 404);
+    assert_eq!(get(serving.admin, "/callback").status, 404);
+    let posted = exchange(serving.admin, post("/healthz", "")).unwrap();
+    assert_eq!((posted.status, posted.header("allow")), (405, Some("GET, HEAD")));
+    assert_eq!(exchange(serving.admin, post("/callback", &push())).unwrap().status, 404);
+    // The intake has none of them.
+    for path in ["/metrics", "/healthz", "/readyz"] {
+        assert_eq!(get(serving.intake, path).status, 404);
+    }
+}
+
+#[test]
+fn open_connections_are_counted_up_and_down() {
+    let home = Home::new(NOWHERE, "");
+    let serving = home.serve();
+    let wait_for = |count: f64| {
+        let started = Instant::now();
+        while scrape(serving.admin)["livebridge_http_connections"] != count {
+            assert!(started.elapsed() < PATIENCE, "never {count}");
+            thread::sleep(Duration::from_millis(10));
+        }
+    };
+    wait_for(0.0);
+    let wires: Vec<Wire> = (0..3).map(|_| Wire::connect(serving.intake)).collect();
+    wait_for(3.0);
+    drop(wires);
+    wait_for(0.0);
+}
+
+#[test]
+fn a_stop_while_busy_answers_and_publishes_what_was_taken_and_exits_0() {
+    let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
+    let home = Home::new(&kafka.brokers(), "");
+    let mut serving = home.serve();
+    let address = serving.intake;
+    let senders: Vec<_> =
+        (0..8).map(|_| thread::spawn(move || send_until_closed(address))).collect();
+    thread::sleep(Duration::from_millis(500));
+    serving.process.signal(Signal::TERM);
+    let taken: BTreeSet<String> =
+        senders.into_iter().flat_map(|sender| sender.join().unwrap()).collect();
+    assert!(taken.len() > 50, "{} were taken", taken.len());
+    assert!(TcpStream::connect(address).is_err(), "new connections are refused");
+    assert_eq!(serving.process.wait(), Some(0));
+
+    let config = Config::load(Some(Path::new(&home.config()))).unwrap();
+    let follower = Follower::new(&config.kafka, &["live.push"]).unwrap();
+    let mut kept = stored(&home.log());
+    let started = Instant::now();
+    while !taken.is_subset(&kept) {
+        assert!(started.elapsed() < PATIENCE, "{} taken, {} kept", taken.len(), kept.len());
+        if let Some(landed) = follower.next(Duration::from_millis(100)).unwrap() {
+            kept.insert(String::from_utf8(landed.value).unwrap());
+        }
+    }
+}
+
+/// Sends callbacks until the intake closes the connection; returns those it took.
+fn send_until_closed(address: SocketAddr) -> Vec<String> {
+    let mut taken = Vec::new();
+    let mut wire = Wire::connect(address);
+    loop {
+        let body = push();
+        wire.send(post("/callback", &body));
+        let Some(answer) = wire.answer() else { return taken };
+        assert_eq!(answer.status, 200, "no error while stopping: {answer:?}");
+        taken.push(body);
+        if answer.closes() {
+            return taken;
+        }
+    }
+}
+
+#[test]
+#[ignore = "takes 13 s: the grace for publishing without Kafka"]
+fn a_stop_without_kafka_keeps_what_is_left_for_the_next_start() {
+    let home = Home::new(NOWHERE, "");
+    let mut serving = home.serve();
+    for _ in 0..3 {
+        assert_eq!(exchange(serving.intake, post("/callback", &push())).unwrap().status, 200);
+    }
+    let started = Instant::now();
+    serving.process.signal(Signal::TERM);
+    assert_eq!(serving.process.wait(), Some(0));
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    assert_eq!(stored(&home.log()).len(), 3);
+    let next = home.serve();
+    assert_eq!(scrape(next.admin)["livebridge_wal_records"].to_string(), "3");
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let home = Home::new(NOWHERE, "");
+    let mut serving = home.serve();
+    assert_eq!(exchange(serving.intake, post("/callback", &push())).unwrap().status, 200);
+    // Kafka is away: publishing what is left is tried for a while.
+    serving.process.signal(Signal::INT);
+    serving.process.stderr.wait_for(|line| line.contains("\"stopping\"").then_some(()));
+    let started = Instant::now();
+    serving.process.signal(Signal::INT);
+    assert_eq!(serving.process.wait(), Some(1));
+    assert!(started.elapsed() < Duration::from_secs(2));
+    assert!(serving.process.stderr.text().contains("second signal"));
+    assert_eq!(stored(&home.log()).len(), 1);
+}
+
+#[test]
+fn a_second_process_on_the_same_log_refuses_to_start() {
+    let home = Home::new(NOWHERE, "");
+    let serving = home.serve();
+    let second = run(&mut livebridge(&["serve", "--config", &home.config()]));
+    assert_eq!(second.code, Some(1));
+    let last = second.stderr.lines().last().unwrap();
+    assert!(last.starts_with("livebridge: the log in "), "{last}");
+    assert!(last.contains("is in use by another process"), "{last}");
+    assert!(last.contains("wal.dir"), "{last}");
+    assert_eq!(exchange(serving.intake, post("/callback", &push())).unwrap().status, 200);
+}
+
+#[test]
+fn a_port_that_is_taken_is_named_with_its_key() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for (variable, key) in
+        [("LIVEBRIDGE_HTTP_LISTEN", "http.listen"), ("LIVEBRIDGE_ADMIN_LISTEN", "admin.listen")]
+    {
+        let home = Home::new(NOWHERE, "");
+        let mut command = livebridge(&["serve", "--config", &home.config()]);
+        let finished = run(command.env(variable, &address));
+        assert_eq!(finished.code, Some(1));
+        let last = finished.stderr.lines().last().unwrap();
+        assert!(last.contains(key) && last.contains(&address), "{last}");
+    }
+}
+
+#[test]
+fn a_full_log_refuses_until_kafka_is_back_and_then_takes_more_by_itself() {
+    let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
+    let door = Door::to(kafka.brokers());
+    let home = Home::new(&door.address.to_string(), "max_bytes = \"64KiB\"");
+    let serving = home.serve();
+    let mut taken = 0;
+    let started = Instant::now();
+    let answer = loop {
+        let body = push().replace('}', &format!("{}}}", " ".repeat(1500)));
+        let answer = exchange(serving.intake, post("/callback", &body)).unwrap();
+        if answer.status != 200 {
+            break answer;
+        }
+        taken += 1;
+        assert!(started.elapsed() < PATIENCE);
+    };
+    assert_eq!(answer.status, 503);
+    assert_eq!(answer.header("retry-after"), Some("10"));
+    assert!(answer.body.contains("wal.max_bytes"), "{}", answer.body);
+    let ready = get(serving.admin, "/readyz");
+    assert_eq!(ready.status, 503);
+    assert!(ready.body.contains("wal.max_bytes"), "{}", ready.body);
+    assert_eq!(get(serving.admin, "/healthz").status, 200, "alive, so not to be restarted");
+    let series = scrape(serving.admin);
+    assert!(series["livebridge_callbacks_refused_total{reason=\"log_full\"}"] >= 1.0);
+    assert_eq!(series["livebridge_kafka_up"], 0.0);
+    assert_eq!(stored(&home.log()).len(), taken);
+
+    door.open();
+    let started = Instant::now();
+    // Nobody sends meanwhile: whoever goes by /readyz would not.
+    while get(serving.admin, "/readyz").status != 200 {
+        assert!(started.elapsed() < 3 * PATIENCE, "{}", serving.process.stderr.text());
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(exchange(serving.intake, post("/callback", &push())).unwrap().status, 200);
+    let started = Instant::now();
+    let published = "livebridge_published_total{event_type=\"push\"}";
+    let expected = f64::from(u32::try_from(taken + 1).unwrap());
+    while scrape(serving.admin)[published] != expected {
+        assert!(started.elapsed() < PATIENCE);
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(scrape(serving.admin)["livebridge_kafka_up"], 1.0);
+}
+
+/// A way to a Kafka that is closed at first: connections end at once.
+struct Door {
+    address: SocketAddr,
+    open: Arc<AtomicBool>,
+}
+
+impl Door {
+    fn to(brokers: String) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let open = Arc::new(AtomicBool::new(false));
+        let opened = Arc::clone(&open);
+        thread::spawn(move || {
+            for inside in listener.incoming().map_while(Result::ok) {
+                if !opened.load(Ordering::Relaxed) {
+                    continue;
+                }
+                let outside = TcpStream::connect(&brokers).unwrap();
+                for (mut from, mut to) in
+                    [(inside.try_clone().unwrap(), outside.try_clone().unwrap()), (outside, inside)]
+                {
+                    thread::spawn(move || {
+                        let _ = io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(Shutdown::Both);
+                    });
+                }
+            }
+        });
+        Self { address, open }
+    }
+
+    fn open(&self) {
+        self.open.store(true, Ordering::Relaxed);
+    }
+}
