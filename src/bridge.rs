@@ -19,8 +19,8 @@ use crate::{admin, wal};
 
 /// After an order to stop, the longest that records are still published. The rest waits on disk.
 const PUBLISH_GRACE: Duration = Duration::from_secs(10);
-/// After an order to give up, the longest that the publisher takes to notice.
-const GIVE_UP: Duration = Duration::from_secs(5);
+/// After an order to give up, the longest that the publisher is waited for.
+const GIVE_UP: Duration = Duration::from_secs(3);
 
 /// Why the bridge did not start.
 #[derive(Debug, thiserror::Error)]
@@ -141,12 +141,12 @@ impl Bridge {
     /// # Errors
     /// [`StopError`]
     pub async fn run_until(mut self, stop: impl Future<Output = ()>) -> Result<(), StopError> {
-        let mut publisher_end = None;
+        let mut publisher_ended = false;
         let reason = tokio::select! {
             () = stop => Ok(()),
             end = self.log.ended() => end.map_err(StopError::Log),
             end = &mut self.publisher => {
-                publisher_end = Some(());
+                publisher_ended = true;
                 match end {
                     Ok(end) => end.map_err(StopError::Publisher),
                     Err(_) => Err(StopError::PublisherPanicked),
@@ -168,30 +168,42 @@ impl Bridge {
         };
         let closed = log_end.await;
         let mut published = Ok(());
-        if publisher_end.is_none() {
-            published = finish(&mut self.publisher, &self.give_up).await;
+        if !publisher_ended {
+            let pending = self.log.stored().records > 0;
+            let grace = if pending { PUBLISH_GRACE } else { Duration::ZERO };
+            let end = finish(&mut self.publisher, grace, &self.give_up).await;
+            publisher_ended = end.is_some();
+            published = end.unwrap_or(Ok(()));
         }
         let left = self.log.stored().records;
-        let log = self.log;
-        let _ = tokio::task::spawn_blocking(move || log.close()).await;
+        if publisher_ended {
+            let log = self.log;
+            let _ = tokio::task::spawn_blocking(move || log.close()).await;
+        } else {
+            // Its reader keeps the log open. What it did, the ledger tells the next process.
+            tracing::warn!(
+                "the publisher is stuck in a call of librdkafka; it ends with the process"
+            );
+        }
         self.stop_admin.cancel();
         tracing::info!(records_left = left, "stopped");
         reason.and(closed.map_err(StopError::Log)).and(published)
     }
 }
 
-/// Lets the publisher finish within the grace period.
+/// Lets the publisher finish within `grace`, then makes it give up; `None` when it does not end.
 async fn finish(
     publisher: &mut oneshot::Receiver<Result<(), PublisherError>>,
+    grace: Duration,
     give_up: &CancellationToken,
-) -> Result<(), StopError> {
-    if let Ok(end) = tokio::time::timeout(PUBLISH_GRACE, &mut *publisher).await {
-        return end.unwrap_or(Ok(())).map_err(StopError::Publisher);
+) -> Option<Result<(), StopError>> {
+    let mut end = tokio::time::timeout(grace, &mut *publisher).await;
+    if end.is_err() {
+        give_up.cancel();
+        end = tokio::time::timeout(GIVE_UP, publisher).await;
     }
-    give_up.cancel();
-    // Stuck in a call of librdkafka beyond this, it ends with the process.
-    let end = tokio::time::timeout(GIVE_UP, publisher).await.unwrap_or(Ok(Ok(())));
-    end.unwrap_or(Ok(())).map_err(StopError::Publisher)
+    let end = end.ok()?.unwrap_or(Ok(()));
+    Some(end.map_err(StopError::Publisher))
 }
 
 fn listen_error(address: SocketAddr, key: &'static str) -> impl FnOnce(io::Error) -> StartError {
