@@ -1,0 +1,361 @@
+//! The configuration: defaults, every key from file and environment, and refusals that name what
+//! is wrong and keep secrets.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use livebridge::callback::Unsigned;
+use livebridge::config::{Config, ConfigError};
+use livebridge::kafka::{Delivery, RESERVED};
+use livebridge::record::EventType;
+
+#[path = "support/process.rs"]
+mod process;
+
+/// The least that can be started with.
+const LEAST: &str = "[callback]\nkeys = [\"k\"]\n";
+
+fn load(file: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let variables =
+        environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    Config::from_parts(file.parse().unwrap(), variables)
+}
+
+fn file(text: &str) -> Config {
+    load(text, &[]).unwrap()
+}
+
+#[track_caller]
+fn refusal(text: &str, environment: &[(&str, &str)]) -> String {
+    load(text, environment).expect_err("a refusal").to_string()
+}
+
+/// `config` as its parts print themselves, which a secret never does.
+fn shown(config: &Config) -> String {
+    format!("{config:?}")
+}
+
+#[test]
+fn defaults_are_what_the_documentation_says() {
+    let config = file(LEAST);
+    assert_eq!(config.http.listen.to_string(), "0.0.0.0:8080");
+    assert_eq!(config.http.path, "/callback");
+    assert_eq!(config.http.max_body, 256 * 1024);
+    assert_eq!(config.http.max_connections, 4096);
+    assert_eq!(config.http.deadline, Duration::from_secs(5));
+    assert_eq!(config.admin.listen.to_string(), "127.0.0.1:9464");
+    assert_eq!(config.verifier.keys.len(), 1);
+    assert_eq!(config.verifier.leeway, Duration::from_mins(20));
+    assert_eq!(config.verifier.unsigned, Unsigned::Refused);
+    assert_eq!(config.wal.dir, Path::new("data"));
+    assert_eq!(config.wal.max_bytes, 10 << 30);
+    assert_eq!(config.wal.min_free_bytes, 1 << 30);
+    assert_eq!(config.kafka.brokers, "localhost:9092");
+    assert!(!config.kafka.instance.is_empty(), "the host's name");
+    assert_eq!(config.kafka.delivery, Delivery::ExactlyOnce);
+    assert!(config.kafka.create_topics);
+    assert_eq!((config.kafka.partitions, config.kafka.replication), (6, 1));
+    assert!(config.kafka.client.is_empty());
+    assert_eq!(config.topics.of(Some(EventType(1))), "live.push");
+    assert_eq!(config.topics.of(None), "live.other");
+    assert_eq!(config.topics.dead_letter(), "live.dead-letter");
+    assert_eq!(config.topics.ledger(), "live.ledger");
+    assert_eq!(config.dedup.window, Duration::from_hours(1));
+}
+
+#[test]
+fn without_keys_nothing_starts_and_the_message_says_what_to_do() {
+    let message = refusal("", &[]);
+    assert!(message.starts_with("callback.keys: is empty"), "{message}");
+    assert!(message.contains("CallbackKey") && message.contains("unsigned"), "{message}");
+    for keys in ["[]", "[\"\"]", "[\" \", \"\\t\"]"] {
+        let text = format!("[callback]\nkeys = {keys}\nunsigned = [\"relay\"]");
+        assert!(refusal(&text, &[]).starts_with("callback.keys: is empty"), "{keys}");
+    }
+    assert!(load("[callback]\nunsigned = [\"all\"]", &[]).is_ok());
+}
+
+/// Every key: where it stands, a value for the file, the same for the environment, another for the
+/// file, and how the value shows in the config.
+#[rustfmt::skip]
+const KEYS: [(&str, &str, &str, &str, &str, &str); 22] = [
+    ("http", "listen", "\"127.0.0.1:81\"", "127.0.0.1:81", "\"[::1]:82\"", "listen: 127.0.0.1:81"),
+    ("http", "path", "\"/cb/\"", "/cb/", "\"/other\"", "path: \"/cb\""),
+    ("http", "max_body", "\"64KiB\"", "64KiB", "2048", "max_body: 65536"),
+    ("http", "max_connections", "7", "7", "8", "max_connections: 7"),
+    ("http", "deadline", "\"1500ms\"", "1500ms", "\"2s\"", "deadline: 1.5s"),
+    ("admin", "listen", "\"0.0.0.0:83\"", "0.0.0.0:83", "\"0.0.0.0:84\"", "listen: 0.0.0.0:83"),
+    ("callback", "keys", "[\"a\", \"b\"]", "a, b,", "[\"c\"]", "keys: [CallbackKey(..), CallbackKey(..)]"),
+    ("callback", "keys_file", "\"tests/payloads/INDEX.md\"", "tests/payloads/INDEX.md", "\"/nowhere\"", "CallbackKey(..), CallbackKey(..), CallbackKey(..)"),
+    ("callback", "expiry_leeway", "\"0s\"", "0s", "\"1h\"", "leeway: 0ns"),
+    ("callback", "unsigned", "[314, \"quality\"]", "314,quality", "[1]", "unsigned: Types([EventType(314), EventType(343)])"),
+    ("wal", "dir", "\"/var/log\"", "/var/log", "\"x\"", "dir: \"/var/log\""),
+    ("wal", "max_bytes", "\"1GB\"", "1GB", "5", "max_bytes: 1000000000"),
+    ("wal", "min_free_bytes", "0", "0", "\"5MiB\"", "min_free_bytes: 0"),
+    ("kafka", "brokers", "\"a:1,b:2\"", "a:1,b:2", "\"c:3\"", "brokers: \"a:1,b:2\""),
+    ("kafka", "instance", "\"me\"", "me", "\"you\"", "instance: \"me\""),
+    ("kafka", "topic_prefix", "\"tv\"", "tv", "\"radio\"", "other: \"tv.other\""),
+    ("kafka", "delivery", "\"at-least-once\"", "at-least-once", "\"exactly-once\"", "delivery: AtLeastOnce"),
+    ("kafka", "create_topics", "false", "false", "true", "create_topics: false"),
+    ("kafka", "partitions", "12", "12", "24", "partitions: 12"),
+    ("kafka", "replication", "3", "3", "5", "replication: 3"),
+    ("dedup", "window", "\"2h 30m\"", "2h 30m", "\"3h\"", "window: 9000s"),
+    ("dedup", "max_ids", "5000", "5000", "6000", "max_ids: 5000"),
+];
+
+#[test]
+fn every_key_is_taken_from_the_file_and_from_the_environment_which_wins() {
+    let plain = shown(&file(LEAST));
+    for (section, key, value, variable, other, expected) in KEYS {
+        let least = if section == "callback" && key == "keys" { "" } else { LEAST };
+        let table = |value: &str| {
+            let mut table: toml::Table = least.parse().unwrap();
+            let line: toml::Table = format!("{key} = {value}").parse().unwrap();
+            let section = table.entry(section).or_insert(toml::Table::new().into());
+            section.as_table_mut().unwrap().extend(line);
+            toml::to_string(&table).unwrap()
+        };
+        let name = format!("LIVEBRIDGE_{}_{}", section.to_uppercase(), key.to_uppercase());
+        let by_file = shown(&file(&table(value)));
+        assert!(!plain.contains(expected), "{section}.{key}: {expected} is no default");
+        assert!(by_file.contains(expected), "{section}.{key}: {by_file}");
+        let by_environment = shown(&load(least, &[(&name, variable)]).unwrap());
+        assert_eq!(by_environment, by_file, "{name}");
+        let by_both = shown(&load(&table(other), &[(&name, variable)]).unwrap());
+        assert_eq!(by_both, by_file, "{name} wins");
+    }
+}
+
+#[test]
+fn every_key_that_there_is_is_in_the_table_above() {
+    // What serde would take is what it lists when it is given something else.
+    for section in ["http", "admin", "callback", "wal", "kafka", "dedup"] {
+        let message = refusal(&format!("[{section}]\nx = 1"), &[]);
+        let mut listed: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+        listed.retain(|name| !["x", section, "client", "topics"].contains(name));
+        let known: Vec<&str> =
+            KEYS.iter().filter(|(s, ..)| *s == section).map(|(_, key, ..)| *key).collect();
+        assert_eq!(listed, known, "{message}");
+    }
+}
+
+mod an_unknown {
+    use super::*;
+
+    #[test]
+    fn key_or_section_of_the_file_is_refused_by_name() {
+        for (text, name) in [
+            ("[http]\nlissten = \"a\"", "lissten"),
+            ("[callback]\nkey = \"s3cret\"", "key"),
+            ("[kafka]\n\"acks\" = 1", "acks"),
+            ("[dedup]\nmax-ids = 5", "max-ids"),
+            ("[htttp]\nlisten = \"a\"", "htttp"),
+            ("listen = \"a\"", "listen"),
+            ("[wal.more]\na = 1", "more"),
+        ] {
+            let least = if text.contains("[callback]") { "" } else { LEAST };
+            let message = refusal(&format!("{text}\n{least}"), &[]);
+            assert!(message.contains(&format!("unknown field `{name}`")), "{message}");
+            assert!(!message.contains("s3cret"), "{message}");
+        }
+    }
+}
+
+mod a_bad_value {
+    use super::*;
+
+    #[test]
+    fn is_refused_with_the_name_of_its_key() {
+        for (key, value) in [
+            ("http.listen", "\"8080\""),
+            ("http.listen", "\"localhost:8080\""),
+            ("http.listen", "8080"),
+            ("http.path", "\"callback\""),
+            ("http.path", "5"),
+            ("http.max_body", "0"),
+            ("http.max_body", "1023"),
+            ("http.max_body", "\"513KiB\""),
+            ("http.max_body", "\"huge\""),
+            ("http.max_body", "-1"),
+            ("http.max_connections", "0"),
+            ("http.max_connections", "-1"),
+            ("http.max_connections", "\"many\""),
+            ("http.deadline", "\"0s\""),
+            ("http.deadline", "\"16s\""),
+            ("http.deadline", "5"),
+            ("http.deadline", "\"5\""),
+            ("admin.listen", "\"\""),
+            ("callback.keys_file", "5"),
+            ("callback.expiry_leeway", "\"-1s\""),
+            ("callback.unsigned", "[\"pull\"]"),
+            ("callback.unsigned", "[\"ALL\"]"),
+            ("callback.unsigned", "[1.5]"),
+            ("callback.unsigned", "\"all\""),
+            ("wal.dir", "5"),
+            ("wal.max_bytes", "\"10 elephants\""),
+            ("wal.min_free_bytes", "true"),
+            ("kafka.brokers", "\"\""),
+            ("kafka.brokers", "[\"a:1\"]"),
+            ("kafka.instance", "\" \""),
+            ("kafka.topic_prefix", "5"),
+            ("kafka.delivery", "\"exactly_once\""),
+            ("kafka.create_topics", "\"yes\""),
+            ("kafka.partitions", "0"),
+            ("kafka.replication", "-3"),
+            ("kafka.partitions", "99999999999"),
+            ("dedup.window", "\"1s\""),
+            ("dedup.max_ids", "999"),
+        ] {
+            let (section, name) = key.split_once('.').unwrap();
+            let more = if section == "callback" { "keys = [\"k\"]" } else { LEAST };
+            let text = if section == "callback" {
+                format!("[callback]\n{more}\n{name} = {value}")
+            } else {
+                format!("{more}\n[{section}]\n{name} = {value}")
+            };
+            let message = refusal(&text, &[]);
+            assert!(message.contains(key), "{key} = {value}: {message}");
+        }
+    }
+
+    #[test]
+    fn of_a_topic_is_refused() {
+        for text in [
+            "topic_prefix = \"a b\"",
+            "topic_prefix = \"中\"",
+            "topics = { push = \"\" }",
+            "topics = { push = \"a/b\" }",
+            "topics = { other = \"..\" }",
+            "topics = { 5x = \"a\" }",
+            "topics = { pull = \"a\" }",
+        ] {
+            let message = refusal(&format!("{LEAST}[kafka]\n{text}"), &[]);
+            assert!(message.starts_with("kafka.topic"), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn of_a_variable_is_refused_with_the_variables_name() {
+        for (name, value) in [
+            ("LIVEBRIDGE_HTTP_MAX_CONNECTIONS", "s3cret"),
+            ("LIVEBRIDGE_KAFKA_PARTITIONS", ""),
+            ("LIVEBRIDGE_KAFKA_PARTITIONS", "1.0"),
+            ("LIVEBRIDGE_KAFKA_CREATE_TOPICS", "s3cret"),
+            ("LIVEBRIDGE_KAFKA_CREATE_TOPICS", "TRUE"),
+        ] {
+            let message = refusal(LEAST, &[(name, value)]);
+            assert!(message.contains(name), "{message}");
+            assert!(!message.contains("s3cret"), "{message}");
+        }
+        let message = refusal("http = 5", &[("LIVEBRIDGE_HTTP_LISTEN", "127.0.0.1:1")]);
+        assert!(message.contains("LIVEBRIDGE_HTTP_LISTEN"), "{message}");
+    }
+}
+
+mod a_secret {
+    use super::*;
+}
+
+mod keys_of_a_file {
+    use super::*;
+
+    #[test]
+    fn stand_one_a_line_and_add_to_those_of_the_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys");
+        fs::write(&path, "first\r\n\n  second \n\t\nthird").unwrap();
+        let text = format!("[callback]\nkeys_file = \"{}\"\n", path.display());
+        let config = file(&text);
+        let signs =
+            |config: &Config| config.verifier.keys.iter().map(|key| key.sign("1")).collect();
+        let expected = |keys: &[&str]| -> Vec<[u8; 16]> {
+            let quoted: Vec<String> = keys.iter().map(|key| format!("{key:?}")).collect();
+            signs(&file(&format!("[callback]\nkeys = [{}]", quoted.join(","))))
+        };
+        let found: Vec<[u8; 16]> = signs(&config);
+        assert_eq!(found, expected(&["first", "second", "third"]));
+        let found: Vec<[u8; 16]> = signs(&file(&format!("{text}keys = [\"own\"]")));
+        assert_eq!(found, expected(&["own", "first", "second", "third"]));
+    }
+}
+
+#[test]
+fn unsigned_types_are_numbers_or_names_or_all() {
+    let unsigned = |text: &str| file(&format!("{LEAST}unsigned = {text}")).verifier.unsigned;
+    let types = |codes: &[i64]| Unsigned::Types(codes.iter().copied().map(EventType).collect());
+    assert_eq!(unsigned("[]"), Unsigned::Refused);
+    assert_eq!(unsigned("[314, 315]"), types(&[314, 315]));
+    assert_eq!(unsigned("[\"314\", \"audio-moderation\", 999, 0]"), types(&[314, 315, 999, 0]));
+    assert_eq!(unsigned("[\"all\"]"), Unsigned::All);
+    assert_eq!(unsigned("[314, \"all\", \"push\"]"), Unsigned::All);
+}
+
+mod kafka {
+    use super::*;
+
+    fn client(text: &str, environment: &[(&str, &str)]) -> BTreeMap<String, String> {
+        load(&format!("{LEAST}[kafka.client]\n{text}"), environment).unwrap().kafka.client
+    }
+
+    #[test]
+    fn settings_reach_librdkafka_as_text() {
+        let settings = client(
+            "\"sasl.username\" = \"me\"\n\"queue.buffering.max.kbytes\" = 1024\n\
+             \"socket.keepalive.enable\" = true\n\"partitioner\" = \"consistent\"",
+            &[("LIVEBRIDGE_KAFKA_CLIENT_SASL_PASSWORD", "p")],
+        );
+        let expected = [
+            ("partitioner", "consistent"),
+            ("queue.buffering.max.kbytes", "1024"),
+            ("sasl.password", "p"),
+            ("sasl.username", "me"),
+            ("socket.keepalive.enable", "true"),
+        ];
+        assert_eq!(settings, expected.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
+    }
+
+    #[test]
+    fn topics_can_be_named_type_by_type() {
+        let config = load(
+            &format!("{LEAST}[kafka]\ntopic_prefix = \"tv\"\n[kafka.topics]\npush = \"on-air\"\n317 = \"nsfw\"\n4711 = \"new\"\nother = \"rest\""),
+            &[
+                ("LIVEBRIDGE_KAFKA_TOPICS_PUSH", "from-the-environment"),
+                ("LIVEBRIDGE_KAFKA_TOPICS_AUDIO_MODERATION", "nsfw"),
+            ],
+        )
+        .unwrap();
+        let of = |code: i64| config.topics.of(Some(EventType(code)));
+        assert_eq!((of(0), of(1)), ("tv.interrupt", "from-the-environment"));
+        assert_eq!((of(315), of(317)), ("nsfw", "nsfw"));
+        assert_eq!((of(4711), of(4712)), ("new", "rest"));
+        assert_eq!(config.topics.of(None), "rest");
+        assert_eq!(
+            (config.topics.dead_letter(), config.topics.ledger()),
+            ("tv.dead-letter", "tv.ledger")
+        );
+        let all = config.topics.all();
+        assert_eq!(all.iter().filter(|name| **name == "nsfw").count(), 1, "each once");
+        assert_eq!(all.len(), 18 + 1 + 1 + 1 - 1, "types, the new one, other, dead letters");
+    }
+}
+
+#[test]
+fn the_sample_configuration_loads_and_shows_the_defaults() {
+    let path = Path::new("deploy/livebridge.toml");
+    if !path.exists() {
+        return;
+    }
+    let text = fs::read_to_string(path).unwrap();
+    let sample = file(&text);
+    let default = load(LEAST, &[("LIVEBRIDGE_KAFKA_INSTANCE", &sample.kafka.instance)]).unwrap();
+    assert_eq!(shown(&sample), shown(&default));
+    for (section, key, ..) in KEYS {
+        assert!(text.contains(&format!("\n[{section}]\n")), "{section}");
+        let there = [format!("\n{key} = "), format!("\n# {key} = ")];
+        assert!(there.iter().any(|line| text.contains(line)), "{section}.{key}");
+    }
+}
