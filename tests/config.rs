@@ -341,6 +341,17 @@ mod kafka {
         assert_eq!(all.iter().filter(|name| **name == "nsfw").count(), 1, "each once");
         assert_eq!(all.len(), 18 + 1 + 1 + 1 - 1, "types, the new one, other, dead letters");
     }
+
+    #[test]
+    fn events_cannot_be_sent_to_the_ledger() {
+        for text in ["push = \"live.ledger\"", "other = \"live.ledger\""] {
+            let message = refusal(&format!("{LEAST}[kafka.topics]\n{text}"), &[]);
+            assert!(
+                message.starts_with("kafka.topics: ") && message.contains("live.ledger"),
+                "{message}"
+            );
+        }
+    }
 }
 
 #[test]

@@ -24,6 +24,9 @@ pub enum TopicsError {
         "kafka.topics names event type {0:?}; use a number, a name such as \"push\", or \"other\""
     )]
     Type(String),
+    /// Events would be taken for the ledger's records.
+    #[error("{0:?} is the ledger's; events go elsewhere")]
+    Ledger(String),
 }
 
 impl Topics {
@@ -54,6 +57,9 @@ impl Topics {
             return Err(TopicsError::Name(name.to_owned()));
         }
         drop(names);
+        if topics.all().contains(&topics.ledger()) {
+            return Err(TopicsError::Ledger(topics.ledger));
+        }
         Ok(topics)
     }
 
