@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use toml::{Table, Value};
 
 use crate::callback::{CallbackKey, Unsigned, Verifier};
@@ -53,13 +54,14 @@ pub enum ConfigError {
         cause: io::Error,
     },
     /// The file is not TOML.
-    #[error("{path} is not valid TOML: {cause}", path = path.display())]
+    #[error("{path}:{line}: this is not TOML: {problem}", path = path.display())]
     Syntax {
         /// Which.
         path: PathBuf,
-        /// What is wrong.
-        #[source]
-        cause: Box<toml::de::Error>,
+        /// Where.
+        line: usize,
+        /// What is wrong; never the line itself, which may hold a secret.
+        problem: String,
     },
     /// A key is unknown or has a value of the wrong kind.
     #[error("configuration: {}", .0.to_string().trim_end())]
@@ -153,6 +155,7 @@ struct RawAdmin {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawCallback {
+    #[serde(deserialize_with = "secrets")]
     keys: Vec<String>,
     keys_file: Option<PathBuf>,
     expiry_leeway: Span,
@@ -177,7 +180,8 @@ struct RawKafka {
     create_topics: bool,
     partitions: i32,
     replication: i32,
-    client: BTreeMap<String, Setting>,
+    #[serde(deserialize_with = "settings")]
+    client: BTreeMap<String, String>,
     topics: BTreeMap<String, String>,
 }
 
@@ -282,23 +286,49 @@ enum TypeName {
     Name(String),
 }
 
-/// A setting of librdkafka, which takes all of them as text.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Setting {
-    Text(String),
-    Number(i64),
-    Flag(bool),
+/// A list of texts. What stands there instead is not repeated: it may be a secret all the same.
+fn secrets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let texts = match Value::deserialize(deserializer)? {
+        Value::Array(items) => items.into_iter().map(text).collect(),
+        _ => None,
+    };
+    texts.ok_or_else(|| D::Error::custom("must be a list of texts such as [\"key\"]"))
 }
 
-impl Setting {
-    fn into_text(self) -> String {
-        match self {
-            Self::Text(text) => text,
-            Self::Number(number) => number.to_string(),
-            Self::Flag(flag) => flag.to_string(),
-        }
+fn text(value: Value) -> Option<String> {
+    if let Value::String(text) = value { Some(text) } else { None }
+}
+
+/// Settings of librdkafka, which takes all of them as text. Without quotes, the dots in their names
+/// make tables of TOML, which are undone here.
+fn settings<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, String>, D::Error> {
+    fn flatten(name: &str, value: Value, out: &mut BTreeMap<String, String>) -> Result<(), String> {
+        let text = match value {
+            Value::String(text) => text,
+            Value::Integer(number) => number.to_string(),
+            Value::Boolean(flag) => flag.to_string(),
+            Value::Table(table) => {
+                return table
+                    .into_iter()
+                    .try_for_each(|(step, value)| flatten(&format!("{name}.{step}"), value, out));
+            }
+            Value::Float(_) | Value::Datetime(_) | Value::Array(_) => {
+                return Err(format!("{name} must be text, a whole number, true or false"));
+            }
+        };
+        out.insert(name.to_owned(), text);
+        Ok(())
     }
+    let Value::Table(table) = Value::deserialize(deserializer)? else {
+        return Err(D::Error::custom("must be a table of librdkafka's settings"));
+    };
+    let mut out = BTreeMap::new();
+    for (name, value) in table {
+        flatten(&name, value, &mut out).map_err(D::Error::custom)?;
+    }
+    Ok(out)
 }
 
 impl Config {
@@ -312,10 +342,7 @@ impl Config {
             Some(path) => {
                 let text = fs::read_to_string(path)
                     .map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })?;
-                text.parse().map_err(|cause| ConfigError::Syntax {
-                    path: path.to_owned(),
-                    cause: Box::new(cause),
-                })?
+                text.parse().map_err(|cause| not_toml(path, &text, &cause))?
             }
         };
         let environment = env::vars_os().filter_map(|(name, value)| {
@@ -339,6 +366,15 @@ impl Config {
         }
         let raw: Raw = table.try_into().map_err(|cause| ConfigError::Shape(Box::new(cause)))?;
         raw.check()
+    }
+}
+
+fn not_toml(path: &Path, text: &str, cause: &toml::de::Error) -> ConfigError {
+    let before = cause.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    ConfigError::Syntax {
+        path: path.to_owned(),
+        line: before.matches('\n').count() + 1,
+        problem: cause.message().to_owned(),
     }
 }
 
@@ -450,8 +486,10 @@ impl RawCallback {
     fn check(self) -> Result<Verifier, ConfigError> {
         let mut secrets = self.keys;
         if let Some(path) = self.keys_file {
-            let text =
-                fs::read_to_string(&path).map_err(|cause| ConfigError::Read { path, cause })?;
+            let text = fs::read_to_string(&path).map_err(|cause| ConfigError::Value {
+                key: "callback.keys_file",
+                problem: format!("cannot read {}: {cause}", path.display()),
+            })?;
             secrets.extend(text.lines().map(str::to_owned));
         }
         let keys: Vec<CallbackKey> =
@@ -519,7 +557,7 @@ impl RawKafka {
             create_topics: self.create_topics,
             partitions: self.partitions,
             replication: self.replication,
-            client: self.client.into_iter().map(|(k, v)| (k, v.into_text())).collect(),
+            client: self.client,
         })
     }
 }

@@ -4,6 +4,7 @@
 //! record goes where is decided by the publisher.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use rdkafka::ClientContext;
@@ -25,7 +26,7 @@ pub use ledger_reader::LedgerReader;
 pub use producer::{Failure, Message, Producer, Refused};
 
 /// How Kafka is reached and what is promised there.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Config {
     /// `host:port`, several joined by commas.
     pub brokers: String,
@@ -41,6 +42,23 @@ pub struct Config {
     pub replication: i32,
     /// Passed to librdkafka as they are: TLS, SASL, tuning.
     pub client: BTreeMap<String, String>,
+}
+
+/// Of `client` the names only: there are passwords among the values.
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { brokers, instance, delivery, create_topics, partitions, replication, client } =
+            self;
+        f.debug_struct("Config")
+            .field("brokers", brokers)
+            .field("instance", instance)
+            .field("delivery", delivery)
+            .field("create_topics", create_topics)
+            .field("partitions", partitions)
+            .field("replication", replication)
+            .field("client", &client.keys())
+            .finish()
+    }
 }
 
 /// What consumers see after a crash.

@@ -258,6 +258,74 @@ mod a_bad_value {
 
 mod a_secret {
     use super::*;
+
+    #[test]
+    fn is_not_repeated_when_it_stands_in_the_wrong_shape() {
+        for text in [
+            "[callback]\nkeys = \"s3cret\"",
+            "[callback]\nkeys = [[\"s3cret\"]]",
+            "[callback]\nkeys = [\"a\", { s3cret = 1 }]",
+            "[callback]\nkeys = { s3cret = 1 }",
+            "[callback]\nkeys = [53, 3735928559]",
+            "[callback]\nkeys = 3735928559",
+        ] {
+            let message = refusal(text, &[]);
+            assert!(message.contains("callback.keys"), "{message}");
+            assert!(!message.contains("s3cret") && !message.contains("3735928559"), "{message}");
+            assert!(message.contains("list"), "says what is wanted: {message}");
+        }
+        for text in [
+            "[kafka.client]\n\"sasl.password\" = [\"s3cret\"]",
+            "[kafka.client]\n\"sasl.password\" = { a = [\"s3cret\"] }",
+            "[kafka]\nclient = \"s3cret\"",
+            "[kafka]\nclient = [\"s3cret\"]",
+        ] {
+            let message = refusal(&format!("{LEAST}{text}"), &[]);
+            assert!(message.contains("kafka.client"), "{message}");
+            assert!(!message.contains("s3cret"), "{message}");
+        }
+    }
+
+    #[test]
+    fn is_not_repeated_when_the_file_is_not_toml() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("livebridge.toml");
+        for line in [
+            "keys = [\"s3cret]",
+            "keys = [\"s3cret\"",
+            "keys = s3cret",
+            "keys = 's3cret\"",
+            "keys: [\"s3cret\"]",
+            "keys = [\"s3cret\" \"s3cret\"]",
+            "keys = [\"s3cret\"] s3cret",
+            "keys = [\"s3cret\\q\"]",
+            "keys = [\"s3cret\"]\nkeys = [\"s3cret\"]",
+        ] {
+            fs::write(&path, format!("\n[callback]\n{line}\n")).unwrap();
+            let error = Config::load(Some(&path)).unwrap_err();
+            let message = error.to_string();
+            let place = format!("{}:", path.display());
+            assert!(message.starts_with(&place), "{message}");
+            let number: u32 =
+                message[place.len()..].split([':', ' ']).next().unwrap().parse().unwrap();
+            assert!((3..=5).contains(&number), "the line is named: {message}");
+            assert!(!message.contains("s3cret"), "{message}");
+            assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn is_not_shown_by_the_config_itself() {
+        let config = load(
+            "[callback]\nkeys = [\"s3cret\"]\n[kafka.client]\n\"sasl.password\" = \"s3cret\"",
+            &[("LIVEBRIDGE_KAFKA_CLIENT_SSL_KEY_PASSWORD", "s3cret")],
+        )
+        .unwrap();
+        for text in [format!("{config:?}"), format!("{config:#?}"), format!("{:?}", config.kafka)] {
+            assert!(!text.contains("s3cret"), "{text}");
+            assert!(text.contains("sasl.password"), "the names are worth showing: {text}");
+        }
+    }
 }
 
 mod keys_of_a_file {
@@ -280,6 +348,18 @@ mod keys_of_a_file {
         assert_eq!(found, expected(&["first", "second", "third"]));
         let found: Vec<[u8; 16]> = signs(&file(&format!("{text}keys = [\"own\"]")));
         assert_eq!(found, expected(&["own", "first", "second", "third"]));
+    }
+
+    #[test]
+    fn that_has_none_or_is_missing_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys");
+        let text = format!("[callback]\nkeys_file = \"{}\"\n", path.display());
+        let message = refusal(&text, &[]);
+        assert!(message.contains("callback.keys_file"), "{message}");
+        assert!(message.contains(&*path.to_string_lossy()), "{message}");
+        fs::write(&path, "\n \n").unwrap();
+        assert!(refusal(&text, &[]).starts_with("callback.keys: is empty"));
     }
 }
 
@@ -319,6 +399,23 @@ mod kafka {
     }
 
     #[test]
+    fn settings_need_no_quotes_around_their_names() {
+        // To TOML the dots then mean tables.
+        let settings = client(
+            "security.protocol = \"SASL_SSL\"\nsasl.username = \"me\"\nsasl.password = \"no\"\n\
+             ssl.ca.location = \"/ca\"",
+            &[("LIVEBRIDGE_KAFKA_CLIENT_SASL_PASSWORD", "p")],
+        );
+        let expected = [
+            ("sasl.password", "p"),
+            ("sasl.username", "me"),
+            ("security.protocol", "SASL_SSL"),
+            ("ssl.ca.location", "/ca"),
+        ];
+        assert_eq!(settings, expected.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
+    }
+
+    #[test]
     fn topics_can_be_named_type_by_type() {
         let config = load(
             &format!("{LEAST}[kafka]\ntopic_prefix = \"tv\"\n[kafka.topics]\npush = \"on-air\"\n317 = \"nsfw\"\n4711 = \"new\"\nother = \"rest\""),
@@ -352,6 +449,37 @@ mod kafka {
             );
         }
     }
+}
+
+#[test]
+fn the_command_line_says_what_is_wrong_in_one_line_and_exits_64() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("livebridge.toml");
+    let config = path.to_str().unwrap();
+    for (text, says) in
+        [("[http]\nlissten = \"a\"", "lissten"), ("", "callback.keys"), ("[http", "is not TOML")]
+    {
+        fs::write(&path, text).unwrap();
+        for command in ["serve", "check"] {
+            let finished = process::run(&mut process::livebridge(&[command, "--config", config]));
+            assert_eq!(finished.code, Some(64), "{command}: {finished:?}");
+            assert!(finished.stderr.starts_with("livebridge: "), "{finished:?}");
+            assert!(finished.stderr.contains(says), "{finished:?}");
+        }
+    }
+    fs::remove_file(&path).unwrap();
+    let finished = process::run(&mut process::livebridge(&["serve", "--config", config]));
+    assert_eq!(finished.code, Some(64));
+    assert!(finished.stderr.contains(config), "{finished:?}");
+    // Also by the variable, and a variable's fault is one too.
+    let mut command = process::livebridge(&["serve"]);
+    let finished = process::run(command.env("LIVEBRIDGE_CONFIG", config));
+    assert_eq!(finished.code, Some(64));
+    assert!(finished.stderr.contains(config), "{finished:?}");
+    let mut command = process::livebridge(&["serve"]);
+    let finished = process::run(command.env("LIVEBRIDGE_HTTP_LISTN", "a"));
+    assert_eq!(finished.code, Some(64));
+    assert!(finished.stderr.contains("LIVEBRIDGE_HTTP_LISTN"), "{finished:?}");
 }
 
 #[test]
