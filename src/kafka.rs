@@ -71,14 +71,18 @@ pub enum Delivery {
     AtLeastOnce,
 }
 
-/// librdkafka's settings that the promises stand on; `[kafka.client]` may not name them.
-pub const RESERVED: [&str; 8] = [
+/// librdkafka's settings that the promises stand on, and its other names for them;
+/// `[kafka.client]` may not name them.
+pub const RESERVED: [&str; 11] = [
     "acks",
     "bootstrap.servers",
+    "delivery.timeout.ms",
     "enable.idempotence",
     "enable.partition.eof",
     "isolation.level",
     "message.timeout.ms",
+    "metadata.broker.list",
+    "request.required.acks",
     "transaction.timeout.ms",
     "transactional.id",
 ];

@@ -416,6 +416,28 @@ mod kafka {
     }
 
     #[test]
+    fn settings_that_promises_stand_on_are_refused_by_any_of_their_names() {
+        // Of some there are two names, which do the same.
+        for name in ["acks", "request.required.acks", "bootstrap.servers", "metadata.broker.list"] {
+            assert!(RESERVED.contains(&name), "{name}");
+        }
+        let variables = RESERVED.map(|name| {
+            (name, format!("LIVEBRIDGE_KAFKA_CLIENT_{}", name.to_uppercase().replace('.', "_")))
+        });
+        for (name, variable) in &variables {
+            for text in [format!("\"{name}\" = 1"), format!("{name} = 1")] {
+                let message = refusal(&format!("{LEAST}[kafka.client]\n{text}"), &[]);
+                assert!(
+                    message.starts_with("kafka.client: ") && message.contains(name),
+                    "{message}"
+                );
+            }
+            let message = refusal(LEAST, &[(variable, "1")]);
+            assert!(message.contains(name), "{message}");
+        }
+    }
+
+    #[test]
     fn topics_can_be_named_type_by_type() {
         let config = load(
             &format!("{LEAST}[kafka]\ntopic_prefix = \"tv\"\n[kafka.topics]\npush = \"on-air\"\n317 = \"nsfw\"\n4711 = \"new\"\nother = \"rest\""),
