@@ -387,10 +387,20 @@ fn override_key(
 ) -> Result<(), ConfigError> {
     let bad = |problem: String| ConfigError::Environment { name: name.to_owned(), problem };
     let rest = rest.to_ascii_lowercase();
-    let Some((section, key)) = rest.split_once('_').filter(|(s, _)| SECTIONS.contains(s)) else {
-        // Not about a section: LIVEBRIDGE_LOG and the like.
+    let (section, key) = rest.split_once('_').unwrap_or((&rest, ""));
+    if !SECTIONS.contains(&section) {
+        // LIVEBRIDGE_LOG and the like, unless it ends as a setting does.
+        let meant = KEYS.iter().find(|(_, key, _)| {
+            rest.strip_suffix(key).is_some_and(|rest| rest.is_empty() || rest.ends_with('_'))
+        });
+        return meant.map_or(Ok(()), |(section, key, _)| {
+            let meant = format!("{PREFIX}{section}_{key}").to_ascii_uppercase();
+            Err(bad(format!("is not a setting; {meant} is")))
+        });
+    }
+    if is_service_link(key, &text) {
         return Ok(());
-    };
+    }
     let known = KEYS.iter().find(|(s, k, _)| *s == section && *k == key);
     let map = |map: &str| key.strip_prefix(map).filter(|_| section == "kafka");
     let (path, value) = if let Some((_, _, kind)) = known {
@@ -407,6 +417,15 @@ fn override_key(
         return Err(bad(format!("[{section}] has no such key; it has {}", keys.join(", "))));
     };
     insert(table, &path, value).ok_or_else(|| bad("stands where the file has no table".into()))
+}
+
+/// Whether Kubernetes set the variable, because of a service named livebridge-http or the like: its
+/// names are such as `HTTP_SERVICE_PORT_ADMIN` and `HTTP_PORT_8080_TCP`.
+fn is_service_link(key: &str, text: &str) -> bool {
+    key.ends_with("service_host")
+        || key.contains("service_port")
+        || key.contains("port_")
+        || (key.ends_with("port") && text.contains("://"))
 }
 
 impl Kind {

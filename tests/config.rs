@@ -163,6 +163,61 @@ mod an_unknown {
             assert!(!message.contains("s3cret"), "{message}");
         }
     }
+
+    #[test]
+    fn variable_is_refused_by_name() {
+        for name in [
+            "LIVEBRIDGE_HTTP_LISTN",
+            "LIVEBRIDGE_HTTP_",
+            "LIVEBRIDGE_CALLBACK_KEY",
+            "LIVEBRIDGE_WAL_MAXBYTES",
+            "LIVEBRIDGE_KAFKA_CLIENT",
+            "LIVEBRIDGE_KAKFA_BROKERS",
+            "LIVEBRIDGE_KEYS",
+            "LIVEBRIDGE_HTTP",
+            "LIVEBRIDGE_HTTP_PORT",
+        ] {
+            let message = refusal(LEAST, &[(name, "s3cret")]);
+            assert!(message.contains(name), "{message}");
+            assert!(!message.contains("s3cret"), "{message}");
+        }
+        let message = refusal(LEAST, &[("LIVEBRIDGE_HTTP_LISTN", "")]);
+        assert!(message.contains("listen, path, max_body"), "the message lists them: {message}");
+        let message = refusal(LEAST, &[("LIVEBRIDGE_KAKFA_BROKERS", "")]);
+        assert!(message.contains("LIVEBRIDGE_KAFKA_BROKERS"), "{message}");
+    }
+
+    #[test]
+    fn variable_of_somebody_else_is_passed_over() {
+        for name in [
+            "PATH",
+            "livebridge_http_listen",
+            "MY_LIVEBRIDGE_HTTP_LISTEN",
+            // Read elsewhere in livebridge.
+            "LIVEBRIDGE_CONFIG",
+            "LIVEBRIDGE_LOG",
+            "LIVEBRIDGE_LOG_FORMAT",
+            "LIVEBRIDGE_SEND_KEY",
+            // Of the tests and benches.
+            "LIVEBRIDGE_TEST_FACTOR",
+            "LIVEBRIDGE_SEED",
+            "LIVEBRIDGE_REQUIRE_KAFKA",
+            "LIVEBRIDGE_BENCH_RATE",
+            // What Kubernetes sets in every pod when services are named livebridge,
+            // livebridge-http and livebridge-kafka.
+            "LIVEBRIDGE_SERVICE_HOST",
+            "LIVEBRIDGE_SERVICE_PORT",
+            "LIVEBRIDGE_SERVICE_PORT_INTAKE",
+            "LIVEBRIDGE_PORT",
+            "LIVEBRIDGE_PORT_8080_TCP_ADDR",
+            "LIVEBRIDGE_HTTP_SERVICE_HOST",
+            "LIVEBRIDGE_HTTP_PORT",
+            "LIVEBRIDGE_KAFKA_PORT_9092_TCP",
+        ] {
+            let config = load(LEAST, &[(name, "tcp://10.0.0.1:8080")]);
+            assert_eq!(shown(&config.unwrap()), shown(&file(LEAST)), "{name}");
+        }
+    }
 }
 
 mod a_bad_value {
