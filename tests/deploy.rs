@@ -1,0 +1,87 @@
+//! The files in `deploy/` say what the code does: keys, defaults, variables, metrics.
+
+use std::collections::BTreeSet;
+
+use livebridge::config::Config;
+
+const SAMPLE: &str = include_str!("../deploy/livebridge.toml");
+const COMPOSE: &str = include_str!("../docker-compose.yml");
+const DOCKERFILE: &str = include_str!("../deploy/Dockerfile");
+const ALERTS: &str = include_str!("../deploy/alerts.yml");
+const README: &str = include_str!("../README.md");
+
+fn config(toml: &str, environment: &[(String, String)]) -> String {
+    let table = toml.parse().expect("TOML");
+    let config = Config::from_parts(table, environment.iter().cloned());
+    format!("{:#?}", config.expect("a configuration that is taken"))
+}
+
+/// Every word in `text` that begins with `prefix`.
+fn words<'a>(text: &'a str, prefix: &str) -> BTreeSet<&'a str> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    text.split(|c| !is_part(c)).filter(|word| word.starts_with(prefix)).collect()
+}
+
+#[test]
+fn the_sample_configuration_is_the_defaults_and_its_two_examples() {
+    let examples = "[callback]\nkeys = [\"change-me\"]\n[kafka]\ninstance = \"livebridge-1\"\n";
+    assert_eq!(config(SAMPLE, &[]), config(examples, &[]));
+}
+
+#[test]
+fn the_sample_configuration_has_every_key_of_the_readme() {
+    let (_, table) = README.split_once("### Configuration").expect("the section");
+    let (table, _) = table.split_once("###").expect("another section");
+    let cells = table.lines().filter_map(|line| line.strip_prefix("| `")?.split('|').next());
+    let names = cells.flat_map(|cell| cell.split('`')).filter_map(|name| name.split_once('.'));
+    let sections = ["http", "admin", "callback", "wal", "kafka", "dedup"];
+    let mut known = 0;
+    for (section, key) in names.filter(|(section, _)| sections.contains(section)) {
+        known += 1;
+        let (_, rest) = SAMPLE.split_once(&format!("\n[{section}]\n")).expect(section);
+        let lines = rest.lines().take_while(|line| !line.starts_with('['));
+        let keys: Vec<_> = lines
+            .filter_map(|line| line.trim_start_matches("# ").split_once(" = "))
+            .map(|(key, _)| key)
+            .collect();
+        assert!(keys.contains(&key), "{section}.{key} is not in {keys:?}");
+    }
+    assert!(known >= 22, "the table was not found");
+}
+
+#[test]
+fn every_variable_of_the_image_and_of_compose_is_known() {
+    let mut environment = Vec::new();
+    for line in COMPOSE.lines().chain(DOCKERFILE.lines()) {
+        let line = line.trim().trim_start_matches("ENV ").trim_end_matches(" \\");
+        let pair = line.split_once(": ").or_else(|| line.split_once('='));
+        let Some((name, value)) = pair.filter(|(name, _)| name.starts_with("LIVEBRIDGE_")) else {
+            continue;
+        };
+        // Of "${VARIABLE:-default}" the default.
+        let value = value.split_once(":-").map_or(value, |(_, value)| value.trim_end_matches('}'));
+        environment.push((name.to_owned(), value.to_owned()));
+    }
+    assert_eq!(environment.len(), 5, "{environment:?}");
+    let config = config("", &environment);
+    for part in ["kafka:19092", "livebridge-1", "0.0.0.0:9464", "/var/lib/livebridge/log"] {
+        assert!(config.contains(part), "no {part} in {config}");
+    }
+}
+
+#[test]
+fn the_alerts_ask_for_metrics_and_reasons_that_exist() {
+    let source = concat!(
+        include_str!("../src/metrics.rs"),
+        include_str!("../src/callback.rs"),
+        include_str!("../src/wal/appender.rs"),
+    );
+    let metrics = words(ALERTS, "livebridge_");
+    assert!(metrics.len() >= 5, "{metrics:?}");
+    let reasons = ALERTS.split("reason=~\"").skip(1).filter_map(|rest| rest.split('"').next());
+    let reasons: Vec<_> = reasons.flat_map(|reasons| reasons.split('|')).collect();
+    assert!(reasons.len() >= 5, "{reasons:?}");
+    for name in metrics.into_iter().chain(reasons) {
+        assert!(source.contains(&format!("\"{name}\"")), "{name} does not exist");
+    }
+}
