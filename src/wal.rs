@@ -34,6 +34,7 @@ mod writer;
 pub use appender::{AppendError, Appender};
 pub use reader::{Next, ReadError, Reader};
 pub use state::Stored;
+pub use store::StoreError;
 
 pub(crate) use store::sync_dir;
 
@@ -77,37 +78,6 @@ impl fmt::Display for LogId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
-}
-
-/// What storing fails with. It is final for the process: after a failed flush nobody knows what is
-/// on disk, so the next process has to look (I6).
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// From the file system.
-    #[error("cannot {what} {path}: {cause}", path = path.display())]
-    Io {
-        /// What was attempted.
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        cause: io::Error,
-    },
-    /// From sled.
-    #[error("cannot {what} {path}: {cause}", path = path.display())]
-    Sled {
-        /// What was attempted.
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        cause: sled::Error,
-    },
-    /// A thread of the log ended on its own.
-    #[error("the log's {0} thread panicked")]
-    Panicked(&'static str),
 }
 
 /// Why a log cannot be opened.

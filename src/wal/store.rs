@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::StoreError;
 use crate::record::Lsn;
 
 /// Where sled keeps a database's data, within its directory.
@@ -32,6 +31,37 @@ pub(super) const SEGMENT_BYTES: u64 = 32 * 1024 * 1024;
 const SLED_SEGMENT_BYTES: usize = 4 * 1024 * 1024;
 /// sled's cache, in bytes: nothing is read through it.
 const SLED_CACHE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// What storing fails with. It is final for the process: after a failed flush nobody knows what is
+/// on disk, so the next process has to look (I6).
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// From the file system.
+    #[error("cannot {what} {path}: {cause}", path = path.display())]
+    Io {
+        /// What was attempted.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        cause: io::Error,
+    },
+    /// From sled.
+    #[error("cannot {what} {path}: {cause}", path = path.display())]
+    Sled {
+        /// What was attempted.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        cause: sled::Error,
+    },
+    /// A thread of the log ended on its own.
+    #[error("the log's {0} thread panicked")]
+    Panicked(&'static str),
+}
 
 /// The segment being written.
 pub(super) struct Segment {

@@ -1,0 +1,113 @@
+//! Environment variables as keys of the configuration.
+
+use toml::{Table, Value};
+
+use super::ConfigError;
+
+/// How the text of an environment variable is read.
+#[derive(Clone, Copy)]
+enum Kind {
+    Text,
+    /// Parts joined by commas.
+    List,
+    Number,
+    Flag,
+}
+
+/// Every key but the two maps, `kafka.client` and `kafka.topics`.
+const KEYS: [(&str, &str, Kind); 22] = [
+    ("http", "listen", Kind::Text),
+    ("http", "path", Kind::Text),
+    ("http", "max_body", Kind::Text),
+    ("http", "max_connections", Kind::Number),
+    ("http", "deadline", Kind::Text),
+    ("admin", "listen", Kind::Text),
+    ("callback", "keys", Kind::List),
+    ("callback", "keys_file", Kind::Text),
+    ("callback", "expiry_leeway", Kind::Text),
+    ("callback", "unsigned", Kind::List),
+    ("wal", "dir", Kind::Text),
+    ("wal", "max_bytes", Kind::Text),
+    ("wal", "min_free_bytes", Kind::Text),
+    ("kafka", "brokers", Kind::Text),
+    ("kafka", "instance", Kind::Text),
+    ("kafka", "topic_prefix", Kind::Text),
+    ("kafka", "delivery", Kind::Text),
+    ("kafka", "create_topics", Kind::Flag),
+    ("kafka", "partitions", Kind::Number),
+    ("kafka", "replication", Kind::Number),
+    ("dedup", "window", Kind::Text),
+    ("dedup", "max_ids", Kind::Number),
+];
+const SECTIONS: [&str; 6] = ["http", "admin", "callback", "wal", "kafka", "dedup"];
+const PREFIX: &str = "LIVEBRIDGE_";
+
+/// Puts the variable `name` into `table`, if it is one of ours.
+pub(super) fn put(table: &mut Table, name: &str, text: String) -> Result<(), ConfigError> {
+    let Some(rest) = name.strip_prefix(PREFIX).map(str::to_ascii_lowercase) else { return Ok(()) };
+    let bad = |problem: String| ConfigError::Environment { name: name.to_owned(), problem };
+    let (section, key) = rest.split_once('_').unwrap_or((&rest, ""));
+    if !SECTIONS.contains(&section) {
+        // LIVEBRIDGE_LOG and the like, unless it ends as a setting does.
+        let meant = KEYS.iter().find(|(_, key, _)| {
+            rest.strip_suffix(key).is_some_and(|rest| rest.is_empty() || rest.ends_with('_'))
+        });
+        return meant.map_or(Ok(()), |(section, key, _)| {
+            let meant = format!("{PREFIX}{section}_{key}").to_ascii_uppercase();
+            Err(bad(format!("is not a setting; {meant} is")))
+        });
+    }
+    if is_service_link(key, &text) {
+        return Ok(());
+    }
+    let known = KEYS.iter().find(|(s, k, _)| *s == section && *k == key);
+    let map = |map: &str| key.strip_prefix(map).filter(|_| section == "kafka");
+    let (path, value) = if let Some((_, _, kind)) = known {
+        (vec![section.to_owned(), key.to_owned()], kind.read(text).map_err(bad)?)
+    } else if let Some(setting) = map("client_") {
+        let path = vec![section.to_owned(), "client".to_owned(), setting.replace('_', ".")];
+        (path, Value::String(text))
+    } else if let Some(event_type) = map("topics_") {
+        let path = vec![section.to_owned(), "topics".to_owned(), event_type.replace('_', "-")];
+        (path, Value::String(text))
+    } else {
+        let keys = KEYS.iter().filter(|(s, _, _)| *s == section).map(|(_, key, _)| *key);
+        let keys: Vec<&str> = keys.collect();
+        return Err(bad(format!("[{section}] has no such key; it has {}", keys.join(", "))));
+    };
+    insert(table, &path, value).ok_or_else(|| bad("stands where the file has no table".into()))
+}
+
+/// Whether Kubernetes set the variable, because of a service named livebridge-http or the like: its
+/// names are such as `HTTP_SERVICE_PORT_ADMIN` and `HTTP_PORT_8080_TCP`.
+fn is_service_link(key: &str, text: &str) -> bool {
+    key.ends_with("service_host")
+        || key.contains("service_port")
+        || key.contains("port_")
+        || (key.ends_with("port") && text.contains("://"))
+}
+
+impl Kind {
+    fn read(self, text: String) -> Result<Value, String> {
+        Ok(match self {
+            Self::Text => Value::String(text),
+            Self::List => {
+                let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+                Value::Array(parts.map(|part| Value::String(part.to_owned())).collect())
+            }
+            Self::Number => Value::Integer(text.parse().map_err(|_| "is not a whole number")?),
+            Self::Flag => Value::Boolean(text.parse().map_err(|_| "is neither true nor false")?),
+        })
+    }
+}
+
+fn insert(table: &mut Table, path: &[String], value: Value) -> Option<()> {
+    let (last, above) = path.split_last()?;
+    let mut table = table;
+    for step in above {
+        let below = table.entry(step.as_str()).or_insert_with(|| Value::Table(Table::new()));
+        table = below.as_table_mut()?;
+    }
+    table.insert(last.clone(), value);
+    Some(())
+}

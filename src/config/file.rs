@@ -1,0 +1,353 @@
+//! What the configuration file may say: keys, defaults, and what makes no sense.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+use toml::Value;
+
+use super::{Config, ConfigError};
+use crate::callback::{CallbackKey, Unsigned, Verifier};
+use crate::kafka::{self, Delivery, RESERVED};
+use crate::publisher::Topics;
+use crate::record::{BODY_MAX, EventType};
+use crate::{admin, http, ledger, wal};
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Raw {
+    http: RawHttp,
+    admin: RawAdmin,
+    callback: RawCallback,
+    wal: RawWal,
+    kafka: RawKafka,
+    dedup: RawDedup,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawHttp {
+    listen: SocketAddr,
+    path: String,
+    max_body: ByteSize,
+    max_connections: usize,
+    deadline: Span,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawAdmin {
+    listen: SocketAddr,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawCallback {
+    #[serde(deserialize_with = "secrets")]
+    keys: Vec<String>,
+    keys_file: Option<PathBuf>,
+    expiry_leeway: Span,
+    unsigned: Vec<TypeName>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawWal {
+    dir: PathBuf,
+    max_bytes: ByteSize,
+    min_free_bytes: ByteSize,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawKafka {
+    brokers: String,
+    instance: Option<String>,
+    topic_prefix: String,
+    delivery: Delivery,
+    create_topics: bool,
+    partitions: i32,
+    replication: i32,
+    #[serde(deserialize_with = "settings")]
+    client: BTreeMap<String, String>,
+    topics: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawDedup {
+    window: Span,
+    max_ids: usize,
+}
+
+impl std::fmt::Debug for RawCallback {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RawCallback").finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for RawKafka {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RawKafka").finish_non_exhaustive()
+    }
+}
+
+impl Default for RawHttp {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 8080)),
+            path: "/callback".into(),
+            max_body: ByteSize::kib(256),
+            max_connections: 4096,
+            deadline: Span(Duration::from_secs(5)),
+        }
+    }
+}
+
+impl Default for RawAdmin {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9464)) }
+    }
+}
+
+impl Default for RawCallback {
+    fn default() -> Self {
+        Self {
+            keys: Vec::new(),
+            keys_file: None,
+            // Twelve retries span 16 min, and `t` may be that of the first try.
+            expiry_leeway: Span(Duration::from_mins(20)),
+            unsigned: Vec::new(),
+        }
+    }
+}
+
+impl Default for RawWal {
+    fn default() -> Self {
+        Self { dir: "data".into(), max_bytes: ByteSize::gib(10), min_free_bytes: ByteSize::gib(1) }
+    }
+}
+
+impl Default for RawKafka {
+    fn default() -> Self {
+        Self {
+            brokers: "localhost:9092".into(),
+            instance: None,
+            topic_prefix: "live".into(),
+            delivery: Delivery::ExactlyOnce,
+            create_topics: true,
+            partitions: 6,
+            replication: 1,
+            client: BTreeMap::new(),
+            topics: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for RawDedup {
+    fn default() -> Self {
+        // Retries come up to 16 min late; 3.6 million ids are about 80 MB.
+        Self { window: Span(Duration::from_hours(1)), max_ids: 3_600_000 }
+    }
+}
+
+/// A duration as `"30s"` or `"20m"`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(try_from = "String")]
+struct Span(Duration);
+
+impl TryFrom<String> for Span {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        humantime::parse_duration(&text)
+            .map(Self)
+            .map_err(|cause| format!("{text:?} is not a duration such as \"30s\" ({cause})"))
+    }
+}
+
+/// An event type as a number or as text.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum TypeName {
+    Code(i64),
+    Name(String),
+}
+
+/// A list of texts. What stands there instead is not repeated: it may be a secret all the same.
+fn secrets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let texts = match Value::deserialize(deserializer)? {
+        Value::Array(items) => items.into_iter().map(text).collect(),
+        _ => None,
+    };
+    texts.ok_or_else(|| D::Error::custom("must be a list of texts such as [\"key\"]"))
+}
+
+fn text(value: Value) -> Option<String> {
+    if let Value::String(text) = value { Some(text) } else { None }
+}
+
+/// Settings of librdkafka, which takes all of them as text. Without quotes, the dots in their names
+/// make tables of TOML, which are undone here.
+fn settings<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, String>, D::Error> {
+    fn flatten(name: &str, value: Value, out: &mut BTreeMap<String, String>) -> Result<(), String> {
+        let text = match value {
+            Value::String(text) => text,
+            Value::Integer(number) => number.to_string(),
+            Value::Boolean(flag) => flag.to_string(),
+            Value::Table(table) => {
+                return table
+                    .into_iter()
+                    .try_for_each(|(step, value)| flatten(&format!("{name}.{step}"), value, out));
+            }
+            Value::Float(_) | Value::Datetime(_) | Value::Array(_) => {
+                return Err(format!("{name} must be text, a whole number, true or false"));
+            }
+        };
+        out.insert(name.to_owned(), text);
+        Ok(())
+    }
+    let Value::Table(table) = Value::deserialize(deserializer)? else {
+        return Err(D::Error::custom("must be a table of librdkafka's settings"));
+    };
+    let mut out = BTreeMap::new();
+    for (name, value) in table {
+        flatten(&name, value, &mut out).map_err(D::Error::custom)?;
+    }
+    Ok(out)
+}
+
+impl Raw {
+    pub(super) fn check(self) -> Result<Config, ConfigError> {
+        let bad = |key, problem: String| ConfigError::Value { key, problem };
+        let max_body = usize::try_from(self.http.max_body.as_u64()).unwrap_or(usize::MAX);
+        if !(1024..=BODY_MAX).contains(&max_body) {
+            return Err(bad("http.max_body", format!("must be 1 KiB to {} KiB", BODY_MAX / 1024)));
+        }
+        let path = self.http.path.trim_end_matches('/').to_owned();
+        if !path.is_empty() && !path.starts_with('/') {
+            return Err(bad("http.path", format!("{path:?} must begin with a slash")));
+        }
+        if self.http.max_connections == 0 {
+            return Err(bad("http.max_connections", "must be at least 1".into()));
+        }
+        if self.http.deadline.0.is_zero() || self.http.deadline.0 > Duration::from_secs(15) {
+            let problem = "must be up to 15s: Tencent gives up a call after 20s";
+            return Err(bad("http.deadline", problem.into()));
+        }
+        if self.dedup.window.0 < Duration::from_secs(10) {
+            let problem = "must be at least 10s; Tencent's retries come up to 16m late";
+            return Err(bad("dedup.window", problem.into()));
+        }
+        if self.dedup.max_ids < 1000 {
+            return Err(bad("dedup.max_ids", "must be at least 1000".into()));
+        }
+        let kafka = self.kafka;
+        Ok(Config {
+            http: http::Config {
+                listen: self.http.listen,
+                path,
+                max_body,
+                max_connections: self.http.max_connections,
+                deadline: self.http.deadline.0,
+            },
+            admin: admin::Config { listen: self.admin.listen },
+            verifier: self.callback.check()?,
+            wal: wal::Config {
+                dir: self.wal.dir,
+                max_bytes: self.wal.max_bytes.as_u64(),
+                min_free_bytes: self.wal.min_free_bytes.as_u64(),
+            },
+            topics: Topics::new(&kafka.topic_prefix, &kafka.topics)?,
+            kafka: kafka.check()?,
+            dedup: ledger::Config { window: self.dedup.window.0, max_ids: self.dedup.max_ids },
+        })
+    }
+}
+
+impl RawCallback {
+    fn check(self) -> Result<Verifier, ConfigError> {
+        let mut secrets = self.keys;
+        if let Some(path) = self.keys_file {
+            let text = fs::read_to_string(&path).map_err(|cause| ConfigError::Value {
+                key: "callback.keys_file",
+                problem: format!("cannot read {}: {cause}", path.display()),
+            })?;
+            secrets.extend(text.lines().map(str::to_owned));
+        }
+        let keys: Vec<CallbackKey> =
+            secrets.iter().filter_map(|secret| CallbackKey::new(secret)).collect();
+        let mut unsigned = Unsigned::Refused;
+        let mut types = Vec::new();
+        for name in self.unsigned {
+            let event_type = match name {
+                TypeName::Code(code) => Some(EventType(code)),
+                TypeName::Name(name) if name == "all" => {
+                    unsigned = Unsigned::All;
+                    continue;
+                }
+                TypeName::Name(name) => EventType::parse(&name),
+            };
+            types.push(event_type.ok_or_else(|| {
+                ConfigError::Value {
+                    key: "callback.unsigned",
+                    problem: "names an unknown event type; use numbers, names such as \"relay\", \
+                          or \"all\""
+                        .into(),
+                }
+            })?);
+        }
+        if unsigned == Unsigned::Refused && !types.is_empty() {
+            unsigned = Unsigned::Types(types);
+        }
+        if keys.is_empty() && unsigned != Unsigned::All {
+            return Err(ConfigError::Value {
+                key: "callback.keys",
+                problem: "is empty: put in the CallbackKey of the callback template, or, if the \
+                          template has none, set callback.unsigned = [\"all\"]"
+                    .into(),
+            });
+        }
+        Ok(Verifier { keys, leeway: self.expiry_leeway.0, unsigned })
+    }
+}
+
+impl RawKafka {
+    fn check(self) -> Result<kafka::Config, ConfigError> {
+        let bad = |key, problem: String| ConfigError::Value { key, problem };
+        if let Some(name) = RESERVED.iter().find(|name| self.client.contains_key(**name)) {
+            let problem = format!("{name} is set by livebridge: its promises stand on it");
+            return Err(bad("kafka.client", problem));
+        }
+        if self.brokers.trim().is_empty() {
+            return Err(bad("kafka.brokers", "is empty".into()));
+        }
+        if self.partitions < 1 {
+            return Err(bad("kafka.partitions", "must be at least 1".into()));
+        }
+        if self.replication < 1 {
+            return Err(bad("kafka.replication", "must be at least 1".into()));
+        }
+        let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let instance = self.instance.unwrap_or_else(host);
+        if instance.trim().is_empty() {
+            return Err(bad("kafka.instance", "is empty; give every instance its own name".into()));
+        }
+        Ok(kafka::Config {
+            brokers: self.brokers,
+            instance,
+            delivery: self.delivery,
+            create_topics: self.create_topics,
+            partitions: self.partitions,
+            replication: self.replication,
+            client: self.client,
+        })
+    }
+}

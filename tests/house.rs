@@ -1,0 +1,151 @@
+//! The house rules, kept by a test: which room may know which, and where each foreign crate is
+//! named. The rooms and their order are in src/lib.rs.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Room, and the rooms it may name.
+const MAY_NAME: [(&str, &[&str]); 15] = [
+    ("record", &[]),
+    ("callback", &["record"]),
+    ("metrics", &["callback", "record"]),
+    ("wal", &["metrics", "record"]),
+    ("ledger", &["metrics", "record", "wal"]),
+    ("kafka", &["metrics", "record"]),
+    ("publisher", &["kafka", "ledger", "metrics", "record", "wal"]),
+    ("http", &["callback", "metrics", "record", "wal"]),
+    ("admin", &["metrics", "wal"]),
+    ("config", &["admin", "callback", "http", "kafka", "ledger", "publisher", "record", "wal"]),
+    ("bridge", &["admin", "config", "http", "metrics", "publisher", "wal"]),
+    ("logging", &[]),
+    ("sample", &["callback", "record"]),
+    ("sender", &[]),
+    ("lib", &[]),
+];
+
+/// Foreign crate, and the rooms that name it. The command line is above the rooms and names what
+/// it needs.
+const NAMED_IN: [(&str, &[&str]); 12] = [
+    ("clap", &[]),
+    ("hyper", &["admin", "http", "sender"]),
+    ("hyper_util", &["admin", "http", "sender"]),
+    ("md5", &["callback"]),
+    ("metrics_exporter_prometheus", &["metrics"]),
+    ("rdkafka", &["kafka"]),
+    ("sha2", &["callback"]),
+    ("sled", &["wal"]),
+    ("socket2", &["http"]),
+    ("subtle", &["callback"]),
+    ("toml", &["config"]),
+    ("tracing_subscriber", &["logging"]),
+];
+
+/// A file longer than this wants another room.
+const LINES_MAX: usize = 500;
+
+fn source() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))
+}
+
+fn files(dir: &Path, into: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files(&path, into);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            into.push(path);
+        }
+    }
+}
+
+/// Every source file that is not a test: its room, its path, its code without comments.
+fn rooms() -> Vec<(String, PathBuf, String)> {
+    let mut paths = Vec::new();
+    files(&source(), &mut paths);
+    assert!(paths.len() > 20, "the sources are there");
+    let code = |path: &Path| {
+        let text = fs::read_to_string(path).unwrap();
+        let text = text.split("#[cfg(test)]").next().unwrap().to_owned();
+        let lines = text.lines().map(|line| line.split("//").next().unwrap().to_owned());
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    paths
+        .into_iter()
+        .filter(|path| path.file_name().unwrap() != "tests.rs")
+        .map(|path| {
+            let below = path.strip_prefix(source()).unwrap();
+            let room = below.iter().next().unwrap().to_str().unwrap();
+            (room.trim_end_matches(".rs").to_owned(), path.clone(), code(&path))
+        })
+        .collect()
+}
+
+/// Whether `code` names `name` as a path's first step.
+fn names(code: &str, name: &str) -> bool {
+    let word = |c: char| c.is_alphanumeric() || c == '_';
+    code.match_indices(&format!("{name}::")).any(|(at, _)| {
+        let before = code[..at].chars().next_back();
+        !before.is_some_and(|c| word(c) || c == ':')
+    })
+}
+
+#[test]
+fn data_flows_one_way_no_room_names_one_behind_it() {
+    let allowed: BTreeMap<_, _> = MAY_NAME.into_iter().collect();
+    for (room, path, code) in rooms() {
+        if room == "main" || room == "cli" {
+            continue;
+        }
+        let allowed = allowed.get(room.as_str());
+        let allowed = allowed.unwrap_or_else(|| panic!("{} has no place", path.display()));
+        for (other, _) in MAY_NAME {
+            let named = code.contains(&format!("crate::{other}::"))
+                || code.contains(&format!("crate::{other};"))
+                || code.contains(&format!("crate::{other}}}"));
+            let named = named && other != room && other != "lib";
+            assert!(!named || allowed.contains(&other), "{} names {other}", path.display());
+        }
+    }
+}
+
+#[test]
+fn each_foreign_crate_is_named_in_its_room_only() {
+    for (room, path, code) in rooms() {
+        if room == "main" || room == "cli" {
+            continue;
+        }
+        for (foreign, at) in NAMED_IN {
+            let named = names(&code, foreign);
+            assert!(!named || at.contains(&room.as_str()), "{} names {foreign}", path.display());
+        }
+        let sled = names(&code, "sled") && !path.ends_with("wal/store.rs");
+        assert!(!sled, "{} names sled", path.display());
+    }
+}
+
+#[test]
+fn only_a_verified_callback_becomes_a_record() {
+    for (room, path, code) in rooms() {
+        let made = code.contains("Record {") && !code.contains("struct Record {");
+        let made = made && code.contains("received_at,");
+        assert!(!made || room == "callback", "{} makes records (I2)", path.display());
+    }
+}
+
+#[test]
+fn every_file_says_what_it_is_and_is_of_a_size_to_be_read() {
+    let mut paths = Vec::new();
+    files(&source(), &mut paths);
+    for path in paths {
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("//! "), "{} does not say what it is", path.display());
+        let lines = text.lines().count();
+        assert!(lines <= LINES_MAX, "{} has {lines} lines", path.display());
+        for mark in ["TODO", "FIXME", "XXX"] {
+            assert!(!text.contains(mark), "{} has a {mark}", path.display());
+        }
+    }
+}
