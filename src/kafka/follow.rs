@@ -5,7 +5,6 @@ use std::time::Duration;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{Headers, Message};
-use rdkafka::metadata::MetadataTopic;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::{Config, Context, METADATA_TIMEOUT};
@@ -49,10 +48,10 @@ impl Follower {
             .set("isolation.level", "read_committed")
             .create_with_context(Context)?;
         let mut assignment = TopicPartitionList::new();
-        for topic in topics {
-            let metadata = consumer.fetch_metadata(Some(topic), METADATA_TIMEOUT)?;
-            for partition in metadata.topics().iter().flat_map(MetadataTopic::partitions) {
-                assignment.add_partition_offset(topic, partition.id(), Offset::Beginning)?;
+        let metadata = consumer.fetch_metadata(None, METADATA_TIMEOUT)?;
+        for topic in metadata.topics().iter().filter(|found| topics.contains(&found.name())) {
+            for partition in topic.partitions() {
+                assignment.add_partition_offset(topic.name(), partition.id(), Offset::Beginning)?;
             }
         }
         consumer.assign(&assignment)?;

@@ -64,8 +64,9 @@ const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(30);
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(25);
 /// How long one call of the transaction API blocks before it is resumed.
 const CALL: Duration = Duration::from_secs(2);
-/// How long one poll waits for delivery reports. `poll` sleeps its whole time out (engine.md E).
-const POLL: Duration = Duration::from_micros(300);
+/// How long to leave Kafka alone between two looks for delivery reports. `BaseProducer::poll` spins
+/// through what is left of its time-out below a millisecond, so it is given none.
+const PAUSE: Duration = Duration::from_micros(200);
 /// Messages between two polls while a batch is being sent.
 const POLL_EVERY: usize = 512;
 
@@ -202,9 +203,7 @@ impl Producer {
                 place,
             });
         }
-        while self.client.in_flight_count() > 0 {
-            self.client.poll(POLL);
-        }
+        while self.poll() {}
         let failed = self.client.context().take();
         self.abort().map_err(undone)?;
         let line = |(place, error): &(usize, KafkaError)| format!("{}: {error}", topics[*place]);
@@ -241,7 +240,7 @@ impl Producer {
                 Ok(()) => return,
                 Err((KafkaError::MessageProduction(Code::QueueFull), back)) => {
                     record = back;
-                    self.client.poll(POLL);
+                    self.poll();
                 }
                 Err((error, _)) => return self.client.context().failed(message.place, error),
             }
@@ -250,8 +249,7 @@ impl Producer {
 
     /// Waits until Kafka has answered for every message.
     fn drain(&self) -> Result<(), Failure> {
-        while self.client.in_flight_count() > 0 {
-            self.client.poll(POLL);
+        while self.poll() {
             if self.give_up.is_cancelled() {
                 return Err(Failure::Retry(KafkaError::Canceled));
             }
@@ -271,6 +269,22 @@ impl Producer {
         }
     }
 
+    /// Takes in the delivery reports that are there, and waits a little if some are not. Returns
+    /// whether there are messages without one.
+    fn poll(&self) -> bool {
+        let mut before = self.client.in_flight_count();
+        while before > 0 {
+            self.client.poll(Duration::ZERO);
+            let left = self.client.in_flight_count();
+            if left == before {
+                std::thread::sleep(PAUSE);
+                return true;
+            }
+            before = left;
+        }
+        false
+    }
+
     /// After a time-out the same call is resumed: only Kafka knows whether the commit happened.
     fn commit(&self) -> Result<(), Failure> {
         if !self.transactional {
@@ -288,9 +302,7 @@ impl Producer {
 
     fn abort(&self) -> Result<(), Failure> {
         self.client.purge(PurgeConfig::default().queue().inflight());
-        while self.client.in_flight_count() > 0 {
-            self.client.poll(POLL);
-        }
+        while self.poll() {}
         self.client.context().take();
         if !self.transactional {
             return Ok(());
