@@ -1,0 +1,352 @@
+//! Power cuts: which there are, and what each must leave.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::fs;
+use std::path::Path;
+use std::thread;
+
+use livebridge::record::Lsn;
+use serde::Deserialize;
+
+use super::disk::{Disk, EVERYTHING, STRICT, Survival, VARIANTS};
+use super::kafka::{Kafka, Seen};
+use super::load::{Callback, Client};
+use super::rng::Rng;
+use super::site::{self, Bridge, LOG, NO_KAFKA, Site};
+use super::trace::{Event, Trace};
+
+/// More than this the embedded Kafka might drop before it is read.
+const PUBLISHED_BYTES_MAX: u64 = 3_000_000;
+
+/// What the bridge was doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    /// The first process, until its first response.
+    Start,
+    /// A group of callbacks on its way to the disk.
+    Commit,
+    /// A segment was made, or closed.
+    Rotation,
+    /// A segment was removed.
+    Removal,
+    /// A later process, until its first response.
+    Recovery,
+}
+
+const STAGES: [Stage; 5] =
+    [Stage::Start, Stage::Commit, Stage::Rotation, Stage::Removal, Stage::Recovery];
+
+/// What is done with what a cut left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Then {
+    /// It is exported.
+    Read,
+    /// And a bridge is started on it, which takes a callback.
+    Start,
+    /// And another one, which finds an empty Kafka to publish to.
+    Publish,
+}
+
+/// A power cut before the event `index`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cut {
+    index: usize,
+    stage: Stage,
+    survival: Survival,
+    then: Then,
+}
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cut at event {} ({:?}), {}", self.index, self.stage, self.survival.name)
+    }
+}
+
+impl Cut {
+    /// At `index`, and nothing unsynced survives.
+    pub(crate) fn strict(index: usize) -> Self {
+        Self { index, stage: Stage::Commit, survival: STRICT, then: Then::Read }
+    }
+
+    /// With a bridge started on what is left.
+    pub(crate) fn and_start(self) -> Self {
+        Self { then: Then::Start, ..self }
+    }
+}
+
+/// The stage that each event belongs to.
+fn stages(trace: &Trace) -> Vec<Stage> {
+    let mut processes = 0;
+    let mut answered = false;
+    let mut written = HashSet::new();
+    let mut stages = Vec::with_capacity(trace.events.len());
+    for traced in &trace.events {
+        match &traced.event {
+            Event::Start { .. } => {
+                processes += 1;
+                answered = false;
+            }
+            Event::Create { inode, .. } => {
+                written.remove(inode);
+            }
+            // sled does so with data files only.
+            Event::FlushRange { inode } => {
+                written.insert(*inode);
+            }
+            _ => {}
+        }
+        let starting = if processes == 1 { Stage::Start } else { Stage::Recovery };
+        stages.push(match &traced.event {
+            _ if !answered && !matches!(traced.event, Event::Response { .. }) => starting,
+            Event::Response { .. } => {
+                answered = true;
+                Stage::Commit
+            }
+            Event::Unlink { .. } | Event::Rmdir { .. } => Stage::Removal,
+            event if event.is_removal() => Stage::Removal,
+            Event::Write { inode, .. } | Event::Sync { inode } if written.contains(inode) => {
+                Stage::Commit
+            }
+            Event::FlushRange { .. } => Stage::Commit,
+            _ => Stage::Rotation,
+        });
+    }
+    stages
+}
+
+/// About `count` cuts, spread over the stages, most of them right before or after an event that
+/// makes something durable, changes a name or answers.
+pub(crate) fn choose(trace: &Trace, count: usize, rng: &mut Rng) -> Vec<Cut> {
+    let mut edges: BTreeMap<Stage, Vec<usize>> = BTreeMap::new();
+    for (index, stage) in stages(trace).into_iter().enumerate() {
+        let between = matches!(
+            trace.events[index].event,
+            Event::Write { .. } | Event::FlushRange { .. } | Event::Size { .. }
+        );
+        let places = edges.entry(stage).or_default();
+        // Between two writes there are more points than of any other kind: take some.
+        if !between || rng.chance(250) {
+            places.extend([index, index + 1]);
+        }
+    }
+    let mut cuts = Vec::new();
+    let share = count.div_ceil(edges.len());
+    for stage in STAGES {
+        let Some(places) = edges.get_mut(&stage) else { continue };
+        places.dedup();
+        let mut left = Vec::new();
+        for _ in 0..share {
+            if left.is_empty() {
+                left.clone_from(places);
+            }
+            let index = left.swap_remove(rng.below(left.len()));
+            let strict = rng.chance(333);
+            let survival = if strict { STRICT } else { VARIANTS[rng.below(VARIANTS.len())] };
+            let then = match rng.below(15) {
+                0 => Then::Publish,
+                1 | 2 => Then::Start,
+                _ => Then::Read,
+            };
+            cuts.push(Cut { index, stage, survival, then });
+        }
+    }
+    cuts.sort_unstable_by_key(|cut| cut.index);
+    cuts
+}
+
+/// What cuts showed.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    cuts: BTreeMap<Stage, usize>,
+    starts: usize,
+    records: usize,
+    pub(crate) failures: Vec<String>,
+}
+
+impl Outcome {
+    fn add(&mut self, other: Self) {
+        for (stage, cuts) in other.cuts {
+            *self.cuts.entry(stage).or_default() += cuts;
+        }
+        self.starts += other.starts;
+        self.records += other.records;
+        self.failures.extend(other.failures);
+    }
+
+    pub(crate) fn cuts(&self) -> usize {
+        self.cuts.values().sum()
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cuts, starts, records, failures } = self;
+        let failed = failures.len();
+        write!(f, "{} cuts {cuts:?}, {starts} starts, {records} records read", self.cuts())?;
+        write!(f, ", {failed} failed")
+    }
+}
+
+/// The history that is cut, and what it promised.
+#[derive(Debug)]
+pub(crate) struct History<'a> {
+    pub(crate) trace: &'a Trace,
+    /// Which callback was acknowledged at which event, in order.
+    pub(crate) acknowledged: &'a [(usize, Callback)],
+    /// What Kafka held, if there was one.
+    pub(crate) kafka: Option<&'a Seen>,
+}
+
+impl History<'_> {
+    /// Cuts at each of `cuts`, on all processors.
+    pub(crate) fn cut(&self, cuts: &[Cut], rng: &Rng) -> Outcome {
+        let workers = thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8);
+        let mut outcome = Outcome::default();
+        thread::scope(|scope| {
+            let work =
+                |worker| move || self.cut_some(cuts.iter().skip(worker).step_by(workers), rng);
+            let workers: Vec<_> = (0..workers).map(|worker| scope.spawn(work(worker))).collect();
+            for worker in workers {
+                outcome.add(worker.join().expect("a worker that does not panic"));
+            }
+        });
+        outcome
+    }
+
+    fn cut_some<'c>(&self, cuts: impl Iterator<Item = &'c Cut>, rng: &Rng) -> Outcome {
+        let mut disk = Disk::new(self.trace);
+        let mut applied = 0;
+        let mut outcome = Outcome::default();
+        for cut in cuts {
+            for traced in &self.trace.events[applied..cut.index] {
+                disk.apply(&traced.event);
+            }
+            applied = cut.index;
+            // What a cut leaves depends on its place, not on who works on it.
+            let mut rng = rng.for_place(cut.index);
+            let left = site::temporary();
+            let left = left.path().join("disk");
+            fs::create_dir(&left).expect("a directory");
+            disk.rebuild(cut.survival, &mut rng, &left);
+            *outcome.cuts.entry(cut.stage).or_default() += 1;
+            outcome.starts += usize::from(cut.then >= Then::Start);
+            match self.judge(cut, &left.join(LOG)) {
+                Ok(records) => outcome.records += records,
+                Err(failure) => outcome.failures.push(format!("{cut}: {failure}")),
+            }
+        }
+        outcome
+    }
+
+    /// Whether everything that was acknowledged before the cut is in the log in `dir`, or where
+    /// else it may be. Returns the number of records read.
+    fn judge(&self, cut: &Cut, dir: &Path) -> Result<usize, String> {
+        let stored = read(&site::export(dir)?)?;
+        let end = self.acknowledged.partition_point(|(index, _)| *index < cut.index);
+        let place = self.trace.events.get(cut.index).map_or(usize::MAX, |traced| traced.place);
+        let gate = self.kafka.and_then(|seen| Some((seen, seen.gate_before(place)?)));
+        for (_, callback) in &self.acknowledged[..end] {
+            let published = || gate.is_some_and(|(seen, gate)| seen.had(gate, *callback));
+            if !stored.contains_key(callback) && !published() {
+                let ever = self.kafka.is_some_and(|seen| seen.has(*callback));
+                let later = if ever { "; Kafka has it later" } else { "" };
+                return Err(format!("acknowledged callback {callback} is lost{later}"));
+            }
+        }
+        if cut.then >= Then::Start {
+            let used = gate.map_or(Lsn::ZERO, |(_, gate)| gate.progress);
+            start_on(dir, &stored, used)?;
+            let bytes: u64 = stored.keys().map(|callback| u64::from(callback.bytes)).sum();
+            if cut.then == Then::Publish && bytes < PUBLISHED_BYTES_MAX {
+                publish_from(dir, &stored)?;
+            }
+        }
+        Ok(stored.len())
+    }
+}
+
+/// A bridge starts on what the cut left, loses nothing of it, and takes a callback under a number
+/// that was never `used`.
+fn start_on(dir: &Path, before: &HashMap<Callback, Lsn>, used: Lsn) -> Result<(), String> {
+    let bridge = Bridge::start(dir, NO_KAFKA)?;
+    let mut client = Client::connect(bridge.process(), bridge.address());
+    let callback = Callback { connection: u32::MAX, number: 0, bytes: 100 };
+    client.send(callback).map_err(|cause| format!("a callback after the restart: {cause}"))?;
+    bridge.kill();
+    let mut after = read(&site::export(dir)?)?;
+    let number = after.remove(&callback).ok_or("the callback after the restart is lost")?;
+    if number <= used || before.values().any(|earlier| number <= *earlier) {
+        return Err(format!("number {number} was given before"));
+    }
+    if after != *before {
+        return Err("the restart changed what was stored".to_owned());
+    }
+    Ok(())
+}
+
+/// A bridge brings into an empty Kafka what is stored.
+fn publish_from(dir: &Path, stored: &HashMap<Callback, Lsn>) -> Result<(), String> {
+    let kafka = Kafka::start();
+    let bridge = Bridge::start(dir, kafka.brokers())?;
+    let complete = kafka.comes_to(|seen| stored.keys().all(|callback| seen.has(*callback)));
+    bridge.kill();
+    if complete { Ok(()) } else { Err("what is stored does not reach Kafka".to_owned()) }
+}
+
+/// A line of the export.
+#[derive(Deserialize)]
+struct Line<'a> {
+    lsn: &'a str,
+    #[serde(borrow)]
+    body: Cow<'a, str>,
+}
+
+/// The exported callbacks: each as it was sent, once, numbers ascending, those of one connection in
+/// the order in which it sent them.
+fn read(export: &str) -> Result<HashMap<Callback, Lsn>, String> {
+    let mut found = HashMap::new();
+    let mut last = Lsn::ZERO;
+    let mut connections: HashMap<u32, u32> = HashMap::new();
+    for line in export.lines() {
+        let line: Line<'_> = serde_json::from_str(line).map_err(|cause| cause.to_string())?;
+        let numbers = line.lsn.split_once('.');
+        let parsed = numbers.and_then(|(s, i)| Some(Lsn::new(s.parse().ok()?, i.parse().ok()?)));
+        let lsn = parsed.ok_or_else(|| format!("{} is no number", line.lsn))?;
+        let callback = Callback::of(&line.body)
+            .ok_or_else(|| format!("the body at {lsn} is none that was sent"))?;
+        if lsn <= last {
+            return Err(format!("{lsn} comes after {last}"));
+        }
+        last = lsn;
+        if connections
+            .insert(callback.connection, callback.number)
+            .is_some_and(|before| before >= callback.number)
+        {
+            return Err(format!("{callback} is stored twice, or out of order"));
+        }
+        found.insert(callback, lsn);
+    }
+    Ok(found)
+}
+
+/// Whether the trace explains all that happened to the directory.
+pub(crate) fn assert_complete(site: &Site, trace: &Trace) {
+    let mut disk = Disk::new(trace);
+    let mut applied = 0;
+    for (length, image) in site.images() {
+        while let Some(traced) = trace.events.get(applied).filter(|next| next.place < *length) {
+            disk.apply(&traced.event);
+            applied += 1;
+        }
+        let rebuilt = site::temporary();
+        disk.rebuild(EVERYTHING, &mut Rng::new(0), rebuilt.path());
+        let rebuilt = site::image(rebuilt.path());
+        for (path, content) in image {
+            let traced = rebuilt.get(path);
+            assert_eq!(traced, Some(content), "{} escaped the shim", path.display());
+        }
+        assert_eq!(rebuilt.len(), image.len(), "a removal escaped the shim");
+    }
+}

@@ -1,0 +1,242 @@
+//! The embedded Kafka, watched: what it holds, and what it held whenever a segment was removed.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use livebridge::kafka::embedded::Embedded;
+use livebridge::ledger::Commit;
+use livebridge::publisher::Topics;
+use livebridge::record::Lsn;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::load::Callback;
+
+const PARTITIONS: i32 = 6;
+const LEDGER: &str = "live.ledger";
+/// Longer than Kafka ever takes here, on a busy machine too.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// What has been found in Kafka.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    /// Callbacks by the order in which they were found.
+    positions: HashMap<Callback, usize>,
+    /// The end of the last commit in the ledger.
+    progress: Lsn,
+    gates: Vec<Gate>,
+}
+
+/// The moment before a segment was removed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Gate {
+    /// The removal's offset in the trace.
+    place: usize,
+    /// How many callbacks were in Kafka.
+    callbacks: usize,
+    /// The ledger's progress.
+    pub(crate) progress: Lsn,
+}
+
+impl Seen {
+    fn new() -> Self {
+        Self { positions: HashMap::new(), progress: Lsn::ZERO, gates: Vec::new() }
+    }
+
+    /// The last time before `place` that a segment was to be removed.
+    pub(crate) fn gate_before(&self, place: usize) -> Option<Gate> {
+        self.gates.iter().rev().find(|gate| gate.place < place).copied()
+    }
+
+    /// Whether `callback` was in Kafka then.
+    pub(crate) fn had(&self, gate: Gate, callback: Callback) -> bool {
+        self.positions.get(&callback).is_some_and(|position| *position < gate.callbacks)
+    }
+
+    pub(crate) fn has(&self, callback: Callback) -> bool {
+        self.positions.contains_key(&callback)
+    }
+
+    /// Callbacks found so far.
+    pub(crate) fn count(&self) -> usize {
+        self.positions.len()
+    }
+}
+
+/// A Kafka of this test.
+pub(crate) struct Kafka {
+    brokers: String,
+    pub(crate) gate: u16,
+    seen: Arc<Mutex<Seen>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Kafka {
+    pub(crate) fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        listener.set_nonblocking(true).expect("a socket option");
+        let gate = listener.local_addr().expect("a bound socket").port();
+        let seen = Arc::new(Mutex::new(Seen::new()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (started, brokers) = mpsc::channel();
+        // Its end takes seconds, which nobody waits for.
+        thread::spawn({
+            let (seen, stop) = (Arc::clone(&seen), Arc::clone(&stop));
+            move || {
+                let topics = Topics::new("live", &BTreeMap::new()).expect("the default topics");
+                let embedded =
+                    Embedded::start(&topics.all(), PARTITIONS, LEDGER).expect("a mock cluster");
+                let brokers = embedded.brokers();
+                let watcher = Watcher::new(&brokers, seen);
+                started.send(brokers).expect("somebody who waits");
+                watcher.run(&listener, &stop);
+            }
+        });
+        let brokers = brokers.recv().expect("the embedded Kafka starts");
+        Self { brokers, gate, seen, stop }
+    }
+
+    pub(crate) fn brokers(&self) -> &str {
+        &self.brokers
+    }
+
+    pub(crate) fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until `done`; whether that ever was so.
+    pub(crate) fn comes_to(&self, done: impl Fn(&Seen) -> bool) -> bool {
+        let started = Instant::now();
+        while !done(&self.seen()) {
+            if started.elapsed() > PATIENCE {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        true
+    }
+}
+
+impl Drop for Kafka {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Reads everything, and answers the shim when it asks whether a segment may go.
+struct Watcher {
+    consumer: BaseConsumer,
+    seen: Arc<Mutex<Seen>>,
+    next: HashMap<(String, i32), i64>,
+}
+
+impl Watcher {
+    fn new(brokers: &str, seen: Arc<Mutex<Seen>>) -> Self {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", brokers)
+            .set("group.id", "power")
+            .set("enable.auto.commit", "false")
+            .set("auto.offset.reset", "earliest")
+            .set("fetch.wait.max.ms", "10")
+            .create()
+            .expect("a consumer");
+        let mut partitions: Vec<_> = Callback::TYPES
+            .iter()
+            .flat_map(|name| (0..PARTITIONS).map(move |number| (format!("live.{name}"), number)))
+            .collect();
+        partitions.push((LEDGER.to_owned(), 0));
+        let mut assignment = TopicPartitionList::new();
+        for (topic, number) in &partitions {
+            assignment
+                .add_partition_offset(topic, *number, Offset::Beginning)
+                .expect("an offset to start at");
+        }
+        consumer.assign(&assignment).expect("an assignment");
+        let next = partitions.into_iter().map(|partition| (partition, 0)).collect();
+        Self { consumer, seen, next }
+    }
+
+    fn run(mut self, listener: &TcpListener, stop: &AtomicBool) {
+        let mut askers: Vec<TcpStream> = Vec::new();
+        while !stop.load(Ordering::Relaxed) {
+            self.poll(Duration::from_millis(5));
+            if let Ok((asker, _)) = listener.accept() {
+                asker.set_nonblocking(true).expect("a socket option");
+                askers.push(asker);
+            }
+            askers.retain_mut(|asker| self.answer(asker));
+        }
+    }
+
+    /// Whether the asker is still there.
+    fn answer(&mut self, asker: &mut TcpStream) -> bool {
+        let mut place = [0; 8];
+        match asker.read(&mut place) {
+            Ok(8) => {
+                self.catch_up();
+                let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+                let gate = Gate {
+                    place: usize::try_from(u64::from_le_bytes(place)).expect("an offset"),
+                    callbacks: seen.positions.len(),
+                    progress: seen.progress,
+                };
+                seen.gates.push(gate);
+                asker.write_all(b"y").is_ok()
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => true,
+            Ok(_) | Err(_) => false,
+        }
+    }
+
+    /// Reads all that is in Kafka now.
+    fn catch_up(&mut self) {
+        let partitions: Vec<(String, i32)> = self.next.keys().cloned().collect();
+        let started = Instant::now();
+        for (topic, number) in partitions {
+            let (_, end) = self
+                .consumer
+                .fetch_watermarks(&topic, number, PATIENCE)
+                .expect("the embedded Kafka answers");
+            let partition = (topic, number);
+            while self.next[&partition] < end {
+                assert!(started.elapsed() < PATIENCE, "{partition:?} cannot be read to {end}");
+                self.poll(Duration::from_millis(5));
+            }
+        }
+    }
+
+    fn poll(&mut self, wait: Duration) {
+        let Some(message) = self.consumer.poll(wait) else { return };
+        // librdkafka goes on by itself.
+        let Ok(message) = message else { return };
+        let partition = (message.topic().to_owned(), message.partition());
+        let expected = self.next.insert(partition, message.offset() + 1);
+        assert_eq!(
+            expected,
+            Some(message.offset()),
+            "the embedded Kafka keeps 5 MB per partition and has dropped records before they were \
+             read"
+        );
+        note(&message, &mut self.seen.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+fn note(message: &BorrowedMessage<'_>, seen: &mut Seen) {
+    let value = message.payload().expect("every record has a value");
+    if message.topic() == LEDGER {
+        let commit = Commit::decode(value).expect("a ledger record");
+        seen.progress = seen.progress.max(commit.last);
+        return;
+    }
+    let body = str::from_utf8(value).expect("bodies are text");
+    let callback = Callback::of(body).expect("a body that was sent, byte for byte");
+    let position = seen.positions.len();
+    seen.positions.entry(callback).or_insert(position);
+}

@@ -1,0 +1,118 @@
+//! One history: processes on one directory, one after another, and what was sent to each.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use super::load::{Callback, Client, Sent};
+use super::site::{Bridge, Options, Site};
+
+/// The history so far.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) site: Site,
+    pub(crate) sent: Vec<Sent>,
+    connections: u32,
+    answered: usize,
+}
+
+impl Run {
+    pub(crate) fn new(site: Site) -> Self {
+        Self { site, sent: Vec::new(), connections: 0, answered: 0 }
+    }
+
+    /// Starts a process, which must not die.
+    pub(crate) fn start(&self, options: Options<'_>) -> Bridge {
+        self.site.start(options).expect("livebridge starts")
+    }
+
+    /// Sends `count` callbacks of about `bytes` on each of `connections`, and waits for all
+    /// answers.
+    pub(crate) fn load(&mut self, bridge: &Bridge, connections: u32, count: u32, bytes: u32) {
+        let answered = &AtomicUsize::new(0);
+        let to = (bridge.process(), bridge.address());
+        let numbers = self.take(connections);
+        thread::scope(|scope| {
+            let clients: Vec<_> = numbers
+                .map(|number| scope.spawn(move || send(to, number, count, bytes, answered)))
+                .collect();
+            self.sent.extend(clients.into_iter().map(|client| client.join().expect("a client")));
+        });
+        let answered = answered.load(Ordering::Relaxed);
+        assert_eq!(answered, connections as usize * count as usize, "every callback is answered");
+        self.answered += answered;
+    }
+
+    /// The same without an end, until there were so many `answers`: then kills the process.
+    pub(crate) fn load_and_kill(
+        &mut self,
+        bridge: Bridge,
+        connections: u32,
+        bytes: u32,
+        answers: usize,
+    ) {
+        let answered = &AtomicUsize::new(0);
+        let to = (bridge.process(), bridge.address());
+        let numbers = self.take(connections);
+        thread::scope(|scope| {
+            let clients: Vec<_> = numbers
+                .map(|number| scope.spawn(move || send(to, number, u32::MAX, bytes, answered)))
+                .collect();
+            while answered.load(Ordering::Relaxed) < answers
+                && clients.iter().any(|client| !client.is_finished())
+            {
+                thread::sleep(Duration::from_millis(1));
+            }
+            self.site.kill(bridge);
+            self.sent.extend(clients.into_iter().map(|client| client.join().expect("a client")));
+        });
+        self.answered += answered.load(Ordering::Relaxed);
+    }
+
+    /// Callbacks that were answered, those at a kill perhaps one less per connection.
+    pub(crate) fn answered(&self) -> usize {
+        self.answered
+    }
+
+    pub(crate) fn stop(&mut self, bridge: Bridge) {
+        self.site.stop(bridge);
+    }
+
+    /// Stops a process without Kafka, and kills it when it only waits for Kafka.
+    pub(crate) fn stop_unpublished(&mut self, bridge: Bridge) {
+        bridge.terminate();
+        thread::sleep(Duration::from_millis(300));
+        self.site.kill(bridge);
+    }
+
+    pub(crate) fn kill(&mut self, bridge: Bridge) {
+        self.site.kill(bridge);
+    }
+
+    fn take(&mut self, connections: u32) -> impl Iterator<Item = u32> + use<> {
+        let first = self.connections;
+        self.connections += connections;
+        first..self.connections
+    }
+}
+
+/// Sends callbacks one after another on a connection of their own.
+fn send(
+    (process, address): (u32, SocketAddr),
+    connection: u32,
+    count: u32,
+    bytes: u32,
+    answered: &AtomicUsize,
+) -> Sent {
+    let mut client = Client::connect(process, address);
+    for number in 0..count {
+        // From two thirds of the size to all of it.
+        let bytes = bytes - number % 7 * (bytes / 20);
+        if client.send(Callback { connection, number, bytes }).is_err() {
+            break;
+        }
+        answered.fetch_add(1, Ordering::Relaxed);
+    }
+    client.finish()
+}

@@ -1,0 +1,38 @@
+//! Builds the shim once per test run, with the system's C compiler.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::{env, process};
+
+const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/power/shim.c");
+
+/// The shared library; `None`, with a line that says so, where there is no `gcc`.
+///
+/// # Panics
+/// Instead of skipping, when `LIVEBRIDGE_REQUIRE_KAFKA` is `1`, as in CI.
+pub(crate) fn library(test: &str) -> Option<&'static Path> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    match BUILT.get_or_init(build) {
+        Ok(path) => Some(path),
+        Err(missing) => {
+            let required = env::var("LIVEBRIDGE_REQUIRE_KAFKA").is_ok_and(|value| value == "1");
+            assert!(!required, "{test} needs a C compiler: {missing}");
+            eprintln!("SKIPPED {test}: {missing}");
+            None
+        }
+    }
+}
+
+fn build() -> Result<PathBuf, String> {
+    let library =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("power-shim-{}.so", process::id()));
+    let output = Command::new("gcc")
+        .args(["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o"])
+        .arg(&library)
+        .arg(SOURCE)
+        .output()
+        .map_err(|cause| format!("gcc cannot be run: {cause}"))?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(library)
+}
