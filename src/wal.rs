@@ -299,15 +299,22 @@ fn make_identity(dir: &Path) -> Result<LogId, OpenError> {
 }
 
 /// Makes a directory and those above it that are missing, each entry durable.
+///
+/// The entry is synced even if it is there: whoever made it may have been killed before it came to
+/// that. What is above it was synced before it was made.
 pub(crate) fn create_dir_durably(dir: &Path) -> io::Result<()> {
-    if dir.is_dir() {
-        return Ok(());
-    }
     let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.unwrap_or(Path::new("."));
-    create_dir_durably(parent)?;
-    fs::create_dir(dir)?;
-    store::sync_dir(parent)
+    let existed = dir.is_dir();
+    if !existed {
+        create_dir_durably(parent)?;
+        fs::create_dir(dir)?;
+    }
+    match store::sync_dir(parent) {
+        // Somebody else's directory, and so somebody else's entry.
+        Err(cause) if existed && cause.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        synced => synced,
+    }
 }
 
 /// Writes a file whole or not at all; its directory is left for the caller to sync.

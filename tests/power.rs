@@ -281,3 +281,39 @@ fn assert_new_files_are_durable(trace: &Trace, first: usize) {
         assert!(made.contains(&format!("{LOG}{expected}")), "{expected} in {made:?}");
     }
 }
+
+/// A process that is killed between making something and syncing it leaves that to the next, which
+/// sees it in the page cache and cannot know.
+#[test]
+fn a_kill_at_any_step_of_a_start_leaves_nothing_unsynced_behind() {
+    let test = "a_kill_at_any_step_of_a_start_leaves_nothing_unsynced_behind";
+    let Some(shim) = shim::library(test) else { return };
+    // Steps of a fresh start and of one that finds records, with room for more.
+    let steps = 40;
+    let mut starts = 0;
+    for step in 2..=steps {
+        let mut run = Run::new(Site::new(shim));
+        for _ in 0..2 {
+            let kill = Options { kill_at: Some(step), ..PLAIN };
+            if let Some(bridge) = run.site.start(kill) {
+                starts += 1;
+                run.kill(bridge);
+            } else {
+                run.site.take_image();
+            }
+            let bridge = run.start(PLAIN);
+            run.load(&bridge, 1, 2, 300);
+            run.kill(bridge);
+        }
+        let trace = run.site.trace();
+        assert_complete(&run.site, &trace);
+        let acknowledged = acknowledged(&trace, &run.sent);
+        let mut cuts: Vec<Cut> =
+            acknowledged.iter().map(|(index, _)| Cut::strict(index + 1)).collect();
+        cuts.push(Cut::strict(trace.events.len()).and_start());
+        let history = History { trace: &trace, acknowledged: &acknowledged, kafka: None };
+        let outcome = history.cut(&cuts, &Rng::new(0));
+        assert!(outcome.failures.is_empty(), "killed at step {step}: {:#?}", outcome.failures);
+    }
+    assert!(starts > 0, "some starts take fewer than {steps} steps, so that all were tried");
+}
