@@ -22,8 +22,8 @@ pub enum AppendError {
     /// `wal.max_bytes` is reached.
     #[error("the log has reached wal.max_bytes")]
     LogFull,
-    /// The file system has less than `wal.min_free_bytes` left.
-    #[error("the disk has less free space than wal.min_free_bytes")]
+    /// The file system has less than `wal.min_free_bytes` left, or takes no further segment.
+    #[error("the log has no room left on its disk")]
     DiskFull,
     /// The log stopped, by order or by an error.
     #[error("the log has stopped")]

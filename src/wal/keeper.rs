@@ -37,6 +37,8 @@ pub(super) struct Keeper {
     spares: SyncSender<Segment>,
     state: Arc<State>,
     room: Result<(), AppendError>,
+    /// Whether the last attempt to make a segment failed, and was reported.
+    failing: bool,
 }
 
 impl Keeper {
@@ -57,6 +59,7 @@ impl Keeper {
             spares,
             state,
             room: Ok(()),
+            failing: false,
         };
         (keeper, ready)
     }
@@ -117,13 +120,18 @@ impl Keeper {
     fn make_spare(&mut self) -> bool {
         match Segment::create(&self.segments, self.next_number) {
             Ok(segment) => {
+                if std::mem::take(&mut self.failing) {
+                    tracing::info!("segments can be made again");
+                }
                 self.next_number += 1;
                 // The channel has room for the one spare; without a writer it is not wanted.
                 let _ = self.spares.try_send(segment);
                 true
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot make a segment; trying again");
+                if !std::mem::replace(&mut self.failing, true) {
+                    tracing::error!(%error, "cannot make a segment; trying again until it works");
+                }
                 false
             }
         }

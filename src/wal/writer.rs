@@ -3,7 +3,7 @@
 //! The size of a group follows the load by itself and nobody waits for a timer.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use super::appender::{Append, AppendError, Inbox};
@@ -17,9 +17,10 @@ use crate::record::Lsn;
 
 /// Records committed at once. More would only make the first of them wait longer.
 const GROUP_MAX: usize = 2048;
-/// A segment that has outgrown its size this many times waits for its successor,
+/// A segment takes no more when it has outgrown its size this many times, which it does only when
+/// no other can be made: sled keeps all of it in memory.
 const OVERGROWN: u64 = 4;
-/// at most this long at a time, so that senders are told.
+/// Senders are refused when no segment has come within this time.
 const SPARE_WAIT: Duration = Duration::from_secs(1);
 
 pub(super) struct Writer {
@@ -77,7 +78,15 @@ impl Writer {
     }
 
     fn room(&self) -> Result<(), AppendError> {
-        if self.active.is_none() { Err(AppendError::DiskFull) } else { self.state.room() }
+        if self.needs_segment() { Err(AppendError::DiskFull) } else { self.state.room() }
+    }
+
+    /// Whether there is no segment that could take a group.
+    fn needs_segment(&self) -> bool {
+        self.active.as_ref().is_none_or(|active| {
+            let bytes = active.segment.disk_bytes();
+            bytes.is_ok_and(|bytes| bytes >= OVERGROWN * SEGMENT_BYTES)
+        })
     }
 
     /// Makes the group durable and returns the first record's place.
@@ -114,21 +123,16 @@ impl Writer {
 
     /// Goes on to the spare segment when there is none yet or the active one is full.
     ///
-    /// A spare that is not ready is waited for only when the active segment is far over its size.
+    /// A spare that is not ready is waited for only when nothing can be written without it.
     fn rotate(&mut self) -> Result<(), StoreError> {
-        let bytes = match &self.active {
-            Some(active) if !active.segment.is_full() => return Ok(()),
-            Some(active) => active.segment.disk_bytes().unwrap_or(0),
-            None => u64::MAX,
-        };
-        let spare = match self.spares.try_recv() {
-            Err(TryRecvError::Empty) if bytes < OVERGROWN * SEGMENT_BYTES => return Ok(()),
-            Err(TryRecvError::Empty) => match self.spares.recv_timeout(SPARE_WAIT) {
-                Ok(spare) => spare,
-                Err(_) => return Ok(()),
-            },
-            Err(TryRecvError::Disconnected) => return Err(StoreError::Panicked("keeper")),
+        if self.active.as_ref().is_some_and(|active| !active.segment.is_full()) {
+            return Ok(());
+        }
+        let wait = if self.needs_segment() { SPARE_WAIT } else { Duration::ZERO };
+        let spare = match self.spares.recv_timeout(wait) {
             Ok(spare) => spare,
+            Err(RecvTimeoutError::Timeout) => return Ok(()),
+            Err(RecvTimeoutError::Disconnected) => return Err(StoreError::Panicked("keeper")),
         };
         let number = spare.number();
         // A keeper that is gone shows at the next rotation.

@@ -1,0 +1,289 @@
+//! Disks that fill up and disks that fail: nothing is answered 200 that is not there afterwards,
+//! what is stored is still read and freed, and intake comes back by itself.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod log_support;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use livebridge::record::{Entry, Lsn, Record};
+use livebridge::wal::{self, AppendError, StoreError};
+use log_support::{OpenLog, block_on, config, record, segment_dirs, temp_dir, visit};
+
+const MIB: u64 = 1024 * 1024;
+
+/// A file system of its own, in memory.
+struct Mount {
+    dir: tempfile::TempDir,
+}
+
+impl Mount {
+    /// `None`, and says so, where mounting is not allowed.
+    fn new(options: &str) -> Option<Self> {
+        let dir = temp_dir();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(dir.path());
+        if mount.output().is_ok_and(|done| done.status.success()) {
+            return Some(Self { dir });
+        }
+        eprintln!("SKIPPED: mounting needs root");
+        None
+    }
+
+    fn log_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    fn free_bytes(&self) -> u64 {
+        wal::free_bytes(self.dir.path()).unwrap()
+    }
+
+    /// Takes all the space but `left` bytes.
+    fn fill(&self, left: u64) -> Filler {
+        let path = self.dir.path().join("filler");
+        let mut file = File::create(&path).unwrap();
+        let block = [0x55; 4096];
+        while self.free_bytes() >= left + 4096 && file.write_all(&block).is_ok() {}
+        Filler(path)
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // Lazily: threads of a killed log may not be done yet.
+        let _ = Command::new("umount").arg("-l").arg(self.dir.path()).status();
+    }
+}
+
+/// A file in the way, until it is dropped.
+struct Filler(PathBuf);
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Appends records until one is refused, at most `max`; returns those acknowledged and the refusal.
+fn append_until_refused(log: &OpenLog, first: u64, max: u64) -> (Vec<Entry>, Option<AppendError>) {
+    let mut acknowledged = Vec::new();
+    for number in first..first + max {
+        let record = record(number, 100_000);
+        match append_one(log, record.clone()) {
+            Ok(lsn) => acknowledged.push(Entry { lsn, record }),
+            Err(error) => return (acknowledged, Some(error)),
+        }
+    }
+    (acknowledged, None)
+}
+
+fn append_one(log: &OpenLog, record: Record) -> Result<Lsn, AppendError> {
+    let within = Duration::from_secs(10);
+    let outcome =
+        block_on(async { tokio::time::timeout(within, log.appender.append(record)).await });
+    outcome.expect("an append is answered within the deadline")
+}
+
+/// Waits until an append is taken again.
+fn wait_for_room(log: &OpenLog, record: &Record) -> Lsn {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match append_one(log, record.clone()) {
+            Ok(lsn) => return lsn,
+            Err(AppendError::Failed) => panic!("the log ended"),
+            Err(error) => assert!(Instant::now() < deadline, "intake resumes by itself: {error}"),
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn release_all(log: &mut OpenLog, last: Lsn) {
+    log.reader.release(last, None);
+    assert_eq!(log.log.stored().records, 0);
+}
+
+/// All of `acknowledged`, in order; others may lie between them that were never acknowledged.
+fn assert_contains(read: &[Entry], acknowledged: &[Entry]) {
+    let mut read = read.iter();
+    for entry in acknowledged {
+        assert!(read.any(|other| other == entry), "{} is lost", entry.lsn);
+    }
+}
+
+#[test]
+fn appends_are_refused_before_the_disk_is_full_and_taken_again_when_there_is_room() {
+    let Some(mount) = Mount::new("size=352m") else { return };
+    let floor = 192 * MIB;
+    let config = wal::Config { min_free_bytes: floor, ..config(&mount.log_dir()) };
+    let mut log = OpenLog::open_with(&config).unwrap();
+    let mut number = 0;
+    for _ in 0..2 {
+        let (acknowledged, refused) = append_until_refused(&log, number, 4000);
+        number += 4000;
+        assert_eq!(refused, Some(AppendError::DiskFull));
+        assert_eq!(log.log.probe().ready(), Err(AppendError::DiskFull));
+        assert!(mount.free_bytes() < floor, "there was room");
+        assert!(mount.free_bytes() > MIB, "{} bytes are left", mount.free_bytes());
+        // What is stored can still be published, and that makes room.
+        assert_eq!(log.read(), acknowledged);
+        release_all(&mut log, acknowledged.last().unwrap().lsn);
+        let last = wait_for_room(&log, &record(number - 1, 100));
+        assert_eq!(log.read().len(), 1);
+        log.reader.release(last, None);
+    }
+    log.close().unwrap();
+}
+
+#[test]
+fn the_limit_of_the_log_itself_is_kept_and_let_go() {
+    let dir = temp_dir();
+    let limit = 80 * MIB;
+    let config = wal::Config { max_bytes: limit, ..config(dir.path()) };
+    let mut log = OpenLog::open_with(&config).unwrap();
+    let (acknowledged, refused) = append_until_refused(&log, 0, 4000);
+    assert_eq!(refused, Some(AppendError::LogFull));
+    let bytes = log.log.stored().disk_bytes;
+    // It is looked at ten times a second, later when the keeper has a segment to close.
+    assert!((limit..limit + 256 * MIB).contains(&bytes), "{bytes} bytes");
+    assert_eq!(log.read(), acknowledged);
+    release_all(&mut log, acknowledged.last().unwrap().lsn);
+    wait_for_room(&log, &record(9999, 100));
+    log.close().unwrap();
+}
+
+/// Without a floor the disk is found to be full by a commit that fails.
+#[test]
+fn a_full_disk_ends_the_log_and_loses_nothing() {
+    for left in [0, 3000, 40_000, 90_000, 600_000, 5_000_000] {
+        let Some(mount) = Mount::new("size=48m") else { return };
+        let log = OpenLog::open(&mount.log_dir()).unwrap();
+        let (mut acknowledged, refused) = append_until_refused(&log, 0, 20);
+        assert_eq!(refused, None);
+        let filler = mount.fill(left);
+        let (more, refused) = append_until_refused(&log, 100, 1000);
+        acknowledged.extend(more);
+        assert_eq!(refused, Some(AppendError::Failed), "with {left} bytes left");
+        assert_eq!(append_one(&log, record(1, 1)), Err(AppendError::Failed));
+        let ended = close_within(log, Duration::from_secs(10));
+        assert!(matches!(ended, Err(StoreError::Io { .. } | StoreError::Sled { .. })), "{ended:?}");
+        assert_contains(&visit(&mount.log_dir()), &acknowledged);
+
+        // While the disk is full: the log opens, refuses, and can be read.
+        let mut log = OpenLog::open(&mount.log_dir()).unwrap();
+        let (more, refused) = append_until_refused(&log, 2000, 3);
+        assert!(
+            matches!(refused, Some(AppendError::DiskFull | AppendError::Failed)),
+            "{refused:?}"
+        );
+        acknowledged.extend(more);
+        let read = log.read();
+        assert_contains(&read, &acknowledged);
+        if refused == Some(AppendError::DiskFull) {
+            drop(filler);
+            wait_for_room(&log, &record(3000, 100_000));
+            let read = log.read();
+            assert_eq!(read.len(), 1);
+            log.close().unwrap();
+        } else {
+            let ended = close_within(log, Duration::from_secs(10));
+            assert!(ended.is_err());
+            drop(filler);
+        }
+
+        // With space again: everything is there, and the log works.
+        let log = OpenLog::open(&mount.log_dir()).unwrap();
+        assert_contains(&visit(&mount.log_dir()), &acknowledged);
+        log.append_all(vec![record(4000, 100_000)]);
+        log.close().unwrap();
+    }
+}
+
+/// Publishing alone must get a log out of a disk that it has filled itself.
+#[test]
+fn a_disk_that_the_log_filled_is_freed_by_publishing_what_it_holds() {
+    for segments in [1, 2] {
+        let Some(mount) = Mount::new(&format!("size={}m", 34 * segments)) else { return };
+        let log = OpenLog::open(&mount.log_dir()).unwrap();
+        let (acknowledged, refused) = append_until_refused(&log, 0, 4000);
+        assert_eq!(refused, Some(AppendError::Failed));
+        close_within(log, Duration::from_secs(10)).unwrap_err();
+
+        let filler = mount.fill(0);
+        let mut log = OpenLog::open(&mount.log_dir()).unwrap();
+        let read = log.read();
+        assert_contains(&read, &acknowledged);
+        release_all(&mut log, read.last().unwrap().lsn);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while mount.free_bytes() < MIB {
+            assert!(Instant::now() < deadline, "what is published is freed");
+            thread::sleep(Duration::from_millis(10));
+        }
+        let last = wait_for_room(&log, &record(6000, 100_000));
+        assert!(last > read.last().unwrap().lsn, "LSNs go on");
+        log.close().unwrap();
+        drop(filler);
+    }
+}
+
+/// What a full disk left half made is in nobody's way.
+#[test]
+fn a_segment_that_could_not_be_made_is_made_when_there_is_room() {
+    let Some(mount) = Mount::new("size=16m") else { return };
+    let log = OpenLog::open(&mount.log_dir()).unwrap();
+    let acknowledged = append_until_refused(&log, 0, 10).0;
+    log.close().unwrap();
+    // The spare: without it, the last segment is one with records, and a new one takes new space.
+    for spare in &segment_dirs(&mount.log_dir())[1..] {
+        fs::remove_dir_all(spare).unwrap();
+    }
+    let filler = mount.fill(0);
+    let mut log = OpenLog::open(&mount.log_dir()).unwrap();
+    assert_eq!(append_one(&log, record(100, 100)), Err(AppendError::DiskFull));
+    assert_eq!(log.read(), acknowledged);
+    drop(filler);
+    wait_for_room(&log, &record(200, 100));
+    log.close().unwrap();
+}
+
+/// Inodes run out as well, and then new segments cannot be made, while the old one could grow.
+#[test]
+fn a_log_that_cannot_make_segments_refuses_before_its_last_one_is_too_large() {
+    for inodes_left in [0, 1, 3] {
+        let Some(mount) = Mount::new("size=400m,nr_inodes=60") else { return };
+        let log = OpenLog::open(&mount.log_dir()).unwrap();
+        assert_eq!(append_until_refused(&log, 0, 3).1, None);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while segment_dirs(&mount.log_dir()).len() < 2 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
+        let in_the_way: Vec<_> = (0..100)
+            .map(|number| mount.dir.path().join(format!("file-{number}")))
+            .take_while(|path| File::create(path).is_ok())
+            .collect();
+        for path in in_the_way.iter().take(inodes_left) {
+            fs::remove_file(path).unwrap();
+        }
+        let (acknowledged, refused) = append_until_refused(&log, 10, 3000);
+        assert_eq!(refused, Some(AppendError::DiskFull), "after {} records", acknowledged.len());
+        let bytes = log.log.stored().disk_bytes;
+        assert!(bytes < 256 * MIB, "{bytes} bytes");
+        for path in in_the_way.iter().skip(inodes_left) {
+            fs::remove_file(path).unwrap();
+        }
+        wait_for_room(&log, &record(9999, 100));
+        assert_contains(&visit(&mount.log_dir()), &acknowledged);
+        log.close().unwrap();
+    }
+}
+
+fn close_within(log: OpenLog, within: Duration) -> Result<(), StoreError> {
+    let (done, closed) = std::sync::mpsc::channel();
+    thread::spawn(move || done.send(log.close()));
+    closed.recv_timeout(within).expect("the log ends within the deadline")
+}
