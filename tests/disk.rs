@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "disk/faults.rs"]
+mod faults;
 mod log_support;
 
 use std::fs::{self, File};

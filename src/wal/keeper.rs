@@ -139,7 +139,7 @@ impl Keeper {
 
     fn close(&self, segment: Segment, records: u32) {
         let number = segment.number();
-        segment.close();
+        drop(segment);
         let dir = store::segment_dir(&self.segments, number);
         if let Err(error) = store::mark_closed(&dir, number, records) {
             tracing::debug!(%error, path = %dir.display(), "cannot mark a segment as closed");

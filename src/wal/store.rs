@@ -8,6 +8,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -63,14 +64,21 @@ pub enum StoreError {
     Panicked(&'static str),
 }
 
+const DROPPED_LAST: &str = "the database is there until the segment is dropped";
+
 /// The segment being written.
 pub(super) struct Segment {
     number: u32,
-    db: sled::Db,
+    /// There until the segment is dropped.
+    database: Option<Database>,
     data: File,
-    tree: sled::Tree,
     tree_values: u32,
     trees: u32,
+}
+
+struct Database {
+    db: sled::Db,
+    tree: sled::Tree,
 }
 
 impl std::fmt::Debug for Segment {
@@ -159,7 +167,8 @@ impl Segment {
         sync_dir(&dir).map_err(io)?;
         sync_dir(segments).map_err(io)?;
         let data = File::open(data_file(&dir)).map_err(io)?;
-        Ok(Self { number, db, data, tree, tree_values: 0, trees: 1 })
+        let database = Some(Database { db, tree });
+        Ok(Self { number, database, data, tree_values: 0, trees: 1 })
     }
 
     pub(super) fn number(&self) -> u32 {
@@ -178,13 +187,14 @@ impl Segment {
             path: PathBuf::from(self.number.to_string()),
             cause,
         };
+        let Database { db, tree } = self.database.as_mut().expect(DROPPED_LAST);
         if self.tree_values == TREE_VALUES_MAX {
-            self.tree = open_tree(&self.db, self.trees).map_err(sled)?;
+            *tree = open_tree(db, self.trees).map_err(sled)?;
             self.trees += 1;
             self.tree_values = 0;
         }
         let value = sled::IVec::from(frame);
-        self.tree.insert(first.as_u64().to_be_bytes(), value.clone()).map_err(sled)?;
+        tree.insert(first.as_u64().to_be_bytes(), value.clone()).map_err(sled)?;
         self.tree_values += 1;
         Ok(Bytes::from_owner(value))
     }
@@ -192,7 +202,8 @@ impl Segment {
     /// Makes everything appended durable.
     pub(super) fn sync(&self) -> Result<(), StoreError> {
         let path = || PathBuf::from(self.number.to_string());
-        self.db.flush().map_err(|cause| StoreError::Sled {
+        let Database { db, .. } = self.database.as_ref().expect(DROPPED_LAST);
+        db.flush().map_err(|cause| StoreError::Sled {
             what: "flush segment",
             path: path(),
             cause,
@@ -210,9 +221,21 @@ impl Segment {
         full || self.disk_bytes().is_ok_and(|bytes| bytes >= SEGMENT_BYTES)
     }
 
-    /// Closes the database, which takes a while.
-    pub(super) fn close(self) {
-        drop(self);
+    /// Leaves the database as it is, after it failed: closing it would write once more.
+    pub(super) fn abandon(mut self) {
+        std::mem::forget(self.database.take());
+    }
+}
+
+/// Closes the database, which takes a while.
+impl Drop for Segment {
+    fn drop(&mut self) {
+        let database = self.database.take();
+        // sled syncs once more, and panics when that fails. All that was appended is durable.
+        let closed = panic::catch_unwind(AssertUnwindSafe(|| drop(database)));
+        if closed.is_err() {
+            tracing::warn!(segment = self.number, "sled could not close a segment");
+        }
     }
 }
 

@@ -20,7 +20,7 @@ const GROUP_MAX: usize = 2048;
 /// A segment takes no more when it has outgrown its size this many times, which it does only when
 /// no other can be made: sled keeps all of it in memory.
 const OVERGROWN: u64 = 4;
-/// Senders are refused when no segment has come within this time.
+/// Senders are refused when no segment has come within this time, and then at once until one comes.
 const SPARE_WAIT: Duration = Duration::from_secs(1);
 
 pub(super) struct Writer {
@@ -31,6 +31,8 @@ pub(super) struct Writer {
     jobs: Sender<Job>,
     builder: Builder,
     active: Option<Active>,
+    /// Whether a segment was waited for in vain.
+    starving: bool,
 }
 
 /// The segment that takes records now.
@@ -47,12 +49,32 @@ impl Writer {
         spares: Receiver<Segment>,
         jobs: Sender<Job>,
     ) -> Self {
-        Self { log, inbox, state, spares, jobs, builder: Builder::new(), active: None }
+        Self {
+            log,
+            inbox,
+            state,
+            spares,
+            jobs,
+            builder: Builder::new(),
+            active: None,
+            starving: false,
+        }
     }
 
     /// Commits groups until every appender is gone, or until a commit fails: then its group and
     /// whatever waits are answered with an error, and the log takes nothing more (I6).
     pub(super) fn run(mut self) -> Result<(), StoreError> {
+        let end = self.commit_groups();
+        if let Some(active) = self.active.take() {
+            match end {
+                Ok(()) => self.retire(active),
+                Err(_) => active.segment.abandon(),
+            }
+        }
+        end
+    }
+
+    fn commit_groups(&mut self) -> Result<(), StoreError> {
         let mut group = Vec::with_capacity(GROUP_MAX);
         while self.inbox.blocking_recv_many(&mut group, GROUP_MAX) > 0 {
             self.rotate()?;
@@ -70,9 +92,6 @@ impl Writer {
                     return Err(error);
                 }
             }
-        }
-        if let Some(active) = self.active.take() {
-            self.retire(active);
         }
         Ok(())
     }
@@ -128,12 +147,17 @@ impl Writer {
         if self.active.as_ref().is_some_and(|active| !active.segment.is_full()) {
             return Ok(());
         }
-        let wait = if self.needs_segment() { SPARE_WAIT } else { Duration::ZERO };
+        let needed = self.needs_segment();
+        let wait = if needed && !self.starving { SPARE_WAIT } else { Duration::ZERO };
         let spare = match self.spares.recv_timeout(wait) {
             Ok(spare) => spare,
-            Err(RecvTimeoutError::Timeout) => return Ok(()),
+            Err(RecvTimeoutError::Timeout) => {
+                self.starving = needed;
+                return Ok(());
+            }
             Err(RecvTimeoutError::Disconnected) => return Err(StoreError::Panicked("keeper")),
         };
+        self.starving = false;
         let number = spare.number();
         // A keeper that is gone shows at the next rotation.
         let _ = self.jobs.send(Job::MakeSpare);
