@@ -1,0 +1,521 @@
+//! The command line as people use it: dev, send, check, wal.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use livebridge::kafka::embedded::Embedded;
+use livebridge::publisher::Topics;
+use livebridge::record::EventType;
+use livebridge::wal::LogId;
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+#[path = "support/metrics.rs"]
+mod metrics;
+#[path = "support/process.rs"]
+mod process;
+#[path = "support/wire.rs"]
+mod wire;
+
+use process::{Finished, Running, livebridge, run};
+use wire::{exchange, post};
+
+/// Where no Kafka is: a port that nobody may listen on.
+const NOWHERE: &str = "127.0.0.1:1";
+
+fn topics() -> Topics {
+    Topics::new("live", &BTreeMap::new()).unwrap()
+}
+
+/// What is printed for a `200` of so many callbacks.
+fn all_taken(count: u32) -> String {
+    format!("{count} × 200\n")
+}
+
+mod dev {
+    use super::*;
+
+    /// A `dev` with its own temporary directory.
+    fn start(arguments: &[&str]) -> (Running, TempDir) {
+        let temporary = tempfile::tempdir().unwrap();
+        let listen = ["dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+        let mut command = livebridge(&[&listen, arguments].concat());
+        (Running::start(command.env("TMPDIR", temporary.path())), temporary)
+    }
+
+    #[test]
+    fn prints_an_event_of_every_topic_and_a_curl_line_that_works() {
+        let (mut dev, temporary) = start(&["--samples", "50"]);
+        let curl = dev.stdout.wait_for(|line| {
+            line.trim_start().starts_with("curl ").then(|| line.trim().to_owned())
+        });
+        let answer = Command::new("sh").args(["-c", &format!("{curl} -s")]).output().unwrap();
+        assert!(answer.status.success(), "{answer:?}");
+        assert_eq!(String::from_utf8(answer.stdout).unwrap(), "{\"code\":0}");
+        dev.stdout.wait_for(|line| {
+            (line.starts_with("live.push ") && line.contains("key=my-stream")).then_some(())
+        });
+        for (_, name) in EventType::known() {
+            let topic = format!("live.{name} ");
+            dev.stdout.wait_for(|line| line.starts_with(&topic).then_some(()));
+        }
+
+        // Every fourth sample was sent twice, and none of them landed twice.
+        let admin = dev.address("admin listening");
+        let absorbed = metrics::scrape(admin)["livebridge_duplicates_total"];
+        assert!(absorbed >= 1.0, "{absorbed}");
+        dev.signal(Signal::INT);
+        assert_eq!(dev.wait(), Some(0), "{}", dev.stderr.text());
+        let text = dev.stdout.text();
+        let events: Vec<&str> = text.lines().filter(|line| line.contains(" id=")).collect();
+        let places: BTreeSet<String> = events
+            .iter()
+            .map(|line| line.split_whitespace().take(2).collect::<Vec<_>>().join(" "))
+            .collect();
+        assert_eq!(places.len(), events.len(), "each was printed once");
+        let last = text.lines().last().unwrap();
+        assert_eq!(last, format!("{} events landed in Kafka.", events.len()));
+        let left: Vec<_> = fs::read_dir(temporary.path()).unwrap().collect();
+        assert!(left.is_empty(), "nothing is left behind: {left:?}");
+    }
+
+    #[test]
+    fn stops_by_itself_when_told_to() {
+        let started = Instant::now();
+        let (mut dev, _temporary) = start(&["--for", "1s"]);
+        assert_eq!(dev.wait(), Some(0), "{}", dev.stderr.text());
+        assert!(started.elapsed() >= Duration::from_secs(1));
+        let text = dev.stdout.text();
+        assert!(text.contains("start with --samples 2"), "{text}");
+        assert_eq!(text.lines().last(), Some("0 events landed in Kafka."));
+    }
+
+    #[test]
+    fn keeps_the_log_where_it_is_told_to_and_takes_no_settings_from_the_environment() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("kept");
+        let (mut dev, _temporary) =
+            start(&["--for", "500ms", "--dir", log.to_str().unwrap(), "--key", "k"]);
+        assert_eq!(dev.wait(), Some(0), "{}", dev.stderr.text());
+        assert!(log.is_dir());
+        assert!(dev.stdout.text().contains("(key \"k\")"));
+    }
+
+    #[test]
+    fn takes_what_send_sends() {
+        let (dev, _temporary) = start(&[]);
+        let url = format!("http://{}/callback", dev.address("intake listening"));
+        let admin = dev.address("admin listening");
+        let send_with = |arguments: &[&str]| -> Finished {
+            let fixed = ["send", "--url", &url, "--key", "dev-callback-key"];
+            run(&mut livebridge(&[&fixed, arguments].concat()))
+        };
+
+        // All types in turn, as fast as they are answered, on several connections.
+        let sent = send_with(&["--count", "360", "--connections", "4"]);
+        assert_eq!(sent.code, Some(0), "{sent:?}");
+        assert!(sent.stdout.starts_with(&all_taken(360)), "{sent:?}");
+        assert!(sent.stdout.contains("360 answers in "), "{sent:?}");
+        assert!(sent.stdout.contains(" 0 took more than one try"), "{sent:?}");
+        let series = metrics::scrape(admin);
+        for (_, name) in EventType::known() {
+            let taken =
+                &series[&format!("livebridge_callbacks_accepted_total{{event_type=\"{name}\"}}")];
+            assert_eq!(taken.to_string(), "20", "{name}");
+        }
+
+        // Each several times: taken as often, landed once.
+        let sent = send_with(&["--event-type", "push", "--count", "5", "--repeat", "3"]);
+        assert_eq!((sent.code, sent.stdout.lines().next()), (Some(0), Some("15 × 200")));
+        let started = Instant::now();
+        let published = "livebridge_published_total{event_type=\"push\"}";
+        let duplicates = "livebridge_duplicates_total";
+        loop {
+            let series = metrics::scrape(admin);
+            if series[published].to_string() == "25" && series[duplicates].to_string() == "10" {
+                break;
+            }
+            assert!(started.elapsed() < wire::PATIENCE, "{series:?}");
+            thread::sleep(Duration::from_millis(50));
+        }
+
+        // By number, at a rate.
+        let started = Instant::now();
+        let sent = send_with(&["--event-type", "100", "--count", "11", "--rate", "20"]);
+        assert!(sent.stdout.starts_with(&all_taken(11)), "{sent:?}");
+        assert!(started.elapsed() >= Duration::from_millis(500), "{:?}", started.elapsed());
+
+        // Nothing is an answer, too.
+        let sent = send_with(&["--count", "0"]);
+        assert_eq!((sent.code, sent.stdout.starts_with("0 answers")), (Some(0), true), "{sent:?}");
+
+        // What is refused is told by status and reason.
+        let refused = run(&mut livebridge(&[
+            "send",
+            "--url",
+            &url,
+            "--key",
+            "another",
+            "--count",
+            "2",
+            "--retries",
+            "0",
+        ]));
+        assert_eq!(refused.code, Some(1));
+        let first = refused.stdout.lines().next().unwrap();
+        assert!(first.starts_with("2 × 401 {\"code\":401,"), "{first}");
+        let mut command = livebridge(&["send", "--url", &url, "--retries", "0"]);
+        let unsigned = run(&mut command);
+        assert_eq!(unsigned.code, Some(1));
+        assert!(unsigned.stdout.contains("no signature"), "{unsigned:?}");
+        let keyed = run(command.env("LIVEBRIDGE_SEND_KEY", "dev-callback-key"));
+        assert_eq!(keyed.code, Some(0), "{keyed:?}");
+    }
+}
+
+mod send {
+    use super::*;
+
+    /// A server that gives each request the next of `answers` and keeps the bodies.
+    fn server(answers: &'static [&'static str]) -> (String, Arc<Mutex<Vec<String>>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/somewhere?a=b", listener.local_addr().unwrap());
+        let bodies = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&bodies);
+        thread::spawn(move || {
+            for answer in answers {
+                let (stream, _) = listener.accept().unwrap();
+                let mut reader = BufReader::new(stream);
+                let mut length = 0;
+                let mut line = String::new();
+                loop {
+                    line.clear();
+                    reader.read_line(&mut line).unwrap();
+                    if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                        length = value.trim().parse().unwrap();
+                    }
+                    if line == "\r\n" {
+                        break;
+                    }
+                }
+                let mut body = vec![0; length];
+                reader.read_exact(&mut body).unwrap();
+                kept.lock().unwrap().push(String::from_utf8(body).unwrap());
+                let mut stream = reader.into_inner();
+                let _ = write!(stream, "{answer}Connection: close\r\n\r\n");
+            }
+        });
+        (url, bodies)
+    }
+
+    const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n";
+
+    #[test]
+    fn tries_again_until_it_is_answered_exactly_200() {
+        let (url, bodies) = server(&[
+            "HTTP/1.1 500 No\r\nContent-Length: 0\r\n",
+            "HTTP/1.1 204 Not what Tencent takes\r\n",
+            "HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n",
+            OK,
+        ]);
+        let sent = run(&mut livebridge(&[
+            "send",
+            "--url",
+            &url,
+            "--key",
+            "k",
+            "--event-type",
+            "push",
+            "--retry-interval",
+            "1100ms",
+        ]));
+        assert_eq!(sent.code, Some(0), "{sent:?}");
+        assert!(sent.stdout.starts_with(&all_taken(1)), "{sent:?}");
+        assert!(sent.stdout.contains(" 1 took more than one try"), "{sent:?}");
+        let tries: Vec<Value> =
+            bodies.lock().unwrap().iter().map(|body| serde_json::from_str(body).unwrap()).collect();
+        assert_eq!(tries.len(), 4);
+        assert_ne!(tries[0]["t"], tries[3]["t"], "signed anew");
+        assert_ne!(tries[0]["sign"], tries[3]["sign"]);
+        assert_eq!(tries[0]["sequence"], tries[3]["sequence"], "and the same event");
+    }
+
+    #[test]
+    fn gives_up_after_so_many_tries_and_fails() {
+        let (url, bodies) = server(&["HTTP/1.1 503 Full\r\nContent-Length: 0\r\n"; 3]);
+        let sent = run(&mut livebridge(&[
+            "send",
+            "--url",
+            &url,
+            "--retries",
+            "2",
+            "--retry-interval",
+            "1ms",
+        ]));
+        assert_eq!(sent.code, Some(1), "{sent:?}");
+        assert!(sent.stdout.starts_with("1 × 503"), "{sent:?}");
+        assert_eq!(bodies.lock().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn sends_files_byte_for_byte_and_lines_of_jsonl() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, many) = (dir.path().join("one.json"), dir.path().join("many.jsonl"));
+        fs::write(&one, "{ \"a\" : 1.50 }\r\n").unwrap();
+        fs::write(&many, "{\"b\":1}\n{\"b\":2}\n").unwrap();
+        let (url, bodies) = server(&[OK; 6]);
+        let sent = run(&mut livebridge(&[
+            "send",
+            "--url",
+            &url,
+            "--key",
+            "k",
+            "--count",
+            "2",
+            "--file",
+            one.to_str().unwrap(),
+            many.to_str().unwrap(),
+        ]));
+        assert_eq!(sent.code, Some(0), "{sent:?}");
+        let three = ["{ \"a\" : 1.50 }\r\n", "{\"b\":1}", "{\"b\":2}"];
+        assert_eq!(*bodies.lock().unwrap(), [three, three].concat());
+    }
+
+    #[test]
+    fn says_what_it_cannot_do() {
+        for (arguments, code, says) in [
+            (&["--url", "https://127.0.0.1/"][..], 64, "https is not spoken here"),
+            (&["--url", "127.0.0.1:8080"], 64, "not a URL"),
+            (&["--event-type", "pull"], 64, "\"pull\""),
+            (&["--key", " "], 64, "--key is empty"),
+        ] {
+            let sent = run(&mut livebridge(&[&["send"], arguments].concat()));
+            assert_eq!(sent.code, Some(code), "{arguments:?}: {sent:?}");
+            assert!(sent.stderr.contains(says), "{arguments:?}: {sent:?}");
+        }
+        let url = format!("http://{NOWHERE}/");
+        let sent = run(&mut livebridge(&["send", "--url", &url, "--retries", "0"]));
+        assert_eq!(sent.code, Some(1));
+        assert!(sent.stdout.starts_with("1 × cannot connect"), "{sent:?}");
+    }
+}
+
+/// A configuration file, with the log beside it.
+struct Home(TempDir);
+
+impl Home {
+    fn new(brokers: &str, more: &str) -> Self {
+        let home = Self(tempfile::tempdir().unwrap());
+        let config = format!(
+            "[http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
+             [wal]\ndir = \"{}\"\nmin_free_bytes = 0\nmax_bytes = \"1MiB\"\n\
+             [callback]\nkeys = [\"k\"]\nunsigned = [\"push\"]\n\
+             [kafka]\nbrokers = \"{brokers}\"\ninstance = \"cli-test\"\n{more}",
+            home.log().display()
+        );
+        fs::write(home.0.path().join("livebridge.toml"), config).unwrap();
+        home
+    }
+
+    fn log(&self) -> PathBuf {
+        self.0.path().join("log")
+    }
+
+    fn command(&self, name: &str) -> Command {
+        let config = self.0.path().join("livebridge.toml");
+        livebridge(&[name, "--config", config.to_str().unwrap()])
+    }
+}
+
+mod check {
+    use super::*;
+
+    #[test]
+    fn finds_nothing_wrong_with_what_works() {
+        let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
+        let home = Home::new(&kafka.brokers(), "");
+        let checked = run(&mut home.command("check"));
+        assert_eq!(checked.code, Some(0), "{checked:?}");
+        for what in [
+            "config",
+            "directory",
+            "disk",
+            "log",
+            "clock",
+            "keys",
+            "Kafka",
+            "topics",
+            "transactions",
+        ] {
+            let line = checked.stdout.lines().find(|line| line[6..].starts_with(what));
+            assert!(line.is_some_and(|line| line.starts_with("ok ")), "{what}: {checked:?}");
+        }
+        assert!(checked.stdout.ends_with("9 findings, 0 bad\n"), "{checked:?}");
+    }
+
+    #[test]
+    fn tells_missing_topics_and_whether_they_will_be_made() {
+        let some = topics();
+        let some: Vec<&str> = some.all().into_iter().filter(|name| *name != "live.push").collect();
+        let kafka = Embedded::start(&some, 1, topics().ledger()).unwrap();
+        let checked = run(&mut Home::new(&kafka.brokers(), "").command("check"));
+        assert_eq!(checked.code, Some(0), "{checked:?}");
+        assert!(checked.stdout.contains("serve will create live.push\n"), "{checked:?}");
+        let checked =
+            run(&mut Home::new(&kafka.brokers(), "create_topics = false").command("check"));
+        assert_eq!(checked.code, Some(1), "{checked:?}");
+        assert!(checked.stdout.contains("BAD   topics"), "{checked:?}");
+        assert!(
+            checked.stdout.contains("live.push; create them or set kafka.create_topics = true")
+        );
+    }
+
+    #[test]
+    fn says_what_to_do_when_kafka_is_not_there() {
+        let checked = run(&mut Home::new(NOWHERE, "").command("check"));
+        assert_eq!(checked.code, Some(1), "{checked:?}");
+        let line = checked.stdout.lines().find(|line| line.starts_with("BAD")).unwrap();
+        assert!(line.contains("Kafka does not answer"), "{line}");
+        assert!(line.contains("check kafka.brokers and the network"), "{line}");
+        assert!(checked.stdout.ends_with(" 1 bad\n"), "{checked:?}");
+    }
+
+    #[test]
+    fn says_what_to_do_about_a_directory_that_cannot_be_written() {
+        let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
+        let home = Home::new(&kafka.brokers(), "");
+        fs::write(home.log(), "a file where the directory belongs").unwrap();
+        let checked = run(&mut home.command("check"));
+        assert_eq!(checked.code, Some(1));
+        let line = checked.stdout.lines().find(|line| line.contains("directory")).unwrap();
+        assert!(line.starts_with("BAD") && line.ends_with("set wal.dir"), "{line}");
+    }
+}
+
+mod wal {
+    use super::*;
+
+    #[test]
+    fn is_read_while_serve_writes_it() {
+        let home = Home::new(NOWHERE, "");
+        let serving = Running::start(&mut home.command("serve"));
+        let intake: SocketAddr = serving.address("intake listening");
+        let dir = home.log();
+        let wal =
+            |command: &str| run(&mut livebridge(&["wal", command, "--dir", dir.to_str().unwrap()]));
+
+        let status = wal("status");
+        assert_eq!(
+            (status.code, status.stdout.as_str()),
+            (Some(0), "records      0\nquarantined  0\n")
+        );
+        assert_eq!(wal("export").stdout, "");
+
+        let bodies = [
+            r#"{"event_type":1,"stream_id":"一","event_time":1703731478,"n":1.50}"#,
+            r#"{"event_type":1,"stream_id":null}"#,
+            r#"{"event_type":"1", "stream_id":"a"}"#,
+        ];
+        for body in bodies {
+            assert_eq!(exchange(intake, post("/callback", body)).unwrap().status, 200);
+        }
+        let exported = wal("export");
+        assert_eq!(exported.code, Some(0), "{exported:?}");
+        let lines: Vec<Value> =
+            exported.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.iter().map(|line| &line["body"]).collect::<Vec<_>>(), bodies);
+        let names: Vec<&String> = lines[0].as_object().unwrap().keys().collect();
+        let expected = ["body", "event_type", "id", "key", "lsn", "occurred_at", "received_at"];
+        assert_eq!(names, expected);
+        assert_eq!(lines[0]["event_type"], 1);
+        assert_eq!(lines[0]["key"], "一");
+        assert_eq!(lines[0]["occurred_at"], "2023-12-28T02:44:38.000Z");
+        assert_eq!((&lines[1]["key"], &lines[1]["occurred_at"]), (&Value::Null, &Value::Null));
+        for (number, line) in lines.iter().enumerate() {
+            let lsn = line["lsn"].as_str().unwrap();
+            assert!(lsn.ends_with(&format!(".{}", number + 1)), "{lsn}");
+            assert_eq!(line["id"].as_str().unwrap().len(), 32);
+        }
+        let status = wal("status");
+        let mut lines = status.stdout.lines();
+        assert_eq!(lines.next(), Some("records      3"));
+        assert_eq!(lines.next(), Some("  push                 3"));
+        assert!(lines.next().unwrap().starts_with("received     20"), "{status:?}");
+        assert_eq!(lines.next(), Some("quarantined  0"));
+
+        // The directory may also come by the variable that serve reads.
+        let mut command = livebridge(&["wal", "status"]);
+        let by_variable = run(command.env("LIVEBRIDGE_WAL_DIR", &dir));
+        assert_eq!(by_variable.stdout, status.stdout);
+        // And serve has not noticed.
+        assert_eq!(exchange(intake, post("/callback", bodies[0])).unwrap().status, 200);
+    }
+
+    #[test]
+    fn that_is_not_there_is_told_and_not_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let nothing = dir.path().join("nothing");
+        for command in ["export", "status"] {
+            let finished =
+                run(&mut livebridge(&["wal", command, "--dir", nothing.to_str().unwrap()]));
+            assert_eq!(finished.code, Some(1));
+            let expected = format!("livebridge: there is no log in {}\n", nothing.display());
+            assert_eq!(finished.stderr, expected);
+        }
+        assert!(!nothing.exists());
+        fs::create_dir(&nothing).unwrap();
+        fs::write(nothing.join("log"), "livebridge log, format 99, id x\n").unwrap();
+        let finished = run(&mut livebridge(&["wal", "status", "--dir", nothing.to_str().unwrap()]));
+        assert_eq!(finished.code, Some(1));
+        assert!(finished.stderr.contains("format"), "{finished:?}");
+        assert!(LogId::parse("x").is_none());
+    }
+
+    #[test]
+    fn export_ends_quietly_when_its_reader_does() {
+        let home = Home::new(NOWHERE, "");
+        let serving = Running::start(&mut home.command("serve"));
+        let intake = serving.address("intake listening");
+        let large = format!(r#"{{"event_type":1,"a":"{}"}}"#, "x".repeat(200_000));
+        for _ in 0..3 {
+            assert_eq!(exchange(intake, post("/callback", &large)).unwrap().status, 200);
+        }
+        let dir = home.log();
+        let mut command = livebridge(&["wal", "export", "--dir", dir.to_str().unwrap()]);
+        let mut export = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut first = [0; 10];
+        export.stdout.take().unwrap().read_exact(&mut first).unwrap();
+        let output = export.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+    }
+}
+
+#[test]
+fn every_command_explains_itself() {
+    let help = run(&mut livebridge(&["--help"]));
+    assert_eq!(help.code, Some(0));
+    for command in ["serve", "dev", "check", "send", "wal"] {
+        assert!(help.stdout.contains(&format!("\n  {command} ")), "{help:?}");
+        let own = run(&mut livebridge(&[command, "--help"]));
+        assert_eq!(own.code, Some(0), "{own:?}");
+    }
+    let mut command = livebridge(&["send", "--help"]);
+    let send = run(command.env("LIVEBRIDGE_SEND_KEY", "s3cret"));
+    assert!(!send.stdout.contains("s3cret"), "{send:?}");
+    let none = run(&mut livebridge(&[]));
+    assert_eq!(none.code, Some(2));
+    assert!(none.stderr.contains("Usage"), "{none:?}");
+    let version = run(&mut livebridge(&["--version"]));
+    assert_eq!(version.stdout, concat!("livebridge ", env!("CARGO_PKG_VERSION"), "\n"));
+}
