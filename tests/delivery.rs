@@ -201,7 +201,7 @@ fn every_payload_is_in_its_topic_of_the_real_broker_once_and_byte_for_byte() {
 fn every_payload_is_in_its_topic_of_the_embedded_broker_once_and_byte_for_byte() {
     let prefix = "embedded";
     let names = Topics::new(prefix, &BTreeMap::new()).unwrap();
-    let kafka = Embedded::start(&names.all(), names.ledger()).unwrap();
+    let kafka = Embedded::start(&names.all(), 3, names.ledger()).unwrap();
     let bridge = bridge(prefix, &kafka.brokers(), prefix).set("KAFKA_CREATE_TOPICS", "false");
     bridge.start();
     let expected = send_payloads(&bridge, prefix);

@@ -262,7 +262,7 @@ fn open_connections_are_counted_up_and_down() {
 
 #[test]
 fn a_stop_while_busy_answers_and_publishes_what_was_taken_and_exits_0() {
-    let kafka = Embedded::start(&topics().all(), topics().ledger()).unwrap();
+    let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
     let home = Home::new(&kafka.brokers(), "");
     let mut serving = home.serve();
     let address = serving.intake;
@@ -379,7 +379,7 @@ fn a_port_that_is_taken_is_named_with_its_key() {
 
 #[test]
 fn a_full_log_refuses_until_kafka_is_back_and_then_takes_more_by_itself() {
-    let kafka = Embedded::start(&topics().all(), topics().ledger()).unwrap();
+    let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
     let door = Door::to(kafka.brokers());
     let home = Home::new(&door.address.to_string(), "max_bytes = \"64KiB\"");
     let serving = home.serve();

@@ -44,6 +44,8 @@ pub(super) struct Options {
     key: String,
 }
 
+/// Partitions of each topic of the embedded Kafka.
+const PARTITIONS: i32 = 2;
 /// Characters of a body that fit on a line with the rest.
 const BODY_SHOWN: usize = 100;
 
@@ -51,7 +53,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let key = CallbackKey::new(&options.key).ok_or(CliError::Usage("--key is empty".into()))?;
     let (mut config, temporary) = config(options)?;
     let topics = config.topics.clone();
-    let kafka = Embedded::start(&topics.all(), topics.ledger())
+    let kafka = Embedded::start(&topics.all(), PARTITIONS, topics.ledger())
         .map_err(CliError::other("start the embedded Kafka"))?;
     config.kafka.brokers = kafka.brokers();
     let follower = Follower::new(&config.kafka, &topics.all())

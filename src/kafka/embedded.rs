@@ -3,13 +3,12 @@
 //! It has no isolation and no fencing and keeps a few megabytes per partition: good to try things,
 //! no ground for promises.
 
-use rdkafka::config::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use std::thread;
+use std::time::Duration;
+
 use rdkafka::error::KafkaError;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
-
-use super::METADATA_TIMEOUT;
 
 /// A Kafka that any client reaches as long as this lives.
 pub struct Embedded(MockCluster<'static, DefaultProducerContext>);
@@ -21,21 +20,19 @@ impl std::fmt::Debug for Embedded {
 }
 
 impl Embedded {
-    /// Starts one broker that has `topics` and the `ledger`.
+    /// Starts one broker that has `topics`, each with `partitions`, and the `ledger`.
     ///
     /// # Errors
     /// librdkafka's.
-    pub fn start(topics: &[&str], ledger: &str) -> Result<Self, KafkaError> {
+    pub fn start(topics: &[&str], partitions: i32, ledger: &str) -> Result<Self, KafkaError> {
+        /// librdkafka's thread can miss an order given right after it answered the last, and then
+        /// sleeps for a second.
+        const PAUSE: Duration = Duration::from_millis(2);
         let cluster = MockCluster::new(1)?;
-        // The ledger has one partition. For the others, asking is enough: making each by hand would
-        // take up to a second, because the cluster's thread looks up that rarely.
-        cluster.create_topic(ledger, 1, 1)?;
-        let consumer: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", cluster.bootstrap_servers())
-            .set("allow.auto.create.topics", "true")
-            .create()?;
-        for topic in topics {
-            consumer.fetch_metadata(Some(topic), METADATA_TIMEOUT)?;
+        let all = topics.iter().map(|topic| (*topic, partitions)).chain([(ledger, 1)]);
+        for (topic, partitions) in all {
+            thread::sleep(PAUSE);
+            cluster.create_topic(topic, partitions, 1)?;
         }
         Ok(Self(cluster))
     }
