@@ -116,6 +116,13 @@ fn serve(options: &ConfigFile) -> Result<(), CliError> {
     })
 }
 
+/// How often a second: 0, or a rate that makes for pauses of at most a day.
+fn parse_rate(text: &str) -> Result<f64, String> {
+    const RATES: std::ops::RangeInclusive<f64> = 1.0 / 86400.0..=1e9;
+    let rate = text.parse().ok().filter(|rate| *rate == 0.0 || RATES.contains(rate));
+    rate.ok_or_else(|| "must be 0 or a number of times a second".to_owned())
+}
+
 /// Runs `work` on a runtime for everything but the intake, which has its own.
 fn block_on<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -298,6 +298,10 @@ mod send {
             (&["--url", "127.0.0.1:8080"], 64, "not a URL"),
             (&["--event-type", "pull"], 64, "\"pull\""),
             (&["--key", " "], 64, "--key is empty"),
+            (&["--file", "/nowhere/body.json"], 1, "/nowhere/body.json"),
+            (&["--rate", "-5"], 2, "--rate"),
+            (&["--rate", "NaN"], 2, "--rate"),
+            (&["--rate", "1e-300"], 2, "--rate"),
         ] {
             let sent = run(&mut livebridge(&[&["send"], arguments].concat()));
             assert_eq!(sent.code, Some(code), "{arguments:?}: {sent:?}");
@@ -341,7 +345,7 @@ mod check {
     use super::*;
 
     #[test]
-    fn finds_nothing_wrong_with_what_works() {
+    fn finds_nothing_wrong_with_what_works_and_leaves_nothing_behind() {
         let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
         let home = Home::new(&kafka.brokers(), "");
         let checked = run(&mut home.command("check"));
@@ -361,6 +365,7 @@ mod check {
             assert!(line.is_some_and(|line| line.starts_with("ok ")), "{what}: {checked:?}");
         }
         assert!(checked.stdout.ends_with("9 findings, 0 bad\n"), "{checked:?}");
+        assert!(!home.log().exists(), "not even a directory, which would be root's");
     }
 
     #[test]

@@ -56,8 +56,19 @@ pub(super) fn run(file: Option<&Path>) -> Result<(), CliError> {
     if findings.bad > 0 { Err(CliError::Found) } else { Ok(()) }
 }
 
+/// Looks into the log's directory. Made for that, it is removed again: its owner should be whoever
+/// runs `serve`.
 fn directory(config: &Config, findings: &mut Findings) {
     let dir = &config.wal.dir;
+    let missing: Vec<&Path> = dir.ancestors().take_while(|above| !above.exists()).collect();
+    look_into(dir, config, findings);
+    for made in missing {
+        // The empty path above a relative one is not there either.
+        let _ = fs::remove_dir(made);
+    }
+}
+
+fn look_into(dir: &Path, config: &Config, findings: &mut Findings) {
     let probe = dir.join("check.partial");
     let write = || {
         fs::create_dir_all(dir)?;

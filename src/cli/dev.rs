@@ -19,7 +19,7 @@ use livebridge::record::Timestamp;
 use livebridge::sample::Samples;
 use livebridge::sender::{RetryPolicy, Sender};
 
-use super::{CliError, block_on, stop_signal};
+use super::{CliError, block_on, parse_rate, stop_signal};
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
@@ -31,7 +31,8 @@ pub(super) struct Options {
     admin: SocketAddr,
     /// Send this many sample callbacks a second, of every event type; every fourth is sent twice,
     /// as a retry would be.
-    #[arg(long, value_name = "RATE", default_value_t = 0.0)]
+    #[arg(long, value_name = "RATE", default_value_t = 0.0, value_parser = parse_rate,
+          allow_negative_numbers = true)]
     samples: f64,
     /// Stop by itself after this time, such as 10s.
     #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +14,7 @@ use livebridge::record::{EventType, Timestamp};
 use livebridge::sample::Samples;
 use livebridge::sender::{Outcome, RetryPolicy, Sender};
 
-use super::{CliError, block_on};
+use super::{CliError, block_on, parse_rate};
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
@@ -31,7 +32,7 @@ pub(super) struct Options {
     #[arg(long, default_value_t = 1)]
     count: u64,
     /// At most this many a second; 0 for as fast as they are answered.
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, value_parser = parse_rate, allow_negative_numbers = true)]
     rate: f64,
     /// Connections to send on at once.
     #[arg(long, default_value_t = 1)]
@@ -97,7 +98,10 @@ pub(super) fn run(options: Options) -> Result<(), CliError> {
 fn read_files(files: &[PathBuf]) -> Result<Vec<String>, CliError> {
     let mut bodies = Vec::new();
     for path in files {
-        let text = fs::read_to_string(path).map_err(CliError::other("read --file"))?;
+        let text = fs::read_to_string(path).map_err(|cause| {
+            let cause = io::Error::new(cause.kind(), format!("{}: {cause}", path.display()));
+            CliError::other("read --file")(cause)
+        })?;
         if path.extension().is_some_and(|extension| extension == "jsonl") {
             bodies.extend(text.lines().map(str::to_owned));
         } else {
