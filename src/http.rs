@@ -54,7 +54,8 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_BYTES_MAX: usize = 16 * 1024;
 /// Header fields of a request.
 const HEADERS_MAX: usize = 64;
-/// Bytes of bodies being received at once, whatever connections and their limits would allow.
+/// Bytes of bodies that came in part and are waited for, whatever connections and their limits would
+/// allow.
 const BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Connections that the kernel keeps for us.
 const BACKLOG: i32 = 4096;
@@ -321,13 +322,11 @@ async fn receive(shared: &Shared, request: Request<Incoming>) -> Result<&'static
 /// The whole body, within the limits for one and for all.
 async fn read_body(shared: &Shared, mut body: Incoming) -> Result<Bytes, Refusal> {
     let max = shared.config.max_body;
-    let hint = body.size_hint();
-    if hint.lower() > max as u64 {
+    if body.size_hint().lower() > max as u64 {
         return Err(Refusal::TooLarge);
     }
-    let expected = hint.exact().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(max);
-    let _reserved = Reserved::new(&shared.body_bytes, expected).ok_or(Refusal::Overloaded)?;
     let mut whole = BytesMut::new();
+    let mut held = Held { total: &shared.body_bytes, bytes: 0 };
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|_| Refusal::BodyIncomplete)?.into_data() else { continue };
         if whole.len() + data.len() > max {
@@ -336,26 +335,30 @@ async fn read_body(shared: &Shared, mut body: Incoming) -> Result<Bytes, Refusal
         if whole.is_empty() && body.is_end_stream() {
             return Ok(data);
         }
+        if !held.add(data.len()) {
+            return Err(Refusal::Overloaded);
+        }
         whole.extend_from_slice(&data);
     }
     Ok(whole.freeze())
 }
 
-/// A share of [`BODIES_BYTES_MAX`], given back on drop.
-struct Reserved<'a> {
+/// A share of [`BODIES_BYTES_MAX`], given back on drop. It is taken as bytes arrive: what a sender
+/// only says it will send holds up nobody.
+struct Held<'a> {
     total: &'a AtomicUsize,
     bytes: usize,
 }
 
-impl<'a> Reserved<'a> {
-    fn new(total: &'a AtomicUsize, bytes: usize) -> Option<Self> {
-        let reserved = Self { total, bytes };
-        let before = total.fetch_add(bytes, Ordering::Relaxed);
-        (before + bytes <= BODIES_BYTES_MAX).then_some(reserved)
+impl Held<'_> {
+    /// Whether there was room for so many more.
+    fn add(&mut self, bytes: usize) -> bool {
+        self.bytes += bytes;
+        self.total.fetch_add(bytes, Ordering::Relaxed) + bytes <= BODIES_BYTES_MAX
     }
 }
 
-impl Drop for Reserved<'_> {
+impl Drop for Held<'_> {
     fn drop(&mut self) {
         self.total.fetch_sub(self.bytes, Ordering::Relaxed);
     }
