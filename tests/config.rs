@@ -560,18 +560,12 @@ fn the_command_line_says_what_is_wrong_in_one_line_and_exits_64() {
 }
 
 #[test]
-fn the_sample_configuration_loads_and_shows_the_defaults() {
-    let path = Path::new("deploy/livebridge.toml");
-    if !path.exists() {
-        return;
-    }
-    let text = fs::read_to_string(path).unwrap();
-    let sample = file(&text);
-    let default = load(LEAST, &[("LIVEBRIDGE_KAFKA_INSTANCE", &sample.kafka.instance)]).unwrap();
-    assert_eq!(shown(&sample), shown(&default));
+fn every_key_stands_in_the_sample_configuration() {
+    let text = fs::read_to_string("deploy/livebridge.toml").unwrap();
     for (section, key, ..) in KEYS {
-        assert!(text.contains(&format!("\n[{section}]\n")), "{section}");
+        let (_, behind) = text.split_once(&format!("\n[{section}]\n")).unwrap();
+        let own = behind.split("\n[").next().unwrap();
         let there = [format!("\n{key} = "), format!("\n# {key} = ")];
-        assert!(there.iter().any(|line| text.contains(line)), "{section}.{key}");
+        assert!(there.iter().any(|line| own.contains(line)), "{section}.{key}");
     }
 }
