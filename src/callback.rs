@@ -30,7 +30,7 @@ pub enum CallbackError {
     /// Strict parsers differ on which of two equal keys wins, so none is trusted.
     #[error("the key {0:?} occurs twice in one object")]
     DuplicateKey(String),
-    /// Nested deeper than [`json::DEPTH_MAX`].
+    /// Nested deeper than `json::DEPTH_MAX`.
     #[error("the body is nested deeper than {} levels", json::DEPTH_MAX)]
     TooDeep,
     /// A field that livebridge reads has a value of the wrong kind.

@@ -1,7 +1,7 @@
 //! The intake: takes callbacks over HTTP, under limits, and answers 200 only for what is durable.
 //!
 //! One socket, one single-threaded runtime per core: connections stay on the core that accepted
-//! them. The one table from errors to status is [`Rejection::status`].
+//! them. The one table from errors to status is `Rejection::status`.
 
 use std::convert::Infallible;
 use std::io;
