@@ -131,7 +131,9 @@ fn refresh(name: &str, value: &mut Value, number: u64) {
             }
         }
         Value::Array(items) => items.iter_mut().for_each(|item| refresh(name, item, number)),
-        Value::String(text) if matches!(name, "stream_id" | "streamId" | "channel_id") => {
+        Value::String(text)
+            if matches!(name, "stream_id" | "streamId" | "channel_id" | "channelId") =>
+        {
             *text = stream();
         }
         Value::String(text) if TIMES.contains(&name) => *text = (now / 1000).to_string(),
