@@ -23,7 +23,7 @@ mod ledger_reader;
 mod producer;
 
 pub use ledger_reader::LedgerReader;
-pub use producer::{Failure, Message, Producer, Refused};
+pub use producer::{Failure, Message, Producer, Refused, SET_BYTES};
 
 /// How Kafka is reached and what is promised there.
 #[derive(Clone)]

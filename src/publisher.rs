@@ -78,6 +78,7 @@ pub struct Publisher {
     began: Instant,
     /// Whether it was full, so that more is waiting.
     backlog: bool,
+    sets: Sets,
     trouble: Trouble,
     fenced: Option<Instant>,
 }
@@ -90,6 +91,10 @@ enum Ended {
     Lost(Failure),
     /// So did the ledger, or its topic.
     Setup(SetupError),
+    /// Kafka refuses messages that travel together: send fewer at once.
+    Crowded,
+    /// That was long ago: try with more at once.
+    Roomy,
 }
 
 impl Publisher {
@@ -115,6 +120,7 @@ impl Publisher {
             unfinished: Vec::new(),
             began: Instant::now(),
             backlog: false,
+            sets: Sets::new(),
             trouble: Trouble::default(),
             fenced: None,
         }
@@ -142,6 +148,11 @@ impl Publisher {
                 Ended::Done => return Ok(()),
                 Ended::Lost(Failure::Fenced(cause)) => self.fenced(&cause)?,
                 Ended::Lost(failure) => self.trouble.is(&format_args!("{failure:?}")),
+                Ended::Crowded => {
+                    self.sets.shrink();
+                    continue;
+                }
+                Ended::Roomy => continue,
                 Ended::Setup(cause) => {
                     self.ledger_reader = None;
                     self.trouble.is(&cause);
@@ -158,7 +169,7 @@ impl Publisher {
     /// A producer first, which settles what its predecessor left open; then what the ledger says.
     fn connect(&mut self) -> Result<Producer, SetupError> {
         self.kafka.make_topics(&self.topics.all(), self.topics.ledger())?;
-        let producer = Producer::connect(&self.kafka, self.give_up.clone())?;
+        let producer = Producer::connect(&self.kafka, self.sets.bytes, self.give_up.clone())?;
         let started = Instant::now();
         let mut reader = if let Some(reader) = self.ledger_reader.take() {
             reader
@@ -195,6 +206,9 @@ impl Publisher {
 
     fn publish(&mut self, producer: &Producer) -> Result<Ended, PublisherError> {
         while !self.give_up.is_cancelled() {
+            if self.sets.grow() {
+                return Ok(Ended::Roomy);
+            }
             std::thread::sleep(self.pace());
             if self.unfinished.is_empty() {
                 match self.reader.next(BATCH_BYTES, IDLE)? {
@@ -256,8 +270,11 @@ impl Publisher {
                 }
                 Err(Failure::Refused(refused)) => {
                     metrics::transaction(metrics::Transaction::Aborted, batch.len(), elapsed);
-                    for refused in refused {
-                        batch.refuse(&refused, &self.quarantine)?;
+                    if !refused.iter().any(|refused| refused.alone) {
+                        return Ok(Err(Ended::Crowded));
+                    }
+                    for refused in refused.iter().filter(|refused| refused.alone) {
+                        batch.refuse(refused, &self.quarantine)?;
                     }
                 }
                 Err(Failure::Retry(cause)) => {
@@ -330,6 +347,42 @@ fn apply(ledger: &mut Ledger, bytes: &[u8]) {
     match Commit::decode(bytes) {
         Ok(commit) => ledger.apply(&commit),
         Err(error) => tracing::error!(%error, "passing over a record of the ledger topic"),
+    }
+}
+
+/// How much travels together: what brokers take unless they are told otherwise, until Kafka refuses
+/// a set. Then less and less, until it is known which of its messages Kafka refuses.
+#[derive(Debug)]
+struct Sets {
+    bytes: usize,
+    shrunk: Option<Instant>,
+}
+
+impl Sets {
+    /// Small sets cost throughput, trying costs a few sessions.
+    const KEPT: Duration = Duration::from_hours(1);
+
+    fn new() -> Self {
+        Self { bytes: kafka::SET_BYTES, shrunk: None }
+    }
+
+    fn shrink(&mut self) {
+        self.bytes = (self.bytes / 2).max(1);
+        self.shrunk = Some(Instant::now());
+        let bytes = self.bytes;
+        tracing::warn!(
+            bytes,
+            "Kafka refuses messages that are sent together; sending fewer at once"
+        );
+    }
+
+    /// Whether it is time to try again.
+    fn grow(&mut self) -> bool {
+        let due = self.shrunk.is_some_and(|shrunk| shrunk.elapsed() > Self::KEPT);
+        if due {
+            *self = Self::new();
+        }
+        due
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use livebridge::callback::Unsigned;
 use livebridge::config::Config;
-use livebridge::kafka::{Delivery, Producer};
+use livebridge::kafka::{Delivery, Producer, SET_BYTES};
 use livebridge::record::Timestamp;
 use livebridge::wal;
 use tokio_util::sync::CancellationToken;
@@ -170,7 +170,7 @@ fn kafka(config: &Config, findings: &mut Findings) {
     let mut rehearsal = config.kafka.clone();
     rehearsal.instance.push_str(".check");
     let present: Vec<&str> = all().filter(|name| !missing.iter().any(|m| m == name)).collect();
-    let rehearsed = Producer::connect(&rehearsal, CancellationToken::new())
+    let rehearsed = Producer::connect(&rehearsal, SET_BYTES, CancellationToken::new())
         .map_err(|error| error.to_string())
         .and_then(|producer| producer.rehearse(&present));
     match rehearsed {

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -34,6 +34,14 @@ pub struct Message<'a> {
     pub place: usize,
 }
 
+impl Message<'_> {
+    /// About as many bytes as it takes in Kafka.
+    fn len(&self) -> usize {
+        let headers = self.headers.iter().map(|(name, value)| name.len() + value.len());
+        self.value.len() + self.key.map_or(0, <[u8]>::len) + headers.sum::<usize>()
+    }
+}
+
 /// Why a batch is not in Kafka, sorted by what to do.
 #[derive(Debug)]
 pub enum Failure {
@@ -53,6 +61,11 @@ pub enum Failure {
 pub struct Refused {
     /// The message's `place`.
     pub place: usize,
+    /// Whether it is this message that Kafka refused. Otherwise it was in company: Kafka refuses
+    /// the messages that travel together because of one of them, or of all of them together.
+    pub alone: bool,
+    /// Whether Kafka would refuse larger messages to the same topic as well.
+    pub by_size: bool,
     /// Why.
     pub reason: KafkaError,
 }
@@ -67,6 +80,10 @@ const CALL: Duration = Duration::from_secs(2);
 /// How long to leave Kafka alone between two looks for delivery reports. `BaseProducer::poll` spins
 /// through what is left of its time-out below a millisecond, so it is given none.
 const PAUSE: Duration = Duration::from_micros(200);
+/// Bytes of messages that travel together: what brokers take unless they are told otherwise.
+pub const SET_BYTES: usize = 1024 * 1024;
+/// How long the cause is waited for when librdkafka has dropped messages.
+const CAUSE: Duration = Duration::from_secs(1);
 /// Messages between two polls while a batch is being sent.
 const POLL_EVERY: usize = 512;
 
@@ -74,6 +91,10 @@ const POLL_EVERY: usize = 512;
 pub struct Producer {
     client: BaseProducer<Reports>,
     transactional: bool,
+    /// Messages that are not larger travel in sets that are not larger.
+    set_bytes: usize,
+    /// What Kafka takes then does not go by length.
+    compresses: bool,
     give_up: CancellationToken,
 }
 
@@ -87,7 +108,15 @@ impl std::fmt::Debug for Producer {
 
 /// Collects what deliveries failed.
 #[derive(Default)]
-struct Reports(Mutex<Vec<(usize, KafkaError)>>);
+struct Reports(Mutex<Vec<Failed>>);
+
+/// A delivery that failed.
+struct Failed {
+    place: usize,
+    error: KafkaError,
+    /// It did not leave this process.
+    here: bool,
+}
 
 impl ClientContext for Reports {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -99,33 +128,52 @@ impl ClientContext for Reports {
     }
 }
 
+impl Failed {
+    /// librdkafka dropped it after another message had failed.
+    fn is_purged(&self) -> bool {
+        let code = self.error.rdkafka_error_code();
+        matches!(code, Some(Code::PurgeQueue | Code::PurgeInflight))
+    }
+}
+
 impl ProducerContext for Reports {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, place: usize) {
         if let Err((error, message)) = result {
             tracing::debug!(%error, topic = message.topic(), "delivery failed");
-            self.failed(place, error.clone());
+            self.failed(Failed { place, error: error.clone(), here: false });
         }
     }
 }
 
 impl Reports {
-    fn failed(&self, place: usize, error: KafkaError) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((place, error));
+    fn failed(&self, failed: Failed) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(failed);
     }
 
-    fn take(&self) -> Vec<(usize, KafkaError)> {
+    /// Whether deliveries failed, and whether it is known why.
+    fn look(&self) -> (bool, bool) {
+        let failed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (!failed.is_empty(), failed.iter().any(|failed| !failed.is_purged()))
+    }
+
+    fn take(&self) -> Vec<Failed> {
         std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl Producer {
-    /// Connects. Blocks while Kafka is away, until `give_up`.
+    /// Connects. Blocks while Kafka is away, until `give_up`. Messages are sent in sets of up to
+    /// `set_bytes`, or one by one when they are larger.
     ///
     /// # Errors
     /// [`SetupError`]
-    pub fn connect(config: &Config, give_up: CancellationToken) -> Result<Self, SetupError> {
+    pub fn connect(
+        config: &Config,
+        set_bytes: usize,
+        give_up: CancellationToken,
+    ) -> Result<Self, SetupError> {
         let transactional = config.delivery == Delivery::ExactlyOnce;
         let mut client = config.base();
         client
@@ -137,13 +185,15 @@ impl Producer {
             ("partitioner", "murmur2_random"),
             // A batch is sent as a whole: waiting for more of it gains nothing.
             ("linger.ms", "1"),
-            ("batch.size", "1048576"),
             ("queue.buffering.max.messages", "200000"),
         ] {
             if !config.client.contains_key(name) {
                 client.set(name, default);
             }
         }
+        let configured = config.client.get("batch.size").and_then(|bytes| bytes.parse().ok());
+        let set_bytes = configured.map_or(set_bytes, |bytes: usize| bytes.min(set_bytes));
+        client.set("batch.size", set_bytes.to_string());
         if transactional {
             client
                 .set("transactional.id", &config.instance)
@@ -154,7 +204,8 @@ impl Producer {
         }
         let producer: BaseProducer<Reports> =
             client.create_with_context(Reports::default()).map_err(SetupError::Client)?;
-        let producer = Self { client: producer, transactional, give_up };
+        let compresses = config.client.keys().any(|name| name.starts_with("compression"));
+        let producer = Self { client: producer, transactional, set_bytes, compresses, give_up };
         if transactional {
             producer.resume(|p| p.init_transactions(CALL)).map_err(|cause| {
                 SetupError::Transactions { instance: config.instance.clone(), cause }
@@ -177,7 +228,7 @@ impl Producer {
                 self.client.poll(Duration::ZERO);
             }
         }
-        match self.drain() {
+        match self.drain(batch) {
             Ok(()) => self.commit(),
             Err(failure) => {
                 self.abort()?;
@@ -206,7 +257,7 @@ impl Producer {
         while self.poll() {}
         let failed = self.client.context().take();
         self.abort().map_err(undone)?;
-        let line = |(place, error): &(usize, KafkaError)| format!("{}: {error}", topics[*place]);
+        let line = |failed: &Failed| format!("{}: {}", topics[failed.place], failed.error);
         if failed.is_empty() {
             return Ok(());
         }
@@ -242,29 +293,44 @@ impl Producer {
                     record = back;
                     self.poll();
                 }
-                Err((error, _)) => return self.client.context().failed(message.place, error),
+                Err((error, _)) => {
+                    let failed = Failed { place: message.place, error, here: true };
+                    return self.client.context().failed(failed);
+                }
             }
         }
     }
 
-    /// Waits until Kafka has answered for every message.
-    fn drain(&self) -> Result<(), Failure> {
+    /// Waits until Kafka has answered for every message, or has failed one: librdkafka then sends
+    /// no more of the transaction, and the rest would time out.
+    fn drain(&self, batch: &[Message<'_>]) -> Result<(), Failure> {
+        let mut purged: Option<Instant> = None;
         while self.poll() {
             if self.give_up.is_cancelled() {
                 return Err(Failure::Retry(KafkaError::Canceled));
             }
+            match self.client.context().look() {
+                (_, true) => break,
+                // Why is reported last, if it is for a message that it happened.
+                (true, false) if purged.get_or_insert_with(Instant::now).elapsed() > CAUSE => break,
+                _ => {}
+            }
         }
-        let mut failed = self.client.context().take();
-        if failed.is_empty() {
-            return Ok(());
-        }
+        let failed = self.client.context().take();
         let (refused, passing): (Vec<_>, Vec<_>) =
-            failed.drain(..).partition(|(_, error)| is_refusal(error));
-        match passing.into_iter().next() {
-            _ if !refused.is_empty() => Err(Failure::Refused(
-                refused.into_iter().map(|(place, reason)| Refused { place, reason }).collect(),
-            )),
-            Some((_, error)) => Err(Failure::Retry(error)),
+            failed.into_iter().partition(|failed| is_refusal(&failed.error));
+        if !refused.is_empty() {
+            let refused = refused.into_iter().map(|Failed { place, error, here }| {
+                let found = batch.binary_search_by_key(&place, |message| message.place);
+                let length = found.map_or(0, |index| batch[index].len());
+                let alone = here || length >= self.set_bytes;
+                let too_large = error.rdkafka_error_code() == Some(Code::MessageSizeTooLarge);
+                Refused { place, alone, by_size: too_large && !self.compresses, reason: error }
+            });
+            return Err(Failure::Refused(refused.collect()));
+        }
+        match passing.into_iter().min_by_key(Failed::is_purged) {
+            Some(failed) => Err(Failure::Retry(failed.error)),
             None => Ok(()),
         }
     }

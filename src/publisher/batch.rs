@@ -14,6 +14,9 @@ use crate::wal::LogId;
 /// CloudEvents' `source`: what `ce_id` is unique within, whichever instance received the event.
 const SOURCE: &str = "urn:tencent-cloud:live";
 
+/// Keys and headers of two records of one type differ in length by less than this.
+const HEADERS_SPREAD: usize = 4 * 1024;
+
 /// Entries of the log with what becomes of each.
 pub(super) struct Batch<'a> {
     entries: &'a [Entry],
@@ -132,14 +135,34 @@ impl<'a> Batch<'a> {
         let lsn = chosen.entry.lsn;
         let reason = refused.reason.to_string();
         if matches!(chosen.fate, Fate::Publish) {
-            tracing::error!(%lsn, %reason, "Kafka refuses a record; it goes to the dead letters");
-            chosen.fate = Fate::DeadLetter { reason };
+            let record = &chosen.entry.record;
+            chosen.fate = Fate::DeadLetter { reason: reason.clone() };
+            let mut larger = 0;
+            if refused.by_size {
+                larger = self.refuse_larger(record, &reason);
+            }
+            tracing::error!(%lsn, %reason, larger, "Kafka refuses a record; it goes to the dead letters");
         } else {
             quarantine::store(quarantine, chosen.entry, &reason)?;
             tracing::error!(%lsn, %reason, "the dead-letter topic refuses a record; it stays on disk");
             chosen.fate = Fate::Quarantined;
         }
         Ok(())
+    }
+
+    /// Does not try one by one what is larger than a `record` that was too large.
+    fn refuse_larger(&mut self, record: &Record, reason: &str) -> usize {
+        let mut refused = 0;
+        for chosen in &mut self.chosen {
+            let other = &chosen.entry.record;
+            let same =
+                other.event_type == record.event_type && matches!(chosen.fate, Fate::Publish);
+            if same && other.body.len() >= record.body.len() + HEADERS_SPREAD {
+                chosen.fate = Fate::DeadLetter { reason: reason.to_owned() };
+                refused += 1;
+            }
+        }
+        refused
     }
 
     /// Counts what became of the entries.
