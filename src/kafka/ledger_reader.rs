@@ -58,6 +58,8 @@ impl LedgerReader {
             .set("isolation.level", "read_committed")
             .set("enable.partition.eof", "true")
             .set("auto.offset.reset", "earliest")
+            // Neither a jump nor the news that there is no more waits longer for a fetch to return.
+            .set("fetch.wait.max.ms", "50")
             // Own commits come back here too: keep few of them.
             .set("queued.max.messages.kbytes", "16384")
             .create_with_context(Context)
