@@ -5,15 +5,17 @@
 
 mod support;
 
+use std::env;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use support::bridge::Bridge;
-use support::kafka::{Cluster, Setup};
+use support::kafka::{self, Cluster, Setup};
 use support::load::{Acknowledged, Load, Plan, Verdict};
-use support::proxy::{Api, Proxy, Stage, Trap};
+use support::proxy::{Api, Network, Proxy, Stage, Trap};
 use support::random::Random;
+use support::rights::Rule;
 use tokio::runtime::Runtime;
 
 const PREFIX: &str = "live";
@@ -50,6 +52,14 @@ impl Rig {
         Bridge::new(instance, &brokers.join(","), PREFIX).set("KAFKA_REPLICATION", &replication)
     }
 
+    fn any_node(&mut self) -> usize {
+        self.random.index(self.proxies.len()) + 1
+    }
+
+    fn networks(&self, network: Network) {
+        self.proxies.iter().for_each(|proxy| proxy.set_network(network));
+    }
+
     fn load(&mut self, plan: Plan) -> Load {
         Load::start(self.runtime.handle(), plan, &mut self.random)
     }
@@ -60,6 +70,11 @@ impl Rig {
         eprintln!("{test}: {verdict}");
         Some(verdict)
     }
+}
+
+/// Whether the long faults are asked for.
+fn everything() -> bool {
+    env::var("LIVEBRIDGE_FAULTS").is_ok_and(|which| which == "all")
 }
 
 /// Waits until the bridge has published something more.
@@ -117,4 +132,334 @@ fn a_restart_behind_another_instances_open_transaction_publishes_nothing_twice()
     other.drain(Duration::from_mins(1));
     let Some(verdict) = rig.verdict(test, &acknowledged.and(others)) else { return };
     verdict.assert_clean();
+}
+
+/// A topic's limit holds for what is sent together as well: a batch of small records that is too
+/// large must not make dead letters of them.
+#[test]
+fn only_what_is_too_large_for_its_topic_becomes_a_dead_letter() {
+    const LIMIT: usize = 20_000;
+    let test = "too large";
+    let Some(mut rig) = Rig::start(test, 1, |setup| setup) else { return };
+    let bridge = rig.bridge("large");
+    bridge.start();
+    let load = rig.load(Plan::new(bridge.intake()));
+    wait_until_it_publishes(&bridge, Duration::from_secs(20));
+    let before = load.finish(Duration::from_secs(20));
+
+    let limit = LIMIT.to_string();
+    let settings = [("max.message.bytes", limit.as_str())];
+    kafka::configure_topic(&rig.cluster.bootstrap(), "live.push", &settings);
+    let mut plan = Plan::new(bridge.intake());
+    plan.large = 30;
+    plan.pace = Duration::from_millis(5);
+    let load = rig.load(plan);
+    load.wait_for(1500, Duration::from_secs(30));
+    // A backlog, so that a batch has more than a broker takes at once.
+    rig.proxies[0].set_network(Network::Refusing);
+    load.wait_for(2000, Duration::from_secs(30));
+    rig.proxies[0].set_network(Network::Good);
+    let acknowledged = load.finish(Duration::from_secs(20));
+    bridge.drain(Duration::from_mins(1));
+    let Some(verdict) = rig.verdict(test, &acknowledged.and(before)) else { return };
+    verdict.assert_clean();
+    let [_, dead] = &verdict.lengths;
+    assert!(dead.len() > 10, "{} dead letters", dead.len());
+    let overhead = 2_000;
+    let small = dead.iter().filter(|length| **length < LIMIT - overhead).count();
+    assert_eq!(small, 0, "of {} dead letters, so many are small enough", dead.len());
+}
+
+#[test]
+fn of_two_bridges_with_one_name_one_ends_and_says_why() {
+    let test = "namesakes";
+    let Some(mut rig) = Rig::start(test, 1, |setup| setup) else { return };
+    let bridges = [rig.bridge("namesake"), rig.bridge("namesake")];
+    let mut plan = Plan::new(bridges[0].intake());
+    plan.intakes.push(bridges[1].intake());
+    plan.retry = Duration::from_secs(1);
+    plan.resend_after = Duration::from_secs(1);
+    bridges.iter().for_each(Bridge::start);
+    let load = rig.load(plan);
+    let started = Instant::now();
+    while !bridges.iter().any(Bridge::is_over) {
+        assert!(started.elapsed() < Duration::from_mins(1), "both go on");
+        thread::sleep(Duration::from_millis(50));
+    }
+    eprintln!("{test}: one ended after {:?}", started.elapsed());
+    let [first, second] = bridges;
+    let (ended, survivor) = if first.is_over() { (first, second) } else { (second, first) };
+    let status = ended.wait(Duration::from_secs(1));
+    assert_eq!(status.code(), Some(1));
+    assert!(ended.said().contains("another livebridge publishes"), "{}", ended.last_lines());
+    wait_until_it_publishes(&survivor, Duration::from_secs(30));
+    load.wait_for(200, Duration::from_secs(20));
+
+    // With a name of its own it brings what it has acknowledged.
+    let ended = ended.set("KAFKA_INSTANCE", "somebody");
+    ended.start();
+    let acknowledged = load.finish(Duration::from_secs(30));
+    survivor.drain(Duration::from_mins(1));
+    ended.drain(Duration::from_mins(1));
+    let Some(verdict) = rig.verdict(test, &acknowledged) else { return };
+    verdict.assert_once();
+}
+
+#[test]
+fn two_bridges_behind_a_balancer_absorb_each_others_retries() {
+    let test = "two bridges";
+    let Some(mut rig) = Rig::start(test, 1, |setup| setup) else { return };
+    let bridges = [rig.bridge("left"), rig.bridge("right")];
+    let mut plan = Plan::new(bridges[0].intake());
+    plan.intakes.push(bridges[1].intake());
+    plan.streams = 48;
+    plan.resend = 25;
+    (plan.retry, plan.resend_after) = (Duration::from_secs(1), Duration::from_secs(1));
+    bridges.iter().for_each(Bridge::start);
+    let load = rig.load(plan);
+    for _ in 0..if everything() { 30 } else { 4 } {
+        wait_until_it_publishes(&bridges[0], Duration::from_secs(20));
+        wait_until_it_publishes(&bridges[1], Duration::from_secs(20));
+        thread::sleep(rig.random.millis(100..1500));
+        let unlucky = rig.random.index(2);
+        bridges[unlucky].kill();
+        bridges[unlucky].start();
+    }
+    load.wait_for(500, Duration::from_secs(20));
+    let acknowledged = load.finish(Duration::from_secs(30));
+    for bridge in &bridges {
+        bridge.drain(Duration::from_mins(1));
+    }
+    let absorbed: f64 =
+        bridges.iter().filter_map(|bridge| bridge.metric("livebridge_duplicates_total")).sum();
+    eprintln!("{test}: {absorbed} absorbed since the last starts");
+    let Some(verdict) = rig.verdict(test, &acknowledged) else { return };
+    verdict.assert_once();
+}
+
+// === A cluster of three ===
+
+/// Something that happens to a cluster, and how it ends.
+type Fault = (&'static str, fn(&mut Rig));
+
+const FEW: [Fault; 3] = [
+    ("a broker is killed", |rig| {
+        let node = rig.any_node();
+        rig.cluster.kill(node);
+        thread::sleep(Duration::from_secs(3));
+        rig.cluster.start_again(node);
+    }),
+    ("a network is cut and nobody is told", |rig| {
+        let node = rig.any_node();
+        rig.proxies[node - 1].set_network(Network::Silent);
+        thread::sleep(Duration::from_secs(3));
+        rig.proxies[node - 1].set_network(Network::Good);
+    }),
+    ("all connections are reset", |rig| {
+        rig.networks(Network::Refusing);
+        thread::sleep(Duration::from_millis(500));
+        rig.networks(Network::Good);
+    }),
+];
+
+const MANY: [Fault; 12] = [
+    ("a broker is stopped", |rig| {
+        let node = rig.any_node();
+        rig.cluster.stop(node);
+        thread::sleep(Duration::from_secs(5));
+        rig.cluster.start_again(node);
+    }),
+    ("brokers are restarted one after another", |rig| {
+        for node in 1..=3 {
+            rig.cluster.restart(node);
+            rig.cluster.wait_until_in_sync(node);
+        }
+    }),
+    ("brokers are restarted one after another, without care", |rig| {
+        (1..=3).for_each(|node| rig.cluster.restart(node));
+    }),
+    ("a broker is paused for 8 s", |rig| {
+        let node = rig.any_node();
+        rig.cluster.pause(node);
+        thread::sleep(Duration::from_secs(8));
+        rig.cluster.resume(node);
+    }),
+    ("a broker is paused for longer than a transaction may take", |rig| {
+        let node = rig.any_node();
+        rig.cluster.pause(node);
+        thread::sleep(Duration::from_secs(45));
+        rig.cluster.resume(node);
+    }),
+    ("all brokers are paused for longer than a transaction may take", |rig| {
+        (1..=3).for_each(|node| rig.cluster.pause(node));
+        thread::sleep(Duration::from_secs(45));
+        (1..=3).for_each(|node| rig.cluster.resume(node));
+    }),
+    ("two of three brokers are killed: no quorum", |rig| {
+        rig.cluster.kill(1);
+        rig.cluster.kill(2);
+        thread::sleep(Duration::from_secs(8));
+        rig.cluster.launch(1);
+        rig.cluster.start_again(2);
+    }),
+    ("all brokers are killed", |rig| {
+        (1..=3).for_each(|node| rig.cluster.kill(node));
+        thread::sleep(Duration::from_secs(3));
+        (1..=2).for_each(|node| rig.cluster.launch(node));
+        rig.cluster.start_again(3);
+    }),
+    ("too few replicas are in sync", |rig| {
+        let bootstrap = rig.cluster.bootstrap();
+        let topics = ["live.push", "live.record", "live.ledger"];
+        let all = |settings: &[(&str, &str)]| {
+            for topic in topics {
+                kafka::configure_topic(&bootstrap, topic, settings);
+            }
+        };
+        all(&[("min.insync.replicas", "3")]);
+        let node = rig.any_node();
+        rig.cluster.stop(node);
+        thread::sleep(Duration::from_secs(40));
+        all(&[("min.insync.replicas", "2")]);
+        rig.cluster.start_again(node);
+    }),
+    ("the network takes 150 ms", |rig| {
+        rig.networks(Network::Slow(Duration::from_millis(150)));
+        thread::sleep(Duration::from_secs(10));
+        rig.networks(Network::Good);
+    }),
+    ("the network takes 3 s", |rig| {
+        rig.networks(Network::Slow(Duration::from_secs(3)));
+        thread::sleep(Duration::from_secs(40));
+        rig.networks(Network::Good);
+    }),
+    ("all networks are cut for longer than a transaction may take", |rig| {
+        rig.networks(Network::Silent);
+        thread::sleep(Duration::from_secs(45));
+        rig.networks(Network::Good);
+    }),
+];
+
+#[test]
+fn whatever_befalls_a_cluster_of_three_each_callback_is_there_once_and_in_order() {
+    let test = "three brokers";
+    let Some(mut rig) = Rig::start(test, 3, |setup| setup) else { return };
+    let bridge = rig.bridge("three");
+    bridge.start();
+    let load = rig.load(Plan::new(bridge.intake()));
+    wait_until_it_publishes(&bridge, Duration::from_secs(30));
+    let many: &[Fault] = if everything() { &MANY } else { &[] };
+    for (what, fault) in FEW.iter().chain(many) {
+        let published = bridge.metric("livebridge_published_total").unwrap_or(0.0);
+        let started = Instant::now();
+        fault(&mut rig);
+        let lasted = started.elapsed();
+        let meanwhile = bridge.metric("livebridge_published_total").unwrap_or(0.0) - published;
+        let after = wait_until_it_publishes(&bridge, Duration::from_mins(2));
+        eprintln!("{test}: {what}: {lasted:.1?}, {meanwhile} published; next after {after:.1?}");
+        for node in 1..=3 {
+            rig.cluster.wait_until_in_sync(node);
+        }
+    }
+    load.wait_for(200, Duration::from_secs(20));
+    let acknowledged = load.finish(Duration::from_secs(20));
+    bridge.drain(Duration::from_mins(2));
+    assert!(bridge.stop().success(), "{}", bridge.last_lines());
+    let Some(verdict) = rig.verdict(test, &acknowledged) else { return };
+    verdict.assert_clean();
+}
+
+// === Operators ===
+
+#[test]
+fn a_topic_that_is_deleted_is_made_again_and_takes_what_comes_then() {
+    let test = "deleted topic";
+    if !everything() {
+        return;
+    }
+    let Some(mut rig) = Rig::start(test, 1, |setup| setup) else { return };
+    let bridge = rig.bridge("deleted");
+    bridge.start();
+    let during = rig.load(Plan::new(bridge.intake()));
+    wait_until_it_publishes(&bridge, Duration::from_secs(20));
+    during.wait_for(2000, Duration::from_secs(20));
+    kafka::delete_topic(&rig.cluster.bootstrap(), "live.push");
+    let started = Instant::now();
+    let topic_made_again = || {
+        let said = bridge.said();
+        said.matches("topic created topic=live.push\n").count() > 1
+    };
+    while !topic_made_again() {
+        assert!(started.elapsed() < Duration::from_mins(2), "{}", bridge.last_lines());
+        thread::sleep(Duration::from_millis(50));
+    }
+    eprintln!("{test}: made again after {:?}", started.elapsed());
+    wait_until_it_publishes(&bridge, Duration::from_mins(1));
+    during.wait_for(500, Duration::from_secs(20));
+    let during = during.finish(Duration::from_secs(20));
+    bridge.drain(Duration::from_mins(1));
+
+    let after = rig.load(Plan::new(bridge.intake()));
+    after.wait_for(1000, Duration::from_secs(20));
+    let after = after.finish(Duration::from_secs(20));
+    bridge.drain(Duration::from_mins(1));
+    let Some(verdict) = rig.verdict(test, &during.and(after)) else { return };
+    // What was in the topic is gone with it, and nothing else.
+    assert!(verdict.lost_of.keys().all(|topic| topic == "live.push"), "{:?}", verdict.lost_of);
+    let wrong = [verdict.duplicates, verdict.disorder, verdict.conflicts, verdict.unknown];
+    assert_eq!(wrong, [0; 4], "{verdict}");
+    assert_eq!(verdict.landed + verdict.lost, verdict.acknowledged, "{verdict}");
+    assert!(verdict.lost < 2500, "{verdict}");
+}
+
+#[test]
+fn what_may_not_be_written_for_a_while_is_written_when_it_may() {
+    let test = "no rights";
+    if !everything() {
+        return;
+    }
+    let with_rules = |setup: Setup| setup.user("bridge", "secret").authorizer();
+    let Some(mut rig) = Rig::start(test, 1, with_rules) else { return };
+    let bootstrap = rig.cluster.bootstrap();
+    let allow = |kind| Rule {
+        kind,
+        name: if kind == "BROKER" { "kafka-cluster" } else { "*" },
+        user: "bridge",
+        operation: "ALL",
+        permission: "ALLOW",
+    };
+    for kind in ["BROKER", "TOPIC", "GROUP", "TRANSACTIONAL_ID"] {
+        if support::or_skip(test, allow(kind).add(&bootstrap)).is_none() {
+            return;
+        }
+    }
+    let bridge = Bridge::new("rights", &rig.cluster.sasl(), PREFIX).config(
+        "[kafka.client]\n\"security.protocol\" = \"SASL_PLAINTEXT\"\n\
+         \"sasl.mechanisms\" = \"PLAIN\"\n\"sasl.username\" = \"bridge\"\n\
+         \"sasl.password\" = \"secret\"\n",
+    );
+    bridge.start();
+    let load = rig.load(Plan::new(bridge.intake()));
+    wait_until_it_publishes(&bridge, Duration::from_secs(20));
+    let refused =
+        |kind, name, operation| Rule { kind, name, user: "bridge", operation, permission: "DENY" };
+    for rule in [
+        refused("TOPIC", "live.push", "WRITE"),
+        refused("TOPIC", "live.ledger", "WRITE"),
+        refused("TOPIC", "live.ledger", "READ"),
+        refused("TRANSACTIONAL_ID", "rights", "WRITE"),
+        refused("BROKER", "kafka-cluster", "IDEMPOTENT_WRITE"),
+    ] {
+        rule.add(&bootstrap).unwrap();
+        thread::sleep(Duration::from_secs(8));
+        bridge.assert_running();
+        rule.remove(&bootstrap).unwrap();
+        let after = wait_until_it_publishes(&bridge, Duration::from_mins(1));
+        eprintln!("{test}: {rule:?}: goes on after {after:.1?}");
+    }
+    let acknowledged = load.finish(Duration::from_secs(20));
+    bridge.drain(Duration::from_mins(1));
+    let Some(verdict) = rig.verdict(test, &acknowledged) else { return };
+    verdict.assert_clean();
+    assert_eq!(verdict.lengths[1].len(), 0, "a right that is missing is no fault of the record");
 }

@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 use std::{env, io};
 
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::metadata::{Metadata, MetadataTopic};
@@ -92,6 +94,38 @@ pub fn create_topic(bootstrap: &str, topic: &str, partitions: i32, replication: 
     let created = runtime.block_on(admin.create_topics([&new], &options));
     for outcome in created.expect("brokers that answer") {
         outcome.expect("a topic that can be created");
+    }
+}
+
+/// Deletes a topic.
+///
+/// # Panics
+/// When the brokers refuse it.
+pub fn delete_topic(bootstrap: &str, topic: &str) {
+    let admin: AdminClient<DefaultClientContext> =
+        client(bootstrap).create().expect("an admin client needs no broker");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let deleted = runtime.block_on(admin.delete_topics(&[topic], &AdminOptions::new()));
+    for outcome in deleted.expect("brokers that answer") {
+        outcome.expect("a topic that can be deleted");
+    }
+}
+
+/// Sets what a topic's own settings are to be; what is not named goes back to its default.
+///
+/// # Panics
+/// When the brokers refuse it.
+pub fn configure_topic(bootstrap: &str, topic: &str, settings: &[(&str, &str)]) {
+    let admin: AdminClient<DefaultClientContext> =
+        client(bootstrap).create().expect("an admin client needs no broker");
+    let mut config = AlterConfig::new(ResourceSpecifier::Topic(topic));
+    for (name, value) in settings {
+        config = config.set(name, value);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let altered = runtime.block_on(admin.alter_configs([&config], &AdminOptions::new()));
+    for outcome in altered.expect("brokers that answer") {
+        outcome.expect("a setting that a topic can have");
     }
 }
 

@@ -45,8 +45,10 @@ pub struct Plan {
     pub pace: Duration,
     /// Pause before a callback that was not answered 200 is sent once more.
     pub retry: Duration,
-    /// Of a hundred acknowledged callbacks, so many are sent once more.
+    /// Of a hundred acknowledged callbacks, so many are sent once more,
     pub resend: u64,
+    /// not before so long.
+    pub resend_after: Duration,
     /// Of a thousand callbacks, so many are large.
     pub large: u64,
     /// The bridges; every try goes to the next.
@@ -61,6 +63,7 @@ impl Plan {
             pace: Duration::from_millis(20),
             retry: Duration::from_millis(100),
             resend: 5,
+            resend_after: Duration::ZERO,
             large: 5,
             intakes: vec![intake],
         }
@@ -192,7 +195,7 @@ impl Line {
 
     async fn run(mut self, name: String) -> Stream {
         let mut stream = Stream { name, events: Vec::new() };
-        let mut remembered: Vec<Event> = Vec::new();
+        let mut remembered: Vec<(Instant, Event)> = Vec::new();
         let pace = u64::try_from(self.shared.plan.pace.as_millis()).unwrap_or(0) * 2 + 1;
         while !self.shared.stop.load(Ordering::Relaxed) {
             let event_type = if self.random.percent(60) { 1 } else { self.random.pick(&TYPES) };
@@ -200,13 +203,15 @@ impl Line {
             self.deliver(&event).await;
             stream.events.push(Sent { event_type, digest: digest(&event) });
             self.shared.acknowledged.fetch_add(1, Ordering::Relaxed);
+            let event = (Instant::now(), event);
             match remembered.len() {
                 0..REMEMBERED => remembered.push(event),
                 full => remembered[self.random.index(full)] = event,
             }
-            if self.random.percent(self.shared.plan.resend) {
-                let again = self.random.index(remembered.len());
-                self.deliver(&remembered[again]).await;
+            let (at, again) = &remembered[self.random.index(remembered.len())];
+            let due = at.elapsed() >= self.shared.plan.resend_after;
+            if due && self.random.percent(self.shared.plan.resend) {
+                self.deliver(again).await;
                 self.shared.resent.fetch_add(1, Ordering::Relaxed);
             }
             tokio::time::sleep(self.random.millis(0..pace)).await;
@@ -287,6 +292,10 @@ pub struct Verdict {
     pub conflicts: u64,
     /// Never acknowledged.
     pub unknown: u64,
+    /// Of the lost ones, how many belong to which topic.
+    pub lost_of: BTreeMap<String, u64>,
+    /// Lengths of the bodies that are in a topic of their own, and of those in the dead letters.
+    pub lengths: [Vec<usize>; 2],
     /// The first of what is wrong.
     examples: Vec<String>,
 }
@@ -297,6 +306,7 @@ struct Landed<'a> {
     place: &'a str,
     partition: &'a str,
     ce_id: &'a str,
+    is_dead: bool,
     stream: usize,
     number: usize,
 }
@@ -321,7 +331,16 @@ impl Acknowledged {
     /// Reads all topics of `prefix` and compares.
     pub fn check(&self, bootstrap: &str, prefix: &str) -> Result<Verdict, Unavailable> {
         let topics = Topics::new(prefix, &BTreeMap::new()).expect("a legal prefix");
-        let fields = ["topic", "partition", "offset", "key", "value", "ce_id"];
+        let fields = [
+            "topic",
+            "partition",
+            "offset",
+            "key",
+            "value",
+            "ce_id",
+            "livebridge-topic",
+            "livebridge-reason",
+        ];
         let records =
             consumer::read_fields(bootstrap, &topics.all(), Isolation::Committed, fields)?;
         let mut verdict = Verdict {
@@ -338,11 +357,15 @@ impl Acknowledged {
             .map(|(at, stream)| (stream.name.as_str(), at))
             .collect();
         let mut seen = Seen::default();
-        for [topic, partition, offset, key, value, ce_id] in &records {
+        let dead_letter = format!("{prefix}.dead-letter");
+        for [topic, partition, offset, key, value, ce_id, meant_for, reason] in &records {
             let place = format!("{topic}/{partition}@{offset}");
+            let is_dead = *topic == dead_letter && !reason.is_empty();
+            verdict.lengths[usize::from(is_dead)].push(value.len());
+            let topic = if is_dead { meant_for } else { topic };
             match self.identify(&names, prefix, topic, key, value) {
                 Ok((stream, number)) => seen.take(
-                    &Landed { topic, place: &place, partition, ce_id, stream, number },
+                    &Landed { topic, place: &place, partition, ce_id, is_dead, stream, number },
                     &mut verdict,
                 ),
                 Err(Oddity::Unknown) => verdict.note(&Count::Unknown, &place),
@@ -354,6 +377,9 @@ impl Acknowledged {
         for (at, stream) in self.streams.iter().enumerate() {
             for number in 0..stream.events.len() {
                 if !seen.events.contains_key(&(at, number)) {
+                    let event_type = EventType(stream.events[number].event_type);
+                    let topic = format!("{prefix}.{}", type_name(Some(event_type)));
+                    *verdict.lost_of.entry(topic).or_default() += 1;
                     verdict.note(&Count::Lost, &format!("{} number {number}", stream.name));
                 }
             }
@@ -415,7 +441,7 @@ struct Seen {
 
 impl Seen {
     fn take(&mut self, landed: &Landed<'_>, verdict: &mut Verdict) {
-        let &Landed { topic, place, partition, ce_id, stream, number } = landed;
+        let &Landed { topic, place, partition, ce_id, is_dead, stream, number } = landed;
         if let Some((first, first_id)) = self.events.get(&(stream, number)) {
             verdict.note(&Count::Duplicate, &format!("{place} is {first} once more"));
             if ce_id != first_id {
@@ -426,6 +452,9 @@ impl Seen {
         self.events.insert((stream, number), (place.to_owned(), ce_id.to_owned()));
         if !self.ids.insert(ce_id.to_owned()) {
             verdict.note(&Count::Conflict, &format!("{place}: the id of another event"));
+        }
+        if is_dead {
+            return;
         }
         let (its, last) = self
             .last
@@ -480,12 +509,13 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "acknowledged {}, sent again {} without an answer and {} on purpose, landed {}: \
+            "acknowledged {}, sent again {} unanswered and {} on purpose, landed {} ({} dead): \
              lost {}, duplicates {}, order violations {}, conflicts {}, unknown {}",
             self.acknowledged,
             self.retries,
             self.resent,
             self.landed,
+            self.lengths[1].len(),
             self.lost,
             self.duplicates,
             self.disorder,

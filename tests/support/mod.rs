@@ -12,6 +12,7 @@ pub mod kafka;
 pub mod load;
 pub mod proxy;
 pub mod random;
+pub mod rights;
 mod tools;
 
 use std::env;

@@ -1,0 +1,51 @@
+//! Access rules of a broker with an authorizer, which rdkafka cannot write.
+
+use std::process::Command;
+
+use super::Unavailable;
+use super::{consumer, tools};
+
+const SCRIPT: &str = r#"
+import sys
+from confluent_kafka.admin import (AclBinding, AclBindingFilter, AclOperation, AclPermissionType,
+                                   AdminClient, ResourcePatternType, ResourceType)
+action, bootstrap, kind, name, user, operation, permission = sys.argv[1:]
+rule = (ResourceType[kind], name, ResourcePatternType.LITERAL, "User:" + user, "*",
+        AclOperation[operation], AclPermissionType[permission])
+admin = AdminClient({"bootstrap.servers": bootstrap})
+done = (admin.create_acls([AclBinding(*rule)]) if action == "add"
+        else admin.delete_acls([AclBindingFilter(*rule)]))
+for future in done.values():
+    future.result(30)
+"#;
+
+/// Who may, or may not, do what.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule<'a> {
+    /// `TOPIC`, `TRANSACTIONAL_ID`, `BROKER` (the cluster), `GROUP`.
+    pub kind: &'a str,
+    /// The one, or `*`.
+    pub name: &'a str,
+    pub user: &'a str,
+    /// `ALL`, `WRITE` and so on.
+    pub operation: &'a str,
+    /// `ALLOW` or `DENY`.
+    pub permission: &'a str,
+}
+
+impl Rule<'_> {
+    pub fn add(&self, bootstrap: &str) -> Result<(), Unavailable> {
+        self.run("add", bootstrap)
+    }
+
+    pub fn remove(&self, bootstrap: &str) -> Result<(), Unavailable> {
+        self.run("remove", bootstrap)
+    }
+
+    fn run(&self, action: &str, bootstrap: &str) -> Result<(), Unavailable> {
+        let mut python = Command::new(consumer::python()?);
+        python.args(["-c", SCRIPT, action, bootstrap]);
+        python.args([self.kind, self.name, self.user, self.operation, self.permission]);
+        tools::run(&mut python).map(drop)
+    }
+}
