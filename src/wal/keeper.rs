@@ -9,9 +9,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use super::appender::AppendError;
+use super::dir::{GONE, SEGMENTS};
 use super::state::State;
 use super::store::{self, Segment};
-use super::{Config, GONE, SEGMENTS, free_bytes};
+use super::{Config, free_bytes};
 use crate::metrics;
 
 /// How often the space is looked at, and a segment that could not be made is tried again: short

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::Found;
 use super::appender::AppendError;
+use super::dir::Found;
 use super::frame::Frame;
 use crate::record::{Lsn, Timestamp};
 

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
+use super::dir::sync_dir;
 use crate::record::Lsn;
 
 /// Where sled keeps a database's data, within its directory.
@@ -132,11 +133,6 @@ pub(super) fn empty(dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Makes a directory's entries durable.
-pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
 }
 
 impl Segment {

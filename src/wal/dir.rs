@@ -1,0 +1,231 @@
+//! The log's directory: its lock, its identity, the segments that earlier processes left, and how
+//! files and directories are made so that a power cut cannot undo it.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::frame::Scanner;
+use super::store;
+use super::{LogId, OpenError};
+use crate::metrics;
+use crate::record::Timestamp;
+
+/// The format of everything below a log's directory.
+pub(super) const FORMAT: u32 = 1;
+/// Names the format and the log's id.
+pub(super) const IDENTITY: &str = "log";
+pub(super) const SEGMENTS: &str = "segments";
+/// A segment's directory on its way out: what is left of it is not looked at.
+pub(super) const GONE: &str = "gone";
+/// A segment's data that nobody can read, kept for whoever can put it right.
+pub(super) const DAMAGED: &str = "damaged";
+
+pub(super) fn lock(dir: &Path) -> Result<File, OpenError> {
+    /// Right after a kill the old process may hold its lock a little longer.
+    const ATTEMPTS: u32 = 20;
+    const PAUSE: Duration = Duration::from_millis(100);
+    let path = dir.join("lock");
+    let io = |cause| OpenError::Io { what: "lock", path: path.clone(), cause };
+    let file = File::create(&path).map_err(io)?;
+    for _ in 0..ATTEMPTS {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => thread::sleep(PAUSE),
+            Err(TryLockError::Error(cause)) => return Err(io(cause)),
+        }
+    }
+    Err(OpenError::Locked(dir.to_owned()))
+}
+
+pub(super) fn read_identity(dir: &Path) -> Result<LogId, OpenError> {
+    let path = dir.join(IDENTITY);
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+            return Err(OpenError::Missing(dir.to_owned()));
+        }
+        Err(cause) => return Err(OpenError::Io { what: "read", path, cause }),
+    };
+    let id = text
+        .trim()
+        .strip_prefix("livebridge log, format ")
+        .and_then(|rest| rest.split_once(", id "))
+        .filter(|(format, _)| *format == FORMAT.to_string())
+        .and_then(|(_, id)| LogId::parse(id));
+    id.ok_or_else(|| OpenError::Format {
+        dir: dir.to_owned(),
+        found: text.trim().chars().take(80).collect(),
+    })
+}
+
+pub(super) fn make_identity(dir: &Path) -> Result<LogId, OpenError> {
+    let id = LogId(Uuid::new_v4());
+    let path = dir.join(IDENTITY);
+    let text = format!("livebridge log, format {FORMAT}, id {id}\n");
+    write_durably(&path, text.as_bytes())
+        .and_then(|()| sync_dir(dir))
+        .map_err(|cause| OpenError::Io { what: "write", path, cause })?;
+    Ok(id)
+}
+
+/// Makes a directory and those above it that are missing, each entry durable.
+///
+/// The entry is synced even if it is there: whoever made it may have been killed before it came to
+/// that. What is above it was synced before it was made.
+pub(crate) fn create_dir_durably(dir: &Path) -> io::Result<()> {
+    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    let existed = dir.is_dir();
+    if !existed {
+        create_dir_durably(parent)?;
+        fs::create_dir(dir)?;
+    }
+    match sync_dir(parent) {
+        // Somebody else's directory, and so somebody else's entry.
+        Err(cause) if existed && cause.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        synced => synced,
+    }
+}
+
+/// Writes a file whole or not at all; its directory is left for the caller to sync.
+pub(crate) fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
+    let partial = path.with_extension("partial");
+    let mut file = File::create(&partial)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&partial, path)
+}
+
+/// A segment found on disk.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Found {
+    pub(super) number: u32,
+    /// Its last record's index.
+    pub(super) records: u32,
+    pub(super) disk_bytes: u64,
+}
+
+/// What earlier processes left.
+pub(super) struct Recovered {
+    /// The segments that hold records, in order.
+    pub(super) found: Vec<Found>,
+    /// Behind the number of every segment that there ever was.
+    pub(super) next_number: u32,
+}
+
+/// Finds the segments that hold records and removes those that hold none.
+///
+/// The last segment's directory stays even then, empty: it alone keeps numbers from restarting,
+/// and with them LSNs that the ledger calls published.
+pub(super) fn recover(segments: &Path, id: LogId) -> Result<Recovered, OpenError> {
+    let io = |what, path: &Path| {
+        let path = path.to_owned();
+        move |cause| OpenError::Io { what, path, cause }
+    };
+    // The process that made the last segment may have been killed before it synced its directory.
+    sync_dir(segments).map_err(io("sync", segments))?;
+    finish_removals(segments).map_err(io("tidy", segments))?;
+    let mut found = Vec::new();
+    let listed = list(segments).map_err(io("list", segments))?;
+    let next_number = listed.last().map_or(1, |(number, _)| number + 1);
+    for (number, dir) in listed {
+        let disk_bytes = fs::metadata(store::data_file(&dir)).map_or(0, |meta| meta.len());
+        let records = examine(number, &dir, id).map_err(io("read", &dir))?;
+        if records > 0 {
+            found.push(Found { number, records, disk_bytes });
+        } else if number + 1 == next_number {
+            store::empty(&dir).map_err(io("empty", &dir))?;
+        } else {
+            fs::remove_dir_all(&dir).map_err(io("remove", &dir))?;
+        }
+    }
+    // What was read may be in the page cache only, when the process that wrote it was killed
+    // before it synced. It is about to be published, so it must be as durable as the rest.
+    if let Some(last) = found.last() {
+        let data = store::data_file(&store::segment_dir(segments, last.number));
+        File::open(&data).and_then(|file| file.sync_data()).map_err(io("sync", &data))?;
+    }
+    Ok(Recovered { found, next_number })
+}
+
+/// When the first readable record of the first segment was received: no record left to publish is
+/// older. Only a hint for operators, so that errors are the reader's to report.
+pub(super) fn oldest(segments: &Path, found: &[Found], id: LogId) -> Option<Timestamp> {
+    let dir = store::segment_dir(segments, found.first()?.number);
+    let file = File::open(store::data_file(&dir)).ok()?;
+    let frame = Scanner::new(file, id).next().ok()??;
+    let mut entries = Vec::new();
+    frame.entries(frame.first(), &mut entries).ok()?;
+    entries.first().map(|entry| entry.record.received_at)
+}
+
+/// Segment numbers and directories, in order.
+pub(super) fn list(segments: &Path) -> io::Result<Vec<(u32, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(segments)? {
+        let path = entry?.path();
+        if let Some(number) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) {
+            found.push((number, path));
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Removes segments whose removal was cut short.
+fn finish_removals(segments: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(segments)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == GONE) {
+            fs::remove_dir_all(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// How many records the segment in `dir` has, damaged ones included.
+fn examine(number: u32, dir: &Path, id: LogId) -> io::Result<u32> {
+    let data = store::data_file(dir);
+    let closed = store::read_closed(dir, number);
+    if !data.exists() {
+        let lost = closed.unwrap_or(0);
+        if lost > 0 {
+            metrics::damaged(lost);
+            tracing::error!(
+                records = lost, path = %data.display(),
+                "a segment's file is missing; its records cannot be published, if they were not"
+            );
+        }
+        return Ok(0);
+    }
+    if let Some(records) = closed {
+        return Ok(records);
+    }
+    let mut scanner = Scanner::new(File::open(&data)?, id);
+    let mut records = 0;
+    while let Some(frame) = scanner.next()? {
+        if frame.first().segment() == number {
+            records = records.max(frame.last().index());
+        }
+    }
+    if records == 0 && scanner.passed_over_damage() {
+        let kept = dir.with_extension(DAMAGED);
+        fs::rename(&data, &kept)?;
+        tracing::error!(
+            path = %kept.display(),
+            "no record of a segment can be read: its first commit was cut short, or it is damaged; \
+             its file is set aside, remove it when it is of no use"
+        );
+    }
+    Ok(records)
+}
+
+/// Makes a directory's entries durable.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
