@@ -306,3 +306,26 @@ fn the_age_of_what_is_left_is_known_at_once_after_a_restart() {
     assert_eq!(log.log.stored().oldest, Some(record(5, 100).received_at));
     log.close().unwrap();
 }
+
+/// The last segment stayed, published or not, and the next start had to find the ledger's word for
+/// it in Kafka, which keeps that for a while only.
+#[test]
+fn nothing_stays_of_a_log_that_was_published_to_its_end() {
+    let dir = temp_dir();
+    let mut log = OpenLog::open(dir.path()).unwrap();
+    let last = *log.append_all((0..3).map(|n| record(n, 100)).collect()).last().unwrap();
+    assert_eq!(log.read().len(), 3);
+    log.reader.release(last, None);
+    let OpenLog { appender, mut reader, mut log } = log;
+    drop(appender);
+    block_on(log.ended()).unwrap();
+    assert!(matches!(reader.next(1, Duration::ZERO), Ok(Next::End)));
+    drop(reader);
+    log.close();
+    assert_eq!(visit(dir.path()), []);
+
+    let log = OpenLog::open(dir.path()).unwrap();
+    assert_eq!(log.log.stored().records, 0);
+    assert!(log.append_all(vec![record(7, 100)])[0] > last);
+    log.close().unwrap();
+}

@@ -102,7 +102,11 @@ impl Reader {
                     None => continue,
                 },
                 Place::Nowhere if entries.is_empty() => return Ok(Next::Idle),
-                Place::End if entries.is_empty() => return Ok(Next::End),
+                Place::End if entries.is_empty() => {
+                    // The last segment is only now one that can go, if all of it is released.
+                    self.release(Lsn::ZERO, None);
+                    return Ok(Next::End);
+                }
                 Place::Nowhere | Place::End => break,
             };
             frame
