@@ -2,7 +2,8 @@
 //!
 //! Each transaction writes its events and one [`Commit`] to the ledger topic. Reading that topic
 //! back therefore tells, without doubt, how far this log was published (I4) and which ids any
-//! instance has published (I5). Nothing of it is kept on local disk.
+//! instance has published (I5). Of that, only the progress has a copy on local disk (wal/progress.rs):
+//! nothing can be published while Kafka is away, so nobody asks for the ids then.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};

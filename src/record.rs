@@ -196,6 +196,13 @@ impl Lsn {
         self.0 as u32
     }
 
+    /// The place that its [`fmt::Display`] form spells.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (segment, index) = text.split_once('.')?;
+        Some(Self::new(segment.parse().ok()?, index.parse().ok()?))
+    }
+
     /// The place after this one in the same segment.
     #[must_use]
     pub const fn next(self) -> Self {

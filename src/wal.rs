@@ -26,6 +26,7 @@ mod appender;
 mod dir;
 mod frame;
 mod keeper;
+mod progress;
 mod reader;
 mod state;
 mod store;
@@ -44,6 +45,7 @@ use dir::{
 };
 use frame::Scanner;
 use keeper::Keeper;
+use progress::Progress;
 use state::State;
 use writer::Writer;
 
@@ -67,7 +69,7 @@ impl LogId {
         self.0.as_bytes()
     }
 
-    pub(crate) fn from_bytes(bytes: [u8; 16]) -> Self {
+    pub(crate) const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(Uuid::from_bytes(bytes))
     }
 
@@ -240,7 +242,9 @@ pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
             }
         })
         .map_err(io("start a thread for", &config.dir))?;
-    let reader = Reader::new(Arc::clone(&state), segments_dir, id, jobs);
+    let (progress, done) = Progress::open(&config.dir, id);
+    let mut reader = Reader::new(Arc::clone(&state), segments_dir, id, jobs, progress);
+    reader.resume(done);
     Ok((appender, reader, Log { id, state, writer: Some(writer_end), keeper }))
 }
 

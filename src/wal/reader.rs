@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::LogId;
 use super::frame::{Frame, Scanner};
 use super::keeper::Job;
+use super::progress::Progress;
 use super::state::{Place, State};
 use super::store;
 use crate::metrics;
@@ -56,6 +57,7 @@ pub struct Reader {
     segments: PathBuf,
     log: LogId,
     jobs: Sender<Job>,
+    progress: Progress,
     /// The next record wanted.
     cursor: Lsn,
     open: Option<OpenSegment>,
@@ -72,8 +74,14 @@ struct OpenSegment {
 }
 
 impl Reader {
-    pub(super) fn new(state: Arc<State>, segments: PathBuf, log: LogId, jobs: Sender<Job>) -> Self {
-        Self { state, segments, log, jobs, cursor: Lsn::ZERO, open: None }
+    pub(super) fn new(
+        state: Arc<State>,
+        segments: PathBuf,
+        log: LogId,
+        jobs: Sender<Job>,
+        progress: Progress,
+    ) -> Self {
+        Self { state, segments, log, jobs, progress, cursor: Lsn::ZERO, open: None }
     }
 
     /// The log's identity.
@@ -130,6 +138,7 @@ impl Reader {
     /// Everything up to `through` is published or otherwise done with: it may be removed.
     /// `newest` is when the record at `through` was received.
     pub fn release(&mut self, through: Lsn, newest: Option<Timestamp>) {
+        self.progress.save(through);
         for number in self.state.release(through, newest) {
             if self.open.as_ref().is_some_and(|open| open.number == number) {
                 self.open = None;
