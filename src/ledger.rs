@@ -108,7 +108,6 @@ pub enum Known {
 pub struct Ledger {
     log: LogId,
     progress: Lsn,
-    peers: bool,
     window: Window,
 }
 
@@ -116,19 +115,13 @@ impl Ledger {
     /// An empty ledger for the publisher of `log`.
     #[must_use]
     pub fn new(log: LogId, config: Config) -> Self {
-        Self { log, progress: Lsn::ZERO, peers: false, window: Window::new(config) }
+        Self { log, progress: Lsn::ZERO, window: Window::new(config) }
     }
 
     /// The last record of this log that is done with.
     #[must_use]
     pub fn progress(&self) -> Lsn {
         self.progress
-    }
-
-    /// Whether another log publishes to the same topics.
-    #[must_use]
-    pub fn has_peers(&self) -> bool {
-        self.peers
     }
 
     /// How far back ids matter when the oldest record to publish was received at `oldest`.
@@ -139,11 +132,10 @@ impl Ledger {
 
     /// Takes in a commit, be it this log's or another's.
     pub fn apply(&mut self, commit: &Commit) {
-        if commit.log != self.log {
-            self.peers = true;
-        } else if commit.last <= self.progress {
-            return;
-        } else {
+        if commit.log == self.log {
+            if commit.last <= self.progress {
+                return;
+            }
             self.progress = commit.last;
         }
         for id in &commit.ids {

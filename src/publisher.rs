@@ -4,7 +4,7 @@
 //! events and one ledger record, so that after any crash the ledger tells exactly what Kafka has.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 
@@ -15,12 +15,14 @@ use crate::record::{Entry, Timestamp};
 use crate::wal::{Next, ReadError, Reader};
 
 mod batch;
+mod claims;
 pub mod quarantine;
 mod topics;
 
 pub use topics::{Topics, TopicsError};
 
 use batch::Batch;
+use claims::Claims;
 
 /// Bytes of records per transaction.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
@@ -70,6 +72,9 @@ pub struct Publisher {
     ledger: Ledger,
     /// Where the ledger topic is read up to; kept from session to session.
     ledger_reader: Option<LedgerReader>,
+    claims: Claims,
+    /// Batches in a row that gave way to another instance.
+    contests: u32,
     quarantine: PathBuf,
     give_up: CancellationToken,
     /// Read from the log, and not known to be in Kafka.
@@ -95,6 +100,8 @@ enum Ended {
     Crowded,
     /// That was long ago: try with more at once.
     Roomy,
+    /// Another instance came first with some of the batch: see what becomes of it.
+    Contested,
 }
 
 impl Publisher {
@@ -115,6 +122,8 @@ impl Publisher {
             topics,
             ledger,
             ledger_reader: None,
+            claims: Claims::default(),
+            contests: 0,
             quarantine,
             give_up,
             unfinished: Vec::new(),
@@ -152,7 +161,7 @@ impl Publisher {
                     self.sets.shrink();
                     continue;
                 }
-                Ended::Roomy => continue,
+                Ended::Roomy | Ended::Contested => continue,
                 Ended::Setup(cause) => {
                     self.ledger_reader = None;
                     self.trouble.is(&cause);
@@ -193,14 +202,18 @@ impl Publisher {
         Ok(producer)
     }
 
-    /// Takes in what the ledger topic has got since: from other instances, and our own.
-    fn follow_ledger(&mut self) -> Result<(), SetupError> {
+    /// Takes in what has arrived of the ledger topic: commits of other instances, and our own.
+    fn follow_ledger(&mut self) {
+        let Some(reader) = &mut self.ledger_reader else { return };
+        reader.read_arrived(|bytes| apply(&mut self.ledger, bytes));
+        self.claims.forget(reader.next());
+    }
+
+    /// Waits until everything in the ledger topic is decided, and takes it in.
+    fn settle_ledger(&mut self) -> Result<(), SetupError> {
         let Some(reader) = &mut self.ledger_reader else { return Ok(()) };
-        let ledger = &mut self.ledger;
-        reader.read_arrived(|bytes| apply(ledger, bytes));
-        if ledger.has_peers() {
-            reader.read_to_end(&self.give_up, |bytes| apply(ledger, bytes))?;
-        }
+        reader.read_to_end(&self.give_up, |bytes| apply(&mut self.ledger, bytes))?;
+        self.claims.forget(reader.next());
         Ok(())
     }
 
@@ -214,21 +227,14 @@ impl Publisher {
                 match self.reader.next(BATCH_BYTES, IDLE)? {
                     Next::Entries(entries) => self.unfinished = entries,
                     Next::Idle => {
-                        if let Some(reader) = &mut self.ledger_reader {
-                            reader.read_arrived(|bytes| apply(&mut self.ledger, bytes));
-                        }
+                        self.follow_ledger();
                         self.ledger.expire(Timestamp::now());
                         continue;
                     }
                     Next::End => return Ok(Ended::Done),
                 }
             }
-            if let Err(cause) = self.follow_ledger() {
-                return Ok(Ended::Setup(cause));
-            }
-            if self.give_up.is_cancelled() {
-                break;
-            }
+            self.follow_ledger();
             let entries = std::mem::take(&mut self.unfinished);
             self.began = Instant::now();
             let bytes: usize = entries.iter().map(|entry| entry.record.encoded_len()).sum();
@@ -236,6 +242,12 @@ impl Publisher {
             let mut batch = Batch::judge(&entries, &self.ledger);
             match self.deliver(producer, &mut batch)? {
                 Ok(()) => self.settle(&batch),
+                Err(Ended::Contested) => {
+                    self.unfinished = entries;
+                    if let Err(cause) = self.settle_ledger() {
+                        return Ok(Ended::Setup(cause));
+                    }
+                }
                 Err(ended) => {
                     self.unfinished = entries;
                     return Ok(ended);
@@ -260,12 +272,19 @@ impl Publisher {
         loop {
             let Some(commit) = batch.commit(self.reader.log()) else { return Ok(Ok(())) };
             let started = Instant::now();
-            let outcome = producer.transact(&batch.messages(&self.topics, &self.kafka, &commit));
+            let handed = producer.hand_over(&batch.messages(&self.topics, &self.kafka, &commit));
+            let outcome = handed
+                .and_then(|mine| self.come_first(producer, &commit, mine))
+                .and_then(|mine| producer.commit().map(|()| mine));
             let elapsed = started.elapsed();
             match outcome {
-                Ok(()) => {
+                Ok(mine) => {
                     metrics::transaction(metrics::Transaction::Committed, batch.len(), elapsed);
                     self.trouble.over();
+                    self.contests = 0;
+                    if let Some(reader) = &mut self.ledger_reader {
+                        reader.committed(mine);
+                    }
                     return Ok(Ok(()));
                 }
                 Err(Failure::Refused(refused)) => {
@@ -276,6 +295,11 @@ impl Publisher {
                     for refused in refused.iter().filter(|refused| refused.alone) {
                         batch.refuse(refused, &self.quarantine)?;
                     }
+                }
+                Err(Failure::Contested) => {
+                    metrics::transaction(metrics::Transaction::Aborted, batch.len(), elapsed);
+                    self.part();
+                    return Ok(Err(Ended::Contested));
                 }
                 Err(Failure::Retry(cause)) => {
                     metrics::transaction(metrics::Transaction::Aborted, batch.len(), elapsed);
@@ -297,6 +321,35 @@ impl Publisher {
                 }
             }
         }
+    }
+
+    /// Gives way if another instance wrote to the ledger topic before `mine`, where this batch's
+    /// record `own` is, that it publishes one of its events: whether or not it has committed yet.
+    ///
+    /// Of two instances with the same event one finds the other, so one commits at most.
+    fn come_first(&mut self, producer: &Producer, own: &Commit, mine: i64) -> Result<i64, Failure> {
+        let Some(reader) = &mut self.ledger_reader else { return Ok(mine) };
+        let claims = &mut self.claims;
+        let read = reader.read_open(mine, &self.give_up, |at, bytes| claims.take(at, bytes));
+        let outcome = match read {
+            Err(cause) => Failure::Retry(cause),
+            Ok(()) if self.give_up.is_cancelled() || claims.contest(own, mine) => {
+                Failure::Contested
+            }
+            Ok(()) => return Ok(mine),
+        };
+        producer.abort()?;
+        Err(outcome)
+    }
+
+    /// Pauses for a time that chance chooses: two that gave way to each other must not meet again.
+    fn part(&mut self) {
+        /// The longest pause at the first time, in milliseconds; doubled up to six times.
+        const FIRST: u32 = 10;
+        let span = Duration::from_millis(u64::from(FIRST << self.contests.min(6)));
+        self.contests += 1;
+        let chance = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        std::thread::sleep(span.mul_f64(f64::from(chance.subsec_nanos() % 1000) / 1000.0));
     }
 
     /// The batch is in Kafka, for good: count it and let the log have its space back (I3).

@@ -217,7 +217,7 @@ fn two_bridges_behind_a_balancer_absorb_each_others_retries() {
     (plan.retry, plan.resend_after) = (Duration::from_secs(1), Duration::from_secs(1));
     bridges.iter().for_each(Bridge::start);
     let load = rig.load(plan);
-    for _ in 0..if everything() { 30 } else { 4 } {
+    for _ in 0..if everything() { 30 } else { 3 } {
         wait_until_it_publishes(&bridges[0], Duration::from_secs(20));
         wait_until_it_publishes(&bridges[1], Duration::from_secs(20));
         thread::sleep(rig.random.millis(100..1500));
@@ -225,6 +225,12 @@ fn two_bridges_behind_a_balancer_absorb_each_others_retries() {
         bridges[unlucky].kill();
         bridges[unlucky].start();
     }
+    // Both store the same events, and publish them at the same time when Kafka is back.
+    rig.networks(Network::Refusing);
+    thread::sleep(Duration::from_secs(4));
+    rig.networks(Network::Good);
+    wait_until_it_publishes(&bridges[0], Duration::from_secs(20));
+    wait_until_it_publishes(&bridges[1], Duration::from_secs(20));
     load.wait_for(500, Duration::from_secs(20));
     let acknowledged = load.finish(Duration::from_secs(30));
     for bridge in &bridges {

@@ -21,6 +21,10 @@ const POLL: Duration = Duration::from_millis(100);
 const STALLED: Duration = Duration::from_mins(1);
 /// A wait that is longer is said.
 const LONG: Duration = Duration::from_secs(2);
+/// How long the own record, which was delivered, may take to come back; shorter than a transaction.
+const OPEN_STALLED: Duration = Duration::from_secs(10);
+/// A reader that is so many records behind jumps.
+const OPEN_LAG: i64 = 10_000;
 /// How long a transaction of another instance that is open right now is given to end, between two
 /// looks.
 const OPEN: Duration = Duration::from_millis(2);
@@ -28,8 +32,12 @@ const OPEN: Duration = Duration::from_millis(2);
 /// A position in the ledger topic.
 pub struct LedgerReader {
     consumer: BaseConsumer<Context>,
-    /// Tells where the topic ends, open transactions included.
-    ends: BaseConsumer<Context>,
+    /// Sees open transactions as well.
+    open: BaseConsumer<Context>,
+    /// Where `open` stands, once it reads.
+    open_next: Option<i64>,
+    /// Where a record of this instance lands if nobody else has written meanwhile.
+    expected: i64,
     topic: String,
     /// Everything before this offset is read.
     next: i64,
@@ -64,14 +72,28 @@ impl LedgerReader {
             .set("queued.max.messages.kbytes", "16384")
             .create_with_context(Context)
             .map_err(SetupError::Client)?;
-        let ends: BaseConsumer<Context> = config
+        let open: BaseConsumer<Context> = config
             .base()
+            .set("group.id", format!("livebridge-{}", config.instance))
+            .set("enable.auto.commit", "false")
             .set("isolation.level", "read_uncommitted")
+            .set("auto.offset.reset", "earliest")
+            .set("fetch.wait.max.ms", "50")
+            .set("queued.max.messages.kbytes", "16384")
             .create_with_context(Context)
             .map_err(SetupError::Client)?;
         let transactional = config.delivery == Delivery::ExactlyOnce;
         let topic = topic.to_owned();
-        let mut reader = Self { consumer, ends, topic, next: 0, marker: 0, transactional };
+        let mut reader = Self {
+            consumer,
+            open,
+            open_next: None,
+            expected: 0,
+            topic,
+            next: 0,
+            marker: 0,
+            transactional,
+        };
         reader.start(since).map_err(|cause| reader.error(cause))?;
         Ok(reader)
     }
@@ -110,7 +132,7 @@ impl LedgerReader {
         give_up: &CancellationToken,
         mut apply: impl FnMut(&[u8]),
     ) -> Result<u64, SetupError> {
-        let end = self.ends.fetch_watermarks(&self.topic, PARTITION, METADATA_TIMEOUT);
+        let end = self.open.fetch_watermarks(&self.topic, PARTITION, METADATA_TIMEOUT);
         let (_, end) = end.map_err(|cause| self.error(cause))?;
         let mut records = 0;
         let mut moved = Instant::now();
@@ -142,7 +164,58 @@ impl LedgerReader {
             }
             std::thread::sleep(OPEN);
         }
+        self.expected = self.expected.max(self.next + self.marker);
         Ok(records)
+    }
+
+    /// Reads what lies before this instance's own record at `mine` and may not be decided; nothing
+    /// when nobody has written since its last one.
+    ///
+    /// # Errors
+    /// librdkafka's.
+    pub fn read_open(
+        &mut self,
+        mine: i64,
+        give_up: &CancellationToken,
+        mut visit: impl FnMut(i64, &[u8]),
+    ) -> KafkaResult<()> {
+        if mine == self.expected || !self.transactional {
+            return Ok(());
+        }
+        // Far behind when nobody else has written for long: what is decided is of no interest.
+        if self.open_next.is_none_or(|next| next + OPEN_LAG < self.next) {
+            let mut assignment = TopicPartitionList::new();
+            let start = Offset::Offset(self.next);
+            assignment.add_partition_offset(&self.topic, PARTITION, start)?;
+            self.open.assign(&assignment)?;
+            self.open_next = Some(self.next);
+        }
+        let started = Instant::now();
+        while self.open_next.is_none_or(|next| next <= mine) && !give_up.is_cancelled() {
+            match self.open.poll(POLL) {
+                Some(Ok(message)) => {
+                    self.open_next = Some(message.offset() + 1);
+                    visit(message.offset(), message.payload().unwrap_or_default());
+                }
+                Some(Err(error)) => tracing::debug!(%error, "reading the ledger"),
+                None if started.elapsed() > OPEN_STALLED => {
+                    return Err(KafkaError::MessageConsumption(Code::OperationTimedOut));
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// This instance's record at `mine` is committed.
+    pub fn committed(&mut self, mine: i64) {
+        self.expected = mine + 1 + i64::from(self.transactional);
+    }
+
+    /// Everything before this offset is decided and read.
+    #[must_use]
+    pub fn next(&self) -> i64 {
+        self.next
     }
 
     /// Reads up to `end`, which is known to be stable.

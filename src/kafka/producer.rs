@@ -1,6 +1,7 @@
 //! The producer: one batch, one transaction, and what its failure means.
 
 use std::borrow::Cow;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,8 @@ impl Message<'_> {
 pub enum Failure {
     /// Nothing of it is visible: send the same again, later.
     Retry(KafkaError),
+    /// Nothing of it is visible: another instance came first with some of it.
+    Contested,
     /// Nothing of it is visible, and Kafka will never take these messages.
     Refused(Vec<Refused>),
     /// The producer is dead and it is not known whether the batch was committed: make a new one
@@ -106,9 +109,13 @@ impl std::fmt::Debug for Producer {
     }
 }
 
-/// Collects what deliveries failed.
+/// Collects what deliveries failed, and where the last message of a batch got to.
 #[derive(Default)]
-struct Reports(Mutex<Vec<Failed>>);
+struct Reports {
+    failed: Mutex<Vec<Failed>>,
+    last: AtomicUsize,
+    last_offset: AtomicI64,
+}
 
 /// A delivery that failed.
 struct Failed {
@@ -140,26 +147,32 @@ impl ProducerContext for Reports {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, place: usize) {
-        if let Err((error, message)) = result {
-            tracing::debug!(%error, topic = message.topic(), "delivery failed");
-            self.failed(Failed { place, error: error.clone(), here: false });
+        match result {
+            Ok(message) if place == self.last.load(Ordering::Relaxed) => {
+                self.last_offset.store(message.offset(), Ordering::Relaxed);
+            }
+            Ok(_) => {}
+            Err((error, message)) => {
+                tracing::debug!(%error, topic = message.topic(), "delivery failed");
+                self.failed(Failed { place, error: error.clone(), here: false });
+            }
         }
     }
 }
 
 impl Reports {
     fn failed(&self, failed: Failed) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(failed);
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).push(failed);
     }
 
     /// Whether deliveries failed, and whether it is known why.
     fn look(&self) -> (bool, bool) {
-        let failed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         (!failed.is_empty(), failed.iter().any(|failed| !failed.is_purged()))
     }
 
     fn take(&self) -> Vec<Failed> {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.failed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -214,13 +227,16 @@ impl Producer {
         Ok(producer)
     }
 
-    /// Puts `batch` into Kafka, all of it or none.
+    /// Hands `batch` to Kafka, all of it or none: until [`Self::commit`], nobody sees it. Returns
+    /// the offset of its last message.
     ///
-    /// Without transactions, some of it may be there after a failure.
+    /// Without transactions everybody sees it, and some of it may be there after a failure.
     ///
     /// # Errors
     /// [`Failure`]
-    pub fn transact(&self, batch: &[Message<'_>]) -> Result<(), Failure> {
+    pub fn hand_over(&self, batch: &[Message<'_>]) -> Result<i64, Failure> {
+        let reports = self.client.context();
+        reports.last.store(batch.last().map_or(0, |message| message.place), Ordering::Relaxed);
         self.begin()?;
         for (index, message) in batch.iter().enumerate() {
             self.send(message);
@@ -229,7 +245,7 @@ impl Producer {
             }
         }
         match self.drain(batch) {
-            Ok(()) => self.commit(),
+            Ok(()) => Ok(reports.last_offset.load(Ordering::Relaxed)),
             Err(failure) => {
                 self.abort()?;
                 Err(failure)
@@ -351,8 +367,13 @@ impl Producer {
         false
     }
 
+    /// Makes what was handed over visible.
+    ///
     /// After a time-out the same call is resumed: only Kafka knows whether the commit happened.
-    fn commit(&self) -> Result<(), Failure> {
+    ///
+    /// # Errors
+    /// [`Failure`]
+    pub fn commit(&self) -> Result<(), Failure> {
         if !self.transactional {
             return Ok(());
         }
@@ -366,7 +387,11 @@ impl Producer {
         }
     }
 
-    fn abort(&self) -> Result<(), Failure> {
+    /// Undoes what was handed over.
+    ///
+    /// # Errors
+    /// [`Failure`]
+    pub fn abort(&self) -> Result<(), Failure> {
         self.client.purge(PurgeConfig::default().queue().inflight());
         while self.poll() {}
         self.client.context().take();

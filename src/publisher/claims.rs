@@ -1,0 +1,81 @@
+//! What other instances have written to the ledger topic and may or may not have committed.
+//!
+//! Two instances can hold the same event: its answer got lost, so it was sent again, to the other.
+//! Each writes its ledger record within its transaction before it commits, so one of the two stands
+//! first in the topic. The other finds it there before it commits itself, and gives way.
+
+use std::collections::{HashSet, VecDeque};
+
+use crate::ledger::Commit;
+use crate::record::EventId;
+
+/// Ledger records by offset, of which it is not yet known whether they hold.
+#[derive(Debug, Default)]
+pub(super) struct Claims(VecDeque<(i64, Commit)>);
+
+impl Claims {
+    /// Takes in a record of the topic, read whether or not it is committed.
+    pub(super) fn take(&mut self, offset: i64, bytes: &[u8]) {
+        // What cannot be decoded is reported when it is read as committed.
+        if let Ok(commit) = Commit::decode(bytes) {
+            self.0.push_back((offset, commit));
+        }
+    }
+
+    /// What is before this offset is decided, and the ledger knows of it.
+    pub(super) fn forget(&mut self, before: i64) {
+        while self.0.front().is_some_and(|(offset, _)| *offset < before) {
+            self.0.pop_front();
+        }
+    }
+
+    /// Whether another log came first with an event of `own`, whose record is at `mine`.
+    pub(super) fn contest(&self, own: &Commit, mine: i64) -> bool {
+        let earlier = self.0.iter().take_while(|(offset, _)| *offset < mine);
+        let mut others = earlier.filter(|(_, commit)| commit.log != own.log).peekable();
+        if others.peek().is_none() {
+            return false;
+        }
+        let ids: HashSet<EventId> = own.ids.iter().copied().collect();
+        others.any(|(_, commit)| commit.ids.iter().any(|id| ids.contains(id)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Lsn, Timestamp};
+    use crate::wal::LogId;
+
+    const US: LogId = LogId::from_bytes([1; 16]);
+    const THEM: LogId = LogId::from_bytes([2; 16]);
+
+    fn commit(log: LogId, number: u64) -> Commit {
+        let ids = vec![EventId { natural: number, content: number }];
+        let (first, last) = (Lsn::new(1, 1), Lsn::new(1, 1));
+        Commit { log, first, last, newest: Timestamp::from_millis(0), ids }
+    }
+
+    fn claims(written: &[(i64, LogId, u64)]) -> Claims {
+        let mut claims = Claims::default();
+        for &(offset, log, number) in written {
+            claims.take(offset, &commit(log, number).encode());
+        }
+        claims
+    }
+
+    #[test]
+    fn who_comes_second_with_an_event_gives_way() {
+        let claims = claims(&[(10, THEM, 7), (12, US, 7)]);
+        assert!(claims.contest(&commit(US, 7), 12));
+        assert!(!claims.contest(&commit(THEM, 7), 10));
+    }
+
+    #[test]
+    fn other_events_own_records_and_what_is_settled_do_not_count() {
+        let mut claims = claims(&[(10, THEM, 7), (12, US, 8), (14, US, 8)]);
+        assert!(!claims.contest(&commit(US, 8), 14));
+        claims.forget(11);
+        assert!(!claims.contest(&commit(US, 7), 14));
+    }
+}
