@@ -185,6 +185,7 @@ impl Publisher {
         } else {
             let oldest = self.oldest();
             let since = self.ledger.horizon(oldest);
+            self.claims = Claims::default();
             LedgerReader::open(&self.kafka, self.topics.ledger(), since)?
         };
         let ledger = &mut self.ledger;
@@ -332,7 +333,10 @@ impl Publisher {
         let claims = &mut self.claims;
         let read = reader.read_open(mine, &self.give_up, |at, bytes| claims.take(at, bytes));
         let outcome = match read {
-            Err(cause) => Failure::Retry(cause),
+            Err(cause) => {
+                self.ledger_reader = None;
+                Failure::Lost(cause)
+            }
             Ok(()) if self.give_up.is_cancelled() || claims.contest(own, mine) => {
                 Failure::Contested
             }

@@ -182,6 +182,10 @@ impl LedgerReader {
         if mine == self.expected || !self.transactional {
             return Ok(());
         }
+        if mine < self.next {
+            // It is not the topic that was read: somebody deleted that one.
+            return Err(KafkaError::MessageConsumption(Code::OffsetOutOfRange));
+        }
         // Far behind when nobody else has written for long: what is decided is of no interest.
         if self.open_next.is_none_or(|next| next + OPEN_LAG < self.next) {
             let mut assignment = TopicPartitionList::new();
