@@ -814,7 +814,7 @@ mod a_log {
         }
         assert_eq!(log.probe().ready(), Err(AppendError::DiskFull));
         let answer = bed.send(post("/callback", &push()));
-        refused(&answer, 503, "wal.min_free_bytes");
+        refused(&answer, 503, "no room left on its disk");
         assert_eq!(answer.header("retry-after"), Some("10"));
         assert!(bed.stored().is_empty());
     }
