@@ -110,8 +110,10 @@ fn serve(options: &ConfigFile) -> Result<(), CliError> {
     let config = Config::load(options.config.as_deref())?;
     let exporter = metrics::install().map_err(CliError::other("install metrics"))?;
     block_on(async {
+        // First, so that a signal during the start does not end the process midway.
+        let stop = stop_signal()?;
         let bridge = Bridge::start(config, exporter).await?;
-        bridge.run_until(stop_signal()?).await?;
+        bridge.run_until(stop).await?;
         Ok(())
     })
 }

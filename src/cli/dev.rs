@@ -63,6 +63,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let stopping = Arc::new(AtomicBool::new(false));
 
     let outcome = block_on(async {
+        let signal = stop_signal()?;
         let dir = config.wal.dir.clone();
         let bridge = Bridge::start(config, exporter).await?;
         let url = format!("http://{}/callback", bridge.intake_address);
@@ -74,7 +75,6 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
         if options.samples > 0.0 {
             tokio::spawn(send_samples(url, key, options.samples));
         }
-        let signal = stop_signal()?;
         let time = options.time;
         let stop = async move {
             let time = async {

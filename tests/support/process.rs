@@ -110,12 +110,13 @@ impl Running {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// Waits for its end.
+    /// Waits for its end, which should be its own, not a signal's.
     #[track_caller]
     pub(crate) fn wait(&mut self) -> Option<i32> {
         let started = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
+                assert!(status.code().is_some(), "{status}:\n{}", self.stderr.text());
                 return status.code();
             }
             assert!(started.elapsed() < PATIENCE, "still running:\n{}", self.stderr.text());
