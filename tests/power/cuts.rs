@@ -10,7 +10,7 @@ use std::thread;
 use livebridge::record::Lsn;
 use serde::Deserialize;
 
-use super::disk::{Disk, EVERYTHING, STRICT, Survival, VARIANTS};
+use super::disk::{Disk, EVERYTHING, STRICT, Survival, TEARING, VARIANTS};
 use super::kafka::{Kafka, Seen};
 use super::load::{Callback, Client};
 use super::rng::Rng;
@@ -27,6 +27,8 @@ pub(crate) enum Stage {
     Start,
     /// A group of callbacks on its way to the disk.
     Commit,
+    /// A large group was written and not yet synced; never with all of it or nothing of it left.
+    Torn,
     /// A segment was made, or closed.
     Rotation,
     /// A segment was removed.
@@ -35,8 +37,10 @@ pub(crate) enum Stage {
     Recovery,
 }
 
-const STAGES: [Stage; 5] =
-    [Stage::Start, Stage::Commit, Stage::Rotation, Stage::Removal, Stage::Recovery];
+const STAGES: [Stage; 6] =
+    [Stage::Start, Stage::Commit, Stage::Torn, Stage::Rotation, Stage::Removal, Stage::Recovery];
+/// So many bytes are many frames, or a frame of many sectors.
+const TORN_BYTES: usize = 16 * 1024;
 
 /// What is done with what a cut left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -120,7 +124,16 @@ fn stages(trace: &Trace) -> Vec<Stage> {
 /// makes something durable, changes a name or answers.
 pub(crate) fn choose(trace: &Trace, count: usize, rng: &mut Rng) -> Vec<Cut> {
     let mut edges: BTreeMap<Stage, Vec<usize>> = BTreeMap::new();
+    let mut large = None;
     for (index, stage) in stages(trace).into_iter().enumerate() {
+        match &trace.events[index].event {
+            Event::Write { inode, data, .. } if data.len() >= TORN_BYTES => large = Some(*inode),
+            Event::Sync { inode } if large == Some(*inode) => {
+                edges.entry(Stage::Torn).or_default().push(index);
+                large = None;
+            }
+            _ => {}
+        }
         let between = matches!(
             trace.events[index].event,
             Event::Write { .. } | Event::FlushRange { .. } | Event::Size { .. }
@@ -142,8 +155,11 @@ pub(crate) fn choose(trace: &Trace, count: usize, rng: &mut Rng) -> Vec<Cut> {
                 left.clone_from(places);
             }
             let index = left.swap_remove(rng.below(left.len()));
-            let strict = rng.chance(333);
-            let survival = if strict { STRICT } else { VARIANTS[rng.below(VARIANTS.len())] };
+            let survival = match stage {
+                Stage::Torn => TEARING[rng.below(TEARING.len())],
+                _ if rng.chance(333) => STRICT,
+                _ => VARIANTS[rng.below(VARIANTS.len())],
+            };
             let then = match rng.below(15) {
                 0 => Then::Publish,
                 1 | 2 => Then::Start,
@@ -152,6 +168,7 @@ pub(crate) fn choose(trace: &Trace, count: usize, rng: &mut Rng) -> Vec<Cut> {
             cuts.push(Cut { index, stage, survival, then });
         }
     }
+    cuts.push(Cut::strict(trace.events.len()).and_start());
     cuts.sort_unstable_by_key(|cut| cut.index);
     cuts
 }
@@ -253,6 +270,14 @@ impl History<'_> {
                 let ever = self.kafka.is_some_and(|seen| seen.has(*callback));
                 let later = if ever { "; Kafka has it later" } else { "" };
                 return Err(format!("acknowledged callback {callback} is lost{later}"));
+            }
+        }
+        if let Some((seen, gate)) = gate {
+            let skipped = stored.iter().find(|(callback, number)| {
+                **number <= gate.progress && !seen.had(gate, **callback)
+            });
+            if let Some((callback, number)) = skipped {
+                return Err(format!("{callback} at {number} would be taken for published"));
             }
         }
         if cut.then >= Then::Start {

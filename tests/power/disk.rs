@@ -36,16 +36,21 @@ pub(crate) const STRICT: Survival =
 /// As if only the process had died.
 pub(crate) const EVERYTHING: Survival =
     Survival { name: "everything", data: 1000, names: 1000, piece: SECTOR, stale: false };
-/// The variants of a cut besides [`STRICT`].
+/// The variants of a cut besides [`STRICT`]: those that tear writes apart,
 #[rustfmt::skip]
-pub(crate) const VARIANTS: [Survival; 8] = [
+pub(crate) const TEARING: [Survival; 5] = [
     Survival { name: "half of the sectors", data: 500, names: 500, piece: SECTOR, stale: false },
-    Survival { name: "names without data", data: 0, names: 1000, piece: SECTOR, stale: true },
-    Survival { name: "any subset of names", data: 0, names: 500, piece: SECTOR, stale: false },
     Survival { name: "nearly all sectors", data: 950, names: 500, piece: SECTOR, stale: true },
     Survival { name: "few sectors", data: 100, names: 500, piece: SECTOR, stale: true },
     Survival { name: "half of the pages", data: 500, names: 900, piece: 4096, stale: true },
     Survival { name: "half of the writes", data: 500, names: 500, piece: 0, stale: false },
+];
+/// and those with them that part data and names.
+#[rustfmt::skip]
+pub(crate) const VARIANTS: [Survival; 8] = [
+    TEARING[0], TEARING[1], TEARING[2], TEARING[3], TEARING[4],
+    Survival { name: "names without data", data: 0, names: 1000, piece: SECTOR, stale: true },
+    Survival { name: "any subset of names", data: 0, names: 500, piece: SECTOR, stale: false },
     Survival { name: "data without names", data: 1000, names: 0, piece: SECTOR, stale: false },
 ];
 

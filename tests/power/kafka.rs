@@ -1,6 +1,6 @@
 //! The embedded Kafka, watched: what it holds, and what it held whenever a segment was removed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ use livebridge::publisher::Topics;
 use livebridge::record::Lsn;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::load::Callback;
@@ -29,7 +29,11 @@ const PATIENCE: Duration = Duration::from_mins(1);
 pub(crate) struct Seen {
     /// Callbacks by the order in which they were found.
     positions: HashMap<Callback, usize>,
-    /// The end of the last commit in the ledger.
+    /// The `ce_id`s found.
+    ids: HashSet<String>,
+    /// The ledger's records of which not all events were found yet.
+    commits: Vec<Commit>,
+    /// The end of the last commit whose events are all there.
     progress: Lsn,
     gates: Vec<Gate>,
 }
@@ -41,18 +45,36 @@ pub(crate) struct Gate {
     place: usize,
     /// How many callbacks were in Kafka.
     callbacks: usize,
-    /// The ledger's progress.
+    /// How far the ledger said that the log was published.
     pub(crate) progress: Lsn,
 }
 
 impl Seen {
     fn new() -> Self {
-        Self { positions: HashMap::new(), progress: Lsn::ZERO, gates: Vec::new() }
+        Self {
+            positions: HashMap::new(),
+            ids: HashSet::new(),
+            commits: Vec::new(),
+            progress: Lsn::ZERO,
+            gates: Vec::new(),
+        }
     }
 
     /// The last time before `place` that a segment was to be removed.
     pub(crate) fn gate_before(&self, place: usize) -> Option<Gate> {
         self.gates.iter().rev().find(|gate| gate.place < place).copied()
+    }
+
+    /// Counts commits whose events have been found by now.
+    fn settle(&mut self) {
+        let Self { commits, ids, progress, .. } = self;
+        commits.retain(|commit| {
+            let complete = commit.ids.iter().all(|id| ids.contains(&id.to_string()));
+            if complete {
+                *progress = commit.last.max(*progress);
+            }
+            !complete
+        });
     }
 
     /// Whether `callback` was in Kafka then.
@@ -182,6 +204,7 @@ impl Watcher {
             Ok(8) => {
                 self.catch_up();
                 let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+                seen.settle();
                 let gate = Gate {
                     place: usize::try_from(u64::from_le_bytes(place)).expect("an offset"),
                     callbacks: seen.positions.len(),
@@ -232,9 +255,13 @@ fn note(message: &BorrowedMessage<'_>, seen: &mut Seen) {
     let value = message.payload().expect("every record has a value");
     if message.topic() == LEDGER {
         let commit = Commit::decode(value).expect("a ledger record");
-        seen.progress = seen.progress.max(commit.last);
+        seen.commits.push(commit);
         return;
     }
+    let headers = message.headers().expect("every event has headers");
+    let id = headers.iter().find(|header| header.key == "ce_id").and_then(|header| header.value);
+    let id = str::from_utf8(id.expect("every event has an id")).expect("ids are text");
+    seen.ids.insert(id.to_owned());
     let body = str::from_utf8(value).expect("bodies are text");
     let callback = Callback::of(body).expect("a body that was sent, byte for byte");
     let position = seen.positions.len();
