@@ -191,15 +191,12 @@ impl Publisher {
         let ledger = &mut self.ledger;
         let commits = reader.read_to_end(&self.give_up, |bytes| apply(ledger, bytes))?;
         self.ledger_reader = Some(reader);
-        let progress = self.ledger.progress();
         tracing::info!(
             commits,
-            %progress,
+            progress = %self.ledger.progress(),
             elapsed_ms = started.elapsed().as_millis(),
             "connected to Kafka; the ledger is read"
         );
-        self.reader.resume(progress);
-        self.unfinished.retain(|entry| entry.lsn > progress);
         Ok(producer)
     }
 
@@ -219,6 +216,9 @@ impl Publisher {
     }
 
     fn publish(&mut self, producer: &Producer) -> Result<Ended, PublisherError> {
+        let progress = self.ledger.progress();
+        self.reader.resume(progress)?;
+        self.unfinished.retain(|entry| entry.lsn > progress);
         while !self.give_up.is_cancelled() {
             if self.sets.grow() {
                 return Ok(Ended::Roomy);

@@ -45,7 +45,6 @@ use dir::{
 };
 use frame::Scanner;
 use keeper::Keeper;
-use progress::Progress;
 use state::State;
 use writer::Writer;
 
@@ -242,9 +241,7 @@ pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
             }
         })
         .map_err(io("start a thread for", &config.dir))?;
-    let (progress, done) = Progress::open(&config.dir, id);
-    let mut reader = Reader::new(Arc::clone(&state), segments_dir, id, jobs, progress);
-    reader.resume(done);
+    let reader = Reader::new(Arc::clone(&state), &config.dir, id, jobs, next_number);
     Ok((appender, reader, Log { id, state, writer: Some(writer_end), keeper }))
 }
 

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use livebridge::record::{Entry, Lsn, Record};
-use livebridge::wal::Next;
+use livebridge::wal::{Next, ReadError};
 use log_support::{OpenLog, block_on, cases, copy_dir, record, temp_dir, visit};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -241,7 +241,7 @@ impl Model {
         let dir = self.dirs.last().unwrap().path().to_owned();
         self.log = Some(OpenLog::open(&dir).unwrap());
         let progress = self.progress();
-        self.log().reader.resume(progress);
+        self.log().reader.resume(progress).unwrap();
         self.read = self.published;
         self.released = self.published;
     }
@@ -281,11 +281,11 @@ fn lsns_go_on_when_everything_before_them_is_published_and_removed() {
     // What was published is removed; nothing arrives; the process ends. And again.
     for _ in 0..3 {
         let mut log = OpenLog::open(dir.path()).unwrap();
-        log.reader.resume(last);
+        log.reader.resume(last).unwrap();
         log.close().unwrap();
     }
     let mut log = OpenLog::open(dir.path()).unwrap();
-    log.reader.resume(last);
+    log.reader.resume(last).unwrap();
     let lsns = log.append_all(vec![record(7, 100)]);
     assert!(lsns[0] > last, "{} follows {last}", lsns[0]);
     assert_eq!(log.read().len(), 1, "the new record is read");
@@ -327,5 +327,36 @@ fn nothing_stays_of_a_log_that_was_published_to_its_end() {
     let log = OpenLog::open(dir.path()).unwrap();
     assert_eq!(log.log.stored().records, 0);
     assert!(log.append_all(vec![record(7, 100)])[0] > last);
+    log.close().unwrap();
+}
+
+/// An older copy of the log writes LSNs again that the ledger names as published, and the publisher
+/// passed over them.
+#[test]
+fn a_log_that_was_restored_from_an_older_copy_is_refused() {
+    let dir = temp_dir();
+    OpenLog::open(dir.path()).unwrap().close().unwrap();
+    let copy = temp_dir();
+    copy_dir(dir.path(), copy.path());
+    let log = OpenLog::open(dir.path()).unwrap();
+    let last = *log.append_all((0..3).map(|n| record(n, 100)).collect()).last().unwrap();
+    log.close().unwrap();
+
+    let mut log = OpenLog::open(copy.path()).unwrap();
+    let refused = log.reader.resume(last);
+    assert!(matches!(refused, Err(ReadError::Behind { done, .. }) if done == last), "{refused:?}");
+    // Even when it has been overtaken meanwhile.
+    let lsns = log.append_all((0..9).map(|n| record(n, 100)).collect());
+    assert_eq!(log.read().len(), 9);
+    assert!(log.reader.resume(last).is_err());
+    log.close().unwrap();
+
+    // What this process wrote and read may be published by it, and no more.
+    let mut log = OpenLog::open(copy.path()).unwrap();
+    log.reader.resume(lsns[3]).unwrap();
+    let lsn = log.append_all(vec![record(10, 100)])[0];
+    assert_eq!(log.read().len(), 6);
+    log.reader.resume(lsn).unwrap();
+    assert!(log.reader.resume(lsn.next()).is_err());
     log.close().unwrap();
 }

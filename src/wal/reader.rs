@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use super::LogId;
+use super::dir::SEGMENTS;
 use super::frame::{Frame, Scanner};
 use super::keeper::Job;
 use super::progress::Progress;
@@ -48,6 +49,18 @@ pub enum ReadError {
         #[source]
         cause: DecodeError,
     },
+    /// What is written from now on would be taken for published.
+    #[error(
+        "the ledger names {done} of log {log} as published, which was never written here: this is \
+         an older copy of the log, or a copy of it is in use elsewhere; start with an empty \
+         wal.dir (livebridge wal export prints what this one holds)"
+    )]
+    Behind {
+        /// The last record that the ledger names.
+        done: Lsn,
+        /// The log's identity.
+        log: LogId,
+    },
 }
 
 /// The one reader.
@@ -58,6 +71,9 @@ pub struct Reader {
     log: LogId,
     jobs: Sender<Job>,
     progress: Progress,
+    /// The first segment that this process may write.
+    first_new: u32,
+    resumed: bool,
     /// The next record wanted.
     cursor: Lsn,
     open: Option<OpenSegment>,
@@ -76,12 +92,25 @@ struct OpenSegment {
 impl Reader {
     pub(super) fn new(
         state: Arc<State>,
-        segments: PathBuf,
+        dir: &Path,
         log: LogId,
         jobs: Sender<Job>,
-        progress: Progress,
+        first_new: u32,
     ) -> Self {
-        Self { state, segments, log, jobs, progress, cursor: Lsn::ZERO, open: None }
+        let (progress, done) = Progress::open(dir, log);
+        let mut reader = Self {
+            state,
+            segments: dir.join(SEGMENTS),
+            log,
+            jobs,
+            progress,
+            first_new,
+            resumed: false,
+            cursor: done.next(),
+            open: None,
+        };
+        reader.release(done, None);
+        reader
     }
 
     /// The log's identity.
@@ -127,12 +156,23 @@ impl Reader {
     }
 
     /// Goes on behind `done`, which an earlier process published.
-    pub fn resume(&mut self, done: Lsn) {
+    ///
+    /// # Errors
+    /// [`ReadError::Behind`], when it cannot have been this log's.
+    pub fn resume(&mut self, done: Lsn) -> Result<(), ReadError> {
+        // Of what this process writes nothing is published before it resumes, and then no more
+        // than it has read.
+        let possible = if self.resumed { self.cursor } else { Lsn::new(self.first_new, 0) };
+        if done >= possible && done.segment() >= self.first_new {
+            return Err(ReadError::Behind { done, log: self.log });
+        }
+        self.resumed = true;
         if done >= self.cursor {
             self.cursor = done.next();
             self.open = None;
         }
         self.release(done, None);
+        Ok(())
     }
 
     /// Everything up to `through` is published or otherwise done with: it may be removed.
