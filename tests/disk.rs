@@ -233,7 +233,6 @@ fn a_disk_that_the_log_filled_is_freed_by_publishing_what_it_holds() {
     }
 }
 
-/// What a full disk left half made is in nobody's way.
 #[test]
 fn a_segment_that_could_not_be_made_is_made_when_there_is_room() {
     let Some(mount) = Mount::new("size=16m") else { return };
@@ -250,6 +249,24 @@ fn a_segment_that_could_not_be_made_is_made_when_there_is_room() {
     assert_eq!(log.read(), acknowledged);
     drop(filler);
     wait_for_room(&log, &record(200, 100));
+    log.close().unwrap();
+}
+
+/// sled refuses for good to open what a failed attempt left, a settings file cut short, say.
+#[test]
+fn a_segment_left_half_made_is_made_anew() {
+    let dir = temp_dir();
+    let log = OpenLog::open(dir.path()).unwrap();
+    let half_made = dir.path().join("segments/0000000003");
+    fs::create_dir_all(half_made.join("blobs")).unwrap();
+    fs::write(
+        half_made.join("conf"),
+        "segment_size: 4194304\nuse_compression: false\nversion: 0.34\n",
+    )
+    .unwrap();
+    let (acknowledged, refused) = append_until_refused(&log, 0, 750);
+    assert_eq!(refused, None);
+    assert_eq!(acknowledged.last().unwrap().lsn.segment(), 3);
     log.close().unwrap();
 }
 

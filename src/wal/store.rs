@@ -140,7 +140,7 @@ impl Segment {
     pub(super) fn create(segments: &Path, number: u32) -> Result<Self, StoreError> {
         let dir = segment_dir(segments, number);
         let io = |cause| StoreError::Io { what: "create segment", path: dir.clone(), cause };
-        // An attempt that failed may have left half a database, which sled would try to recover.
+        // What a failed attempt left, sled may refuse to open for good.
         match fs::remove_dir_all(&dir) {
             Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(io(cause)),
             Ok(()) | Err(_) => {}
