@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use livebridge::record::{Entry, Lsn, Record};
-use livebridge::wal::{Next, ReadError};
+use livebridge::wal::{Next, OpenError, ReadError};
 use log_support::{OpenLog, block_on, cases, copy_dir, record, temp_dir, visit};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -359,4 +359,53 @@ fn a_log_that_was_restored_from_an_older_copy_is_refused() {
     log.reader.resume(lsn).unwrap();
     assert!(log.reader.resume(lsn.next()).is_err());
     log.close().unwrap();
+}
+
+#[test]
+fn a_log_is_opened_once_at_a_time() {
+    let dir = temp_dir();
+    let log = OpenLog::open(dir.path()).unwrap();
+    let refused = OpenLog::open(dir.path()).expect_err("it is in use");
+    assert!(matches!(&refused, OpenError::Locked(path) if path == dir.path()), "{refused}");
+    log.close().unwrap();
+    OpenLog::open(dir.path()).unwrap().close().unwrap();
+}
+
+/// `livebridge wal export` beside a running instance: all that was acknowledged before it began and
+/// was not released before it ended, in order.
+#[test]
+fn a_log_is_visited_while_it_is_written_and_released() {
+    let dir = temp_dir();
+    let mut log = OpenLog::open(dir.path()).unwrap();
+    let acknowledged = Arc::new(Mutex::new(Vec::new()));
+    let released = Arc::new(Mutex::new(Lsn::ZERO));
+    let writing = thread::spawn({
+        let (acknowledged, released) = (Arc::clone(&acknowledged), Arc::clone(&released));
+        move || {
+            for group in 0..120 {
+                let len = if group % 3 == 0 { 1000 } else { 100_000 };
+                let lsns = log.append_all((0..10).map(|n| record(group * 10 + n, len)).collect());
+                acknowledged.lock().unwrap().extend(lsns);
+                if group % 10 == 9 {
+                    let through = log.read()[20].lsn;
+                    *released.lock().unwrap() = through;
+                    log.reader.release(through, None);
+                }
+            }
+            log.close().unwrap();
+        }
+    });
+    let mut visits = 0;
+    while !writing.is_finished() {
+        let before = acknowledged.lock().unwrap().clone();
+        let seen: Vec<Lsn> = visit(dir.path()).iter().map(|entry| entry.lsn).collect();
+        let released = *released.lock().unwrap();
+        assert!(seen.is_sorted_by(|left, right| left < right), "in order");
+        let seen: BTreeSet<Lsn> = seen.into_iter().collect();
+        let missed = before.iter().find(|lsn| **lsn > released && !seen.contains(lsn));
+        assert_eq!(missed, None, "{} of {} are seen", seen.len(), before.len());
+        visits += 1;
+    }
+    writing.join().unwrap();
+    assert!(visits > 3, "{visits} visits");
 }
