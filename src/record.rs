@@ -209,6 +209,12 @@ impl Lsn {
         Self(self.0 + 1)
     }
 
+    /// The place before this one, which holds nothing when this is the first of its segment.
+    #[must_use]
+    pub const fn previous(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
+
     /// The number as stored.
     #[must_use]
     pub const fn as_u64(self) -> u64 {

@@ -427,3 +427,31 @@ fn a_read_only_directory_is_refused_by_its_path() {
     assert!(error.to_string().contains(&dir.path().display().to_string()), "{error}");
     assert!(error.to_string().contains("Read-only"), "{error}");
 }
+
+/// What is damaged counted as unpublished until something behind it was published; with nothing
+/// behind it, for ever.
+#[test]
+fn damaged_records_are_let_go_with_those_before_them() {
+    let _turn = exporter();
+    for kept in [STOPPED.frames.len() / 2, 0] {
+        let copy = STOPPED.copy();
+        let data = Stopped::data_of(copy.path());
+        for place in &STOPPED.frames[kept..] {
+            overwrite(&data, place.bytes.start + 50, b"damage");
+        }
+        let mut log = open(copy.path()).unwrap();
+        assert_eq!(log.log.stored().records, STOPPED.entries.len() as u64);
+        let read = log.read();
+        assert_eq!(
+            read.len(),
+            STOPPED.frames[..kept].iter().map(|place| place.records.len()).sum::<usize>()
+        );
+        if let Some(last) = read.last() {
+            assert_eq!(log.log.stored().records, STOPPED.entries.len() as u64, "not before");
+            log.reader.release(last.lsn, None);
+        }
+        assert_eq!(log.log.stored().records, 0);
+        assert_eq!(log.log.stored().segments, 0);
+        log.close().unwrap();
+    }
+}

@@ -252,7 +252,7 @@ fn lsns(entries: &[Entry]) -> Vec<Lsn> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { max_shrink_iters: 200, ..cases(24) })]
+    #![proptest_config(ProptestConfig { max_shrink_iters: 200, ..cases(16) })]
 
     #[test]
     fn nothing_acknowledged_is_lost_reordered_or_repeated(ops in vec(any_op(), 1..40)) {

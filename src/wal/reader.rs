@@ -76,6 +76,9 @@ pub struct Reader {
     resumed: bool,
     /// The next record wanted.
     cursor: Lsn,
+    /// The last one that was returned, and the last that is released.
+    returned: Lsn,
+    released: Lsn,
     open: Option<OpenSegment>,
 }
 
@@ -106,7 +109,9 @@ impl Reader {
             progress,
             first_new,
             resumed: false,
-            cursor: done.next(),
+            cursor: Lsn::ZERO,
+            returned: Lsn::ZERO,
+            released: Lsn::ZERO,
             open: None,
         };
         reader.release(done, None);
@@ -138,11 +143,10 @@ impl Reader {
                     Some(frame) => frame,
                     None => continue,
                 },
-                Place::Nowhere if entries.is_empty() => return Ok(Next::Idle),
-                Place::End if entries.is_empty() => {
-                    // The last segment is only now one that can go, if all of it is released.
-                    self.release(Lsn::ZERO, None);
-                    return Ok(Next::End);
+                end @ (Place::Nowhere | Place::End) if entries.is_empty() => {
+                    // The last segment may only now be one that can go, and so may damaged records.
+                    self.release(self.released, None);
+                    return Ok(if matches!(end, Place::End) { Next::End } else { Next::Idle });
                 }
                 Place::Nowhere | Place::End => break,
             };
@@ -150,6 +154,7 @@ impl Reader {
                 .entries(self.cursor, &mut entries)
                 .map_err(|cause| ReadError::Record { lsn: frame.first(), cause })?;
             bytes += frame.len();
+            self.returned = frame.last();
             self.cursor = frame.last().next();
         }
         Ok(Next::Entries(entries))
@@ -178,8 +183,13 @@ impl Reader {
     /// Everything up to `through` is published or otherwise done with: it may be removed.
     /// `newest` is when the record at `through` was received.
     pub fn release(&mut self, through: Lsn, newest: Option<Timestamp>) {
-        self.progress.save(through);
-        for number in self.state.release(through, newest) {
+        self.released = through.max(self.released);
+        if self.released >= self.returned {
+            // With all that was returned goes the damage behind it.
+            self.released = self.cursor.previous().max(self.released);
+        }
+        self.progress.save(self.released);
+        for number in self.state.release(self.released, newest) {
             if self.open.as_ref().is_some_and(|open| open.number == number) {
                 self.open = None;
             }
