@@ -251,7 +251,7 @@ fn a_retry_is_absorbed_across_a_restart_and_across_a_lost_disk() {
 fn a_retry_that_waited_longer_than_the_window_still_meets_its_original() {
     let Some(kafka) = Kafka::shared_or_skip("window") else { return };
     let prefix = support::unique("window");
-    let bridge = bridge(&prefix, kafka.bootstrap(), &prefix).set("DEDUP_WINDOW", "10s");
+    let bridge = bridge(&prefix, kafka.bootstrap(), &prefix).set("DEDUP_WINDOW", "30s");
     bridge.start();
     let samples = Samples::new(CallbackKey::new(PAYLOADS_KEY));
     let event = samples.event(livebridge::record::EventType(1));
@@ -263,7 +263,7 @@ fn a_retry_that_waited_longer_than_the_window_still_meets_its_original() {
     let away = bridge.set("KAFKA_BROKERS", "127.0.0.1:1");
     away.start();
     assert_eq!(post(&away, body.as_bytes()).0, 200);
-    std::thread::sleep(Duration::from_secs(12));
+    std::thread::sleep(Duration::from_secs(32));
     away.kill();
     let back = away.set("KAFKA_BROKERS", kafka.bootstrap());
     back.start();
