@@ -108,6 +108,11 @@ impl Bridge {
         self.process.try_wait().unwrap()
     }
 
+    /// Whether it has ended or has said that it is about to.
+    fn is_ending(&mut self) -> bool {
+        self.ended().is_some() || self.said().contains("the log failed")
+    }
+
     /// Sends a callback; whether it was answered 200. `None` when there was no answer.
     fn send(address: SocketAddr, number: u64) -> Option<bool> {
         let mut body = format!(r#"{{"event_type":1,"sequence":"{number}","padding":""#);
@@ -191,6 +196,13 @@ fn run(fault: Fault) -> Run {
     let dir = temp_dir();
     let mut bridge = Bridge::start(dir.path(), Some(fault));
     let acknowledged = bridge.address.map_or(BTreeSet::new(), |address| Bridge::load(address, 0));
+    if acknowledged.len() as u64 != CALLBACKS {
+        // Its reason may be on its way.
+        let deadline = Instant::now() + Duration::from_secs(3);
+        while !bridge.is_ending() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
     let said = bridge.said();
     let status = bridge.ended();
     if bridge.address.is_none() {
@@ -199,7 +211,7 @@ fn run(fault: Fault) -> Run {
     }
     // sled panics when it cannot close; nobody may end of that.
     assert!(!said.contains("thread panicked"), "{fault:?}: {said}");
-    let ended = status.is_some() || said.contains("the log failed");
+    let ended = bridge.is_ending();
     bridge.kill();
     let call = said.lines().find_map(|line| line.strip_prefix("FAULT ")).map(str::to_owned);
     let calls = u64::from_ne_bytes(fs::read(dir.path().join("count")).unwrap().try_into().unwrap());
@@ -214,6 +226,7 @@ fn check(fault: Fault) -> Run {
     assert!(lost.is_empty(), "{about}: {lost:?} of {} are lost", run.acknowledged.len());
     let synced = |call: &String| call.starts_with("fdatasync ") && call.ends_with("/db");
     if run.call.as_ref().is_some_and(synced) {
+        assert!(run.acknowledged.len() as u64 != CALLBACKS, "{about}: all are acknowledged");
         assert!(run.ended, "{about}: nobody knows what is on disk, and it goes on");
     }
     if run.call.is_none() || !run.ended {
