@@ -409,3 +409,45 @@ fn a_log_is_visited_while_it_is_written_and_released() {
     writing.join().unwrap();
     assert!(visits > 3, "{visits} visits");
 }
+
+/// The ledger topic forgets after a week. The log's own account of its progress stands in, as far as
+/// it fits what is there.
+#[test]
+fn what_is_released_is_not_read_again_even_if_the_ledger_has_forgotten_it() {
+    let dir = temp_dir();
+    let mut log = OpenLog::open(dir.path()).unwrap();
+    let lsns = log.append_all((0..3).map(|n| record(n, 100)).collect());
+    assert_eq!(log.read().len(), 3);
+    log.reader.release(lsns[1], None);
+    let killed = temp_dir();
+    copy_dir(dir.path(), killed.path());
+    log.close().unwrap();
+
+    let mut log = OpenLog::open(killed.path()).unwrap();
+    assert_eq!(log.log.stored().records, 1);
+    log.reader.resume(Lsn::ZERO).unwrap();
+    let read = log.read();
+    assert_eq!(read.iter().map(|entry| entry.lsn).collect::<Vec<_>>(), [lsns[2]]);
+    log.close().unwrap();
+}
+
+/// New records were removed unpublished: by the old account they were published long ago.
+#[test]
+fn an_account_of_segments_that_were_taken_away_is_not_believed() {
+    let dir = temp_dir();
+    let mut log = OpenLog::open(dir.path()).unwrap();
+    let last = log.append_all(vec![record(0, 100), record(1, 100)])[1];
+    assert_eq!(log.read().len(), 2);
+    log.reader.release(last, None);
+    log.close().unwrap();
+    std::fs::remove_dir_all(dir.path().join("segments")).unwrap();
+
+    for number in 0..2 {
+        let mut log = OpenLog::open(dir.path()).unwrap();
+        log.append_all(vec![record(number, 100)]);
+        log.reader.resume(Lsn::ZERO).unwrap();
+        assert_eq!(log.log.stored().records, number + 1);
+        assert_eq!(log.read().len() as u64, number + 1, "nothing of it is published");
+        log.close().unwrap();
+    }
+}

@@ -24,13 +24,16 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// With what the last process left; [`Lsn::ZERO`] when that is nothing or torn.
-    pub(super) fn open(dir: &Path, log: LogId) -> (Self, Lsn) {
+    /// With what the last process left; [`Lsn::ZERO`] when that is nothing, or torn, or names a
+    /// segment that is yet to be made: then segments were taken away, and numbers are given again.
+    pub(super) fn open(dir: &Path, log: LogId, first_new: u32) -> (Self, Lsn) {
         let path = dir.join(NAME);
         let text = fs::read_to_string(&path).unwrap_or_default();
         let through = text.split(' ').next().and_then(Lsn::parse);
         let through = through.filter(|through| line(log, *through) == text);
-        let file = File::options().create(true).write(true).truncate(false).open(&path);
+        let through = through.filter(|through| through.segment() < first_new);
+        // What is not believed now must not be believed when the segment has been made.
+        let file = File::options().create(true).write(true).truncate(through.is_none()).open(&path);
         if let Err(error) = &file {
             tracing::warn!(%error, path = %path.display(), "cannot keep a copy of the progress");
         }
@@ -66,16 +69,27 @@ mod tests {
     #[test]
     fn what_was_saved_last_is_found_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut progress, found) = Progress::open(dir.path(), LOG);
+        let (mut progress, found) = Progress::open(dir.path(), LOG, u32::MAX);
         assert_eq!(found, Lsn::ZERO);
-        for lsn in [Lsn::new(1, 7), Lsn::new(2, 1), Lsn::new(u32::MAX, u32::MAX)] {
+        for lsn in [Lsn::new(1, 7), Lsn::new(2, 1), Lsn::new(u32::MAX - 1, u32::MAX)] {
             progress.save(lsn);
-            assert_eq!(Progress::open(dir.path(), LOG).1, lsn);
+            assert_eq!(Progress::open(dir.path(), LOG, u32::MAX).1, lsn);
             progress.save(Lsn::new(1, 1));
-            assert_eq!(Progress::open(dir.path(), LOG).1, lsn, "it does not go back");
+            assert_eq!(Progress::open(dir.path(), LOG, u32::MAX).1, lsn, "it does not go back");
         }
         let other = LogId::from_bytes([8; 16]);
-        assert_eq!(Progress::open(dir.path(), other).1, Lsn::ZERO, "another log's");
+        assert_eq!(Progress::open(dir.path(), other, u32::MAX).1, Lsn::ZERO, "another log's");
+    }
+
+    #[test]
+    fn what_is_beyond_the_log_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        Progress::open(dir.path(), LOG, u32::MAX).0.save(Lsn::new(5, 7));
+        assert_eq!(Progress::open(dir.path(), LOG, 6).1, Lsn::new(5, 7));
+        let (mut progress, found) = Progress::open(dir.path(), LOG, 5);
+        assert_eq!(found, Lsn::ZERO);
+        progress.save(Lsn::new(1, 1));
+        assert_eq!(Progress::open(dir.path(), LOG, 6).1, Lsn::new(1, 1));
     }
 
     #[test]
@@ -84,13 +98,13 @@ mod tests {
         let whole = line(LOG, Lsn::new(12, 3456));
         for end in 0..whole.len() {
             fs::write(dir.path().join(NAME), &whole[..end]).unwrap();
-            assert_eq!(Progress::open(dir.path(), LOG).1, Lsn::ZERO, "{end} bytes");
+            assert_eq!(Progress::open(dir.path(), LOG, u32::MAX).1, Lsn::ZERO, "{end} bytes");
         }
         for at in 0..whole.len() {
             let mut torn = whole.clone().into_bytes();
             torn[at] ^= 1;
             fs::write(dir.path().join(NAME), torn).unwrap();
-            assert_eq!(Progress::open(dir.path(), LOG).1, Lsn::ZERO, "byte {at}");
+            assert_eq!(Progress::open(dir.path(), LOG, u32::MAX).1, Lsn::ZERO, "byte {at}");
         }
     }
 }

@@ -100,7 +100,7 @@ impl Reader {
         jobs: Sender<Job>,
         first_new: u32,
     ) -> Self {
-        let (progress, done) = Progress::open(dir, log);
+        let (progress, done) = Progress::open(dir, log, first_new);
         let mut reader = Self {
             state,
             segments: dir.join(SEGMENTS),
@@ -114,7 +114,7 @@ impl Reader {
             released: Lsn::ZERO,
             open: None,
         };
-        reader.release(done, None);
+        reader.skip(done);
         reader
     }
 
@@ -160,7 +160,7 @@ impl Reader {
         Ok(Next::Entries(entries))
     }
 
-    /// Goes on behind `done`, which an earlier process published.
+    /// Goes on behind `done`, which an earlier process published by the ledger's account.
     ///
     /// # Errors
     /// [`ReadError::Behind`], when it cannot have been this log's.
@@ -172,12 +172,16 @@ impl Reader {
             return Err(ReadError::Behind { done, log: self.log });
         }
         self.resumed = true;
+        self.skip(done);
+        Ok(())
+    }
+
+    fn skip(&mut self, done: Lsn) {
         if done >= self.cursor {
             self.cursor = done.next();
             self.open = None;
         }
         self.release(done, None);
-        Ok(())
     }
 
     /// Everything up to `through` is published or otherwise done with: it may be removed.
