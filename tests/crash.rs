@@ -195,11 +195,11 @@ impl Campaign {
     /// Lets everything arrive, and looks at it.
     fn finish(self) {
         self.bridge.wait_until_ready();
-        self.load.wait_for(200, Duration::from_secs(20));
+        self.load.wait_for(200, Duration::from_mins(1));
         let (kills, lasted) = (self.killed(), self.started.elapsed());
-        let acknowledged = self.load.finish(Duration::from_secs(30));
+        let acknowledged = self.load.finish(Duration::from_mins(1));
         let finished = Instant::now();
-        self.bridge.drain(Duration::from_mins(1));
+        self.bridge.drain(Duration::from_mins(2));
         let drained = finished.elapsed();
         let status = self.bridge.stop();
         assert!(status.success(), "{status}: {}", self.bridge.last_lines());

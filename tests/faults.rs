@@ -19,6 +19,8 @@ use support::rights::Rule;
 use tokio::runtime::Runtime;
 
 const PREFIX: &str = "live";
+/// How long a test waits for what must come, on a machine that has other things to do.
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Brokers behind proxies, on a machine that is ours alone until it is dropped.
 struct Rig {
@@ -101,8 +103,8 @@ fn a_restart_behind_another_instances_open_transaction_publishes_nothing_twice()
     other.start();
     let load = rig.load(Plan::new(bridge.intake()));
     let other_load = rig.load(Plan::new(other.intake()));
-    wait_until_it_publishes(&bridge, Duration::from_secs(20));
-    wait_until_it_publishes(&other, Duration::from_secs(20));
+    wait_until_it_publishes(&bridge, PATIENCE);
+    wait_until_it_publishes(&other, PATIENCE);
 
     let killer = other.killer();
     let hung = rig.proxies[0].set_trap(Trap {
@@ -112,24 +114,24 @@ fn a_restart_behind_another_instances_open_transaction_publishes_nothing_twice()
         client: Some("livebridge-hanging".into()),
         spring: Box::new(move || killer.kill()),
     });
-    hung.recv_timeout(Duration::from_secs(10)).unwrap();
-    load.wait_for(500, Duration::from_secs(20));
+    hung.recv_timeout(PATIENCE).unwrap();
+    load.wait_for(500, PATIENCE);
     bridge.kill();
     bridge.start();
-    load.wait_for(500, Duration::from_secs(20));
+    load.wait_for(500, PATIENCE);
     // It waits, or, as it once did, goes on with what it did before.
     let started = Instant::now();
     let waits = || bridge.said().contains("waiting for Kafka to end a transaction");
     let publishes = || bridge.metric("livebridge_published_total").unwrap_or(0.0) > 0.0;
     while !waits() && !publishes() {
-        assert!(started.elapsed() < Duration::from_secs(20), "{}", bridge.last_lines());
+        assert!(started.elapsed() < PATIENCE, "{}", bridge.last_lines());
         thread::sleep(Duration::from_millis(50));
     }
     other.start();
-    let acknowledged = load.finish(Duration::from_secs(20));
-    let others = other_load.finish(Duration::from_secs(20));
-    bridge.drain(Duration::from_mins(1));
-    other.drain(Duration::from_mins(1));
+    let acknowledged = load.finish(PATIENCE);
+    let others = other_load.finish(PATIENCE);
+    bridge.drain(PATIENCE);
+    other.drain(PATIENCE);
     let Some(verdict) = rig.verdict(test, &acknowledged.and(others)) else { return };
     verdict.assert_clean();
 }
@@ -144,8 +146,8 @@ fn only_what_is_too_large_for_its_topic_becomes_a_dead_letter() {
     let bridge = rig.bridge("large");
     bridge.start();
     let load = rig.load(Plan::new(bridge.intake()));
-    wait_until_it_publishes(&bridge, Duration::from_secs(20));
-    let before = load.finish(Duration::from_secs(20));
+    wait_until_it_publishes(&bridge, PATIENCE);
+    let before = load.finish(PATIENCE);
 
     let limit = LIMIT.to_string();
     let settings = [("max.message.bytes", limit.as_str())];
@@ -154,13 +156,13 @@ fn only_what_is_too_large_for_its_topic_becomes_a_dead_letter() {
     plan.large = 30;
     plan.pace = Duration::from_millis(5);
     let load = rig.load(plan);
-    load.wait_for(1500, Duration::from_secs(30));
+    load.wait_for(800, PATIENCE);
     // A backlog, so that a batch has more than a broker takes at once.
     rig.proxies[0].set_network(Network::Refusing);
-    load.wait_for(2000, Duration::from_secs(30));
+    load.wait_for(1000, PATIENCE);
     rig.proxies[0].set_network(Network::Good);
-    let acknowledged = load.finish(Duration::from_secs(20));
-    bridge.drain(Duration::from_mins(1));
+    let acknowledged = load.finish(PATIENCE);
+    bridge.drain(PATIENCE);
     let Some(verdict) = rig.verdict(test, &acknowledged.and(before)) else { return };
     verdict.assert_clean();
     let [_, dead] = &verdict.lengths;
@@ -183,7 +185,7 @@ fn of_two_bridges_with_one_name_one_ends_and_says_why() {
     let load = rig.load(plan);
     let started = Instant::now();
     while !bridges.iter().any(Bridge::is_over) {
-        assert!(started.elapsed() < Duration::from_mins(1), "both go on");
+        assert!(started.elapsed() < PATIENCE, "both go on");
         thread::sleep(Duration::from_millis(50));
     }
     eprintln!("{test}: one ended after {:?}", started.elapsed());
@@ -192,15 +194,15 @@ fn of_two_bridges_with_one_name_one_ends_and_says_why() {
     let status = ended.wait(Duration::from_secs(1));
     assert_eq!(status.code(), Some(1));
     assert!(ended.said().contains("another livebridge publishes"), "{}", ended.last_lines());
-    wait_until_it_publishes(&survivor, Duration::from_secs(30));
-    load.wait_for(200, Duration::from_secs(20));
+    wait_until_it_publishes(&survivor, PATIENCE);
+    load.wait_for(200, PATIENCE);
 
     // With a name of its own it brings what it has acknowledged.
     let ended = ended.set("KAFKA_INSTANCE", "somebody");
     ended.start();
-    let acknowledged = load.finish(Duration::from_secs(30));
-    survivor.drain(Duration::from_mins(1));
-    ended.drain(Duration::from_mins(1));
+    let acknowledged = load.finish(PATIENCE);
+    survivor.drain(PATIENCE);
+    ended.drain(PATIENCE);
     let Some(verdict) = rig.verdict(test, &acknowledged) else { return };
     verdict.assert_once();
 }
@@ -217,9 +219,9 @@ fn two_bridges_behind_a_balancer_absorb_each_others_retries() {
     (plan.retry, plan.resend_after) = (Duration::from_secs(1), Duration::from_secs(1));
     bridges.iter().for_each(Bridge::start);
     let load = rig.load(plan);
-    for _ in 0..if everything() { 30 } else { 3 } {
-        wait_until_it_publishes(&bridges[0], Duration::from_secs(20));
-        wait_until_it_publishes(&bridges[1], Duration::from_secs(20));
+    for _ in 0..if everything() { 30 } else { 2 } {
+        wait_until_it_publishes(&bridges[0], PATIENCE);
+        wait_until_it_publishes(&bridges[1], PATIENCE);
         thread::sleep(rig.random.millis(100..1500));
         let unlucky = rig.random.index(2);
         bridges[unlucky].kill();
@@ -229,12 +231,12 @@ fn two_bridges_behind_a_balancer_absorb_each_others_retries() {
     rig.networks(Network::Refusing);
     thread::sleep(Duration::from_secs(4));
     rig.networks(Network::Good);
-    wait_until_it_publishes(&bridges[0], Duration::from_secs(20));
-    wait_until_it_publishes(&bridges[1], Duration::from_secs(20));
-    load.wait_for(500, Duration::from_secs(20));
-    let acknowledged = load.finish(Duration::from_secs(30));
+    wait_until_it_publishes(&bridges[0], PATIENCE);
+    wait_until_it_publishes(&bridges[1], PATIENCE);
+    load.wait_for(500, PATIENCE);
+    let acknowledged = load.finish(PATIENCE);
     for bridge in &bridges {
-        bridge.drain(Duration::from_mins(1));
+        bridge.drain(PATIENCE);
     }
     let absorbed: f64 =
         bridges.iter().filter_map(|bridge| bridge.metric("livebridge_duplicates_total")).sum();
@@ -353,7 +355,7 @@ fn whatever_befalls_a_cluster_of_three_each_callback_is_there_once_and_in_order(
     let bridge = rig.bridge("three");
     bridge.start();
     let load = rig.load(Plan::new(bridge.intake()));
-    wait_until_it_publishes(&bridge, Duration::from_secs(30));
+    wait_until_it_publishes(&bridge, PATIENCE);
     let many: &[Fault] = if everything() { &MANY } else { &[] };
     for (what, fault) in FEW.iter().chain(many) {
         let published = bridge.metric("livebridge_published_total").unwrap_or(0.0);
@@ -361,15 +363,15 @@ fn whatever_befalls_a_cluster_of_three_each_callback_is_there_once_and_in_order(
         fault(&mut rig);
         let lasted = started.elapsed();
         let meanwhile = bridge.metric("livebridge_published_total").unwrap_or(0.0) - published;
-        let after = wait_until_it_publishes(&bridge, Duration::from_mins(2));
+        let after = wait_until_it_publishes(&bridge, PATIENCE);
         eprintln!("{test}: {what}: {lasted:.1?}, {meanwhile} published; next after {after:.1?}");
         for node in 1..=3 {
             rig.cluster.wait_until_in_sync(node);
         }
     }
-    load.wait_for(200, Duration::from_secs(20));
-    let acknowledged = load.finish(Duration::from_secs(20));
-    bridge.drain(Duration::from_mins(2));
+    load.wait_for(200, PATIENCE);
+    let acknowledged = load.finish(PATIENCE);
+    bridge.drain(PATIENCE);
     assert!(bridge.stop().success(), "{}", bridge.last_lines());
     for line in bridge.said().lines().filter(|line| line.contains("publish")) {
         eprintln!("  {line}");
@@ -390,8 +392,8 @@ fn a_topic_that_is_deleted_is_made_again_and_takes_what_comes_then() {
     let bridge = rig.bridge("deleted");
     bridge.start();
     let during = rig.load(Plan::new(bridge.intake()));
-    wait_until_it_publishes(&bridge, Duration::from_secs(20));
-    during.wait_for(2000, Duration::from_secs(20));
+    wait_until_it_publishes(&bridge, PATIENCE);
+    during.wait_for(2000, PATIENCE);
     kafka::delete_topic(&rig.cluster.bootstrap(), "live.push");
     let started = Instant::now();
     let topic_made_again = || {
@@ -399,28 +401,28 @@ fn a_topic_that_is_deleted_is_made_again_and_takes_what_comes_then() {
         said.matches("topic created topic=live.push\n").count() > 1
     };
     while !topic_made_again() {
-        assert!(started.elapsed() < Duration::from_mins(2), "{}", bridge.last_lines());
+        assert!(started.elapsed() < PATIENCE, "{}", bridge.last_lines());
         thread::sleep(Duration::from_millis(50));
     }
     eprintln!("{test}: made again after {:?}", started.elapsed());
-    wait_until_it_publishes(&bridge, Duration::from_mins(1));
-    during.wait_for(500, Duration::from_secs(20));
-    let during = during.finish(Duration::from_secs(20));
-    bridge.drain(Duration::from_mins(1));
+    wait_until_it_publishes(&bridge, PATIENCE);
+    during.wait_for(500, PATIENCE);
+    let during = during.finish(PATIENCE);
+    bridge.drain(PATIENCE);
 
     // The ledger's own topic is no exception, and nothing is lost with it.
     let after = rig.load(Plan::new(bridge.intake()));
-    after.wait_for(1000, Duration::from_secs(20));
+    after.wait_for(1000, PATIENCE);
     kafka::delete_topic(&rig.cluster.bootstrap(), "live.ledger");
     let started = Instant::now();
     while bridge.said().matches("topic created topic=live.ledger\n").count() < 2 {
-        assert!(started.elapsed() < Duration::from_mins(2), "{}", bridge.last_lines());
+        assert!(started.elapsed() < PATIENCE, "{}", bridge.last_lines());
         thread::sleep(Duration::from_millis(50));
     }
-    wait_until_it_publishes(&bridge, Duration::from_mins(1));
-    after.wait_for(1000, Duration::from_secs(20));
-    let after = after.finish(Duration::from_secs(20));
-    bridge.drain(Duration::from_mins(1));
+    wait_until_it_publishes(&bridge, PATIENCE);
+    after.wait_for(1000, PATIENCE);
+    let after = after.finish(PATIENCE);
+    bridge.drain(PATIENCE);
     let Some(verdict) = rig.verdict(test, &during.and(after)) else { return };
     // What was in the topic is gone with it, and nothing else.
     assert!(verdict.lost_of.keys().all(|topic| topic == "live.push"), "{:?}", verdict.lost_of);
@@ -458,7 +460,7 @@ fn what_may_not_be_written_for_a_while_is_written_when_it_may() {
     );
     bridge.start();
     let load = rig.load(Plan::new(bridge.intake()));
-    wait_until_it_publishes(&bridge, Duration::from_secs(20));
+    wait_until_it_publishes(&bridge, PATIENCE);
     let refused =
         |kind, name, operation| Rule { kind, name, user: "bridge", operation, permission: "DENY" };
     for rule in [
@@ -472,11 +474,11 @@ fn what_may_not_be_written_for_a_while_is_written_when_it_may() {
         thread::sleep(Duration::from_secs(8));
         bridge.assert_running();
         rule.remove(&bootstrap).unwrap();
-        let after = wait_until_it_publishes(&bridge, Duration::from_mins(1));
+        let after = wait_until_it_publishes(&bridge, PATIENCE);
         eprintln!("{test}: {rule:?}: goes on after {after:.1?}");
     }
-    let acknowledged = load.finish(Duration::from_secs(20));
-    bridge.drain(Duration::from_mins(1));
+    let acknowledged = load.finish(PATIENCE);
+    bridge.drain(PATIENCE);
     let Some(verdict) = rig.verdict(test, &acknowledged) else { return };
     verdict.assert_clean();
     assert_eq!(verdict.lengths[1].len(), 0, "a right that is missing is no fault of the record");

@@ -138,7 +138,7 @@ impl Bridge {
 
     /// Waits until it takes callbacks.
     pub fn wait_until_ready(&self) {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_mins(1);
         while self.admin("/readyz").is_none_or(|(status, _)| status != 200) {
             self.assert_running();
             assert!(Instant::now() < deadline, "not ready: {}", self.last_lines());
@@ -173,7 +173,7 @@ impl Bridge {
     /// SIGTERM, and its exit status.
     pub fn stop(&self) -> ExitStatus {
         self.signal(Signal::TERM);
-        self.wait(Duration::from_secs(30))
+        self.wait(Duration::from_mins(1))
     }
 
     /// Its process id, to look at it in /proc.
