@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::{env, process};
+use std::{env, fs, process};
 
 const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/power/shim.c");
 
@@ -25,14 +25,17 @@ pub(crate) fn library(test: &str) -> Option<&'static Path> {
 }
 
 fn build() -> Result<PathBuf, String> {
-    let library =
-        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("power-shim-{}.so", process::id()));
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let library = target.join("power-shim.so");
+    // Another run may be using it: replace it whole.
+    let built = target.join(format!("power-shim-{}.so", process::id()));
     let output = Command::new("gcc")
         .args(["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o"])
-        .arg(&library)
+        .arg(&built)
         .arg(SOURCE)
         .output()
         .map_err(|cause| format!("gcc cannot be run: {cause}"))?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    fs::rename(&built, &library).expect("a file can be renamed");
     Ok(library)
 }
