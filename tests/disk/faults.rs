@@ -1,7 +1,7 @@
 //! The real binary over a disk whose n-th call fails, for many n: while it starts, while it takes
 //! callbacks, and while it goes on to another segment.
 //!
-//! A few points in every run; `LIVEBRIDGE_FAULTS=1000` for that many.
+//! A few points in every run; `LIVEBRIDGE_DISK_FAULTS=1000` for that many.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -254,7 +254,7 @@ fn whichever_call_fails_what_was_acknowledged_is_there() {
     let sound = check(Fault { at: 0, errno: EIO, lasts: 1 });
     assert_eq!(sound.acknowledged.len() as u64, CALLBACKS);
     assert!(!sound.ended);
-    let points = std::env::var("LIVEBRIDGE_FAULTS").ok().map(|text| text.parse().unwrap());
+    let points = std::env::var("LIVEBRIDGE_DISK_FAULTS").ok().map(|text| text.parse().unwrap());
     let points: u64 = points.unwrap_or(QUICK);
     // Half of them while it starts, which takes few of the calls, half while it works.
     let starting = 60;
