@@ -55,8 +55,7 @@ fn any_op() -> impl Strategy<Value = Op> {
 /// What is known to be true of the log, beside the log.
 struct Model {
     log: Option<OpenLog>,
-    /// Of this process and of those killed before: their threads may not be done with them yet.
-    dirs: Vec<TempDir>,
+    dir: TempDir,
     /// All that was ever found to be durable, in LSN order.
     entries: Vec<Entry>,
     /// How many of the entries were read, published, released.
@@ -72,7 +71,7 @@ impl Model {
         let log = OpenLog::open(dir.path()).unwrap();
         Self {
             log: Some(log),
-            dirs: vec![dir],
+            dir,
             entries: Vec::new(),
             read: 0,
             published: 0,
@@ -188,15 +187,16 @@ impl Model {
         thread::sleep(after);
         let mut promised = acknowledged.lock().unwrap().clone();
         let dir = temp_dir();
-        copy_dir(self.dirs.last().unwrap().path(), dir.path());
+        copy_dir(self.dir.path(), dir.path());
         appending.join().unwrap();
-        self.log = None;
+        // What the old process does from now on is of no interest, but it must be over.
+        self.log.take().unwrap().close().unwrap();
 
         promised.sort_unstable_by_key(|entry| entry.lsn);
         self.entries.extend(promised);
         let left = visit(dir.path());
         self.adopt(left, in_flight);
-        self.dirs.push(dir);
+        self.dir = dir;
         self.start();
     }
 
@@ -218,7 +218,7 @@ impl Model {
 
     fn reopen(&mut self) {
         self.log.take().unwrap().close().unwrap();
-        let left = visit(self.dirs.last().unwrap().path());
+        let left = visit(self.dir.path());
         let released =
             self.released.checked_sub(1).map_or(Lsn::ZERO, |last| self.entries[last].lsn);
         let whole: BTreeSet<u32> = left
@@ -238,7 +238,7 @@ impl Model {
 
     /// As the publisher does: goes on behind what the ledger says.
     fn start(&mut self) {
-        let dir = self.dirs.last().unwrap().path().to_owned();
+        let dir = self.dir.path().to_owned();
         self.log = Some(OpenLog::open(&dir).unwrap());
         let progress = self.progress();
         self.log().reader.resume(progress).unwrap();
@@ -267,6 +267,7 @@ proptest! {
                 model.apply(Op::Read(1_000_000));
             }
         }
+        model.log.take().unwrap().close().unwrap();
     }
 }
 
