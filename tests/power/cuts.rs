@@ -272,24 +272,41 @@ impl History<'_> {
                 return Err(format!("acknowledged callback {callback} is lost{later}"));
             }
         }
-        if let Some((seen, gate)) = gate {
-            let skipped = stored.iter().find(|(callback, number)| {
-                **number <= gate.progress && !seen.had(gate, **callback)
-            });
-            if let Some((callback, number)) = skipped {
-                return Err(format!("{callback} at {number} would be taken for published"));
-            }
+        // What Kafka and the log's own note say is published is passed over.
+        let ledger = gate.map_or(Lsn::ZERO, |(_, gate)| gate.progress);
+        let noted = noted_progress(dir);
+        let skipped = stored.iter().find(|(callback, number)| {
+            let in_ledger = gate.is_some_and(|(seen, gate)| seen.had(gate, **callback));
+            let in_kafka = self.kafka.is_some_and(|seen| seen.has(**callback));
+            **number <= ledger && !in_ledger || **number <= noted && !in_kafka
+        });
+        if let Some((callback, number)) = skipped {
+            return Err(format!("{callback} at {number} would be taken for published"));
         }
         if cut.then >= Then::Start {
-            let used = gate.map_or(Lsn::ZERO, |(_, gate)| gate.progress);
-            start_on(dir, &stored, used)?;
-            let bytes: u64 = stored.keys().map(|callback| u64::from(callback.bytes)).sum();
+            let mut left = stored.clone();
+            left.retain(|_, number| *number > noted);
+            start_on(dir, &left, ledger.max(noted))?;
+            let bytes: u64 = left.keys().map(|callback| u64::from(callback.bytes)).sum();
             if cut.then == Then::Publish && bytes < PUBLISHED_BYTES_MAX {
-                publish_from(dir, &stored)?;
+                publish_from(dir, &left)?;
             }
         }
         Ok(stored.len())
     }
+}
+
+/// What the log in `dir` has noted as published; nothing when the note is torn.
+fn noted_progress(dir: &Path) -> Lsn {
+    let text = |name| fs::read_to_string(dir.join(name)).unwrap_or_default();
+    let (identity, note) = (text("log"), text("progress"));
+    let noted = || {
+        let (_, id) = identity.trim().split_once(", id ")?;
+        let (place, checksum) = note.trim().split_once(' ')?;
+        let expected = crc32fast::hash(format!("{id} {place}").as_bytes());
+        (checksum == format!("{expected:08x}")).then(|| Lsn::parse(place)).flatten()
+    };
+    noted().unwrap_or(Lsn::ZERO)
 }
 
 /// A bridge starts on what the cut left, loses nothing of it, and takes a callback under a number
@@ -305,6 +322,8 @@ fn start_on(dir: &Path, before: &HashMap<Callback, Lsn>, used: Lsn) -> Result<()
     if number <= used || before.values().any(|earlier| number <= *earlier) {
         return Err(format!("number {number} was given before"));
     }
+    // What is published may be removed meanwhile.
+    after.retain(|callback, _| before.contains_key(callback));
     if after != *before {
         return Err("the restart changed what was stored".to_owned());
     }
@@ -336,9 +355,7 @@ fn read(export: &str) -> Result<HashMap<Callback, Lsn>, String> {
     let mut connections: HashMap<u32, u32> = HashMap::new();
     for line in export.lines() {
         let line: Line<'_> = serde_json::from_str(line).map_err(|cause| cause.to_string())?;
-        let numbers = line.lsn.split_once('.');
-        let parsed = numbers.and_then(|(s, i)| Some(Lsn::new(s.parse().ok()?, i.parse().ok()?)));
-        let lsn = parsed.ok_or_else(|| format!("{} is no number", line.lsn))?;
+        let lsn = Lsn::parse(line.lsn).ok_or_else(|| format!("{} is no number", line.lsn))?;
         let callback = Callback::of(&line.body)
             .ok_or_else(|| format!("the body at {lsn} is none that was sent"))?;
         if lsn <= last {

@@ -228,6 +228,16 @@ impl Bridge {
         self.address
     }
 
+    /// Waits so long at most for its end.
+    pub(crate) fn wait(&mut self, patience: Duration) {
+        let started = Instant::now();
+        while started.elapsed() < patience
+            && self.child.try_wait().expect("a child's state").is_none()
+        {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("a child to kill");
         self.child.wait().expect("a child to bury");

@@ -33,6 +33,18 @@ pub(crate) enum Event {
 }
 
 impl Event {
+    /// Whether a directory has other entries than before.
+    pub(crate) fn changes_names(&self) -> bool {
+        matches!(
+            self,
+            Self::Create { .. }
+                | Self::Mkdir { .. }
+                | Self::Rename { .. }
+                | Self::Unlink { .. }
+                | Self::Rmdir { .. }
+        )
+    }
+
     /// Whether it is how a segment's removal begins.
     pub(crate) fn is_removal(&self) -> bool {
         let Self::Rename { to: (_, name), .. } = self else { return false };
