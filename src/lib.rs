@@ -19,7 +19,9 @@
 //!   it was absorbed as a retry of one that does.
 //! - **I4** Records are sent in LSN order, one transaction at a time; after any crash the publisher
 //!   goes on behind the last LSN that the ledger names.
-//! - **I5** Two records are one event only if natural key and content are equal.
+//! - **I5** Two records are one event only if natural key and content are equal. Of two instances
+//!   that publish the same event at the same time, the one whose ledger record stands second in the
+//!   topic gives way (`publisher/claims.rs`).
 //! - **I6** A failed commit ends the process: after a failed flush nobody knows what is on disk.
 //! - **I7** Everything has a limit, with a name: connections, headers, bodies, the inbox, frames,
 //!   segments, the log, the batch, the window, every wait.
