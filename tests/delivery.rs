@@ -18,7 +18,7 @@ use livebridge::sample::Samples;
 use livebridge::sender::{RetryPolicy, Sender};
 use support::bridge::Bridge;
 use support::consumer::{self, Isolation, Message};
-use support::kafka::Kafka;
+use support::kafka::{self, Kafka};
 
 /// The key that the payloads are signed with (payloads/INDEX.md).
 const PAYLOADS_KEY: &str = "callbackKey0123456789";
@@ -272,6 +272,57 @@ fn a_retry_that_waited_longer_than_the_window_still_meets_its_original() {
     let read = consumer::read(kafka.bootstrap(), &[&topic], Isolation::Committed);
     let Some(messages) = support::or_skip("window", read) else { return };
     assert_eq!(messages.len(), 1, "the retry was published again");
+}
+
+#[test]
+fn what_not_even_the_dead_letters_take_stays_on_disk_until_it_is_released() {
+    let Some(kafka) = Kafka::shared_or_skip("quarantine") else { return };
+    let prefix = support::unique("quarantine");
+    let topics = [format!("{prefix}.push"), format!("{prefix}.dead-letter")];
+    let bridge = bridge(&prefix, kafka.bootstrap(), &prefix);
+    bridge.start();
+    let samples = Samples::new(CallbackKey::new(PAYLOADS_KEY));
+    let small = || {
+        let event = samples.event(livebridge::record::EventType(1));
+        samples.delivery(event, Timestamp::now())
+    };
+    assert_eq!(post(&bridge, small().as_bytes()).0, 200);
+    bridge.drain(DRAIN);
+    for topic in &topics {
+        kafka::configure_topic(kafka.bootstrap(), topic, &[("max.message.bytes", "20000")]);
+    }
+    let mut event = samples.event(livebridge::record::EventType(1));
+    event.insert("stream_param".into(), "x".repeat(100_000).into());
+    let large = samples.delivery(event, Timestamp::now());
+    assert_eq!(post(&bridge, large.as_bytes()).0, 200);
+    assert_eq!(post(&bridge, small().as_bytes()).0, 200, "the line moves on");
+    bridge.drain(DRAIN);
+    assert_eq!(bridge.metric("livebridge_quarantined_total"), Some(1.0));
+    assert_eq!(bridge.metric("livebridge_published_total"), Some(2.0));
+
+    let wal = |command: &str| {
+        let mut wal = std::process::Command::new(env!("CARGO_BIN_EXE_livebridge"));
+        let output = wal.args(["wal", command, "--dir"]).arg(bridge.wal()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let held: serde_json::Value = serde_json::from_str(&wal("quarantine")).unwrap();
+    assert_eq!(held["body"], large);
+    assert!(held["reason"].as_str().unwrap().contains("MessageSizeTooLarge"), "{held}");
+    for topic in &topics {
+        kafka::configure_topic(kafka.bootstrap(), topic, &[]);
+    }
+    assert!(bridge.stop().success());
+    assert_eq!(wal("release"), "1 records are back in the log\n");
+    assert_eq!(wal("release"), "nothing is in quarantine\n");
+    bridge.start();
+    bridge.drain(DRAIN);
+    let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+    let read = consumer::read(kafka.bootstrap(), &topics, Isolation::Committed);
+    let Some(messages) = support::or_skip("quarantine", read) else { return };
+    assert_eq!(messages.len(), 3, "each once, and no dead letter");
+    let released = messages.iter().filter(|message| message.value() == large.as_bytes());
+    assert_eq!(released.count(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
