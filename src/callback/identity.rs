@@ -131,17 +131,18 @@ impl<'a> Facts<'a> {
         let delivery = if event_type == Some(EventType(317)) { DELIVERY_317 } else { DELIVERY };
         let mut canonical = Vec::with_capacity(USUAL);
         members.canonical(delivery, 0, &mut canonical)?;
-        let (whole, half) = digest(event_type, &canonical);
+        let (content, spare) = digest(event_type, &canonical);
 
         let natural = match shape {
             Some(shape) => natural_key(members, shape, &mut canonical)?,
             None => None,
         };
-        let natural = natural.map_or(half, |key| digest(event_type, key).0);
+        // Without a natural key its half of the id is more of the content's digest.
+        let natural = natural.map_or(spare, |key| digest(event_type, key).0);
         let text =
             |name: &str| members.get(name).and_then(Value::text).filter(|text| !text.is_empty());
         Ok(Self {
-            id: EventId { natural, content: whole },
+            id: EventId { natural, content },
             stream: text("stream_id").or_else(|| text("streamId")),
             task: text("task_id"),
             occurred_at: match shape {
