@@ -262,7 +262,7 @@ pub fn visit<E: From<OpenError>>(
     };
     let mut entries = Vec::new();
     for (number, segment) in list(&segments).map_err(io(&segments))? {
-        let data = store::data_file(&segment);
+        let data = dir::data_file(&segment);
         let file = match File::open(&data) {
             // Published and removed since it was listed.
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => continue,

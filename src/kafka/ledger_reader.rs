@@ -58,30 +58,23 @@ impl LedgerReader {
     /// # Errors
     /// [`SetupError`]
     pub fn open(config: &Config, topic: &str, since: Timestamp) -> Result<Self, SetupError> {
-        let consumer: BaseConsumer<Context> = config
-            .base()
-            // Required by librdkafka; nothing is ever committed to it.
-            .set("group.id", format!("livebridge-{}", config.instance))
-            .set("enable.auto.commit", "false")
-            .set("isolation.level", "read_committed")
-            .set("enable.partition.eof", "true")
-            .set("auto.offset.reset", "earliest")
-            // Neither a jump nor the news that there is no more waits longer for a fetch to return.
-            .set("fetch.wait.max.ms", "50")
-            // Own commits come back here too: keep few of them.
-            .set("queued.max.messages.kbytes", "16384")
-            .create_with_context(Context)
-            .map_err(SetupError::Client)?;
-        let open: BaseConsumer<Context> = config
-            .base()
-            .set("group.id", format!("livebridge-{}", config.instance))
-            .set("enable.auto.commit", "false")
-            .set("isolation.level", "read_uncommitted")
-            .set("auto.offset.reset", "earliest")
-            .set("fetch.wait.max.ms", "50")
-            .set("queued.max.messages.kbytes", "16384")
-            .create_with_context(Context)
-            .map_err(SetupError::Client)?;
+        let consumer = |isolation: &str| -> Result<BaseConsumer<Context>, SetupError> {
+            config
+                .base()
+                // Required by librdkafka; nothing is ever committed to it.
+                .set("group.id", format!("livebridge-{}", config.instance))
+                .set("enable.auto.commit", "false")
+                .set("isolation.level", isolation)
+                .set("enable.partition.eof", "true")
+                .set("auto.offset.reset", "earliest")
+                // Neither a jump nor the news that there is no more waits longer for a fetch.
+                .set("fetch.wait.max.ms", "50")
+                // Own commits come back here too: keep few of them.
+                .set("queued.max.messages.kbytes", "16384")
+                .create_with_context(Context)
+                .map_err(SetupError::Client)
+        };
+        let (consumer, open) = (consumer("read_committed")?, consumer("read_uncommitted")?);
         let transactional = config.delivery == Delivery::ExactlyOnce;
         let topic = topic.to_owned();
         let mut reader = Self {
@@ -201,6 +194,7 @@ impl LedgerReader {
                     self.open_next = Some(message.offset() + 1);
                     visit(message.offset(), message.payload().unwrap_or_default());
                 }
+                Some(Err(KafkaError::PartitionEOF(_))) => {}
                 Some(Err(error)) => tracing::debug!(%error, "reading the ledger"),
                 None if started.elapsed() > OPEN_STALLED => {
                     return Err(KafkaError::MessageConsumption(Code::OperationTimedOut));

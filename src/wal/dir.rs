@@ -10,7 +10,6 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::frame::Scanner;
-use super::store;
 use super::{LogId, OpenError};
 use crate::metrics;
 use crate::record::Timestamp;
@@ -24,6 +23,58 @@ pub(super) const SEGMENTS: &str = "segments";
 pub(super) const GONE: &str = "gone";
 /// A segment's data that nobody can read, kept for whoever can put it right.
 pub(super) const DAMAGED: &str = "damaged";
+
+/// Where sled keeps a database's data, within its directory.
+const DATA: &str = "db";
+/// In a closed segment's directory: how many records it has, so that nobody need count them.
+const CLOSED: &str = "closed";
+
+/// The directory of segment `number` in `segments`.
+pub(super) fn segment_dir(segments: &Path, number: u32) -> PathBuf {
+    segments.join(format!("{number:010}"))
+}
+
+/// The file of `dir` that holds a segment's frames.
+pub(super) fn data_file(dir: &Path) -> PathBuf {
+    dir.join(DATA)
+}
+
+/// Marks a segment as closed. Not synced: without the marker the next start counts the records.
+pub(super) fn mark_closed(dir: &Path, number: u32, records: u32) -> io::Result<()> {
+    fs::write(dir.join(CLOSED), closed(number, records))
+}
+
+/// The number of records that the marker names; `None` when there is none, or not a whole one.
+pub(super) fn read_closed(dir: &Path, number: u32) -> Option<u32> {
+    let text = fs::read_to_string(dir.join(CLOSED)).ok()?;
+    let records = text.split_once(' ')?.0.parse().ok()?;
+    (text == closed(number, records)).then_some(records)
+}
+
+fn closed(number: u32, records: u32) -> String {
+    let text = format!("{records} records in segment {number}");
+    let checksum = crc32fast::hash(text.as_bytes());
+    format!("{text}, checksum {checksum:08x}\n")
+}
+
+/// Removes all that is in a segment's directory, but not the directory.
+///
+/// The marker goes first: without it and without data, a segment has no records.
+pub(super) fn empty(dir: &Path) -> io::Result<()> {
+    match fs::remove_file(dir.join(CLOSED)) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
+        Ok(()) | Err(_) => {}
+    }
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
 
 pub(super) fn lock(dir: &Path) -> Result<File, OpenError> {
     /// Right after a kill the old process may hold its lock a little longer.
@@ -134,12 +185,12 @@ pub(super) fn recover(segments: &Path, id: LogId) -> Result<Recovered, OpenError
     let listed = list(segments).map_err(io("list", segments))?;
     let next_number = listed.last().map_or(1, |(number, _)| number + 1);
     for (number, dir) in listed {
-        let disk_bytes = fs::metadata(store::data_file(&dir)).map_or(0, |meta| meta.len());
+        let disk_bytes = fs::metadata(data_file(&dir)).map_or(0, |meta| meta.len());
         let records = examine(number, &dir, id).map_err(io("read", &dir))?;
         if records > 0 {
             found.push(Found { number, records, disk_bytes });
         } else if number + 1 == next_number {
-            store::empty(&dir).map_err(io("empty", &dir))?;
+            empty(&dir).map_err(io("empty", &dir))?;
         } else {
             fs::remove_dir_all(&dir).map_err(io("remove", &dir))?;
         }
@@ -147,7 +198,7 @@ pub(super) fn recover(segments: &Path, id: LogId) -> Result<Recovered, OpenError
     // What was read may be in the page cache only, when the process that wrote it was killed
     // before it synced. It is about to be published, so it must be as durable as the rest.
     if let Some(last) = found.last() {
-        let data = store::data_file(&store::segment_dir(segments, last.number));
+        let data = data_file(&segment_dir(segments, last.number));
         File::open(&data).and_then(|file| file.sync_data()).map_err(io("sync", &data))?;
     }
     Ok(Recovered { found, next_number })
@@ -156,8 +207,8 @@ pub(super) fn recover(segments: &Path, id: LogId) -> Result<Recovered, OpenError
 /// When the first readable record of the first segment was received: no record left to publish is
 /// older. Only a hint for operators, so that errors are the reader's to report.
 pub(super) fn oldest(segments: &Path, found: &[Found], id: LogId) -> Option<Timestamp> {
-    let dir = store::segment_dir(segments, found.first()?.number);
-    let file = File::open(store::data_file(&dir)).ok()?;
+    let dir = segment_dir(segments, found.first()?.number);
+    let file = File::open(data_file(&dir)).ok()?;
     let frame = Scanner::new(file, id).next().ok()??;
     let mut entries = Vec::new();
     frame.entries(frame.first(), &mut entries).ok()?;
@@ -190,8 +241,8 @@ fn finish_removals(segments: &Path) -> io::Result<()> {
 
 /// How many records the segment in `dir` has, damaged ones included.
 fn examine(number: u32, dir: &Path, id: LogId) -> io::Result<u32> {
-    let data = store::data_file(dir);
-    let closed = store::read_closed(dir, number);
+    let data = data_file(dir);
+    let closed = read_closed(dir, number);
     if !data.exists() {
         let lost = closed.unwrap_or(0);
         if lost > 0 {

@@ -9,9 +9,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use super::appender::AppendError;
-use super::dir::{GONE, SEGMENTS};
+use super::dir::{self, GONE, SEGMENTS};
 use super::state::State;
-use super::store::{self, Segment};
+use super::store::Segment;
 use super::{Config, free_bytes};
 use crate::metrics;
 
@@ -141,8 +141,8 @@ impl Keeper {
     fn close(&self, segment: Segment, records: u32) {
         let number = segment.number();
         drop(segment);
-        let dir = store::segment_dir(&self.segments, number);
-        if let Err(error) = store::mark_closed(&dir, number, records) {
+        let dir = dir::segment_dir(&self.segments, number);
+        if let Err(error) = dir::mark_closed(&dir, number, records) {
             tracing::debug!(%error, path = %dir.display(), "cannot mark a segment as closed");
         }
     }
@@ -150,10 +150,10 @@ impl Keeper {
     /// Renames first: what is left after a crash is then known to be done with. The last segment's
     /// directory stays, so that numbers do not restart.
     fn remove(&self, number: u32) {
-        let dir = store::segment_dir(&self.segments, number);
+        let dir = dir::segment_dir(&self.segments, number);
         let gone = dir.with_extension(GONE);
         let removed: io::Result<()> = if number + 1 == self.next_number {
-            store::empty(&dir)
+            dir::empty(&dir)
         } else {
             fs::rename(&dir, &gone).and_then(|()| fs::remove_dir_all(&gone))
         };

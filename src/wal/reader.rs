@@ -8,12 +8,11 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use super::LogId;
-use super::dir::SEGMENTS;
+use super::dir::{self, SEGMENTS};
 use super::frame::{Frame, Scanner};
 use super::keeper::Job;
 use super::progress::Progress;
 use super::state::{Place, State};
-use super::store;
 use crate::metrics;
 use crate::record::{DecodeError, Entry, Lsn, Timestamp};
 
@@ -237,7 +236,7 @@ impl Reader {
     }
 
     fn open(&self, number: u32) -> Result<OpenSegment, ReadError> {
-        let path = store::data_file(&store::segment_dir(&self.segments, number));
+        let path = dir::data_file(&dir::segment_dir(&self.segments, number));
         let file =
             File::open(&path).map_err(|cause| ReadError::Io { path: path.clone(), cause })?;
         Ok(OpenSegment { number, path, scanner: Scanner::new(file, self.log), done: 0 })

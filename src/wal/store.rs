@@ -13,13 +13,8 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::dir::sync_dir;
+use super::dir::{data_file, segment_dir, sync_dir};
 use crate::record::Lsn;
-
-/// Where sled keeps a database's data, within its directory.
-const DATA: &str = "db";
-/// In a closed segment's directory: how many records it has, so that nobody need count them.
-const CLOSED: &str = "closed";
 
 /// Values per tree: sled rewrites a whole leaf at its tenth change (engine.md A).
 const TREE_VALUES_MAX: u32 = 9;
@@ -86,53 +81,6 @@ impl std::fmt::Debug for Segment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Segment").field("number", &self.number).finish_non_exhaustive()
     }
-}
-
-/// The directory of segment `number` in `segments`.
-pub(super) fn segment_dir(segments: &Path, number: u32) -> PathBuf {
-    segments.join(format!("{number:010}"))
-}
-
-/// The file of `dir` that holds a segment's frames.
-pub(super) fn data_file(dir: &Path) -> PathBuf {
-    dir.join(DATA)
-}
-
-/// Marks a segment as closed. Not synced: without the marker the next start counts the records.
-pub(super) fn mark_closed(dir: &Path, number: u32, records: u32) -> io::Result<()> {
-    fs::write(dir.join(CLOSED), closed(number, records))
-}
-
-/// The number of records that the marker names; `None` when there is none, or not a whole one.
-pub(super) fn read_closed(dir: &Path, number: u32) -> Option<u32> {
-    let text = fs::read_to_string(dir.join(CLOSED)).ok()?;
-    let records = text.split_once(' ')?.0.parse().ok()?;
-    (text == closed(number, records)).then_some(records)
-}
-
-fn closed(number: u32, records: u32) -> String {
-    let text = format!("{records} records in segment {number}");
-    let checksum = crc32fast::hash(text.as_bytes());
-    format!("{text}, checksum {checksum:08x}\n")
-}
-
-/// Removes all that is in a segment's directory, but not the directory.
-///
-/// The marker goes first: without it and without data, a segment has no records.
-pub(super) fn empty(dir: &Path) -> io::Result<()> {
-    match fs::remove_file(dir.join(CLOSED)) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
-        Ok(()) | Err(_) => {}
-    }
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            fs::remove_dir_all(entry.path())?;
-        } else {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
 }
 
 impl Segment {
