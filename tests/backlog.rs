@@ -85,7 +85,9 @@ impl Drop for Watch {
 
 /// Sends callbacks `from..to` in steps on one connection; every one must be acknowledged.
 fn send(intake: SocketAddr, numbers: impl Iterator<Item = u64>) {
-    let t = (Timestamp::now().as_millis() / 1000 + 24 * 3600).to_string();
+    // Kafka's retention goes by the event's time: an old one would be deleted while we look.
+    let now = Timestamp::now().as_millis() / 1000;
+    let t = (now + 24 * 3600).to_string();
     let sign = CallbackKey::new(KEY).unwrap().sign_hex(&t);
     let mut stream = TcpStream::connect(intake).unwrap();
     stream.set_nodelay(true).unwrap();
@@ -93,7 +95,7 @@ fn send(intake: SocketAddr, numbers: impl Iterator<Item = u64>) {
     let mut answer = [0; 1024];
     for number in numbers {
         let body = format!(
-            r#"{{"app":"push.example.com","appid":12345678,"appname":"live","errcode":0,"errmsg":"ok","event_time":1703731478,"event_type":1,"node":"192.0.2.37","sequence":"{number}","stream_id":"stream-{}","stream_param":"{filler}","user_ip":"198.51.100.1","sign":"{sign}","t":{t}}}"#,
+            r#"{{"app":"push.example.com","appid":12345678,"appname":"live","errcode":0,"errmsg":"ok","event_time":{now},"event_type":1,"node":"192.0.2.37","sequence":"{number}","stream_id":"stream-{}","stream_param":"{filler}","user_ip":"198.51.100.1","sign":"{sign}","t":{t}}}"#,
             number % 1000
         );
         let length = body.len();

@@ -213,6 +213,25 @@ fn every_payload_is_in_its_topic_of_the_embedded_broker_once_and_byte_for_byte()
 }
 
 #[test]
+fn without_transactions_every_payload_is_there_and_retries_are_absorbed_across_a_restart() {
+    let Some(kafka) = Kafka::shared_or_skip("at least once") else { return };
+    let prefix = support::unique("at-least-once");
+    let bridge = bridge(&prefix, kafka.bootstrap(), &prefix).set("KAFKA_DELIVERY", "at-least-once");
+    bridge.start();
+    let expected = send_payloads(&bridge, &prefix);
+    bridge.drain(DRAIN);
+    // What is in Kafka is known from the ledger there, as with transactions.
+    assert!(bridge.stop().success());
+    bridge.start();
+    assert_eq!(send_payloads(&bridge, &prefix).len(), expected.len());
+    bridge.drain(DRAIN);
+    let names = Topics::new(&prefix, &BTreeMap::new()).unwrap();
+    let read = consumer::read(kafka.bootstrap(), &names.all(), Isolation::Uncommitted);
+    let Some(messages) = support::or_skip("at least once", read) else { return };
+    assert_delivered(expected, &messages);
+}
+
+#[test]
 fn a_retry_is_absorbed_across_a_restart_and_across_a_lost_disk() {
     let Some(kafka) = Kafka::shared_or_skip("retries") else { return };
     let prefix = support::unique("retries");
