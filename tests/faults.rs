@@ -405,6 +405,8 @@ fn a_topic_that_is_deleted_is_made_again_and_takes_what_comes_then() {
         thread::sleep(Duration::from_millis(50));
     }
     eprintln!("{test}: made again after {:?}", started.elapsed());
+    // Whatever can have been in the topic that is gone.
+    let before = during.acknowledged();
     wait_until_it_publishes(&bridge, PATIENCE);
     during.wait_for(500, PATIENCE);
     let during = during.finish(PATIENCE);
@@ -429,7 +431,7 @@ fn a_topic_that_is_deleted_is_made_again_and_takes_what_comes_then() {
     let wrong = [verdict.duplicates, verdict.disorder, verdict.conflicts, verdict.unknown];
     assert_eq!(wrong, [0; 4], "{verdict}");
     assert_eq!(verdict.landed + verdict.lost, verdict.acknowledged, "{verdict}");
-    assert!(verdict.lost < 2500, "{verdict}");
+    assert!(verdict.lost <= before, "{before}: {verdict}");
 }
 
 #[test]
