@@ -242,7 +242,7 @@ impl Publisher {
             self.backlog = bytes >= BATCH_BYTES / 2;
             let mut batch = Batch::judge(&entries, &self.ledger);
             match self.deliver(producer, &mut batch)? {
-                Ok(()) => self.settle(&batch),
+                Ok(commit) => self.settle(&batch, commit.as_ref()),
                 Err(Ended::Contested) => {
                     self.unfinished = entries;
                     if let Err(cause) = self.settle_ledger() {
@@ -263,15 +263,15 @@ impl Publisher {
         if self.backlog { Duration::ZERO } else { PACE.saturating_sub(self.began.elapsed()) }
     }
 
-    /// One batch into Kafka, however often it takes.
+    /// One batch into Kafka, however often it takes. Returns its ledger record, if it needed one.
     fn deliver(
         &mut self,
         producer: &Producer,
         batch: &mut Batch<'_>,
-    ) -> Result<Result<(), Ended>, PublisherError> {
+    ) -> Result<Result<Option<Commit>, Ended>, PublisherError> {
         let mut pause = BACKOFF.0;
         loop {
-            let Some(commit) = batch.commit(self.reader.log()) else { return Ok(Ok(())) };
+            let Some(commit) = batch.commit(self.reader.log()) else { return Ok(Ok(None)) };
             let started = Instant::now();
             let handed = producer.hand_over(&batch.messages(&self.topics, &self.kafka, &commit));
             let outcome = handed
@@ -286,7 +286,7 @@ impl Publisher {
                     if let Some(reader) = &mut self.ledger_reader {
                         reader.committed(mine);
                     }
-                    return Ok(Ok(()));
+                    return Ok(Ok(Some(commit)));
                 }
                 Err(Failure::Refused(refused)) => {
                     metrics::transaction(metrics::Transaction::Aborted, batch.len(), elapsed);
@@ -357,9 +357,9 @@ impl Publisher {
     }
 
     /// The batch is in Kafka, for good: count it and let the log have its space back (I3).
-    fn settle(&mut self, batch: &Batch<'_>) {
-        if let Some(commit) = batch.commit(self.reader.log()) {
-            self.ledger.apply(&commit);
+    fn settle(&mut self, batch: &Batch<'_>, commit: Option<&Commit>) {
+        if let Some(commit) = commit {
+            self.ledger.apply(commit);
         }
         batch.count();
         if let Some(last) = batch.last() {
