@@ -94,14 +94,14 @@ const EXPECTED: [(&str, Expect); 83] = [
     ("009_interrupt_0_old_push_replaced_errcode21.json", Signed(at("live.interrupt", "test_stream", 1_703_731_700))),
     ("010_push_1_replacing_push_same_second.json", Signed(at("live.push", "test_stream", 1_703_731_700))),
     ("011_push_1_same_second_other_sequence.json", Signed(at("live.push", "test_stream", 1_703_731_700))),
-    ("012_record_100_hls_doc_2022.json", Signed(at("live.record", "stream_test", 1_642_089_598))),
-    ("013_record_100_real_2019_unsigned_no_app.json", Bare(at("live.record", "aa", 1_562_658_284))),
-    ("014_record_100_real_2025_hls_cos_unsigned.json", Bare(at("live.record", "119", 1_743_484_153))),
-    ("015_record_100_real_2020_mp4.json", Signed(at("live.record", "1400410245_10002", 1_598_454_291))),
-    ("016a_record_100_same_segment_flv.json", Signed(at("live.record", "test_stream", 1_703_731_606))),
-    ("016b_record_100_same_segment_mp4.json", Signed(at("live.record", "test_stream", 1_703_731_606))),
-    ("016c_record_100_same_segment_hls.json", Signed(at("live.record", "test_stream", 1_703_731_606))),
-    ("017_record_100_api_task_no_stream_param.json", Signed(at("live.record", "test_stream", 1_703_731_606))),
+    ("012_record_100_hls_doc_2022.json", Signed(at_ms("live.record", "stream_test", 1_642_089_598_618))),
+    ("013_record_100_real_2019_unsigned_no_app.json", Bare(at_ms("live.record", "aa", 1_562_658_284_453))),
+    ("014_record_100_real_2025_hls_cos_unsigned.json", Bare(at_ms("live.record", "119", 1_743_484_153_809))),
+    ("015_record_100_real_2020_mp4.json", Signed(at_ms("live.record", "1400410245_10002", 1_598_454_291_655))),
+    ("016a_record_100_same_segment_flv.json", Signed(at_ms("live.record", "test_stream", 1_703_731_606_480))),
+    ("016b_record_100_same_segment_mp4.json", Signed(at_ms("live.record", "test_stream", 1_703_731_606_480))),
+    ("016c_record_100_same_segment_hls.json", Signed(at_ms("live.record", "test_stream", 1_703_731_606_480))),
+    ("017_record_100_api_task_no_stream_param.json", Signed(at_ms("live.record", "test_stream", 1_703_731_606_480))),
     ("018_record_100_legacy_2017_stream_param_pipe.json", Signed(at("live.record", "2519_2500647", 1_496_220_894))),
     ("019_record_100_legacy_2016_file_size_string.json", Signed(at("live.record", "3891_@v_tls#3pfnm5fw35qt", 1_471_256_054))),
     ("020_screenshot_200_doc_2021.json", Signed(at("live.screenshot", "your_streamid", 1_622_599_925))),
@@ -119,10 +119,10 @@ const EXPECTED: [(&str, Expect); 83] = [
     ("030_porn_317_two_labels_same_second_b.json", Signed(at("live.porn-detection", "teststream", 1_615_859_820))),
     ("031_audio_315_unsigned.json", Bare(at("live.audio-moderation", "audio01", 1_685_929_588))),
     ("032_audio_315_signed_null_results.json", Signed(at("live.audio-moderation", "audio01", 1_685_929_588))),
-    ("033_relay_314_task_start.json", Bare(timeless("live.relay", "testvod"))),
+    ("033_relay_314_task_start.json", Bare(at("live.relay", "testvod", 1_712_893_433))),
     ("034_relay_314_vod_file_start.json", Bare(at("live.relay", "testvod", 1_712_893_435))),
     ("035_relay_314_vod_file_finish.json", Bare(at("live.relay", "testvod", 1_712_908_355))),
-    ("036_relay_314_task_exit_no_ids.json", Bare(Taken("live.relay", None, false, None))),
+    ("036_relay_314_task_exit_no_ids.json", Bare(Taken("live.relay", None, false, Some(1_712_910_000_000)))),
     ("037_relay_314_task_alarm.json", Bare(at("live.relay", "testvod", 1_712_893_500))),
     ("038_push_exception_321.json", Signed(at_ms("live.push-exception", "teststream", 1_670_588_074_971))),
     ("039_record_status_332_ended.json", Signed(at("live.record-status", "2991615887188599295", 1_700_207_929))),
@@ -148,7 +148,7 @@ const EXPECTED: [(&str, Expect); 83] = [
     ("064_bom.json", Refused("malformed")),
     ("065_duplicate_keys.json", Refused("duplicate_key")),
     ("066_sequence_as_big_number.json", Signed(at("live.push", "test_stream", 1_703_731_478))),
-    ("067_number_above_u64.json", Signed(at("live.record", "stream_test", 1_642_089_598))),
+    ("067_number_above_u64.json", Signed(at_ms("live.record", "stream_test", 1_642_089_598_618))),
     ("068_stream_param_unicode_escapes.json", Signed(at("live.push", "test_stream", 1_703_731_478))),
     ("069_expired_t.json", Signed(at("live.push", "test_stream", 1_703_731_478))),
     ("070_sign_upper_case.json", Signed(at("live.push", "test_stream", 1_703_731_478))),
@@ -626,10 +626,65 @@ mod record {
             millis(json!({"event_type": 321, "data_time": 1_670_588_074_971_i64})),
             Some(1_670_588_074_971)
         );
+        let detail =
+            json!({"event_type": 321, "abnormal_event": [{"detail": [{"occur_time": 9}]}]});
+        assert_eq!(millis(detail), Some(9));
+        let frames = json!({"event_type": 344, "frames": [{"time": 1_752_130_787_123_i64}]});
+        assert_eq!(millis(frames), Some(1_752_130_787_123));
         assert_eq!(millis(json!({"event_type": 349, "items": []})), None);
         assert_eq!(millis(json!({"event_type": 349, "items": [null]})), None);
         assert_eq!(millis(json!({"event_type": 349, "items": {"0": {"end_time": 8}}})), Some(8000));
         assert_eq!(millis(json!({"event_type": 999, "event_time": 5})), None);
+    }
+
+    #[test]
+    fn of_a_recording_has_the_part_of_the_second_too() {
+        let millis = |usec: Value| {
+            of(&json!({"event_type": 100, "end_time": 5, "end_time_usec": usec})).occurred_at
+        };
+        assert_eq!(millis(json!(618_577)), Some(Timestamp::from_millis(5618)));
+        assert_eq!(millis(json!("999999")), Some(Timestamp::from_millis(5999)));
+        for no_part in [json!(1_000_000), json!(-1), json!("x"), json!(null), json!({})] {
+            assert_eq!(millis(no_part.clone()), Some(Timestamp::from_millis(5000)), "{no_part}");
+        }
+        let started = json!({"event_type": 100, "start_time": 4, "start_time_usec": 7000});
+        assert_eq!(of(&started).occurred_at, Some(Timestamp::from_millis(4007)));
+    }
+
+    #[test]
+    fn of_a_relay_has_the_time_within_its_message() {
+        let time = |msg: Value| of(&json!({"event_type": 314, "msg": msg})).occurred_at;
+        let at = |millis| Some(Timestamp::from_millis(millis));
+        assert_eq!(time(json!(r#"{"task_exit_time":8,"task_start_time":7}"#)), at(8));
+        assert_eq!(time(json!(r#"{"task_start_time":"7"}"#)), at(7));
+        // The documents' own sample has 0 there; what is no object is passed on all the same.
+        for none in [
+            json!(r#"{"task_start_time":0}"#),
+            json!("{\"task_exit_time\":"),
+            json!(r#"{"task_exit_time":8,"task_exit_time":9}"#),
+            json!("[]"),
+            json!(""),
+            json!({"task_exit_time": 8}),
+            json!(null),
+        ] {
+            assert_eq!(time(none.clone()), None, "{none}");
+        }
+        let both = json!({"event_type": 314, "event_time": "6", "msg": r#"{"task_exit_time":8}"#});
+        assert_eq!(of(&both).occurred_at, at(6000));
+    }
+
+    #[test]
+    fn has_the_time_of_signing_where_the_type_has_no_time_of_its_own() {
+        const T: i64 = 1_767_225_600;
+        let time = |event: Value| take_any(&signed(event, KEY, T)).unwrap().occurred_at;
+        let signing = Timestamp::from_secs(T - 600);
+        for event_type in [315, 338, 347] {
+            assert_eq!(time(json!({"event_type": event_type, "data": null})), signing);
+            assert_eq!(of(&json!({"event_type": event_type})).occurred_at, None, "unsigned");
+        }
+        for event_type in [1, 314, 321, 349, 999] {
+            assert_eq!(time(json!({"event_type": event_type})), None, "{event_type}");
+        }
     }
 
     #[test]

@@ -139,6 +139,32 @@ fn events_that_differ_elsewhere_share_the_natural_key_and_are_two_nevertheless()
 }
 
 #[test]
+fn every_two_variants_of_an_event_are_two() {
+    for (_, name, natural, others) in &FIELDS {
+        let event = event(name);
+        let variants = natural.iter().chain(*others).map(|pointer| varied(&event, pointer));
+        let variants: Vec<_> = variants.chain([event.clone()]).collect();
+        let ids: HashSet<EventId> = variants.iter().map(|event| id(&event.to_string())).collect();
+        assert_eq!(ids.len(), variants.len(), "{name}");
+    }
+}
+
+#[test]
+fn a_field_that_nobody_knows_tells_events_apart_too() {
+    // Misprints of the documents among them: they may well be what is sent.
+    for name in ["appId", "recordevent", "stead_state", "socre", "idc_id", "new in 2027"] {
+        for (_, payload, ..) in &FIELDS {
+            let mut event = event(payload);
+            event[name] = 1.into();
+            let one = id(&event.to_string());
+            event[name] = 2.into();
+            let two = id(&event.to_string());
+            assert_ne!(one.content, two.content, "{payload}: {name}");
+        }
+    }
+}
+
+#[test]
 fn events_that_differ_in_type_only_are_two() {
     let push = event("001_push_1");
     let mut seen = HashSet::new();

@@ -4,6 +4,7 @@
 //! belongs to the delivery and not to the event is left out of the content.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -19,6 +20,7 @@ const DELIVERY: &[&str] = &["sign", "t"];
 /// Image moderation also carries the time at which the request was sent.
 const DELIVERY_317: &[&str] = &["sendTime", "sign", "t"];
 
+const EPOCH: Timestamp = Timestamp::from_millis(0);
 /// The end of the year 9999. What lies beyond is no time, but a number in another unit than the
 /// documents say.
 const LATEST: Timestamp = Timestamp::from_millis(253_402_300_799_999);
@@ -27,16 +29,24 @@ const LATEST: Timestamp = Timestamp::from_millis(253_402_300_799_999);
 #[derive(Clone, Copy)]
 enum Unit {
     Seconds,
+    /// Seconds, and another field with the microseconds after them.
+    SecondsAnd(&'static str),
     Millis,
+    /// Seconds of a signature's expiry, which is [`SIGNED_AHEAD`] after the signing.
+    Expiry,
 }
-use Unit::{Millis, Seconds};
+use Unit::{Expiry, Millis, Seconds, SecondsAnd};
+
+/// `t` is the time of signing and so much (protocol.md section 2).
+const SIGNED_AHEAD: Duration = Duration::from_mins(10);
 
 /// What livebridge knows of an event type.
 struct Shape {
     /// Fields of the natural key. One name of several joined by `|` is enough; a name that ends in
     /// `?` may be missing. If another is missing, the content alone is the identity.
     natural: &'static [&'static str],
-    /// Where the event's time stands, best first.
+    /// Where the event's time stands, best first. `text>name` is the member of an object that
+    /// stands as JSON text in a string.
     time: &'static [(&'static str, Unit)],
 }
 
@@ -49,7 +59,7 @@ const SHAPES: [(&[i64], Shape); 15] = [
     }),
     (&[100], Shape {
         natural: &["appid?", "app?", "appname?", "stream_id", "file_id"],
-        time: &[("end_time", Seconds), ("start_time", Seconds)],
+        time: &[("end_time", SecondsAnd("end_time_usec")), ("start_time", SecondsAnd("start_time_usec"))],
     }),
     (&[200], Shape {
         natural: &["app?", "appname?", "stream_id", "create_time", "pic_full_url|pic_url", "task_id?"],
@@ -61,15 +71,15 @@ const SHAPES: [(&[i64], Shape); 15] = [
     }),
     (&[314], Shape {
         natural: &["appid?", "task_id", "callback_event", "event_time?", "stream_id?", "msg"],
-        time: &[("event_time", Seconds)],
+        time: &[("event_time", Seconds), ("msg>task_exit_time", Millis), ("msg>task_start_time", Millis)],
     }),
     (&[315], Shape {
         natural: &["appid?", "stream_id", "task_id", "seq", "request_id?"],
-        time: &[("data.asr_tmp_full_results.0.create_time", Seconds)],
+        time: &[("data.asr_tmp_full_results.0.create_time", Seconds), ("t", Expiry)],
     }),
     (&[321], Shape {
         natural: &["appid?", "domain", "path", "stream_id", "sequence", "data_time"],
-        time: &[("data_time", Millis)],
+        time: &[("data_time", Millis), ("abnormal_event.0.detail.0.occur_time", Millis)],
     }),
     (&[328], Shape {
         natural: &["appid?", "stream_id", "event_name", "event_time", "event_msg"],
@@ -96,7 +106,7 @@ const SHAPES: [(&[i64], Shape); 15] = [
     }),
     (&[338, 347], Shape {
         natural: &["appid?", "task_id", "stream_id", "data"],
-        time: &[("data.subtitle_tmp_res.0.end_unix_time", Seconds)],
+        time: &[("data.subtitle_tmp_res.0.end_unix_time", Seconds), ("t", Expiry)],
     }),
     (&[348], Shape {
         natural: &["appid?", "domain", "path", "stream_id", "begin_time", "end_time"],
@@ -180,17 +190,40 @@ fn natural_key<'s>(
 
 fn occurred_at(members: &Members<'_>, shape: &Shape) -> Result<Option<Timestamp>, CallbackError> {
     for &(name, unit) in shape.time {
-        let number = members.at(name)?.and_then(Value::integer).filter(|&number| number > 0);
-        let time = number.and_then(|number| match unit {
+        let Some(number) = number(members, name)?.filter(|&number| number > 0) else { continue };
+        let time = match unit {
             Seconds => Timestamp::from_secs(number),
+            SecondsAnd(part) => match Timestamp::from_secs(number) {
+                Some(time) => Some(time.after(micros(members, part)?)),
+                None => None,
+            },
             Millis => Some(Timestamp::from_millis(number)),
-        });
-        let time = time.filter(|&time| time <= LATEST);
+            Expiry => Timestamp::from_secs(number).map(|expiry| expiry.before(SIGNED_AHEAD)),
+        };
+        let time = time.filter(|&time| (EPOCH..=LATEST).contains(&time));
         if time.is_some() {
             return Ok(time);
         }
     }
     Ok(None)
+}
+
+/// The integer at `path`, which may lead into JSON text within a string. That text may be anything:
+/// what is no object in it holds no integer.
+fn number(members: &Members<'_>, path: &str) -> Result<Option<i64>, CallbackError> {
+    let Some((outer, name)) = path.split_once('>') else {
+        return Ok(members.at(path)?.and_then(Value::integer));
+    };
+    let text = members.at(outer)?.and_then(Value::text);
+    let inner = text.as_deref().and_then(|text| Members::parse(text.as_bytes()).ok());
+    Ok(inner.and_then(|inner| inner.get(name)?.integer()))
+}
+
+/// What is below the second, in the field `name`; none where it is no part of a second.
+fn micros(members: &Members<'_>, name: &str) -> Result<Duration, CallbackError> {
+    let micros = members.at(name)?.and_then(Value::integer);
+    let micros = micros.and_then(|micros| u64::try_from(micros).ok());
+    Ok(Duration::from_micros(micros.filter(|&micros| micros < 1_000_000).unwrap_or(0)))
 }
 
 /// Two halves of SHA-256 over the version, the type and `bytes`.
