@@ -10,6 +10,7 @@ use livebridge::{logging, metrics};
 use tokio::signal::unix::{SignalKind, signal};
 
 mod check;
+mod config;
 mod dev;
 mod send;
 mod wal;
@@ -43,6 +44,10 @@ enum Command {
     ///
     /// Exits 0 when nothing is wrong, 1 when something is, 64 when the configuration is.
     Check(ConfigFile),
+    /// Print the configuration in effect, and where each value comes from; secrets are hidden.
+    ///
+    /// Exits 64 when `serve` would refuse it.
+    Config(config::Options),
     /// Send callbacks as Tencent does: signed, at a rate, tried again until answered 200.
     Send(send::Options),
     /// Look into a log, also beside a running instance; only `release` changes it.
@@ -87,11 +92,14 @@ impl CliError {
 /// Runs the command that the arguments name.
 pub(crate) fn run() -> ExitCode {
     let cli = Cli::parse();
-    logging::install();
+    if !matches!(cli.command, Command::Serve(_)) {
+        logging::install(&logging::Config::of_environment());
+    }
     let outcome = match cli.command {
         Command::Serve(options) => serve(&options),
         Command::Dev(options) => dev::run(&options),
         Command::Check(options) => check::run(options.config.as_deref()),
+        Command::Config(options) => config::run(&options),
         Command::Send(options) => send::run(options),
         Command::Wal(options) => wal::run(&options),
     };
@@ -108,6 +116,7 @@ pub(crate) fn run() -> ExitCode {
 
 fn serve(options: &ConfigFile) -> Result<(), CliError> {
     let config = Config::load(options.config.as_deref())?;
+    logging::install(&config.log);
     let exporter = metrics::install().map_err(CliError::other("install metrics"))?;
     block_on(async {
         // First, so that a signal during the start does not end the process midway.

@@ -3,8 +3,6 @@
 //! The environment wins over the file: `LIVEBRIDGE_<SECTION>_<KEY>`. Unknown keys are refused in
 //! both, so that a typo does not become a default.
 
-use std::env;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -12,10 +10,14 @@ use toml::Table;
 
 use crate::callback::Verifier;
 use crate::publisher::{Topics, TopicsError};
-use crate::{admin, http, kafka, ledger, wal};
+use crate::{admin, http, kafka, ledger, logging, wal};
 
 mod environment;
 mod file;
+mod given;
+mod keys;
+
+pub use given::{Given, HIDDEN, Setting, Source};
 
 /// Everything that `serve` needs to know.
 #[derive(Clone, Debug)]
@@ -34,6 +36,8 @@ pub struct Config {
     pub topics: Topics,
     /// The dedup window.
     pub dedup: ledger::Config,
+    /// What is said meanwhile.
+    pub log: logging::Config,
 }
 
 /// Why there is no config.
@@ -58,7 +62,15 @@ pub enum ConfigError {
         /// What is wrong; never the line itself, which may hold a secret.
         problem: String,
     },
-    /// A key is unknown or has a value of the wrong kind.
+    /// There is no such key.
+    #[error("{place}{problem}")]
+    Key {
+        /// File and line, followed by a colon and a space; empty when there is no file.
+        place: String,
+        /// Which key, and which may have been meant.
+        problem: String,
+    },
+    /// A value is of the wrong kind.
     #[error("configuration: {}", .0.to_string().trim_end())]
     Shape(#[source] Box<toml::de::Error>),
     /// An environment variable is unknown or has a value of the wrong kind.
@@ -88,18 +100,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError`]
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
-        let table = match file {
-            None => Table::new(),
-            Some(path) => {
-                let text = fs::read_to_string(path)
-                    .map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })?;
-                text.parse().map_err(|cause| not_toml(path, &text, &cause))?
-            }
-        };
-        let environment = env::vars_os().filter_map(|(name, value)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
-        });
-        Self::from_parts(table, environment)
+        Given::read(file)?.check()
     }
 
     /// From a parsed file and environment variables.
@@ -107,15 +108,10 @@ impl Config {
     /// # Errors
     /// [`ConfigError`]
     pub fn from_parts(
-        mut table: Table,
+        table: Table,
         environment: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        for (name, value) in environment {
-            environment::put(&mut table, &name, value)?;
-        }
-        let raw: file::Raw =
-            table.try_into().map_err(|cause| ConfigError::Shape(Box::new(cause)))?;
-        raw.check()
+        Given::from_parts(table, environment)?.check()
     }
 }
 

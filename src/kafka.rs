@@ -62,7 +62,7 @@ impl fmt::Debug for Config {
 }
 
 /// What consumers see after a crash.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Delivery {
     /// With `isolation.level=read_committed`, each event once. Needs a broker with transactions.

@@ -510,7 +510,7 @@ mod wal {
 fn every_command_explains_itself() {
     let help = run(&mut livebridge(&["--help"]));
     assert_eq!(help.code, Some(0));
-    for command in ["serve", "dev", "check", "send", "wal"] {
+    for command in ["serve", "dev", "check", "config", "send", "wal"] {
         assert!(help.stdout.contains(&format!("\n  {command} ")), "{help:?}");
         let own = run(&mut livebridge(&[command, "--help"]));
         assert_eq!(own.code, Some(0), "{own:?}");

@@ -82,7 +82,7 @@ fn without_keys_nothing_starts_and_the_message_says_what_to_do() {
 /// Every key: where it stands, a value for the file, the same for the environment, another for the
 /// file, and how the value shows in the config.
 #[rustfmt::skip]
-const KEYS: [(&str, &str, &str, &str, &str, &str); 22] = [
+const KEYS: [(&str, &str, &str, &str, &str, &str); 24] = [
     ("http", "listen", "\"127.0.0.1:81\"", "127.0.0.1:81", "\"[::1]:82\"", "listen: 127.0.0.1:81"),
     ("http", "path", "\"/cb/\"", "/cb/", "\"/other\"", "path: \"/cb\""),
     ("http", "max_body", "\"64KiB\"", "64KiB", "2048", "max_body: 65536"),
@@ -105,6 +105,8 @@ const KEYS: [(&str, &str, &str, &str, &str, &str); 22] = [
     ("kafka", "replication", "3", "3", "5", "replication: 3"),
     ("dedup", "window", "\"2h 30m\"", "2h 30m", "\"3h\"", "window: 9000s"),
     ("dedup", "max_ids", "5000", "5000", "6000", "max_ids: 5000"),
+    ("log", "level", "\"warn\"", "warn", "\"error\"", "level: \"warn\""),
+    ("log", "format", "\"json\"", "json", "\"text\"", "format: Json"),
 ];
 
 #[test]
@@ -132,11 +134,11 @@ fn every_key_is_taken_from_the_file_and_from_the_environment_which_wins() {
 
 #[test]
 fn every_key_that_there_is_is_in_the_table_above() {
-    // What serde would take is what it lists when it is given something else.
-    for section in ["http", "admin", "callback", "wal", "kafka", "dedup"] {
+    // The keys that there are, are those that are listed when there is another.
+    for section in ["http", "admin", "callback", "wal", "kafka", "dedup", "log"] {
         let message = refusal(&format!("[{section}]\nx = 1"), &[]);
-        let mut listed: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-        listed.retain(|name| !["x", section, "client", "topics"].contains(name));
+        let (_, listed) = message.split_once("it has ").unwrap();
+        let listed: Vec<&str> = listed.split(", ").collect();
         let known: Vec<&str> =
             KEYS.iter().filter(|(s, ..)| *s == section).map(|(_, key, ..)| *key).collect();
         assert_eq!(listed, known, "{message}");
@@ -147,20 +149,40 @@ mod an_unknown {
     use super::*;
 
     #[test]
-    fn key_or_section_of_the_file_is_refused_by_name() {
-        for (text, name) in [
-            ("[http]\nlissten = \"a\"", "lissten"),
-            ("[callback]\nkey = \"s3cret\"", "key"),
-            ("[kafka]\n\"acks\" = 1", "acks"),
-            ("[dedup]\nmax-ids = 5", "max-ids"),
-            ("[htttp]\nlisten = \"a\"", "htttp"),
-            ("listen = \"a\"", "listen"),
-            ("[wal.more]\na = 1", "more"),
+    fn key_or_section_of_the_file_is_refused_with_the_one_that_was_meant() {
+        for (text, says) in [
+            ("[http]\nlissten = \"a\"", "[http] has no key lissten; did you mean listen?"),
+            ("[callback]\nkey = \"s3cret\"", "[callback] has no key key; did you mean keys?"),
+            ("[dedup]\nmax-ids = 5", "[dedup] has no key max-ids; did you mean max_ids?"),
+            ("[kafka]\nclients = {}", "[kafka] has no key clients; did you mean client?"),
+            ("[admin]\nmax_bytes = 5", "has no key max_bytes; did you mean max_bytes in [wal]?"),
+            ("[kafka]\n\"acks\" = 1", "[kafka] has no key acks; it has brokers, instance, "),
+            ("[wal.more]\na = 1", "[wal] has no key more; it has dir, max_bytes, "),
+            ("[htttp]\nlisten = \"a\"", "there is no section [htttp]; did you mean [http]?"),
+            ("[x]", "there is no section [x]; there are http, admin, callback, "),
+            ("brokers = \"a\"", "brokers stands in no section; did you mean brokers in [kafka]?"),
         ] {
             let least = if text.contains("[callback]") { "" } else { LEAST };
             let message = refusal(&format!("{text}\n{least}"), &[]);
-            assert!(message.contains(&format!("unknown field `{name}`")), "{message}");
+            assert!(message.contains(says), "{message}");
             assert!(!message.contains("s3cret"), "{message}");
+        }
+    }
+
+    #[test]
+    fn key_of_the_file_is_refused_with_its_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("livebridge.toml");
+        for (text, line) in [
+            ("# first\n\n[http]\n# more\nlissten = 1\n", 5),
+            ("[http]\npath = \"\"\"\n/\n\"\"\"\npaht = 1", 5),
+            ("http.lissten = 1", 1),
+            ("\n\n[htp]", 3),
+        ] {
+            fs::write(&path, text).unwrap();
+            let message = Config::load(Some(&path)).unwrap_err().to_string();
+            let place = format!("{}:{line}: ", path.display());
+            assert!(message.starts_with(&place), "{message}");
         }
     }
 
@@ -181,10 +203,15 @@ mod an_unknown {
             assert!(message.contains(name), "{message}");
             assert!(!message.contains("s3cret"), "{message}");
         }
-        let message = refusal(LEAST, &[("LIVEBRIDGE_HTTP_LISTN", "")]);
-        assert!(message.contains("listen, path, max_body"), "the message lists them: {message}");
-        let message = refusal(LEAST, &[("LIVEBRIDGE_KAKFA_BROKERS", "")]);
-        assert!(message.contains("LIVEBRIDGE_KAFKA_BROKERS"), "{message}");
+        for (name, says) in [
+            ("LIVEBRIDGE_HTTP_LISTN", "did you mean LIVEBRIDGE_HTTP_LISTEN?"),
+            ("LIVEBRIDGE_KAKFA_BROKERS", "did you mean LIVEBRIDGE_KAFKA_BROKERS?"),
+            ("LIVEBRIDGE_ADMIN_MAX_BODY", "did you mean LIVEBRIDGE_HTTP_MAX_BODY?"),
+            ("LIVEBRIDGE_HTTP_X", "it has listen, path, max_body, "),
+        ] {
+            let message = refusal(LEAST, &[(name, "")]);
+            assert!(message.contains(says), "{message}");
+        }
     }
 
     #[test]
@@ -195,8 +222,6 @@ mod an_unknown {
             "MY_LIVEBRIDGE_HTTP_LISTEN",
             // Read elsewhere in livebridge.
             "LIVEBRIDGE_CONFIG",
-            "LIVEBRIDGE_LOG",
-            "LIVEBRIDGE_LOG_FORMAT",
             "LIVEBRIDGE_SEND_KEY",
             // Of the tests and benches.
             "LIVEBRIDGE_TEST_FACTOR",
@@ -264,6 +289,12 @@ mod a_bad_value {
             ("kafka.partitions", "99999999999"),
             ("dedup.window", "\"1s\""),
             ("dedup.max_ids", "999"),
+            ("log.level", "\"\""),
+            ("log.level", "\"loud\""),
+            ("log.level", "\"inof,livebridge=debug\""),
+            ("log.level", "\"livebridge=loud\""),
+            ("log.level", "3"),
+            ("log.format", "\"xml\""),
         ] {
             let (section, name) = key.split_once('.').unwrap();
             let more = if section == "callback" { "keys = [\"k\"]" } else { LEAST };
@@ -308,6 +339,100 @@ mod a_bad_value {
         }
         let message = refusal("http = 5", &[("LIVEBRIDGE_HTTP_LISTEN", "127.0.0.1:1")]);
         assert!(message.contains("LIVEBRIDGE_HTTP_LISTEN"), "{message}");
+    }
+}
+
+#[test]
+fn a_variable_that_is_not_utf_8_is_refused_and_not_passed_over() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+    let value = OsStr::from_bytes(b"/data/\xff");
+    let mut command = process::livebridge(&["config"]);
+    command.env("LIVEBRIDGE_CALLBACK_KEYS", "k").env("SOMEBODY_ELSES", value);
+    assert_eq!(process::run(&mut command).code, Some(0));
+    let refused = process::run(command.env("LIVEBRIDGE_WAL_DIR", value));
+    assert_eq!(refused.code, Some(64), "{refused:?}");
+    assert!(refused.stderr.contains("LIVEBRIDGE_WAL_DIR: is not UTF-8"), "{refused:?}");
+}
+
+mod what_is_in_effect {
+    use super::*;
+
+    fn config(arguments: &[&str], environment: &[(&str, &str)]) -> process::Finished {
+        let mut command = process::livebridge(&[&["config"], arguments].concat());
+        process::run(command.envs(environment.iter().copied()))
+    }
+
+    const FILE: &str = "[http]\npath = \"/cb\"\n\n[callback]\nkeys = [\"s3cret\", \"s3cret2\"]\n\
+        [kafka.client]\n\"sasl.username\" = \"me\"\nsasl.password = \"s3cret\"\n\
+        ssl.key.location = \"/key.pem\"\n\"ssl.key.pem\" = \"s3cret\"\n";
+
+    #[test]
+    fn is_printed_with_the_source_of_each_value_and_no_secret() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("livebridge.toml");
+        fs::write(&path, FILE).unwrap();
+        let path = path.to_str().unwrap();
+        let environment = [
+            ("LIVEBRIDGE_KAFKA_BROKERS", "a:1,b:2"),
+            ("LIVEBRIDGE_KAFKA_CLIENT_SASL_PASSWORD", "s3cret"),
+            ("LIVEBRIDGE_KAFKA_TOPICS_AUDIO_MODERATION", "nsfw"),
+        ];
+        let shown = config(&["--config", path], &environment);
+        assert_eq!(shown.code, Some(0), "{shown:?}");
+        assert!(!shown.stdout.contains("s3cret"), "{}", shown.stdout);
+        let variable = "LIVEBRIDGE_KAFKA_CLIENT_SASL_PASSWORD";
+        for (setting, source) in [
+            ("listen = \"0.0.0.0:8080\"", "default"),
+            ("path = \"/cb\"", &format!("{path}:2")),
+            ("max_body = \"256KiB\"", "default"),
+            ("keys = [\"(hidden)\", \"(hidden)\"]", &format!("{path}:5")),
+            ("# keys_file is not set", "default"),
+            ("max_bytes = \"10GiB\"", "default"),
+            ("brokers = \"a:1,b:2\"", "LIVEBRIDGE_KAFKA_BROKERS"),
+            ("\"sasl.username\" = \"me\"", &format!("{path}:7")),
+            ("\"sasl.password\" = \"(hidden)\"", variable),
+            ("\"ssl.key.location\" = \"/key.pem\"", &format!("{path}:9")),
+            ("\"ssl.key.pem\" = \"(hidden)\"", &format!("{path}:10")),
+            ("audio-moderation = \"nsfw\"", "LIVEBRIDGE_KAFKA_TOPICS_AUDIO_MODERATION"),
+            ("window = \"1h\"", "default"),
+        ] {
+            let line = shown.stdout.lines().find(|line| line.starts_with(setting));
+            let line = line.unwrap_or_else(|| panic!("no {setting} in {}", shown.stdout));
+            assert_eq!(line[setting.len()..].trim(), format!("# {source}"), "{line}");
+        }
+    }
+
+    #[test]
+    fn is_a_configuration_again() {
+        let defaults = config(&[], &[("LIVEBRIDGE_CALLBACK_KEYS", "k")]);
+        assert_eq!(defaults.code, Some(0), "{defaults:?}");
+        assert_eq!(shown(&file(&defaults.stdout)), shown(&file(LEAST)));
+        for (section, key, ..) in KEYS {
+            let (_, behind) = defaults.stdout.split_once(&format!("[{section}]\n")).unwrap();
+            let own = behind.split("\n[").next().unwrap();
+            assert!(own.contains(&format!("{key} ")), "{section}.{key} in {own}");
+        }
+    }
+
+    #[test]
+    fn is_json_for_programs() {
+        let shown = config(&["--json"], &[("LIVEBRIDGE_CALLBACK_KEYS", "s3cret,b")]);
+        let json: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
+        assert_eq!(
+            json["callback.keys"],
+            serde_json::json!({"value": ["(hidden)", "(hidden)"], "source": "LIVEBRIDGE_CALLBACK_KEYS"})
+        );
+        assert_eq!(json["kafka.partitions"], serde_json::json!({"value": 6, "source": "default"}));
+        assert_eq!(json["callback.keys_file"]["value"], serde_json::Value::Null);
+    }
+
+    #[test]
+    fn is_printed_before_it_is_refused() {
+        let refused = config(&[], &[("LIVEBRIDGE_HTTP_PATH", "callback")]);
+        assert_eq!(refused.code, Some(64), "{refused:?}");
+        assert!(refused.stdout.contains("path = \"callback\""), "{refused:?}");
+        assert!(refused.stderr.contains("http.path"), "{refused:?}");
     }
 }
 

@@ -34,7 +34,7 @@ fn the_sample_configuration_has_every_key_of_the_readme() {
     let (table, _) = table.split_once("###").expect("another section");
     let cells = table.lines().filter_map(|line| line.strip_prefix("| `")?.split('|').next());
     let names = cells.flat_map(|cell| cell.split('`')).filter_map(|name| name.split_once('.'));
-    let sections = ["http", "admin", "callback", "wal", "kafka", "dedup"];
+    let sections = ["http", "admin", "callback", "wal", "kafka", "dedup", "log"];
     let mut known = 0;
     for (section, key) in names.filter(|(section, _)| sections.contains(section)) {
         known += 1;
@@ -46,7 +46,7 @@ fn the_sample_configuration_has_every_key_of_the_readme() {
             .collect();
         assert!(keys.contains(&key), "{section}.{key} is not in {keys:?}");
     }
-    assert!(known >= 22, "the table was not found");
+    assert!(known >= 24, "the table was not found");
 }
 
 #[test]

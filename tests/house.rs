@@ -18,7 +18,10 @@ const MAY_NAME: [(&str, &[&str]); 15] = [
     ("publisher", &["kafka", "ledger", "metrics", "record", "wal"]),
     ("http", &["callback", "metrics", "record", "wal"]),
     ("admin", &["metrics", "wal"]),
-    ("config", &["admin", "callback", "http", "kafka", "ledger", "publisher", "record", "wal"]),
+    (
+        "config",
+        &["admin", "callback", "http", "kafka", "ledger", "logging", "publisher", "record", "wal"],
+    ),
     ("bridge", &["admin", "config", "http", "metrics", "publisher", "wal"]),
     ("logging", &[]),
     ("sample", &["callback", "record"]),
@@ -28,7 +31,7 @@ const MAY_NAME: [(&str, &[&str]); 15] = [
 
 /// Foreign crate, and the rooms that name it. The command line is above the rooms and names what
 /// it needs.
-const NAMED_IN: [(&str, &[&str]); 12] = [
+const NAMED_IN: [(&str, &[&str]); 13] = [
     ("clap", &[]),
     ("hyper", &["admin", "http", "sender"]),
     ("hyper_util", &["admin", "http", "sender"]),
@@ -38,6 +41,7 @@ const NAMED_IN: [(&str, &[&str]); 12] = [
     ("sha2", &["callback"]),
     ("sled", &["wal"]),
     ("socket2", &["http"]),
+    ("strsim", &["config"]),
     ("subtle", &["callback"]),
     ("toml", &["config"]),
     ("tracing_subscriber", &["logging"]),

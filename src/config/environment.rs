@@ -3,62 +3,38 @@
 use toml::{Table, Value};
 
 use super::ConfigError;
+use super::keys::{self, KEYS, Kind, SECTIONS};
 
-/// How the text of an environment variable is read.
-#[derive(Clone, Copy)]
-enum Kind {
-    Text,
-    /// Parts joined by commas.
-    List,
-    Number,
-    Flag,
-}
-
-/// Every key but the two maps, `kafka.client` and `kafka.topics`.
-const KEYS: [(&str, &str, Kind); 22] = [
-    ("http", "listen", Kind::Text),
-    ("http", "path", Kind::Text),
-    ("http", "max_body", Kind::Text),
-    ("http", "max_connections", Kind::Number),
-    ("http", "deadline", Kind::Text),
-    ("admin", "listen", Kind::Text),
-    ("callback", "keys", Kind::List),
-    ("callback", "keys_file", Kind::Text),
-    ("callback", "expiry_leeway", Kind::Text),
-    ("callback", "unsigned", Kind::List),
-    ("wal", "dir", Kind::Text),
-    ("wal", "max_bytes", Kind::Text),
-    ("wal", "min_free_bytes", Kind::Text),
-    ("kafka", "brokers", Kind::Text),
-    ("kafka", "instance", Kind::Text),
-    ("kafka", "topic_prefix", Kind::Text),
-    ("kafka", "delivery", Kind::Text),
-    ("kafka", "create_topics", Kind::Flag),
-    ("kafka", "partitions", Kind::Number),
-    ("kafka", "replication", Kind::Number),
-    ("dedup", "window", Kind::Text),
-    ("dedup", "max_ids", Kind::Number),
-];
-const SECTIONS: [&str; 6] = ["http", "admin", "callback", "wal", "kafka", "dedup"];
 const PREFIX: &str = "LIVEBRIDGE_";
 
-/// Puts the variable `name` into `table`, if it is one of ours.
-pub(super) fn put(table: &mut Table, name: &str, text: String) -> Result<(), ConfigError> {
-    let Some(rest) = name.strip_prefix(PREFIX).map(str::to_ascii_lowercase) else { return Ok(()) };
+/// Whether this variable could be one of ours.
+pub(super) fn is_ours(name: &str) -> bool {
+    name.starts_with(PREFIX)
+}
+
+/// Puts the variable `name` into `table`, if it is one of ours, and returns where it is then.
+pub(super) fn put(
+    table: &mut Table,
+    name: &str,
+    text: String,
+) -> Result<Option<Vec<String>>, ConfigError> {
+    let Some(rest) = name.strip_prefix(PREFIX).map(str::to_ascii_lowercase) else {
+        return Ok(None);
+    };
     let bad = |problem: String| ConfigError::Environment { name: name.to_owned(), problem };
     let (section, key) = rest.split_once('_').unwrap_or((&rest, ""));
+    let variable = |section: &str, key: &str| format!("{PREFIX}{section}_{key}").to_uppercase();
     if !SECTIONS.contains(&section) {
-        // LIVEBRIDGE_LOG and the like, unless it ends as a setting does.
+        // LIVEBRIDGE_CONFIG and the like, unless it ends as a setting does.
         let meant = KEYS.iter().find(|(_, key, _)| {
             rest.strip_suffix(key).is_some_and(|rest| rest.is_empty() || rest.ends_with('_'))
         });
-        return meant.map_or(Ok(()), |(section, key, _)| {
-            let meant = format!("{PREFIX}{section}_{key}").to_ascii_uppercase();
-            Err(bad(format!("is not a setting; {meant} is")))
+        return meant.map_or(Ok(None), |(section, key, _)| {
+            Err(bad(format!("is not a setting; did you mean {}?", variable(section, key))))
         });
     }
     if is_service_link(key, &text) {
-        return Ok(());
+        return Ok(None);
     }
     let known = KEYS.iter().find(|(s, k, _)| *s == section && *k == key);
     let map = |map: &str| key.strip_prefix(map).filter(|_| section == "kafka");
@@ -71,11 +47,12 @@ pub(super) fn put(table: &mut Table, name: &str, text: String) -> Result<(), Con
         let path = vec![section.to_owned(), "topics".to_owned(), event_type.replace('_', "-")];
         (path, Value::String(text))
     } else {
-        let keys = KEYS.iter().filter(|(s, _, _)| *s == section).map(|(_, key, _)| *key);
-        let keys: Vec<&str> = keys.collect();
-        return Err(bad(format!("[{section}] has no such key; it has {}", keys.join(", "))));
+        return Err(bad(keys::unknown_key(section, key, |other, key| {
+            variable(if other.is_empty() { section } else { other }, key)
+        })));
     };
-    insert(table, &path, value).ok_or_else(|| bad("stands where the file has no table".into()))
+    insert(table, &path, value).ok_or_else(|| bad("stands where the file has no table".into()))?;
+    Ok(Some(path))
 }
 
 /// Whether Kubernetes set the variable, because of a service named livebridge-http or the like: its

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde::de::Error as _;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use toml::Value;
 
 use super::{Config, ConfigError};
@@ -16,9 +16,9 @@ use crate::callback::{CallbackKey, Unsigned, Verifier};
 use crate::kafka::{self, Delivery, RESERVED};
 use crate::publisher::Topics;
 use crate::record::{BODY_MAX, EventType};
-use crate::{admin, http, ledger, wal};
+use crate::{admin, http, ledger, logging, wal};
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Raw {
     http: RawHttp,
@@ -27,25 +27,27 @@ pub(super) struct Raw {
     wal: RawWal,
     kafka: RawKafka,
     dedup: RawDedup,
+    log: RawLog,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawHttp {
     listen: SocketAddr,
     path: String,
+    #[serde(serialize_with = "short")]
     max_body: ByteSize,
     max_connections: usize,
     deadline: Span,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawAdmin {
     listen: SocketAddr,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawCallback {
     #[serde(deserialize_with = "secrets")]
@@ -55,15 +57,17 @@ struct RawCallback {
     unsigned: Vec<TypeName>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawWal {
     dir: PathBuf,
+    #[serde(serialize_with = "short")]
     max_bytes: ByteSize,
+    #[serde(serialize_with = "short")]
     min_free_bytes: ByteSize,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawKafka {
     brokers: String,
@@ -78,11 +82,18 @@ struct RawKafka {
     topics: BTreeMap<String, String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawDedup {
     window: Span,
     max_ids: usize,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawLog {
+    level: String,
+    format: logging::Format,
 }
 
 impl std::fmt::Debug for RawCallback {
@@ -156,10 +167,22 @@ impl Default for RawDedup {
     }
 }
 
+impl Default for RawLog {
+    fn default() -> Self {
+        Self { level: "info".into(), format: logging::Format::Auto }
+    }
+}
+
 /// A duration as `"30s"` or `"20m"`.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
 struct Span(Duration);
+
+impl From<Span> for String {
+    fn from(Span(duration): Span) -> Self {
+        humantime::format_duration(duration).to_string()
+    }
+}
 
 impl TryFrom<String> for Span {
     type Error = String;
@@ -171,8 +194,14 @@ impl TryFrom<String> for Span {
     }
 }
 
+/// A size as `"10GiB"`.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+fn short<S: Serializer>(size: &ByteSize, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&size.to_string().replace(".0 ", ""))
+}
+
 /// An event type as a number or as text.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(untagged)]
 enum TypeName {
     Code(i64),
@@ -268,6 +297,8 @@ impl Raw {
             topics: Topics::new(&kafka.topic_prefix, &kafka.topics)?,
             kafka: kafka.check()?,
             dedup: ledger::Config { window: self.dedup.window.0, max_ids: self.dedup.max_ids },
+            log: logging::Config::new(&self.log.level, self.log.format)
+                .map_err(|problem| bad("log.level", problem))?,
         })
     }
 }
@@ -335,8 +366,7 @@ impl RawKafka {
         if self.replication < 1 {
             return Err(bad("kafka.replication", "must be at least 1".into()));
         }
-        let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let instance = self.instance.unwrap_or_else(host);
+        let instance = self.instance.unwrap_or_else(host_name);
         if instance.trim().is_empty() {
             return Err(bad("kafka.instance", "is empty; give every instance its own name".into()));
         }
@@ -350,4 +380,9 @@ impl RawKafka {
             client: self.client,
         })
     }
+}
+
+/// The default of `kafka.instance`.
+pub(super) fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }

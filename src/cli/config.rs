@@ -1,0 +1,71 @@
+//! `livebridge config`: the configuration in effect, and where each value comes from.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+
+use clap::Args;
+use livebridge::config::{Given, Setting};
+use serde_json::{Map, Value};
+
+use super::CliError;
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// The configuration file; without it, defaults and the environment.
+    #[arg(long, value_name = "FILE", env = "LIVEBRIDGE_CONFIG")]
+    config: Option<PathBuf>,
+    /// Print JSON: an object of keys, each with its value and its source.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(options: &Options) -> Result<(), CliError> {
+    let given = Given::read(options.config.as_deref())?;
+    let settings = given.settings();
+    let text = if options.json { json(&settings) } else { toml(&settings) };
+    io::stdout().write_all(text.as_bytes()).map_err(CliError::other("print"))?;
+    // Printed first, so that what is wrong can be looked for.
+    given.check()?;
+    Ok(())
+}
+
+/// As a configuration file, with the source of each value behind it.
+fn toml(settings: &[Setting]) -> String {
+    let line = |setting: &Setting| match &setting.value {
+        Some(value) => format!("{} = {value}", key(&setting.key)),
+        None => format!("# {} is not set", setting.key),
+    };
+    let lines: Vec<String> = settings.iter().map(line).collect();
+    let width = lines.iter().map(|line| line.chars().count()).filter(|width| *width < 50).max();
+    let width = width.unwrap_or(0);
+    let mut text = String::new();
+    let mut table = "";
+    for (setting, line) in settings.iter().zip(lines) {
+        if setting.table != table {
+            let gap = if table.is_empty() { "" } else { "\n" };
+            table = &setting.table;
+            let _ = writeln!(text, "{gap}[{table}]");
+        }
+        let _ = writeln!(text, "{line:<width$}  # {}", setting.source);
+    }
+    text
+}
+
+/// A key as TOML wants it: with quotes when there are dots in it.
+fn key(name: &str) -> String {
+    let bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if name.chars().all(bare) { name.to_owned() } else { format!("{name:?}") }
+}
+
+fn json(settings: &[Setting]) -> String {
+    let entry = |setting: &Setting| {
+        let value = setting.value.as_ref().map_or(Ok(Value::Null), serde_json::to_value);
+        let value = value.unwrap_or(Value::Null);
+        let source = setting.source.to_string();
+        let name = format!("{}.{}", setting.table, setting.key);
+        (name, serde_json::json!({"value": value, "source": source}))
+    };
+    let entries: Map<String, Value> = settings.iter().map(entry).collect();
+    format!("{:#}\n", Value::Object(entries))
+}

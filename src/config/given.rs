@@ -1,0 +1,242 @@
+//! What file and environment say, and which of them says what: not yet checked, and fit to be shown.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use toml::de::{DeTable, DeValue};
+use toml::{Table, Value};
+
+use super::keys::{self, KEYS, MAPS, SECTIONS};
+use super::{Config, ConfigError, environment, file, not_toml};
+
+/// Who gave a value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Nobody.
+    Default,
+    /// The file, on this line.
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+    },
+    /// The environment variable of this name.
+    Environment(String),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::Environment(name) => f.write_str(name),
+        }
+    }
+}
+
+/// A key with its value in effect.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// The table it stands in, such as `http` or `kafka.client`.
+    pub table: String,
+    /// Its name there.
+    pub key: String,
+    /// Its value, secrets replaced by [`HIDDEN`]; `None` when there is none.
+    pub value: Option<Value>,
+    /// Who gave it.
+    pub source: Source,
+}
+
+/// What is shown instead of a secret.
+pub const HIDDEN: &str = "(hidden)";
+
+/// Everything that was given, by key.
+#[derive(Default)]
+pub struct Given {
+    table: Table,
+    /// By the path of the key.
+    sources: BTreeMap<Vec<String>, Source>,
+}
+
+/// Without the values: there are secrets among them.
+impl fmt::Debug for Given {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Given").field("sources", &self.sources).finish_non_exhaustive()
+    }
+}
+
+impl Given {
+    /// Reads `file`, if one is given, and the environment.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when either cannot be read, or names a key that there is not.
+    pub fn read(file: Option<&Path>) -> Result<Self, ConfigError> {
+        let mut given = file.map_or_else(|| Ok(Self::default()), Self::read_file)?;
+        for (name, value) in env::vars_os() {
+            let Ok(name) = name.into_string() else { continue };
+            match value.into_string() {
+                Ok(value) => given.add_variable(&name, value)?,
+                Err(_) if environment::is_ours(&name) => {
+                    let problem = "is not UTF-8, as every setting must be".to_owned();
+                    return Err(ConfigError::Environment { name, problem });
+                }
+                Err(_) => {}
+            }
+        }
+        Ok(given)
+    }
+
+    /// From a table and environment variables.
+    ///
+    /// # Errors
+    /// [`ConfigError`], when either names a key that there is not.
+    pub fn from_parts(
+        table: Table,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        if let Some(unknown) = keys::unknown(&table) {
+            return Err(ConfigError::Key { place: String::new(), problem: unknown.problem });
+        }
+        let mut given = Self { table, sources: BTreeMap::new() };
+        for (name, value) in environment {
+            given.add_variable(&name, value)?;
+        }
+        Ok(given)
+    }
+
+    fn read_file(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path)
+            .map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })?;
+        let table: Table = text.parse().map_err(|cause| not_toml(path, &text, &cause))?;
+        let spans = DeTable::parse(&text).map_err(|cause| not_toml(path, &text, &cause))?;
+        let mut lines = BTreeMap::new();
+        number(spans.get_ref(), &mut Vec::new(), &text, &mut lines);
+        if let Some(unknown) = keys::unknown(&table) {
+            let line = lines.get(&unknown.path).copied().unwrap_or(1);
+            let place = format!("{}:{line}: ", path.display());
+            return Err(ConfigError::Key { place, problem: unknown.problem });
+        }
+        let source = |line| Source::File { path: path.to_owned(), line };
+        Ok(Self {
+            table,
+            sources: lines.into_iter().map(|(key, line)| (key, source(line))).collect(),
+        })
+    }
+
+    fn add_variable(&mut self, name: &str, value: String) -> Result<(), ConfigError> {
+        if let Some(path) = environment::put(&mut self.table, name, value)? {
+            self.sources.insert(path, Source::Environment(name.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// The config that this makes.
+    ///
+    /// # Errors
+    /// [`ConfigError`], when a value is of the wrong kind or makes no sense.
+    pub fn check(self) -> Result<Config, ConfigError> {
+        let raw: file::Raw =
+            self.table.try_into().map_err(|cause| ConfigError::Shape(Box::new(cause)))?;
+        raw.check()
+    }
+
+    /// Every key with its value in effect and who gave it, in the order of the documentation.
+    #[must_use]
+    pub fn settings(&self) -> Vec<Setting> {
+        let defaults = Table::try_from(file::Raw::default()).unwrap_or_default();
+        let mut settings = Vec::new();
+        for section in SECTIONS {
+            for (_, key, _) in KEYS.iter().filter(|(s, ..)| *s == section) {
+                let at = |table: &Table| table.get(section)?.get(key).cloned();
+                let default = || at(&defaults).or_else(|| unwritten_default(section, key));
+                let value = at(&self.table).or_else(default);
+                settings.push(self.setting(&[section, key], value));
+            }
+            for map in MAPS.into_iter().filter(|_| section == "kafka") {
+                let mut found = Vec::new();
+                if let Some(Value::Table(table)) = self.table.get(section).and_then(|s| s.get(map))
+                {
+                    leaves(table, &mut vec![section.to_owned(), map.to_owned()], &mut found);
+                }
+                let setting = |(path, value): (Vec<String>, Value)| {
+                    let path: Vec<&str> = path.iter().map(String::as_str).collect();
+                    let setting = self.setting(&path, Some(value));
+                    (setting.key.clone(), setting)
+                };
+                // The last word on a name counts, with and without quotes around its dots.
+                let found: BTreeMap<String, Setting> = found.into_iter().map(setting).collect();
+                settings.extend(found.into_values());
+            }
+        }
+        settings
+    }
+
+    fn setting(&self, path: &[&str], value: Option<Value>) -> Setting {
+        // The key may be written with dots, which to TOML are tables.
+        let split = path.len().min(if MAPS.contains(&path[1]) { 2 } else { 1 });
+        let (table, key) = (path[..split].join("."), path[split..].join("."));
+        let owned: Vec<String> = path.iter().map(|&step| step.to_owned()).collect();
+        let source = self.sources.get(&owned).cloned().unwrap_or(Source::Default);
+        let value = value.map(|value| hide(&table, &key, value));
+        Setting { table, key, value, source }
+    }
+}
+
+/// The defaults that are nowhere to be read.
+fn unwritten_default(section: &str, key: &str) -> Option<Value> {
+    ((section, key) == ("kafka", "instance")).then(|| Value::String(file::host_name()))
+}
+
+/// Whether somebody who knows the value could do harm. What a file's name is may be known.
+fn is_secret(table: &str, key: &str) -> bool {
+    const TELLING: [&str; 7] =
+        ["password", "secret", "token", "oauthbearer", "jaas", ".pem", "key"];
+    (table, key) == ("callback", "keys")
+        || (table == "kafka.client"
+            && !key.ends_with(".location")
+            && TELLING.iter().any(|part| key.contains(part)))
+}
+
+fn hide(table: &str, key: &str, value: Value) -> Value {
+    let hidden = || Value::String(HIDDEN.to_owned());
+    match value {
+        value if !is_secret(table, key) => value,
+        // How many there are tells whether a rotation has arrived.
+        Value::Array(values) => Value::Array(values.iter().map(|_| hidden()).collect()),
+        _ => hidden(),
+    }
+}
+
+/// The values below `table`, each with its path.
+fn leaves(table: &Table, path: &mut Vec<String>, into: &mut Vec<(Vec<String>, Value)>) {
+    for (key, value) in table {
+        path.push(key.clone());
+        match value {
+            Value::Table(inner) => leaves(inner, path, into),
+            value => into.push((path.clone(), value.clone())),
+        }
+        path.pop();
+    }
+}
+
+/// On which line each key stands.
+fn number(
+    table: &DeTable<'_>,
+    path: &mut Vec<String>,
+    text: &str,
+    into: &mut BTreeMap<Vec<String>, usize>,
+) {
+    for (key, value) in table {
+        path.push(key.get_ref().to_string());
+        let before = text.get(..key.span().start).unwrap_or_default();
+        into.insert(path.clone(), before.matches('\n').count() + 1);
+        if let DeValue::Table(inner) = value.get_ref() {
+            number(inner, path, text, into);
+        }
+        path.pop();
+    }
+}
