@@ -2,7 +2,7 @@
 //!
 //! Trust is a type here: [`Unverified`] offers nothing but [`Unverified::verify`], only that makes
 //! a [`Callback`], and only a callback becomes a [`Record`]. The body is never re-serialised; what
-//! is logged and published are the bytes as received.
+//! is logged and published are the bytes as received, less the members that are to be left out.
 
 use std::fmt;
 use std::time::Duration;
@@ -237,11 +237,16 @@ fn hex_digest(text: &str) -> Option<[u8; 16]> {
 pub struct Callback<'a>(Unverified<'a>);
 
 impl Callback<'_> {
-    /// The record to log: identity, key and time are computed here, once.
+    /// The record to log: identity, key and time are computed here, once, from the whole body. Then
+    /// the members named in `omit` are left out of it, so that nothing behind this ever has them.
     ///
     /// # Errors
     /// [`CallbackError`] when a nested value is malformed in a way the top level did not show.
-    pub fn into_record(self, received_at: Timestamp) -> Result<Record, CallbackError> {
+    pub fn into_record(
+        self,
+        received_at: Timestamp,
+        omit: &[String],
+    ) -> Result<Record, CallbackError> {
         let Unverified { body, members, event_type } = self.0;
         let facts = identity::Facts::of(&members, event_type)?;
         let has_stream = facts.stream.is_some();
@@ -257,7 +262,7 @@ impl Callback<'_> {
             occurred_at: facts.occurred_at,
             has_stream: has_stream && key.is_some(),
             key,
-            body: body.clone(),
+            body: members.without(body, omit).map_or_else(|| body.clone(), Bytes::from),
         })
     }
 }

@@ -44,6 +44,8 @@ pub struct Config {
     pub max_connections: usize,
     /// The longest that a whole callback waits for the log.
     pub deadline: Duration,
+    /// Members of the body that are not kept.
+    pub omit: Vec<String>,
 }
 
 /// From a connection's opening, or its last answer, to the end of the next request's headers.
@@ -309,7 +311,7 @@ async fn receive(shared: &Shared, request: Request<Incoming>) -> Result<&'static
     };
     let received_at = Timestamp::now();
     let callback = Unverified::parse(&body)?.verify(&shared.verifier, received_at)?;
-    let record = callback.into_record(received_at)?;
+    let record = callback.into_record(received_at, &config.omit)?;
     let type_name = type_name(record.event_type);
     match timeout(config.deadline, shared.appender.append(record)).await {
         Ok(Ok(_)) => Ok(type_name),

@@ -262,7 +262,7 @@ pub struct Record {
     pub key: Option<Bytes>,
     /// Whether `key` is the stream's ID.
     pub has_stream: bool,
-    /// The body as received, byte for byte.
+    /// The body as received, byte for byte, less the members that the configuration omits.
     pub body: Bytes,
 }
 

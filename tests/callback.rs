@@ -30,7 +30,7 @@ fn verifier(unsigned: Unsigned) -> Verifier {
 
 fn take(body: &[u8], verifier: &Verifier, now: Timestamp) -> Result<Record, CallbackError> {
     let body = Bytes::copy_from_slice(body);
-    Unverified::parse(&body)?.verify(verifier, now)?.into_record(now)
+    Unverified::parse(&body)?.verify(verifier, now)?.into_record(now, &[])
 }
 
 fn take_any(body: &[u8]) -> Result<Record, CallbackError> {
@@ -708,6 +708,60 @@ mod record {
             let mut bytes = bytes::BytesMut::new();
             record.encode(&mut bytes);
             assert_eq!(Record::decode(bytes.freeze()).as_ref(), Ok(&record), "{name}");
+        }
+    }
+}
+
+mod omitting {
+    use super::*;
+
+    fn of(body: &[u8], names: &[&str]) -> Record {
+        let body = Bytes::copy_from_slice(body);
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let parsed = Unverified::parse(&body).unwrap();
+        parsed.verify(&verifier(Unsigned::All), NOW).unwrap().into_record(NOW, &names).unwrap()
+    }
+
+    fn text(body: &str, names: &[&str]) -> String {
+        String::from_utf8(of(body.as_bytes(), names).body.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn leaves_everything_else_byte_for_byte() {
+        let odd = " {\t\"b\" : 1 ,\r\n\"a\":\"{,}\" , \"c\":[ 1,{\"a\":2} ]\n}\n";
+        assert_eq!(text(odd, &["a"]), " {\t\"b\" : 1 , \"c\":[ 1,{\"a\":2} ]\n}\n");
+        assert_eq!(text(odd, &["b"]), " {\r\n\"a\":\"{,}\" , \"c\":[ 1,{\"a\":2} ]\n}\n");
+        assert_eq!(text(odd, &["c"]), " {\t\"b\" : 1 ,\r\n\"a\":\"{,}\"\n}\n");
+        assert_eq!(text(odd, &["a", "b"]), " { \"c\":[ 1,{\"a\":2} ]\n}\n");
+        assert_eq!(text(odd, &["c", "b", "a"]), " {\n}\n");
+        assert_eq!(text(odd, &["d", ""]), odd);
+        assert_eq!(text(odd, &[]), odd);
+        assert_eq!(text("{}", &["a"]), "{}");
+        assert_eq!(text(r#"{"\u0061":"\u0061","b":null}"#, &["a"]), r#"{"b":null}"#);
+        assert_eq!(text(r#"{"b":null,"a":1}"#, &["b"]), r#"{"a":1}"#);
+    }
+
+    #[test]
+    fn is_of_the_body_only_and_never_of_the_identity() {
+        for (name, expect) in &EXPECTED {
+            if matches!(expect, Refused(_)) {
+                continue;
+            }
+            let body = payload(name);
+            let whole = of(&body, &[]);
+            let members: Value = serde_json::from_slice(&body).unwrap();
+            let members = members.as_object().unwrap();
+            let mut every: Vec<Vec<&str>> = members.keys().map(|key| vec![&**key]).collect();
+            every.push(vec!["stream_param", "sign", "t"]);
+            every.push(members.keys().map(|key| &**key).collect());
+            for omitted in every {
+                let record = of(&body, &omitted);
+                let mut left = members.clone();
+                left.retain(|key, _| !omitted.contains(&&**key));
+                let kept: Value = serde_json::from_slice(&record.body).unwrap();
+                assert_eq!(kept, Value::Object(left), "{name} without {omitted:?}");
+                assert_eq!(Record { body: whole.body.clone(), ..record }, whole, "{name}");
+            }
         }
     }
 }

@@ -82,7 +82,7 @@ fn without_keys_nothing_starts_and_the_message_says_what_to_do() {
 /// Every key: where it stands, a value for the file, the same for the environment, another for the
 /// file, and how the value shows in the config.
 #[rustfmt::skip]
-const KEYS: [(&str, &str, &str, &str, &str, &str); 24] = [
+const KEYS: [(&str, &str, &str, &str, &str, &str); 25] = [
     ("http", "listen", "\"127.0.0.1:81\"", "127.0.0.1:81", "\"[::1]:82\"", "listen: 127.0.0.1:81"),
     ("http", "path", "\"/cb/\"", "/cb/", "\"/other\"", "path: \"/cb\""),
     ("http", "max_body", "\"64KiB\"", "64KiB", "2048", "max_body: 65536"),
@@ -93,6 +93,7 @@ const KEYS: [(&str, &str, &str, &str, &str, &str); 24] = [
     ("callback", "keys_file", "\"tests/payloads/INDEX.md\"", "tests/payloads/INDEX.md", "\"/nowhere\"", "CallbackKey(..), CallbackKey(..), CallbackKey(..)"),
     ("callback", "expiry_leeway", "\"0s\"", "0s", "\"1h\"", "leeway: 0ns"),
     ("callback", "unsigned", "[314, \"quality\"]", "314,quality", "[1]", "unsigned: Types([EventType(314), EventType(343)])"),
+    ("callback", "omit", "[\"t\", \"sign\"]", "t, sign", "[\"a\"]", "omit: [\"t\", \"sign\"]"),
     ("wal", "dir", "\"/var/log\"", "/var/log", "\"x\"", "dir: \"/var/log\""),
     ("wal", "max_bytes", "\"1GB\"", "1GB", "5", "max_bytes: 1000000000"),
     ("wal", "min_free_bytes", "0", "0", "\"5MiB\"", "min_free_bytes: 0"),

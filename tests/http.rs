@@ -52,6 +52,7 @@ impl Bed {
             max_body: 2048,
             max_connections: 64,
             deadline: Duration::from_secs(5),
+            omit: Vec::new(),
         };
         let mut log_config =
             wal::Config { dir: dir.path().to_owned(), max_bytes: u64::MAX, min_free_bytes: 0 };

@@ -32,7 +32,7 @@ fn id(body: &str) -> EventId {
     let body = Bytes::copy_from_slice(body.as_bytes());
     let callback = Unverified::parse(&body).and_then(|parsed| parsed.verify(&verifier, NOW));
     callback
-        .and_then(|callback| callback.into_record(NOW))
+        .and_then(|callback| callback.into_record(NOW, &[]))
         .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&body)))
         .id
 }

@@ -167,6 +167,40 @@ impl<'a> Members<'a> {
         }
     }
 
+    /// `body`, which these members were read from, without those named in `except` and otherwise
+    /// byte for byte; `None` when it has none of them.
+    pub(super) fn without(&self, body: &[u8], except: &[String]) -> Option<Vec<u8>> {
+        let start = body.as_ptr().addr();
+        let is_out = |key: &str| except.iter().any(|name| name == key);
+        let mut ends: Vec<(usize, bool)> = self
+            .0
+            .iter()
+            .map(|(key, Value(text))| (text.as_ptr().addr() - start + text.len(), is_out(key)))
+            .collect();
+        if ends.iter().all(|&(_, out)| !out) {
+            return None;
+        }
+        // Sorted by key until here; now as they stand.
+        ends.sort_unstable();
+        let mut from = body.iter().position(|&byte| byte == b'{')? + 1;
+        let mut text = Vec::with_capacity(body.len());
+        text.extend_from_slice(&body[..from]);
+        let mut is_first = true;
+        for (end, is_out) in ends {
+            // From the end of the member before it, so with the comma between them.
+            let member = &body[from..end];
+            from = end;
+            if is_out {
+                continue;
+            }
+            let bare = member.trim_ascii_start().strip_prefix(b",").filter(|_| is_first);
+            text.extend_from_slice(bare.unwrap_or(member));
+            is_first = false;
+        }
+        text.extend_from_slice(&body[from..]);
+        Some(text)
+    }
+
     /// [`Value::canonical`] of the object without the members in `except`.
     pub(super) fn canonical(
         &self,

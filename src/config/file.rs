@@ -55,6 +55,7 @@ struct RawCallback {
     keys_file: Option<PathBuf>,
     expiry_leeway: Span,
     unsigned: Vec<TypeName>,
+    omit: Vec<String>,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -134,6 +135,7 @@ impl Default for RawCallback {
             // Twelve retries span 16 min, and `t` may be that of the first try.
             expiry_leeway: Span(Duration::from_mins(20)),
             unsigned: Vec::new(),
+            omit: Vec::new(),
         }
     }
 }
@@ -286,6 +288,7 @@ impl Raw {
                 max_body,
                 max_connections: self.http.max_connections,
                 deadline: self.http.deadline.0,
+                omit: self.callback.omit.clone(),
             },
             admin: admin::Config { listen: self.admin.listen },
             verifier: self.callback.check()?,

@@ -13,7 +13,7 @@ pub(super) enum Kind {
 }
 
 /// Every key but those in the two [`MAPS`].
-pub(super) const KEYS: [(&str, &str, Kind); 24] = [
+pub(super) const KEYS: [(&str, &str, Kind); 25] = [
     ("http", "listen", Kind::Text),
     ("http", "path", Kind::Text),
     ("http", "max_body", Kind::Text),
@@ -24,6 +24,7 @@ pub(super) const KEYS: [(&str, &str, Kind); 24] = [
     ("callback", "keys_file", Kind::Text),
     ("callback", "expiry_leeway", Kind::Text),
     ("callback", "unsigned", Kind::List),
+    ("callback", "omit", Kind::List),
     ("wal", "dir", Kind::Text),
     ("wal", "max_bytes", Kind::Text),
     ("wal", "min_free_bytes", Kind::Text),
