@@ -21,6 +21,7 @@ pub mod embedded;
 pub mod follow;
 mod ledger_reader;
 mod producer;
+mod stats;
 
 pub use ledger_reader::LedgerReader;
 pub use producer::{Failure, Message, Producer, Refused, SET_BYTES};
@@ -87,6 +88,8 @@ pub const RESERVED: [&str; 11] = [
     "transactional.id",
 ];
 
+/// Statistics are about as old as a scrape of them.
+const STATISTICS_INTERVAL_MS: &str = "5000";
 /// How long a look at Kafka's metadata may take.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long making topics may take.
@@ -116,6 +119,13 @@ impl ClientContext for Context {
         }
         tracing::debug!(%error, reason, "librdkafka");
     }
+
+    // Asked for by the reader of the ledger only.
+    fn stats_raw(&self, statistics: &[u8]) {
+        if let Some(lag) = stats::lag(statistics) {
+            metrics::ledger_lag(lag);
+        }
+    }
 }
 
 impl ConsumerContext for Context {}
@@ -131,7 +141,13 @@ impl Config {
             client.set(name, value);
         }
         client.set("bootstrap.servers", &self.brokers);
+        client.set("statistics.interval.ms", "0");
         client
+    }
+
+    /// How often a client that we look at says how it is.
+    fn statistics_interval(&self) -> &str {
+        self.client.get("statistics.interval.ms").map_or(STATISTICS_INTERVAL_MS, String::as_str)
     }
 
     /// Makes the `topics` that are missing and the `ledger` topic.

@@ -1,4 +1,4 @@
-//! Every metric: its name, unit and help, and one function per fact.
+//! Every metric: one function per fact. What each is called and means is in `table.rs`.
 //!
 //! The only file that names the metrics crates. Handles are made once, so that counting costs an
 //! atomic addition; every series exists from the start, so that a rate over it is never missing.
@@ -6,42 +6,32 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use metrics::{Counter, Gauge, Histogram, Unit, counter, gauge, histogram};
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::callback::CallbackError;
 use crate::record::{EventType, OTHER, Timestamp};
 
+mod process;
+mod table;
+
+use table::{Kind, Metric, TABLE};
+
 /// What `/metrics` is rendered from.
 #[derive(Clone, Debug)]
 pub struct Exporter(PrometheusHandle);
-
-/// Seconds, from the fastest commit to the deadline of a sender.
-const SECONDS: [f64; 16] = [
-    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
-    5.0, 20.0,
-];
-/// Seconds, from a quick transaction to a day without Kafka.
-const LONG_SECONDS: [f64; 14] =
-    [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0, 86400.0];
-/// Records per group or transaction.
-const RECORDS: [f64; 12] =
-    [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 8192.0];
 
 /// Installs the process-wide recorder. Comes before every other function here.
 ///
 /// # Errors
 /// When there is a recorder already.
 pub fn install() -> Result<Exporter, BuildError> {
-    let buckets = |name: &str| Matcher::Full(name.to_owned());
-    let builder = PrometheusBuilder::new()
-        .set_buckets_for_metric(buckets("livebridge_acknowledge_seconds"), &SECONDS)?
-        .set_buckets_for_metric(buckets("livebridge_wal_commit_seconds"), &SECONDS)?
-        .set_buckets_for_metric(buckets("livebridge_wal_sync_seconds"), &SECONDS)?
-        .set_buckets_for_metric(buckets("livebridge_wal_group_records"), &RECORDS)?
-        .set_buckets_for_metric(buckets("livebridge_transaction_seconds"), &LONG_SECONDS)?
-        .set_buckets_for_metric(buckets("livebridge_transaction_records"), &RECORDS)?
-        .set_buckets_for_metric(buckets("livebridge_publish_delay_seconds"), &LONG_SECONDS)?;
+    let mut builder = PrometheusBuilder::new();
+    for Metric { name, kind, .. } in TABLE {
+        if let Kind::Histogram(bounds) = kind {
+            builder = builder.set_buckets_for_metric(Matcher::Full((*name).to_owned()), bounds)?;
+        }
+    }
     let exporter = Exporter(builder.install_recorder()?);
     LazyLock::force(&METRICS);
     METRICS.build.set(1.0);
@@ -52,7 +42,9 @@ impl Exporter {
     /// The text that Prometheus reads.
     #[must_use]
     pub fn render(&self) -> String {
-        self.0.render()
+        let mut text = self.0.render();
+        process::render(&mut text);
+        text
     }
 
     /// Folds what histograms have buffered. Without it they grow until somebody scrapes.
@@ -126,6 +118,7 @@ struct Metrics {
     records: Gauge,
     disk_bytes: Gauge,
     segments: Gauge,
+    room: Gauge,
     oldest: Gauge,
     free: Gauge,
     published: Counters,
@@ -140,6 +133,14 @@ struct Metrics {
     kafka_up: Gauge,
     ids: Gauge,
     squeezed: Counter,
+    ledger_lag: Gauge,
+    sessions: Counter,
+    fenced: Counter,
+    brokers: Gauge,
+    round_trip: Gauge,
+    queue_messages: Gauge,
+    queue_bytes: Gauge,
+    request_failures: Counters,
 }
 
 fn type_labels() -> impl Iterator<Item = &'static str> {
@@ -168,6 +169,7 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         records: gauge!("livebridge_wal_records"),
         disk_bytes: gauge!("livebridge_wal_disk_bytes"),
         segments: gauge!("livebridge_wal_segments"),
+        room: gauge!("livebridge_wal_room_bytes"),
         oldest: gauge!("livebridge_oldest_unpublished_age_seconds"),
         free: gauge!("livebridge_disk_free_bytes"),
         published: Counters::new(
@@ -180,7 +182,7 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         quarantined: counter!("livebridge_quarantined_total"),
         delay: histogram!("livebridge_publish_delay_seconds"),
         transactions: Counters::new(
-            ["committed", "aborted", "lost"].into_iter(),
+            ["committed", "aborted", "contested", "lost"].into_iter(),
             |label| counter!("livebridge_transactions_total", "outcome" => label),
         ),
         transaction: histogram!("livebridge_transaction_seconds"),
@@ -188,55 +190,28 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         kafka_up: gauge!("livebridge_kafka_up"),
         ids: gauge!("livebridge_dedup_ids"),
         squeezed: counter!("livebridge_dedup_squeezed_total"),
+        ledger_lag: gauge!("livebridge_ledger_lag_records"),
+        sessions: counter!("livebridge_kafka_sessions_total"),
+        fenced: counter!("livebridge_fenced_total"),
+        brokers: gauge!("livebridge_kafka_brokers_connected"),
+        round_trip: gauge!("livebridge_kafka_round_trip_seconds"),
+        queue_messages: gauge!("livebridge_kafka_queue_messages"),
+        queue_bytes: gauge!("livebridge_kafka_queue_bytes"),
+        request_failures: Counters::new(
+            ["error", "timeout", "retry"].into_iter(),
+            |label| counter!("livebridge_kafka_request_failures_total", "kind" => label),
+        ),
     }
 });
 
 fn describe() {
     use metrics::{describe_counter, describe_gauge, describe_histogram};
-    let counters = [
-        ("livebridge_callbacks_accepted_total", "Callbacks answered 200: durable in the log"),
-        ("livebridge_callbacks_refused_total", "Requests answered with an error, by reason"),
-        ("livebridge_wal_damaged_records_total", "Records lost to damage on disk"),
-        ("livebridge_published_total", "Records committed to their Kafka topic"),
-        ("livebridge_duplicates_total", "Records absorbed as retries of a published event"),
-        ("livebridge_conflicts_total", "Records with a known natural key but other content"),
-        ("livebridge_dead_letters_total", "Records that Kafka refused, in the dead-letter topic"),
-        ("livebridge_quarantined_total", "Records that Kafka refused even there, kept on disk"),
-        ("livebridge_transactions_total", "Transactions with Kafka, by outcome"),
-        ("livebridge_dedup_squeezed_total", "Times that dedup.max_ids cut the window short"),
-    ];
-    for (name, help) in counters {
-        describe_counter!(name, Unit::Count, help);
-    }
-    let gauges = [
-        ("livebridge_build_info", Unit::Count, "Always 1; the version is a label"),
-        ("livebridge_http_connections", Unit::Count, "Open connections to the intake"),
-        ("livebridge_wal_records", Unit::Count, "Records in the log that are not published yet"),
-        ("livebridge_wal_disk_bytes", Unit::Bytes, "Disk space that the log takes"),
-        ("livebridge_wal_segments", Unit::Count, "Segments in the log"),
-        (
-            "livebridge_oldest_unpublished_age_seconds",
-            Unit::Seconds,
-            "Age of the oldest record that is not published; 0 when there is none",
-        ),
-        ("livebridge_disk_free_bytes", Unit::Bytes, "Free space on the log's file system"),
-        ("livebridge_kafka_up", Unit::Count, "1 while the last exchange with Kafka succeeded"),
-        ("livebridge_dedup_ids", Unit::Count, "Event ids in the dedup window"),
-    ];
-    for (name, unit, help) in gauges {
-        describe_gauge!(name, unit, help);
-    }
-    let histograms = [
-        ("livebridge_acknowledge_seconds", Unit::Seconds, "From request to durable"),
-        ("livebridge_wal_commit_seconds", Unit::Seconds, "Writing and syncing one group"),
-        ("livebridge_wal_sync_seconds", Unit::Seconds, "The syncing part of a commit"),
-        ("livebridge_wal_group_records", Unit::Count, "Records per commit"),
-        ("livebridge_publish_delay_seconds", Unit::Seconds, "From received to committed in Kafka"),
-        ("livebridge_transaction_seconds", Unit::Seconds, "From first send to commit of a batch"),
-        ("livebridge_transaction_records", Unit::Count, "Records per transaction"),
-    ];
-    for (name, unit, help) in histograms {
-        describe_histogram!(name, unit, help);
+    for Metric { name, kind, unit, help } in TABLE {
+        match kind {
+            Kind::Counter => describe_counter!(*name, *unit, *help),
+            Kind::Gauge => describe_gauge!(*name, *unit, *help),
+            Kind::Histogram(_) => describe_histogram!(*name, *unit, *help),
+        }
     }
 }
 
@@ -287,9 +262,10 @@ pub fn stored(records: u64, disk_bytes: u64, segments: usize, oldest: Option<Tim
     METRICS.oldest.set(age.as_secs_f64());
 }
 
-/// Free space; unknown space is not shown as none.
-pub fn disk(free_bytes: Option<u64>) {
+/// Free space, and what of it the log may take; unknown space is not shown as none.
+pub fn disk(free_bytes: Option<u64>, room_bytes: u64) {
     METRICS.free.set(free_bytes.map_or(f64::NAN, float));
+    METRICS.room.set(float(room_bytes));
 }
 
 /// A record of this type is committed in Kafka, `delay` after it was received.
@@ -325,6 +301,8 @@ pub enum Transaction {
     Committed,
     /// It was undone and is tried again.
     Aborted,
+    /// It was undone because another instance came first with some of it.
+    Contested,
     /// The producer is gone; the next one finds out.
     Lost,
 }
@@ -334,6 +312,7 @@ pub fn transaction(outcome: Transaction, records: usize, elapsed: Duration) {
     let label = match outcome {
         Transaction::Committed => "committed",
         Transaction::Aborted => "aborted",
+        Transaction::Contested => "contested",
         Transaction::Lost => "lost",
     };
     METRICS.transactions.get(label).increment(1);
@@ -354,4 +333,49 @@ pub fn dedup_ids(ids: usize) {
 /// The dedup window was cut short by its size.
 pub fn dedup_squeezed() {
     METRICS.squeezed.increment(1);
+}
+
+/// A producer was made.
+pub fn session() {
+    METRICS.sessions.increment(1);
+}
+
+/// Another producer took this instance's name.
+pub fn fenced() {
+    METRICS.fenced.increment(1);
+}
+
+/// So much of the ledger topic is still to be read.
+pub fn ledger_lag(offsets: u64) {
+    METRICS.ledger_lag.set(float(offsets));
+}
+
+/// What librdkafka says of a producer and its brokers.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ProducerState {
+    /// Brokers connected.
+    pub brokers: u64,
+    /// The slowest broker's mean round trip.
+    pub round_trip: Duration,
+    /// Messages in the queue.
+    pub messages: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Requests that failed since the last time.
+    pub errors: u64,
+    /// Requests that timed out since the last time.
+    pub timeouts: u64,
+    /// Requests that were sent again since the last time.
+    pub retries: u64,
+}
+
+/// How a producer is.
+pub fn producer(state: &ProducerState) {
+    METRICS.brokers.set(float(state.brokers));
+    METRICS.round_trip.set(state.round_trip.as_secs_f64());
+    METRICS.queue_messages.set(float(state.messages));
+    METRICS.queue_bytes.set(float(state.bytes));
+    METRICS.request_failures.get("error").increment(state.errors);
+    METRICS.request_failures.get("timeout").increment(state.timeouts);
+    METRICS.request_failures.get("retry").increment(state.retries);
 }

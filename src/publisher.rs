@@ -179,6 +179,7 @@ impl Publisher {
     fn connect(&mut self) -> Result<Producer, SetupError> {
         self.kafka.make_topics(&self.topics.all(), self.topics.ledger())?;
         let producer = Producer::connect(&self.kafka, self.sets.bytes, self.give_up.clone())?;
+        metrics::session();
         let started = Instant::now();
         let mut reader = if let Some(reader) = self.ledger_reader.take() {
             reader
@@ -228,6 +229,7 @@ impl Publisher {
                 match self.reader.next(BATCH_BYTES, IDLE)? {
                     Next::Entries(entries) => self.unfinished = entries,
                     Next::Idle => {
+                        producer.serve();
                         self.follow_ledger();
                         self.ledger.expire(Timestamp::now());
                         continue;
@@ -298,7 +300,7 @@ impl Publisher {
                     }
                 }
                 Err(Failure::Contested) => {
-                    metrics::transaction(metrics::Transaction::Aborted, batch.len(), elapsed);
+                    metrics::transaction(metrics::Transaction::Contested, batch.len(), elapsed);
                     self.part();
                     return Ok(Err(Ended::Contested));
                 }
@@ -380,6 +382,7 @@ impl Publisher {
     }
 
     fn fenced(&mut self, cause: &dyn std::fmt::Display) -> Result<(), PublisherError> {
+        metrics::fenced();
         if self.fenced.is_some_and(|before| before.elapsed() < FENCED_AGAIN) {
             return Err(PublisherError::Fenced(self.kafka.instance.clone()));
         }

@@ -8,6 +8,7 @@ const SAMPLE: &str = include_str!("../deploy/livebridge.toml");
 const COMPOSE: &str = include_str!("../docker-compose.yml");
 const DOCKERFILE: &str = include_str!("../deploy/Dockerfile");
 const ALERTS: &str = include_str!("../deploy/alerts.yml");
+const METRICS: &str = include_str!("../deploy/metrics.md");
 const README: &str = include_str!("../README.md");
 
 fn config(toml: &str, environment: &[(String, String)]) -> String {
@@ -70,18 +71,27 @@ fn every_variable_of_the_image_and_of_compose_is_known() {
 }
 
 #[test]
-fn the_alerts_ask_for_metrics_and_reasons_that_exist() {
+fn every_metric_is_in_the_table_of_metrics_and_no_other() {
     let source = concat!(
-        include_str!("../src/metrics.rs"),
-        include_str!("../src/callback.rs"),
-        include_str!("../src/wal/appender.rs"),
+        include_str!("../src/metrics/table.rs"),
+        include_str!("../src/metrics/process.rs"),
     );
+    for prefix in ["livebridge_", "process_"] {
+        let defined = source.split('"').filter(|text| text.starts_with(prefix));
+        let rows = METRICS.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+        let documented: BTreeSet<_> = rows.filter(|name| name.starts_with(prefix)).collect();
+        assert_eq!(defined.collect::<BTreeSet<_>>(), documented);
+    }
+}
+
+#[test]
+fn the_alerts_ask_for_metrics_and_reasons_that_exist() {
     let metrics = words(ALERTS, "livebridge_");
     assert!(metrics.len() >= 5, "{metrics:?}");
     let reasons = ALERTS.split("reason=~\"").skip(1).filter_map(|rest| rest.split('"').next());
     let reasons: Vec<_> = reasons.flat_map(|reasons| reasons.split('|')).collect();
     assert!(reasons.len() >= 5, "{reasons:?}");
     for name in metrics.into_iter().chain(reasons) {
-        assert!(source.contains(&format!("\"{name}\"")), "{name} does not exist");
+        assert!(METRICS.contains(&format!("`{name}`")), "{name} does not exist");
     }
 }

@@ -58,23 +58,28 @@ impl LedgerReader {
     /// # Errors
     /// [`SetupError`]
     pub fn open(config: &Config, topic: &str, since: Timestamp) -> Result<Self, SetupError> {
-        let consumer = |isolation: &str| -> Result<BaseConsumer<Context>, SetupError> {
-            config
-                .base()
-                // Required by librdkafka; nothing is ever committed to it.
-                .set("group.id", format!("livebridge-{}", config.instance))
-                .set("enable.auto.commit", "false")
-                .set("isolation.level", isolation)
-                .set("enable.partition.eof", "true")
-                .set("auto.offset.reset", "earliest")
-                // Neither a jump nor the news that there is no more waits longer for a fetch.
-                .set("fetch.wait.max.ms", "50")
-                // Own commits come back here too: keep few of them.
-                .set("queued.max.messages.kbytes", "16384")
-                .create_with_context(Context)
-                .map_err(SetupError::Client)
-        };
-        let (consumer, open) = (consumer("read_committed")?, consumer("read_uncommitted")?);
+        let consumer =
+            |isolation: &str, statistics: &str| -> Result<BaseConsumer<Context>, SetupError> {
+                config
+                    .base()
+                    // Required by librdkafka; nothing is ever committed to it.
+                    .set("group.id", format!("livebridge-{}", config.instance))
+                    .set("enable.auto.commit", "false")
+                    .set("isolation.level", isolation)
+                    .set("statistics.interval.ms", statistics)
+                    .set("enable.partition.eof", "true")
+                    .set("auto.offset.reset", "earliest")
+                    // Neither a jump nor the news that there is no more waits longer for a fetch.
+                    .set("fetch.wait.max.ms", "50")
+                    // Own commits come back here too: keep few of them.
+                    .set("queued.max.messages.kbytes", "16384")
+                    .create_with_context(Context)
+                    .map_err(SetupError::Client)
+            };
+        let (consumer, open) = (
+            consumer("read_committed", config.statistics_interval())?,
+            consumer("read_uncommitted", "0")?,
+        );
         let transactional = config.delivery == Delivery::ExactlyOnce;
         let topic = topic.to_owned();
         let mut reader = Self {

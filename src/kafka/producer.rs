@@ -15,6 +15,7 @@ use rdkafka::producer::{
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio_util::sync::CancellationToken;
 
+use super::stats::ProducerStats;
 use super::{Config, Context, Delivery, SetupError};
 use crate::record::Timestamp;
 
@@ -115,6 +116,7 @@ struct Reports {
     failed: Mutex<Vec<Failed>>,
     last: AtomicUsize,
     last_offset: AtomicI64,
+    stats: ProducerStats,
 }
 
 /// A delivery that failed.
@@ -132,6 +134,10 @@ impl ClientContext for Reports {
 
     fn error(&self, error: KafkaError, reason: &str) {
         Context.error(error, reason);
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        self.stats.report(statistics);
     }
 }
 
@@ -192,6 +198,7 @@ impl Producer {
         client
             .set("acks", "all")
             .set("enable.idempotence", "true")
+            .set("statistics.interval.ms", config.statistics_interval())
             .set_log_level(RDKafkaLogLevel::Warning);
         for (name, default) in [
             // Streams land where Java producers put them.
@@ -251,6 +258,11 @@ impl Producer {
                 Err(failure)
             }
         }
+    }
+
+    /// Lets librdkafka say how it is, while there is nothing to send.
+    pub fn serve(&self) {
+        self.client.poll(Duration::ZERO);
     }
 
     /// Sends to every one of `topics` and undoes it: tells whether they may be written.

@@ -90,7 +90,12 @@ impl Keeper {
         let free_bytes = free_bytes(&self.segments);
         let stored = self.state.stored();
         metrics::stored(stored.records, stored.disk_bytes, stored.segments, stored.oldest);
-        metrics::disk(free_bytes);
+        let room_bytes = self.max_bytes.saturating_sub(stored.disk_bytes);
+        let floor = |free: u64| free.saturating_sub(self.min_free_bytes);
+        metrics::disk(
+            free_bytes,
+            free_bytes.map_or(room_bytes, |free| room_bytes.min(floor(free))),
+        );
         let room = if free_bytes.is_some_and(|bytes| bytes < self.min_free_bytes) {
             Err(AppendError::DiskFull)
         } else if stored.records > 0 && stored.disk_bytes >= self.max_bytes {

@@ -198,6 +198,18 @@ impl Bridge {
         process.expect("it was started").wait().expect("a child that can be waited for")
     }
 
+    /// What its admin listener has at `path`.
+    pub fn get(&self, path: &str) -> String {
+        let (status, body) = self.admin(path).expect("an answer");
+        assert_eq!(status, 200, "{path}: {body}");
+        body
+    }
+
+    /// Where operators look.
+    pub fn admin_address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.admin))
+    }
+
     /// The value of a metric, its labels' values summed; `None` when it does not answer.
     pub fn metric(&self, name: &str) -> Option<f64> {
         let (_, text) = self.admin("/metrics")?;

@@ -1,0 +1,161 @@
+//! What librdkafka says of itself, cut down to what an operator acts on.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::metrics::{self, ProducerState};
+
+/// The fields that are read; librdkafka's STATISTICS.md explains them.
+#[derive(Deserialize)]
+struct Statistics {
+    #[serde(default)]
+    msg_cnt: u64,
+    #[serde(default)]
+    msg_size: u64,
+    brokers: HashMap<String, Broker>,
+    topics: HashMap<String, Topic>,
+}
+
+#[derive(Deserialize)]
+struct Broker {
+    /// Below zero for the addresses that the configuration names.
+    nodeid: i32,
+    state: String,
+    txerrs: u64,
+    txretries: u64,
+    req_timeouts: u64,
+    rtt: Window,
+}
+
+/// In microseconds.
+#[derive(Deserialize)]
+struct Window {
+    avg: i64,
+}
+
+#[derive(Deserialize)]
+struct Topic {
+    partitions: HashMap<String, Partition>,
+}
+
+#[derive(Deserialize)]
+struct Partition {
+    #[serde(rename = "app_offset")]
+    read: i64,
+    #[serde(rename = "eof_offset")]
+    end: i64,
+    #[serde(rename = "ls_offset")]
+    decided: i64,
+}
+
+/// How far a consumer of one partition is behind what is decided there; `None` when that is not
+/// known yet.
+pub(super) fn lag(statistics: &[u8]) -> Option<u64> {
+    let statistics: Statistics = serde_json::from_slice(statistics).ok()?;
+    let partitions = statistics.topics.values().flat_map(|topic| topic.partitions.values());
+    let read = partitions.filter(|partition| partition.decided >= 0).map(|partition| {
+        // The last offset may be a marker, which nobody is given: only the end tells.
+        if partition.end >= partition.decided {
+            return 0;
+        }
+        u64::try_from(partition.decided - partition.read.max(0)).unwrap_or(0)
+    });
+    read.max()
+}
+
+/// Turns totals since a producer was made into what happened between two reports.
+#[derive(Debug, Default)]
+pub(super) struct ProducerStats(Mutex<[u64; 3]>);
+
+impl ProducerStats {
+    pub(super) fn report(&self, statistics: &[u8]) {
+        match serde_json::from_slice(statistics) {
+            Ok(statistics) => metrics::producer(&self.since_the_last(&statistics)),
+            Err(error) => tracing::debug!(%error, "librdkafka's statistics cannot be read"),
+        }
+    }
+
+    fn since_the_last(&self, statistics: &Statistics) -> ProducerState {
+        let brokers = || statistics.brokers.values();
+        let sum = |count: fn(&Broker) -> u64| brokers().map(count).sum::<u64>();
+        let totals = [
+            sum(|broker| broker.txerrs),
+            sum(|broker| broker.req_timeouts),
+            sum(|broker| broker.txretries),
+        ];
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *last, totals);
+        drop(last);
+        let moved = |index: usize| totals[index].saturating_sub(before[index]);
+        let connected = || brokers().filter(|broker| broker.nodeid >= 0 && broker.state == "UP");
+        let slowest = connected().map(|broker| broker.rtt.avg).max().unwrap_or(0);
+        ProducerState {
+            brokers: connected().count() as u64,
+            round_trip: Duration::from_micros(u64::try_from(slowest).unwrap_or(0)),
+            messages: statistics.msg_cnt,
+            bytes: statistics.msg_size,
+            errors: moved(0),
+            timeouts: moved(1),
+            retries: moved(2),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn broker(nodeid: i32, state: &str, errors: u64, avg: i64) -> String {
+        format!(
+            r#"{{"nodeid":{nodeid},"state":"{state}","txerrs":{errors},"txretries":0,
+                "req_timeouts":1,"rtt":{{"avg":{avg},"p99":9}},"more":[]}}"#
+        )
+    }
+
+    #[test]
+    fn totals_become_what_is_new_and_the_slowest_connected_broker_counts() {
+        let stats = ProducerStats::default();
+        let report = |errors| {
+            let text = format!(
+                r#"{{"name":"x","msg_cnt":3,"msg_size":300,"topics":{{}},"brokers":{{
+                    "a":{},"b":{},"c":{},"boot":{}}}}}"#,
+                broker(1, "UP", errors, 1500),
+                broker(2, "UP", 0, 700),
+                broker(3, "DOWN", 0, 9000),
+                broker(-1, "UP", 0, 9000),
+            );
+            stats.since_the_last(&serde_json::from_str(&text).unwrap())
+        };
+        let first = ProducerState {
+            brokers: 2,
+            round_trip: Duration::from_micros(1500),
+            messages: 3,
+            bytes: 300,
+            errors: 5,
+            timeouts: 4,
+            retries: 0,
+        };
+        assert_eq!(report(5), first);
+        assert_eq!(report(7), ProducerState { errors: 2, timeouts: 0, ..first });
+    }
+
+    #[test]
+    fn lag_is_none_at_the_end_and_counts_what_is_decided_before_it() {
+        let lag_at = |app: i64, eof: i64, stable: i64| {
+            let text = format!(
+                r#"{{"brokers":{{}},"topics":{{"live.ledger":{{"partitions":{{
+                "0":{{"app_offset":{app},"eof_offset":{eof},"ls_offset":{stable}}},
+                "-1":{{"app_offset":-1001,"eof_offset":-1001,"ls_offset":-1001}}}}}}}}}}"#
+            );
+            lag(text.as_bytes())
+        };
+        assert_eq!(lag_at(9, 10, 10), Some(0), "a marker at the end is not behind");
+        assert_eq!(lag_at(4, 2, 10), Some(6));
+        assert_eq!(lag_at(-1001, -1001, 10), Some(10));
+        assert_eq!(lag_at(-1001, -1001, -1001), None);
+        assert_eq!(lag(b"{"), None);
+    }
+}

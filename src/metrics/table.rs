@@ -1,0 +1,143 @@
+//! What each metric is: the one place for name, kind, unit, labels and help. `deploy/metrics.md` is
+//! the same table for people, and a test compares it with what a running bridge prints.
+
+use metrics::Unit;
+
+/// What a metric's values are.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    /// Only grows, from the start of the process.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts by upper bounds.
+    Histogram(&'static [f64]),
+}
+
+/// A metric.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Metric {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+    pub(super) unit: Unit,
+    pub(super) help: &'static str,
+}
+
+/// Seconds, from the fastest commit to the deadline of a sender.
+const SECONDS: [f64; 16] = [
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 20.0,
+];
+/// Seconds, from a quick transaction to a day without Kafka.
+const LONG_SECONDS: [f64; 14] =
+    [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0, 86400.0];
+/// Records per group or transaction.
+const RECORDS: [f64; 12] =
+    [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 8192.0];
+
+const fn counter(name: &'static str, help: &'static str) -> Metric {
+    Metric { name, kind: Kind::Counter, unit: Unit::Count, help }
+}
+
+const fn gauge(name: &'static str, unit: Unit, help: &'static str) -> Metric {
+    Metric { name, kind: Kind::Gauge, unit, help }
+}
+
+const fn seconds(name: &'static str, bounds: &'static [f64], help: &'static str) -> Metric {
+    Metric { name, kind: Kind::Histogram(bounds), unit: Unit::Seconds, help }
+}
+
+const fn records(name: &'static str, help: &'static str) -> Metric {
+    Metric { name, kind: Kind::Histogram(&RECORDS), unit: Unit::Count, help }
+}
+
+/// All that are counted here; those of the process are in `process.rs`.
+pub(super) const TABLE: &[Metric] = &[
+    gauge("livebridge_build_info", Unit::Count, "Always 1; the version is a label"),
+    // Intake.
+    counter("livebridge_callbacks_accepted_total", "Callbacks answered 200: durable in the log"),
+    counter("livebridge_callbacks_refused_total", "Requests answered with an error, by reason"),
+    gauge("livebridge_http_connections", Unit::Count, "Open connections to the intake"),
+    seconds("livebridge_acknowledge_seconds", &SECONDS, "From request to durable"),
+    // Log.
+    seconds("livebridge_wal_commit_seconds", &SECONDS, "Writing and syncing one group"),
+    seconds("livebridge_wal_sync_seconds", &SECONDS, "The syncing part of a commit"),
+    records("livebridge_wal_group_records", "Records per commit"),
+    gauge("livebridge_wal_records", Unit::Count, "Records in the log that are not published yet"),
+    gauge("livebridge_wal_disk_bytes", Unit::Bytes, "Disk space that the log takes"),
+    gauge("livebridge_wal_segments", Unit::Count, "Segments in the log"),
+    gauge(
+        "livebridge_wal_room_bytes",
+        Unit::Bytes,
+        "How much the log may still grow until callbacks are refused; 0 when they are",
+    ),
+    gauge(
+        "livebridge_oldest_unpublished_age_seconds",
+        Unit::Seconds,
+        "Age of the oldest record that is not published; 0 when there is none",
+    ),
+    gauge("livebridge_disk_free_bytes", Unit::Bytes, "Free space on the log's file system"),
+    counter("livebridge_wal_damaged_records_total", "Records lost to damage on disk"),
+    // Publisher.
+    counter("livebridge_published_total", "Records committed to their Kafka topic"),
+    seconds(
+        "livebridge_publish_delay_seconds",
+        &LONG_SECONDS,
+        "From received to committed in Kafka",
+    ),
+    counter("livebridge_duplicates_total", "Records absorbed as retries of a published event"),
+    counter(
+        "livebridge_conflicts_total",
+        "Records with a known natural key but other content; published",
+    ),
+    counter(
+        "livebridge_dead_letters_total",
+        "Records that Kafka refused, in the dead-letter topic",
+    ),
+    counter("livebridge_quarantined_total", "Records that Kafka refused even there, kept on disk"),
+    counter("livebridge_transactions_total", "Transactions with Kafka, by outcome"),
+    seconds(
+        "livebridge_transaction_seconds",
+        &LONG_SECONDS,
+        "From first send to the end of a transaction",
+    ),
+    records("livebridge_transaction_records", "Records per transaction"),
+    // Ledger.
+    gauge("livebridge_dedup_ids", Unit::Count, "Event ids in the dedup window"),
+    counter("livebridge_dedup_squeezed_total", "Times that dedup.max_ids cut the window short"),
+    gauge(
+        "livebridge_ledger_lag_records",
+        Unit::Count,
+        "Offsets of the ledger topic that are decided and not read yet",
+    ),
+    // Kafka.
+    gauge("livebridge_kafka_up", Unit::Count, "1 while the last exchange with Kafka succeeded"),
+    counter(
+        "livebridge_kafka_sessions_total",
+        "Producers made: one at the start, one after each that was lost",
+    ),
+    counter(
+        "livebridge_fenced_total",
+        "Times that another producer with this kafka.instance took over",
+    ),
+    gauge(
+        "livebridge_kafka_brokers_connected",
+        Unit::Count,
+        "Brokers that the producer is connected to",
+    ),
+    gauge(
+        "livebridge_kafka_round_trip_seconds",
+        Unit::Seconds,
+        "Mean round trip to the slowest broker in the last interval",
+    ),
+    gauge(
+        "livebridge_kafka_queue_messages",
+        Unit::Count,
+        "Messages in the producer's queue, on their way to Kafka",
+    ),
+    gauge("livebridge_kafka_queue_bytes", Unit::Bytes, "Bytes of these messages"),
+    counter(
+        "livebridge_kafka_request_failures_total",
+        "Requests to brokers that failed, by kind, as librdkafka counts them",
+    ),
+];
