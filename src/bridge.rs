@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::http::{Intake, Listener};
 use crate::metrics::Exporter;
 use crate::publisher::{Publisher, PublisherError, quarantine};
+use crate::reload::Parts;
 use crate::wal::{Log, OpenError, StoreError};
 use crate::{admin, wal};
 
@@ -65,6 +66,8 @@ pub struct Bridge {
     pub intake_address: SocketAddr,
     /// Where operators look.
     pub admin_address: SocketAddr,
+    /// What can be replaced while it works.
+    pub parts: Parts,
     intake: Intake,
     log: Log,
     publisher: oneshot::Receiver<Result<(), PublisherError>>,
@@ -88,6 +91,7 @@ impl Bridge {
         let intake_address = listener.address().map_err(StartError::Thread)?;
         let admin_address = admin_listener.local_addr().map_err(StartError::Thread)?;
 
+        let parts = Parts::new(&config);
         let (appender, reader, log) = wal::open(&config.wal)?;
         let stored = log.stored();
         tracing::info!(
@@ -117,13 +121,14 @@ impl Bridge {
         tokio::spawn(admin::run(admin_listener, exporter, log.probe(), stop_admin.clone()));
         tracing::info!(address = %admin_address, "admin listening");
         let stop_intake = CancellationToken::new();
-        let intake =
-            Intake::start(&listener, config.http, config.verifier, appender, stop_intake.clone())
-                .map_err(StartError::Thread)?;
+        let gate = parts.gate.clone();
+        let intake = Intake::start(&listener, config.http, gate, appender, stop_intake.clone())
+            .map_err(StartError::Thread)?;
         tracing::info!(address = %intake_address, "intake listening");
         Ok(Self {
             intake_address,
             admin_address,
+            parts,
             intake,
             log,
             publisher: publisher_end,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use md5::{Digest, Md5};
-use subtle::{Choice, ConstantTimeEq};
+use subtle::{ConditionallySelectable, ConstantTimeEq};
 
 use crate::record::{EventType, KEY_MAX, Record, Timestamp};
 
@@ -89,22 +89,44 @@ impl CallbackError {
     }
 }
 
-/// A callback key: the secret shared with Tencent. It is never printed.
+/// A callback key: the secret shared with Tencent, which is never printed, and a name for it, which
+/// is.
 #[derive(Clone)]
-pub struct CallbackKey(String);
+pub struct CallbackKey {
+    name: String,
+    secret: String,
+}
 
 impl CallbackKey {
     /// Takes the secret's text; `None` when it is blank, which would sign nothing.
     #[must_use]
     pub fn new(secret: &str) -> Option<Self> {
         let secret = secret.trim();
-        (!secret.is_empty()).then(|| Self(secret.to_owned()))
+        (!secret.is_empty()).then(|| Self { name: "key".into(), secret: secret.to_owned() })
+    }
+
+    /// The same key under the name by which operators know it.
+    #[must_use]
+    pub fn named(self, name: &str) -> Self {
+        Self { name: name.to_owned(), ..self }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether `other` has the same secret, whatever its name.
+    #[must_use]
+    pub fn same_secret(&self, other: &Self) -> bool {
+        self.secret == other.secret
     }
 
     /// `MD5(key + t)`, the signature of protocol.md section 2.
     #[must_use]
     pub fn sign(&self, t: &str) -> [u8; 16] {
-        Md5::new().chain_update(&self.0).chain_update(t).finalize().into()
+        Md5::new().chain_update(&self.secret).chain_update(t).finalize().into()
     }
 
     /// [`CallbackKey::sign`] as the 32 lower-case hex digits that go into a body.
@@ -116,7 +138,7 @@ impl CallbackKey {
 
 impl fmt::Debug for CallbackKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("CallbackKey(..)")
+        write!(f, "CallbackKey({}, ..)", self.name)
     }
 }
 
@@ -199,7 +221,7 @@ impl<'a> Unverified<'a> {
         let (t, sign) = match (self.members.get("t"), self.members.get("sign")) {
             (Some(t), Some(sign)) => (t.text(), sign.text()),
             (None, None) if verifier.unsigned.admits(self.event_type) => {
-                return Ok(Callback(self));
+                return Ok(Callback { content: self, key: None });
             }
             _ => return Err(CallbackError::Unsigned),
         };
@@ -211,18 +233,19 @@ impl<'a> Unverified<'a> {
         };
         let sign = sign.as_deref().and_then(hex_digest).ok_or(CallbackError::BadSignature)?;
         // Every key is tried: the time taken tells neither which one matched nor how nearly.
-        let matches = verifier
-            .keys
-            .iter()
-            .fold(Choice::from(0), |found, key| found | key.sign(&t).ct_eq(&sign));
-        if !bool::from(matches) {
+        let mut place = u64::MAX;
+        for (at, key) in (0..).zip(&verifier.keys) {
+            place.conditional_assign(&at, key.sign(&t).ct_eq(&sign));
+        }
+        let key = usize::try_from(place).ok().filter(|key| *key < verifier.keys.len());
+        if key.is_none() {
             return Err(CallbackError::BadSignature);
         }
         let overdue = now.since(expiry);
         if overdue > verifier.leeway {
             return Err(CallbackError::Expired(overdue));
         }
-        Ok(Callback(self))
+        Ok(Callback { content: self, key })
     }
 }
 
@@ -234,9 +257,18 @@ fn hex_digest(text: &str) -> Option<[u8; 16]> {
 
 /// A callback whose sender proved to hold a key, or needed not to.
 #[derive(Debug)]
-pub struct Callback<'a>(Unverified<'a>);
+pub struct Callback<'a> {
+    content: Unverified<'a>,
+    key: Option<usize>,
+}
 
 impl Callback<'_> {
+    /// Which of the verifier's keys signed it; `None` when it needed no signature.
+    #[must_use]
+    pub fn key(&self) -> Option<usize> {
+        self.key
+    }
+
     /// The record to log: identity, key and time are computed here, once, from the whole body. Then
     /// the members named in `omit` are left out of it, so that nothing behind this ever has them.
     ///
@@ -247,7 +279,7 @@ impl Callback<'_> {
         received_at: Timestamp,
         omit: &[String],
     ) -> Result<Record, CallbackError> {
-        let Unverified { body, members, event_type } = self.0;
+        let Unverified { body, members, event_type } = self.content;
         let facts = identity::Facts::of(&members, event_type)?;
         let has_stream = facts.stream.is_some();
         let key = facts

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use livebridge::bridge::{Bridge, StartError, StopError};
 use livebridge::config::{Config, ConfigError};
+use livebridge::reload::Source;
 use livebridge::{logging, metrics};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -33,7 +34,8 @@ enum Command {
     /// Take callbacks and publish them to Kafka.
     ///
     /// Every key of the configuration file can be given as LIVEBRIDGE_<SECTION>_<KEY> in the
-    /// environment, which wins. Stops on SIGTERM or SIGINT; a second one stops at once.
+    /// environment, which wins. Stops on SIGTERM or SIGINT; a second one stops at once. SIGHUP, or a
+    /// change of its files, brings new callback keys without a restart.
     Serve(ConfigFile),
     /// Try it: the same pipeline with a Kafka of its own, nothing to install.
     ///
@@ -121,7 +123,13 @@ fn serve(options: &ConfigFile) -> Result<(), CliError> {
     block_on(async {
         // First, so that a signal during the start does not end the process midway.
         let stop = stop_signal()?;
+        let mut hangups = signal(SignalKind::hangup()).map_err(CliError::other("await signals"))?;
+        let source = Source::new(options.config.clone(), config.clone());
         let bridge = Bridge::start(config, exporter).await?;
+        let parts = bridge.parts.clone();
+        tokio::spawn(source.keep(parts, async move || {
+            hangups.recv().await;
+        }));
         bridge.run_until(stop).await?;
         Ok(())
     })

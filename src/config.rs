@@ -16,6 +16,7 @@ mod environment;
 mod file;
 mod given;
 mod keys;
+mod secrets;
 
 pub use given::{Given, HIDDEN, Setting, Source};
 
@@ -38,6 +39,8 @@ pub struct Config {
     pub dedup: ledger::Config,
     /// What is said meanwhile.
     pub log: logging::Config,
+    /// The files that all this was read from.
+    pub files: Vec<PathBuf>,
 }
 
 /// Why there is no config.
@@ -100,7 +103,9 @@ impl Config {
     /// # Errors
     /// [`ConfigError`]
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
-        Given::read(file)?.check()
+        let mut config = Given::read(file)?.check()?;
+        config.files.extend(file.map(Path::to_owned));
+        Ok(config)
     }
 
     /// From a parsed file and environment variables.

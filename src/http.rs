@@ -26,10 +26,15 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::callback::{CallbackError, Unverified, Verifier};
+use crate::callback::CallbackError;
+use crate::live::Live;
 use crate::metrics::{self, Refusal};
 use crate::record::{Timestamp, type_name};
 use crate::wal::{AppendError, Appender};
+
+mod gate;
+
+pub use gate::Gate;
 
 /// Where callbacks are taken, and how much of what.
 #[derive(Clone, Debug)]
@@ -101,7 +106,7 @@ pub struct Intake(Vec<thread::JoinHandle<()>>);
 /// What every connection needs.
 struct Shared {
     config: Config,
-    verifier: Verifier,
+    gate: Live<Gate>,
     appender: Appender,
     connections: Arc<Semaphore>,
     body_bytes: AtomicUsize,
@@ -116,14 +121,14 @@ impl Intake {
     pub fn start(
         listener: &Listener,
         config: Config,
-        verifier: Verifier,
+        gate: Live<Gate>,
         appender: Appender,
         stop: CancellationToken,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             connections: Arc::new(Semaphore::new(config.max_connections)),
             config,
-            verifier,
+            gate,
             appender,
             body_bytes: AtomicUsize::new(0),
             stop,
@@ -310,11 +315,15 @@ async fn receive(shared: &Shared, request: Request<Incoming>) -> Result<&'static
         Err(_) => return Err(Refusal::BodyIncomplete.into()),
     };
     let received_at = Timestamp::now();
-    let callback = Unverified::parse(&body)?.verify(&shared.verifier, received_at)?;
-    let record = callback.into_record(received_at, &config.omit)?;
+    let (record, key) = shared.gate.get().admit(&body, received_at, &config.omit)?;
     let type_name = type_name(record.event_type);
     match timeout(config.deadline, shared.appender.append(record)).await {
-        Ok(Ok(_)) => Ok(type_name),
+        Ok(Ok(_)) => {
+            if let Some(key) = key {
+                key.count(received_at);
+            }
+            Ok(type_name)
+        }
         Ok(Err(error)) => Err(Rejection::Append(error)),
         // The record may still become durable; the sender's retry is then absorbed.
         Err(_) => Err(Refusal::Deadline.into()),

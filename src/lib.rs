@@ -9,7 +9,8 @@
 //! ```
 //! Modules in the order in which a callback meets them:
 //! [`http`], [`callback`], [`record`], [`wal`], [`publisher`], [`ledger`], [`kafka`]. Around them:
-//! [`config`], [`metrics`], [`logging`], [`admin`], and [`bridge`], which starts and stops them.
+//! [`config`], [`metrics`], [`logging`], [`admin`], and [`bridge`], which starts and stops them;
+//! [`live`] and [`reload`] bring a new configuration to those that run.
 //!
 //! # Invariants
 //! - **I1** A callback is answered 200 only when its record is durable: written, flushed, and its
@@ -33,10 +34,12 @@ pub mod config;
 pub mod http;
 pub mod kafka;
 pub mod ledger;
+pub mod live;
 pub mod logging;
 pub mod metrics;
 pub mod publisher;
 pub mod record;
+pub mod reload;
 pub mod sample;
 pub mod sender;
 pub mod wal;

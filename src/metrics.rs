@@ -1,6 +1,6 @@
 //! Every metric: one function per fact. What each is called and means is in `table.rs`.
 //!
-//! The only file that names the metrics crates. Handles are made once, so that counting costs an
+//! The only room that names the metrics crates. Handles are made once, so that counting costs an
 //! atomic addition; every series exists from the start, so that a rate over it is never missing.
 
 use std::sync::LazyLock;
@@ -12,9 +12,11 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use crate::callback::CallbackError;
 use crate::record::{EventType, OTHER, Timestamp};
 
+mod door;
 mod process;
 mod table;
 
+pub use door::KeyUse;
 use table::{Kind, Metric, TABLE};
 
 /// What `/metrics` is rendered from.
@@ -35,6 +37,7 @@ pub fn install() -> Result<Exporter, BuildError> {
     let exporter = Exporter(builder.install_recorder()?);
     LazyLock::force(&METRICS);
     METRICS.build.set(1.0);
+    METRICS.reload_ok.set(1.0);
     Ok(exporter)
 }
 
@@ -107,6 +110,8 @@ impl Counters {
 
 struct Metrics {
     build: Gauge,
+    reloads: Counters,
+    reload_ok: Gauge,
     accepted: Counters,
     refused: Counters,
     connections: Gauge,
@@ -152,6 +157,11 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     let refusals = REFUSALS.iter().map(|(_, label)| *label);
     Metrics {
         build: gauge!("livebridge_build_info", "version" => env!("CARGO_PKG_VERSION")),
+        reloads: Counters::new(
+            ["applied", "refused"].into_iter(),
+            |label| counter!("livebridge_config_reloads_total", "outcome" => label),
+        ),
+        reload_ok: gauge!("livebridge_config_ok"),
         accepted: Counters::new(
             type_labels(),
             |label| counter!("livebridge_callbacks_accepted_total", "event_type" => label),
@@ -229,6 +239,12 @@ pub fn accepted(type_name: &'static str, elapsed: Duration) {
 /// A request was answered with an error.
 pub fn refused(reason: &'static str) {
     METRICS.refused.get(reason).increment(1);
+}
+
+/// The configuration was read anew, and taken or not.
+pub fn reloaded(taken: bool) {
+    METRICS.reloads.get(if taken { "applied" } else { "refused" }).increment(1);
+    METRICS.reload_ok.set(if taken { 1.0 } else { 0.0 });
 }
 
 /// A connection was opened.

@@ -117,8 +117,8 @@ mod dev {
         let url = format!("http://{}/callback", dev.address("intake listening"));
         let admin = dev.address("admin listening");
         let send_with = |arguments: &[&str]| -> Finished {
-            let fixed = ["send", "--url", &url, "--key", "dev-callback-key"];
-            run(&mut livebridge(&[&fixed, arguments].concat()))
+            let mut command = livebridge(&[&["send", "--url", &url], arguments].concat());
+            run(command.env("LIVEBRIDGE_SEND_KEY", "dev-callback-key"))
         };
 
         // All types in turn, as fast as they are answered, on several connections.
@@ -160,17 +160,8 @@ mod dev {
         assert_eq!((sent.code, sent.stdout.starts_with("0 answers")), (Some(0), true), "{sent:?}");
 
         // What is refused is told by status and reason.
-        let refused = run(&mut livebridge(&[
-            "send",
-            "--url",
-            &url,
-            "--key",
-            "another",
-            "--count",
-            "2",
-            "--retries",
-            "0",
-        ]));
+        let mut command = livebridge(&["send", "--url", &url, "--count", "2", "--retries", "0"]);
+        let refused = run(command.env("LIVEBRIDGE_SEND_KEY", "another"));
         assert_eq!(refused.code, Some(1));
         let first = refused.stdout.lines().next().unwrap();
         assert!(first.starts_with("2 × 401 {\"code\":401,"), "{first}");
@@ -179,6 +170,11 @@ mod dev {
         assert_eq!(unsigned.code, Some(1));
         assert!(unsigned.stdout.contains("no signature"), "{unsigned:?}");
         let keyed = run(command.env("LIVEBRIDGE_SEND_KEY", "dev-callback-key"));
+        assert_eq!(keyed.code, Some(0), "{keyed:?}");
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("key");
+        fs::write(&file, "dev-callback-key\n").unwrap();
+        let keyed = send_with(&["--key-file", file.to_str().unwrap()]);
         assert_eq!(keyed.code, Some(0), "{keyed:?}");
     }
 }
@@ -228,17 +224,16 @@ mod send {
             "HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n",
             OK,
         ]);
-        let sent = run(&mut livebridge(&[
+        let mut command = livebridge(&[
             "send",
             "--url",
             &url,
-            "--key",
-            "k",
             "--event-type",
             "push",
             "--retry-interval",
             "1100ms",
-        ]));
+        ]);
+        let sent = run(command.env("LIVEBRIDGE_SEND_KEY", "k"));
         assert_eq!(sent.code, Some(0), "{sent:?}");
         assert!(sent.stdout.starts_with(&all_taken(1)), "{sent:?}");
         assert!(sent.stdout.contains(" 1 took more than one try"), "{sent:?}");
@@ -278,8 +273,6 @@ mod send {
             "send",
             "--url",
             &url,
-            "--key",
-            "k",
             "--count",
             "2",
             "--file",
@@ -297,7 +290,9 @@ mod send {
             (&["--url", "https://127.0.0.1/"][..], 64, "https is not spoken here"),
             (&["--url", "127.0.0.1:8080"], 64, "not a URL"),
             (&["--event-type", "pull"], 64, "\"pull\""),
-            (&["--key", " "], 64, "--key is empty"),
+            (&["--key", "k"], 2, "--key-file"),
+            (&["--key-file", "/nowhere/key"], 1, "/nowhere/key"),
+            (&["--key-file", "/dev/null"], 64, "the callback key is empty"),
             (&["--file", "/nowhere/body.json"], 1, "/nowhere/body.json"),
             (&["--rate", "-5"], 2, "--rate"),
             (&["--rate", "NaN"], 2, "--rate"),

@@ -49,6 +49,7 @@ fn defaults_are_what_the_documentation_says() {
     assert_eq!(config.http.deadline, Duration::from_secs(5));
     assert_eq!(config.admin.listen.to_string(), "127.0.0.1:9464");
     assert_eq!(config.verifier.keys.len(), 1);
+    assert!(config.files.is_empty());
     assert_eq!(config.verifier.leeway, Duration::from_mins(20));
     assert_eq!(config.verifier.unsigned, Unsigned::Refused);
     assert_eq!(config.wal.dir, Path::new("data"));
@@ -89,8 +90,8 @@ const KEYS: [(&str, &str, &str, &str, &str, &str); 25] = [
     ("http", "max_connections", "7", "7", "8", "max_connections: 7"),
     ("http", "deadline", "\"1500ms\"", "1500ms", "\"2s\"", "deadline: 1.5s"),
     ("admin", "listen", "\"0.0.0.0:83\"", "0.0.0.0:83", "\"0.0.0.0:84\"", "listen: 0.0.0.0:83"),
-    ("callback", "keys", "[\"a\", \"b\"]", "a, b,", "[\"c\"]", "keys: [CallbackKey(..), CallbackKey(..)]"),
-    ("callback", "keys_file", "\"tests/payloads/INDEX.md\"", "tests/payloads/INDEX.md", "\"/nowhere\"", "CallbackKey(..), CallbackKey(..), CallbackKey(..)"),
+    ("callback", "keys", "[\"a\", \"b\"]", "a, b,", "[\"c\"]", "keys: [CallbackKey(key-1, ..), CallbackKey(key-2, ..)]"),
+    ("callback", "keys_file", "\".gitignore\"", ".gitignore", "\"/nowhere\"", "CallbackKey(key-2, ..)"),
     ("callback", "expiry_leeway", "\"0s\"", "0s", "\"1h\"", "leeway: 0ns"),
     ("callback", "unsigned", "[314, \"quality\"]", "314,quality", "[1]", "unsigned: Types([EventType(314), EventType(343)])"),
     ("callback", "omit", "[\"t\", \"sign\"]", "t, sign", "[\"a\"]", "omit: [\"t\", \"sign\"]"),
@@ -529,6 +530,39 @@ mod keys_of_a_file {
         assert_eq!(found, expected(&["first", "second", "third"]));
         let found: Vec<[u8; 16]> = signs(&file(&format!("{text}keys = [\"own\"]")));
         assert_eq!(found, expected(&["own", "first", "second", "third"]));
+    }
+
+    #[test]
+    fn have_the_names_before_them_or_that_of_their_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys");
+        fs::write(&path, "2026-11\tfirst\n\n  old.one   second \nthird").unwrap();
+        let text = format!(
+            "[callback]\nkeys_file = \"{}\"\nkeys = [\"own\", \"\", \"a_name its-key\"]",
+            path.display()
+        );
+        let names: Vec<String> =
+            file(&text).verifier.keys.iter().map(|key| key.name().to_owned()).collect();
+        assert_eq!(names, ["key-1", "a_name", "2026-11", "old.one", "key-5"]);
+        let by_environment = load("", &[("LIVEBRIDGE_CALLBACK_KEYS", "new abc, old def,ghi")]);
+        let shown = shown(&by_environment.unwrap());
+        assert!(shown.contains("[CallbackKey(new, ..), CallbackKey(old, ..), CallbackKey(key-3"));
+    }
+
+    #[test]
+    fn that_are_not_clear_are_refused_and_not_shown() {
+        for (keys, says) in [
+            ("[\"a s3cret s3cret\"]", "entry 1 has more than a name and a key"),
+            ("[\"b\", \"s3cret/s3cret a\"]", "entry 2 has a name that is not"),
+            ("[\"s3cret_s3cret_s3cret_s3cret_s3cret a\"]", "entry 1 has a name that is not"),
+            ("[\"s3cret a\", \"s3cret b\"]", "entry 2 has the name of one before it"),
+            ("[\"key-2 a\", \"s3cret\"]", "entry 2 has the name of one before it"),
+            ("[\"a s3cret\", \"b c\", \"d s3cret\"]", "entry 3 is the same key as one before it"),
+        ] {
+            let message = refusal(&format!("[callback]\nkeys = {keys}"), &[]);
+            assert!(message.starts_with("callback.keys: ") && message.contains(says), "{message}");
+            assert!(!message.contains("s3cret"), "{message}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Room, and the rooms it may name.
-const MAY_NAME: [(&str, &[&str]); 15] = [
+const MAY_NAME: [(&str, &[&str]); 17] = [
     ("record", &[]),
     ("callback", &["record"]),
     ("metrics", &["callback", "record"]),
@@ -16,13 +16,15 @@ const MAY_NAME: [(&str, &[&str]); 15] = [
     ("ledger", &["metrics", "record", "wal"]),
     ("kafka", &["metrics", "record"]),
     ("publisher", &["kafka", "ledger", "metrics", "record", "wal"]),
-    ("http", &["callback", "metrics", "record", "wal"]),
+    ("live", &[]),
+    ("http", &["callback", "live", "metrics", "record", "wal"]),
     ("admin", &["metrics", "wal"]),
     (
         "config",
         &["admin", "callback", "http", "kafka", "ledger", "logging", "publisher", "record", "wal"],
     ),
-    ("bridge", &["admin", "config", "http", "metrics", "publisher", "wal"]),
+    ("reload", &["callback", "config", "http", "live", "logging", "metrics"]),
+    ("bridge", &["admin", "config", "http", "metrics", "publisher", "reload", "wal"]),
     ("logging", &[]),
     ("sample", &["callback", "record"]),
     ("sender", &[]),

@@ -13,7 +13,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use livebridge::callback::{CallbackKey, Unsigned, Verifier};
-use livebridge::http::{Config, Intake, Listener};
+use livebridge::http::{Config, Gate, Intake, Listener};
+use livebridge::live::Live;
 use livebridge::record::{Entry, EventType, Timestamp};
 use livebridge::wal::{self, AppendError, Next, OpenError};
 use serde_json::{Value, json};
@@ -62,9 +63,10 @@ impl Bed {
             leeway: Duration::from_mins(20),
             unsigned: Unsigned::Types(vec![EventType(1)]),
         };
+        let gate = Live::new(Gate::new(verifier));
         let (appender, reader, log) = wal::open(&log_config).unwrap();
         let stop = CancellationToken::new();
-        let intake = Intake::start(&listener, config, verifier, appender, stop.clone()).unwrap();
+        let intake = Intake::start(&listener, config, gate, appender, stop.clone()).unwrap();
         Self { address, stop, intake: Some(intake), log: Some(log), reader: Some(reader), dir }
     }
 

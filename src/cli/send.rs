@@ -1,9 +1,10 @@
 //! `livebridge send`: a Tencent-like sender.
 
 use std::collections::BTreeMap;
+use std::env;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -21,10 +22,11 @@ pub(super) struct Options {
     /// Where to.
     #[arg(long, default_value = "http://127.0.0.1:8080/callback")]
     url: String,
-    /// The callback key to sign with; without it callbacks are unsigned. Better given in the
-    /// environment, where other users do not see it.
-    #[arg(long, value_name = "KEY", env = "LIVEBRIDGE_SEND_KEY", hide_env_values = true)]
-    key: Option<String>,
+    /// A file with the callback key to sign with. Instead of it, `LIVEBRIDGE_SEND_KEY` in the
+    /// environment has the key itself; without either, callbacks are unsigned. Not an argument,
+    /// because other users of the machine see those.
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
     /// An event type by number or name, such as 1 or push; or all, in turn.
     #[arg(long, value_name = "TYPE", default_value = "all")]
     event_type: String,
@@ -61,10 +63,7 @@ struct Tally {
 }
 
 pub(super) fn run(options: Options) -> Result<(), CliError> {
-    let key = match &options.key {
-        None => None,
-        Some(key) => Some(CallbackKey::new(key).ok_or(CliError::Usage("--key is empty".into()))?),
-    };
+    let key = key(options.key_file.as_deref())?;
     let types: Vec<EventType> = if options.event_type == "all" {
         Samples::types().collect()
     } else {
@@ -95,13 +94,26 @@ pub(super) fn run(options: Options) -> Result<(), CliError> {
     report(tallies, started.elapsed())
 }
 
+fn key(file: Option<&Path>) -> Result<Option<CallbackKey>, CliError> {
+    let text = match file {
+        Some(path) => Some(read(path, "read --key-file")?),
+        None => env::var("LIVEBRIDGE_SEND_KEY").ok(),
+    };
+    let empty = || CliError::Usage("the callback key is empty".into());
+    text.map(|text| CallbackKey::new(&text).ok_or_else(empty)).transpose()
+}
+
+fn read(path: &Path, what: &'static str) -> Result<String, CliError> {
+    fs::read_to_string(path).map_err(|cause| {
+        let cause = io::Error::new(cause.kind(), format!("{}: {cause}", path.display()));
+        CliError::other(what)(cause)
+    })
+}
+
 fn read_files(files: &[PathBuf]) -> Result<Vec<String>, CliError> {
     let mut bodies = Vec::new();
     for path in files {
-        let text = fs::read_to_string(path).map_err(|cause| {
-            let cause = io::Error::new(cause.kind(), format!("{}: {cause}", path.display()));
-            CliError::other("read --file")(cause)
-        })?;
+        let text = read(path, "read --file")?;
         if path.extension().is_some_and(|extension| extension == "jsonl") {
             bodies.extend(text.lines().map(str::to_owned));
         } else {

@@ -1,7 +1,6 @@
 //! What the configuration file may say: keys, defaults, and what makes no sense.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use toml::Value;
 
 use super::{Config, ConfigError};
-use crate::callback::{CallbackKey, Unsigned, Verifier};
+use crate::callback::{Unsigned, Verifier};
 use crate::kafka::{self, Delivery, RESERVED};
 use crate::publisher::Topics;
 use crate::record::{BODY_MAX, EventType};
@@ -281,6 +280,7 @@ impl Raw {
             return Err(bad("dedup.max_ids", "must be at least 1000".into()));
         }
         let kafka = self.kafka;
+        let files = self.callback.keys_file.iter().cloned().collect();
         Ok(Config {
             http: http::Config {
                 listen: self.http.listen,
@@ -302,22 +302,14 @@ impl Raw {
             dedup: ledger::Config { window: self.dedup.window.0, max_ids: self.dedup.max_ids },
             log: logging::Config::new(&self.log.level, self.log.format)
                 .map_err(|problem| bad("log.level", problem))?,
+            files,
         })
     }
 }
 
 impl RawCallback {
     fn check(self) -> Result<Verifier, ConfigError> {
-        let mut secrets = self.keys;
-        if let Some(path) = self.keys_file {
-            let text = fs::read_to_string(&path).map_err(|cause| ConfigError::Value {
-                key: "callback.keys_file",
-                problem: format!("cannot read {}: {cause}", path.display()),
-            })?;
-            secrets.extend(text.lines().map(str::to_owned));
-        }
-        let keys: Vec<CallbackKey> =
-            secrets.iter().filter_map(|secret| CallbackKey::new(secret)).collect();
+        let keys = super::secrets::read(&self.keys, self.keys_file.as_deref())?;
         let mut unsigned = Unsigned::Refused;
         let mut types = Vec::new();
         for name in self.unsigned {

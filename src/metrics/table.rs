@@ -54,9 +54,24 @@ const fn records(name: &'static str, help: &'static str) -> Metric {
 /// All that are counted here; those of the process are in `process.rs`.
 pub(super) const TABLE: &[Metric] = &[
     gauge("livebridge_build_info", Unit::Count, "Always 1; the version is a label"),
+    counter("livebridge_config_reloads_total", "Times that the configuration was read anew"),
+    gauge(
+        "livebridge_config_ok",
+        Unit::Count,
+        "1 while the configuration in use is the one last read, 0 while that was refused",
+    ),
     // Intake.
     counter("livebridge_callbacks_accepted_total", "Callbacks answered 200: durable in the log"),
     counter("livebridge_callbacks_refused_total", "Requests answered with an error, by reason"),
+    counter(
+        "livebridge_callback_key_accepted_total",
+        "Callbacks answered 200, by the key that signed them",
+    ),
+    gauge(
+        "livebridge_callback_key_last_used_timestamp_seconds",
+        Unit::Seconds,
+        "When a callback signed with the key was last answered 200; 0 when none was",
+    ),
     gauge("livebridge_http_connections", Unit::Count, "Open connections to the intake"),
     seconds("livebridge_acknowledge_seconds", &SECONDS, "From request to durable"),
     // Log.

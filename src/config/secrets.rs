@@ -1,0 +1,68 @@
+//! Callback keys as they are written: `NAME KEY`, or the key alone.
+
+use std::fs;
+use std::path::Path;
+
+use super::ConfigError;
+use crate::callback::CallbackKey;
+
+/// The longest name of a key.
+const NAME_MAX: usize = 32;
+
+/// The keys of the list `written`, then those of `file`, one a line. A key without a name is called
+/// by its place.
+pub(super) fn read(
+    written: &[String],
+    file: Option<&Path>,
+) -> Result<Vec<CallbackKey>, ConfigError> {
+    let mut keys: Vec<CallbackKey> = Vec::new();
+    add(&mut keys, "callback.keys", written.iter().map(String::as_str))?;
+    if let Some(path) = file {
+        let text = fs::read_to_string(path).map_err(|cause| ConfigError::Value {
+            key: FILE,
+            problem: format!("cannot read {}: {cause}", path.display()),
+        })?;
+        add(&mut keys, FILE, text.lines())?;
+    }
+    Ok(keys)
+}
+
+const FILE: &str = "callback.keys_file";
+
+/// No message repeats what is written: any part of it may be a secret.
+fn add<'a>(
+    keys: &mut Vec<CallbackKey>,
+    source: &'static str,
+    written: impl Iterator<Item = &'a str>,
+) -> Result<(), ConfigError> {
+    for (entry, text) in (1..).zip(written) {
+        let bad = |problem: &str| ConfigError::Value {
+            key: source,
+            problem: format!("entry {entry} {problem}"),
+        };
+        let place = format!("key-{}", keys.len() + 1);
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let (name, secret) = match words[..] {
+            [] => continue,
+            [secret] => (&*place, secret),
+            [name, secret] => (name, secret),
+            _ => return Err(bad("has more than a name and a key, in this order")),
+        };
+        let of_name = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+        if name.len() > NAME_MAX || !name.bytes().all(of_name) {
+            return Err(bad(
+                "has a name that is not made of up to 32 letters, digits, dots and dashes; the name \
+                 comes before the key",
+            ));
+        }
+        let Some(key) = CallbackKey::new(secret) else { continue };
+        if keys.iter().any(|other| other.name() == name) {
+            return Err(bad("has the name of one before it"));
+        }
+        if keys.iter().any(|other| other.same_secret(&key)) {
+            return Err(bad("is the same key as one before it"));
+        }
+        keys.push(key.named(name));
+    }
+    Ok(())
+}

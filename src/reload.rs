@@ -1,0 +1,130 @@
+//! A new configuration for a bridge that runs: read on SIGHUP, and when a file of it has changed.
+//!
+//! It is taken whole or not at all: while a file is wrong, the old configuration stays, and a log
+//! line and `livebridge_config_ok` say so. What can change without a restart is [`Parts`].
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::callback::CallbackKey;
+use crate::config::Config;
+use crate::http::Gate;
+use crate::live::Live;
+use crate::{logging, metrics};
+
+/// How often the files are looked at. Kubernetes takes a minute to bring a new secret, and people
+/// who edit a file look at the log.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// What a running bridge takes over from a new configuration.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// Who may call.
+    pub gate: Live<Gate>,
+}
+
+impl Parts {
+    /// As `config` has them.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        Self { gate: Live::new(Gate::new(config.verifier.clone())) }
+    }
+
+    fn take(&self, config: &Config) {
+        logging::set_level(&config.log);
+        self.gate.set(Gate::new(config.verifier.clone()));
+    }
+}
+
+/// What tells one state of a file from another: a rename changes its number, a write its time.
+type Stamp = Option<(u64, i64, i64, u64)>;
+
+/// Where the configuration comes from, and what it was like when it was last read.
+#[derive(Debug)]
+pub struct Source {
+    file: Option<PathBuf>,
+    config: Config,
+    read: Vec<Stamp>,
+}
+
+impl Source {
+    /// `config` was read from `file` and the environment.
+    #[must_use]
+    pub fn new(file: Option<PathBuf>, config: Config) -> Self {
+        let read = look(&config.files);
+        Self { file, config, read }
+    }
+
+    /// Keeps `parts` as the files say, for ever; `hangup` completes at each order to read them.
+    pub async fn keep(mut self, parts: Parts, mut hangup: impl AsyncFnMut()) {
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut seen = self.read.clone();
+        loop {
+            let ordered = tokio::select! {
+                () = hangup() => true,
+                _ = looks.tick() => false,
+            };
+            let now = look(&self.config.files);
+            // Twice the same: nobody is writing it at this moment.
+            let settled = now == std::mem::replace(&mut seen, now.clone());
+            if ordered || (settled && now != self.read) {
+                self.read = now;
+                self.reload(&parts);
+            }
+        }
+    }
+
+    fn reload(&mut self, parts: &Parts) {
+        let config = match Config::load(self.file.as_deref()) {
+            Ok(config) => config,
+            Err(error) => {
+                metrics::reloaded(false);
+                return tracing::error!(%error, "new configuration refused; the old one stays");
+            }
+        };
+        parts.take(&config);
+        metrics::reloaded(true);
+        let keys: Vec<&str> = config.verifier.keys.iter().map(CallbackKey::name).collect();
+        tracing::info!(keys = keys.join(", "), "new configuration taken");
+        let waiting = differing(&self.config, &config);
+        if !waiting.is_empty() {
+            let sections = waiting.join(", ");
+            tracing::warn!(sections, "changes here are taken at the next start");
+        }
+        if self.config.files != config.files {
+            self.read = look(&config.files);
+        }
+        // What waits for a restart is still what it was.
+        self.config.verifier = config.verifier;
+        self.config.log = config.log;
+        self.config.files = config.files;
+    }
+}
+
+fn look(files: &[PathBuf]) -> Vec<Stamp> {
+    let stamp = |path: &PathBuf| {
+        let meta = fs::metadata(path).ok()?;
+        Some((meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.size()))
+    };
+    files.iter().map(stamp).collect()
+}
+
+/// The sections that differ in what only a start reads.
+fn differing(old: &Config, new: &Config) -> Vec<&'static str> {
+    let shown = |config: &Config| {
+        [
+            ("http", format!("{:?}", config.http)),
+            ("admin", format!("{:?}", config.admin)),
+            ("wal", format!("{:?}", config.wal)),
+            ("kafka", format!("{:?}{:?}", config.kafka, config.topics)),
+            ("dedup", format!("{:?}", config.dedup)),
+        ]
+    };
+    let pairs = shown(old).into_iter().zip(shown(new));
+    pairs.filter(|(old, new)| old != new).map(|((section, _), _)| section).collect()
+}

@@ -1,0 +1,217 @@
+//! A new configuration while livebridge runs: taken on SIGHUP or by itself, refused whole when it is
+//! wrong, and never a reason to refuse a callback.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use livebridge::callback::CallbackKey;
+use livebridge::record::Timestamp;
+use rustix::process::Signal;
+use serde_json::json;
+use tempfile::TempDir;
+
+#[path = "support/metrics.rs"]
+mod metrics;
+#[path = "support/process.rs"]
+mod process;
+#[path = "support/wire.rs"]
+mod wire;
+
+use metrics::scrape;
+use process::{Running, livebridge};
+use wire::{PATIENCE, exchange, post};
+
+/// A livebridge without Kafka, its keys in a file.
+struct Bed {
+    process: Running,
+    intake: SocketAddr,
+    admin: SocketAddr,
+    dir: TempDir,
+}
+
+fn config(dir: &Path, more: &str) -> String {
+    format!(
+        "[http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
+         [wal]\ndir = \"{0}/log\"\nmin_free_bytes = 0\n\
+         [kafka]\nbrokers = \"127.0.0.1:1\"\ninstance = \"reload-test\"\ncreate_topics = false\n\
+         [callback]\nkeys_file = \"{0}/keys\"\n{more}",
+        dir.display()
+    )
+}
+
+impl Bed {
+    fn new(keys: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("keys"), keys).unwrap();
+        let file = dir.path().join("livebridge.toml");
+        fs::write(&file, config(dir.path(), "")).unwrap();
+        let process =
+            Running::start(&mut livebridge(&["serve", "--config", file.to_str().unwrap()]));
+        let admin = process.address("admin listening");
+        let intake = process.address("intake listening");
+        Self { process, intake, admin, dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn configure(&self, more: &str) {
+        fs::write(self.path("livebridge.toml"), config(self.dir.path(), more)).unwrap();
+    }
+
+    fn order(&self) {
+        self.process.signal(Signal::HUP);
+    }
+
+    /// The status that a callback signed with `key` is answered.
+    fn send(&self, key: &str) -> u16 {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let now = (Timestamp::now().as_millis() / 1000).to_string();
+        let body = json!({
+            "event_type": 1, "stream_id": "s",
+            "sequence": NEXT.fetch_add(1, Ordering::Relaxed).to_string(),
+            "t": now, "sign": CallbackKey::new(key).unwrap().sign_hex(&now),
+        });
+        exchange(self.intake, post("/callback", &body.to_string())).unwrap().status
+    }
+
+    fn value(&self, series: &str) -> f64 {
+        let all = scrape(self.admin);
+        *all.get(series).unwrap_or_else(|| panic!("no {series} in {all:?}"))
+    }
+
+    /// Waits until `series` is `value`.
+    #[track_caller]
+    fn comes_to(&self, series: &str, value: f64) {
+        let started = Instant::now();
+        while (self.value(series) - value).abs() > 1e-9 {
+            assert!(started.elapsed() < PATIENCE, "{series} = {}", self.value(series));
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+const APPLIED: &str = "livebridge_config_reloads_total{outcome=\"applied\"}";
+const REFUSED: &str = "livebridge_config_reloads_total{outcome=\"refused\"}";
+
+fn accepted(name: &str) -> String {
+    format!("livebridge_callback_key_accepted_total{{key=\"{name}\"}}")
+}
+
+#[test]
+fn keys_are_rotated_without_a_restart_and_their_use_shows_when_the_old_one_can_go() {
+    let bed = Bed::new("old aaaa\n");
+    assert_eq!((bed.send("aaaa"), bed.send("bbbb")), (200, 401));
+
+    fs::write(bed.path("keys"), "new bbbb\nold aaaa\n").unwrap();
+    bed.order();
+    bed.comes_to(APPLIED, 1.0);
+    assert_eq!((bed.send("aaaa"), bed.send("bbbb"), bed.send("bbbb")), (200, 200, 200));
+    bed.comes_to(&accepted("old"), 2.0);
+    bed.comes_to(&accepted("new"), 2.0);
+    let last = bed.value("livebridge_callback_key_last_used_timestamp_seconds{key=\"new\"}");
+    let now = Duration::from_millis(Timestamp::now().as_millis().try_into().unwrap());
+    assert!((0.0..60.0).contains(&(now.as_secs_f64() - last)), "{last}");
+
+    fs::write(bed.path("keys"), "new bbbb\n").unwrap();
+    bed.order();
+    bed.comes_to(APPLIED, 2.0);
+    assert_eq!((bed.send("aaaa"), bed.send("bbbb")), (401, 200));
+    let said = bed.process.stderr.text();
+    assert!(said.contains("new, old"), "the names are worth a log line: {said}");
+    assert!(!said.contains("aaaa") && !said.contains("bbbb"), "{said}");
+}
+
+#[test]
+fn a_changed_file_is_taken_without_being_told() {
+    let bed = Bed::new("old aaaa\n");
+    // As Kubernetes and careful people do it: another file under the same name.
+    fs::write(bed.path("keys.new"), "new bbbb\n").unwrap();
+    fs::rename(bed.path("keys.new"), bed.path("keys")).unwrap();
+    bed.comes_to(APPLIED, 1.0);
+    assert_eq!((bed.send("aaaa"), bed.send("bbbb")), (401, 200));
+    // In place, in the configuration itself.
+    bed.configure("keys = [\"more cccc\"]\n");
+    bed.comes_to(APPLIED, 2.0);
+    assert_eq!((bed.send("bbbb"), bed.send("cccc")), (200, 200));
+}
+
+#[test]
+fn a_wrong_one_changes_nothing_and_is_told_until_it_is_mended() {
+    let bed = Bed::new("good aaaa\n");
+    bed.comes_to("livebridge_config_ok", 1.0);
+    let mut refused = 0.0;
+    let mut wrong = |bed: &Bed, says: &str| {
+        bed.order();
+        refused += 1.0;
+        bed.comes_to(REFUSED, refused);
+        bed.comes_to("livebridge_config_ok", 0.0);
+        assert_eq!((bed.send("aaaa"), bed.send("bbbb")), (200, 401));
+        bed.process.stderr.wait_for(|line| line.contains(says).then_some(()));
+    };
+    fs::write(bed.path("keys"), "name s3cret more\n").unwrap();
+    wrong(&bed, "entry 1 has more than a name and a key");
+    fs::write(bed.path("keys"), "").unwrap();
+    wrong(&bed, "callback.keys: is empty");
+    fs::remove_file(bed.path("keys")).unwrap();
+    wrong(&bed, "cannot read");
+    fs::write(bed.path("keys"), "new bbbb\n").unwrap();
+    bed.configure("keys = s3cret");
+    wrong(&bed, "this is not TOML");
+    bed.configure("no_such_key = 1");
+    wrong(&bed, "no_such_key");
+
+    bed.configure("");
+    bed.order();
+    bed.comes_to("livebridge_config_ok", 1.0);
+    assert_eq!((bed.send("aaaa"), bed.send("bbbb")), (401, 200));
+    assert!(!bed.process.stderr.text().contains("s3cret"));
+}
+
+#[test]
+fn more_is_said_when_the_level_is_changed() {
+    let bed = Bed::new("aaaa");
+    bed.configure("[log]\nlevel = \"debug\"\n");
+    bed.order();
+    bed.comes_to(APPLIED, 1.0);
+    let _ = exchange(bed.intake, "no request\r\n\r\n");
+    bed.process.stderr.wait_for(|line| line.contains("\"DEBUG\"").then_some(()));
+}
+
+#[test]
+fn what_needs_a_restart_is_said_to() {
+    let bed = Bed::new("aaaa");
+    bed.configure("[dedup]\nwindow = \"2h\"\n");
+    bed.order();
+    bed.process
+        .stderr
+        .wait_for(|line| (line.contains("next start") && line.contains("\"dedup\"")).then_some(()));
+    assert_eq!(bed.send("aaaa"), 200);
+}
+
+#[test]
+fn callbacks_are_taken_through_a_hundred_changes() {
+    let bed = Bed::new("one aaaa");
+    thread::scope(|scope| {
+        let changing = scope.spawn(|| {
+            for round in 0..100 {
+                fs::write(bed.path("next"), format!("one aaaa\nround-{round} b{round}")).unwrap();
+                fs::rename(bed.path("next"), bed.path("keys")).unwrap();
+                bed.order();
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        while !changing.is_finished() {
+            assert_eq!(bed.send("aaaa"), 200);
+        }
+    });
+    assert!(bed.value(APPLIED) >= 10.0);
+    assert_eq!(bed.value(REFUSED).to_string(), "0");
+}
