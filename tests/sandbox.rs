@@ -1,0 +1,132 @@
+//! The systemd unit keeps livebridge in a sandbox, and livebridge works in it.
+//!
+//! No service manager runs here, so systemd is asked what it makes of the unit, and the kernel which
+//! calls a livebridge at work makes: all of them must be among those that the unit admits.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::env;
+use std::fs;
+use std::process::Command;
+
+const UNIT: &str = include_str!("../deploy/livebridge.service");
+const BINARY: &str = env!("CARGO_BIN_EXE_livebridge");
+
+/// What a command printed; `None` when it is not there, unless the tests must be complete.
+fn output(command: &mut Command) -> Option<String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    match command.output() {
+        Ok(output) => {
+            let text = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
+            let text = String::from_utf8_lossy(&text).into_owned();
+            assert!(output.status.success(), "{name}: {text}");
+            Some(text)
+        }
+        Err(error) => {
+            let required = env::var_os("LIVEBRIDGE_REQUIRE_KAFKA").is_some();
+            assert!(!required, "{name}: {error}");
+            eprintln!("skipped: {name}: {error}");
+            None
+        }
+    }
+}
+
+/// The unit with the binary of this build.
+fn unit() -> (tempfile::TempDir, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("livebridge.service");
+    fs::write(&path, UNIT.replace("/usr/bin/livebridge", BINARY)).unwrap();
+    let path = path.to_str().unwrap().to_owned();
+    (dir, path)
+}
+
+#[test]
+fn systemd_understands_every_line_of_the_unit() {
+    let (_dir, path) = unit();
+    let Some(said) = output(Command::new("systemd-analyze").args(["verify", &path])) else {
+        return;
+    };
+    assert!(!said.contains("livebridge.service"), "{said}");
+}
+
+#[test]
+fn the_unit_leaves_little_to_an_intruder() {
+    let (_dir, path) = unit();
+    let arguments = ["security", "--offline=true", "--threshold=15", &path];
+    // It fails when the exposure, of 100, is above the threshold.
+    let Some(said) = output(Command::new("systemd-analyze").args(arguments)) else { return };
+    assert!(said.contains("exposure level"), "{said}");
+}
+
+/// Every system call of `set`, and of the sets in it.
+fn calls(set: &str, sets: &BTreeMap<String, Vec<String>>) -> BTreeSet<String> {
+    let all = sets.get(set).unwrap_or_else(|| panic!("systemd has no {set}"));
+    all.iter()
+        .flat_map(|name| {
+            if name.starts_with('@') { calls(name, sets) } else { BTreeSet::from([name.clone()]) }
+        })
+        .collect()
+}
+
+/// The system calls that the unit admits.
+fn admitted(listing: &str) -> BTreeSet<String> {
+    let mut sets: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut set = None;
+    for line in listing.lines() {
+        if line.starts_with('@') {
+            set = Some(sets.entry(line.trim().to_owned()).or_default());
+        } else if let (Some(set), Some(name)) = (&mut set, line.strip_prefix("    ")) {
+            if !name.starts_with('#') {
+                set.push(name.to_owned());
+            }
+        } else {
+            set = None;
+        }
+    }
+    // As systemd does it: always the basics, then line by line.
+    let mut admitted = calls("@default", &sets);
+    let lines = UNIT.lines().filter_map(|line| line.strip_prefix("SystemCallFilter="));
+    let mut found = 0;
+    for line in lines {
+        found += 1;
+        let (denies, names) = line.strip_prefix('~').map_or((false, line), |names| (true, names));
+        for name in names.split(' ').flat_map(|name| calls(name, &sets)) {
+            if denies {
+                admitted.remove(&name);
+            } else {
+                admitted.insert(name);
+            }
+        }
+    }
+    assert_eq!(found, 2, "the filter was not found");
+    admitted
+}
+
+#[test]
+fn at_work_it_makes_no_system_call_that_the_unit_denies() {
+    let Some(listing) = output(Command::new("systemd-analyze").arg("syscall-filter")) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let counts = dir.path().join("counts");
+    // The whole pipeline: intake, log, Kafka's client, and a Kafka beside.
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-qq", "-c", "-o", counts.to_str().unwrap(), BINARY]);
+    strace.args(["dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    strace.args(["--samples", "20", "--for", "3s"]);
+    let Some(said) = output(&mut strace) else { return };
+    assert!(said.contains("live.push"), "events landed: {said}");
+    let counts = fs::read_to_string(&counts).unwrap();
+    let is_call = |name: &&str| name.starts_with(|c: char| c.is_ascii_lowercase());
+    let made: BTreeSet<String> = counts
+        .lines()
+        .filter_map(|line| line.split_whitespace().next_back())
+        .filter(is_call)
+        .filter(|name| !["syscall", "total"].contains(name))
+        .map(str::to_owned)
+        .collect();
+    assert!(made.len() > 30 && made.contains("fdatasync"), "{made:?}");
+    let denied: Vec<_> = made.difference(&admitted(&listing)).cloned().collect();
+    assert!(denied.is_empty(), "the unit denies {denied:?}");
+}
