@@ -131,7 +131,7 @@ fn each_line(
 }
 
 /// A Python with the client library, in an environment of its own.
-pub(super) fn python() -> Result<&'static Path, Unavailable> {
+pub fn python() -> Result<&'static Path, Unavailable> {
     static PYTHON: OnceLock<Result<PathBuf, Unavailable>> = OnceLock::new();
     let python = PYTHON.get_or_init(|| {
         let made = tools::prepared("python", REQUIREMENTS, |directory| {
