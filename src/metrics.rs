@@ -81,6 +81,9 @@ const REFUSALS: [(Refusal, &str); 6] = [
     (Refusal::Overloaded, "overloaded"),
     (Refusal::Deadline, "deadline"),
 ];
+/// What becomes of a record, in the order of [`Account`].
+const FATES: [&str; 6] =
+    ["published", "absorbed", "dead_lettered", "quarantined", "by_ledger", "damaged"];
 const APPEND_REASONS: [&str; 4] = ["busy", "log_full", "disk_full", "log_failed"];
 
 impl Refusal {
@@ -136,6 +139,11 @@ struct Metrics {
     transaction: Histogram,
     transaction_records: Histogram,
     kafka_up: Gauge,
+    audit_accepted: Counter,
+    audit_settled: Counters,
+    audit_pending: Gauge,
+    audit_missing: Gauge,
+    audit_since: Gauge,
     ids: Gauge,
     squeezed: Counter,
     ledger_lag: Gauge,
@@ -198,6 +206,14 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         transaction: histogram!("livebridge_transaction_seconds"),
         transaction_records: histogram!("livebridge_transaction_records"),
         kafka_up: gauge!("livebridge_kafka_up"),
+        audit_accepted: counter!("livebridge_audit_accepted_total"),
+        audit_settled: Counters::new(
+            FATES.into_iter(),
+            |label| counter!("livebridge_audit_settled_total", "fate" => label),
+        ),
+        audit_pending: gauge!("livebridge_audit_pending_records"),
+        audit_missing: gauge!("livebridge_audit_missing_records"),
+        audit_since: gauge!("livebridge_audit_since_timestamp_seconds"),
         ids: gauge!("livebridge_dedup_ids"),
         squeezed: counter!("livebridge_dedup_squeezed_total"),
         ledger_lag: gauge!("livebridge_ledger_lag_records"),
@@ -394,4 +410,32 @@ pub fn producer(state: &ProducerState) {
     METRICS.request_failures.get("error").increment(state.errors);
     METRICS.request_failures.get("timeout").increment(state.timeouts);
     METRICS.request_failures.get("retry").increment(state.retries);
+}
+
+/// What the log's account of itself says; see `wal/account.rs`.
+#[derive(Clone, Copy, Debug)]
+pub struct Account {
+    /// Records accepted.
+    pub accepted: u64,
+    /// What became of them: published, absorbed, dead-lettered, quarantined, done with by the
+    /// ledger's account, damaged.
+    pub settled: [u64; 6],
+    /// Those still in the log.
+    pub pending: u64,
+    /// What does not add up.
+    pub missing: i64,
+    /// When it began.
+    pub since: Timestamp,
+}
+
+/// The log's account of itself.
+#[expect(clippy::cast_precision_loss, reason = "a gauge is a float; 2^53 is enough")]
+pub fn audit(account: &Account) {
+    METRICS.audit_accepted.absolute(account.accepted);
+    for (fate, records) in FATES.into_iter().zip(account.settled) {
+        METRICS.audit_settled.get(fate).absolute(records);
+    }
+    METRICS.audit_pending.set(float(account.pending));
+    METRICS.audit_missing.set(account.missing as f64);
+    METRICS.audit_since.set(account.since.as_millis() as f64 / 1000.0);
 }

@@ -363,10 +363,10 @@ impl Publisher {
         if let Some(commit) = commit {
             self.ledger.apply(commit);
         }
-        batch.count();
+        let fates = batch.count();
         if let Some(last) = batch.last() {
             self.ledger.expire(last.record.received_at);
-            self.reader.release(last.lsn, Some(last.record.received_at));
+            self.reader.settle(last.lsn, Some(last.record.received_at), fates);
         }
     }
 

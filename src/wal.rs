@@ -20,8 +20,9 @@ use std::thread;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::record::Entry;
+use crate::record::{Entry, Timestamp};
 
+mod account;
 mod appender;
 mod dir;
 mod frame;
@@ -32,6 +33,7 @@ mod state;
 mod store;
 mod writer;
 
+pub use account::{Audit, Fates};
 pub use appender::{AppendError, Appender};
 pub use reader::{Next, ReadError, Reader};
 pub use state::Stored;
@@ -39,6 +41,7 @@ pub use store::StoreError;
 
 pub(crate) use dir::{create_dir_durably, sync_dir, write_durably};
 
+use account::Account;
 use dir::{
     FORMAT, IDENTITY, Recovered, SEGMENTS, list, lock, make_identity, oldest, read_identity,
     recover,
@@ -188,6 +191,18 @@ impl Probe {
     pub fn ready(&self) -> Result<(), AppendError> {
         self.0.room()
     }
+
+    /// What the log holds that is not released.
+    #[must_use]
+    pub fn stored(&self) -> Stored {
+        self.0.stored()
+    }
+
+    /// The log's account of itself.
+    #[must_use]
+    pub fn audit(&self) -> Audit {
+        self.0.account().1
+    }
 }
 
 /// Opens the log in `config.dir`, making it when there is none.
@@ -215,9 +230,11 @@ pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
     let Recovered { found, next_number } = recover(&segments_dir, id)?;
 
     let oldest = oldest(&segments_dir, &found, id);
-    let state = Arc::new(State::new(&found, oldest));
+    let (copy, account) = account::Copy::open(&config.dir, id);
+    let account = account.unwrap_or_else(|| Account::new(Timestamp::now()));
+    let state = Arc::new(State::new(&found, oldest, account));
     let (jobs, keeper_jobs) = mpsc::channel();
-    let (keeper, spares) = Keeper::new(config, next_number, keeper_jobs, Arc::clone(&state));
+    let (keeper, spares) = Keeper::new(config, next_number, keeper_jobs, Arc::clone(&state), copy);
     let keeper = thread::Builder::new()
         .name("wal-keeper".into())
         .spawn(move || {

@@ -3,6 +3,8 @@
 //! A few kills in every test run; the campaign is
 //! `LIVEBRIDGE_KILLS=300 cargo test --release --test crash -- --nocapture`.
 
+#![expect(clippy::float_cmp, reason = "what is compared are whole numbers")]
+
 mod support;
 
 use std::collections::BTreeMap;
@@ -201,6 +203,11 @@ impl Campaign {
         let finished = Instant::now();
         self.bridge.drain(Duration::from_mins(2));
         let drained = finished.elapsed();
+        let account = |name| self.bridge.metric(name).expect("an answer");
+        assert_eq!(account("livebridge_audit_missing_records"), 0.0, "the self-audit is off");
+        let accepted = account("livebridge_audit_accepted_total");
+        assert_eq!(accepted, account("livebridge_audit_settled_total"), "nothing is pending");
+        eprintln!("the self-audit has {accepted} records, none of them missing");
         let status = self.bridge.stop();
         assert!(status.success(), "{status}: {}", self.bridge.last_lines());
         eprintln!("{kills} kills in {lasted:?}, drained {drained:?} after the last callback");

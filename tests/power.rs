@@ -269,10 +269,11 @@ fn assert_new_files_are_durable(trace: &Trace, first: usize) {
         path.join("/")
     };
     // The next segment is in the making, and used only once it is durable. The lock is empty and
-    // made anew by every process; of what is published Kafka knows better than the note.
+    // made anew by every process; of what is published Kafka knows better than the notes.
     let may_wait = |path: &str| {
         let rest = path.strip_prefix(LOG).unwrap_or(path);
-        matches!(rest, "/lock" | "/progress") || rest.starts_with("/segments/0000000002")
+        matches!(rest, "/lock" | "/progress" | "/account")
+            || rest.starts_with("/segments/0000000002")
     };
     let missing: Vec<String> = unsynced.keys().chain(unnamed.keys()).map(path).collect();
     let missing: Vec<_> = missing.iter().filter(|path| !may_wait(path)).collect();

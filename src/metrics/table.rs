@@ -117,6 +117,20 @@ pub(super) const TABLE: &[Metric] = &[
         "From first send to the end of a transaction",
     ),
     records("livebridge_transaction_records", "Records per transaction"),
+    // Self-audit.
+    counter("livebridge_audit_accepted_total", "Records accepted since the account began"),
+    counter("livebridge_audit_settled_total", "What became of them, by fate"),
+    gauge("livebridge_audit_pending_records", Unit::Count, "Those that are still in the log"),
+    gauge(
+        "livebridge_audit_missing_records",
+        Unit::Count,
+        "Accepted, less settled and pending: not 0 when the account does not add up",
+    ),
+    gauge(
+        "livebridge_audit_since_timestamp_seconds",
+        Unit::Seconds,
+        "When the account began, in seconds since 1970",
+    ),
     // Ledger.
     gauge("livebridge_dedup_ids", Unit::Count, "Event ids in the dedup window"),
     counter("livebridge_dedup_squeezed_total", "Times that dedup.max_ids cut the window short"),

@@ -9,7 +9,7 @@ use crate::kafka::{self, Message, Refused};
 use crate::ledger::{Commit, Known, Ledger};
 use crate::metrics;
 use crate::record::{Entry, EventId, Record, Timestamp, type_name};
-use crate::wal::LogId;
+use crate::wal::{Fates, LogId};
 
 /// CloudEvents' `source`: what `ce_id` is unique within, whichever instance received the event.
 const SOURCE: &str = "urn:tencent-cloud:live";
@@ -166,20 +166,30 @@ impl<'a> Batch<'a> {
     }
 
     /// Counts what became of the entries.
-    pub(super) fn count(&self) {
+    pub(super) fn count(&self) -> Fates {
         let now = Timestamp::now();
+        let absorbed = (self.entries.len() - self.chosen.len()) as u64;
+        let mut fates = Fates { absorbed, ..Fates::default() };
         for chosen in &self.chosen {
             let record = &chosen.entry.record;
             match chosen.fate {
                 Fate::Publish => {
+                    fates.published += 1;
                     metrics::published(type_name(record.event_type), now.since(record.received_at));
                 }
-                Fate::DeadLetter { .. } => metrics::dead_letter(),
-                Fate::Quarantined => metrics::quarantined(),
+                Fate::DeadLetter { .. } => {
+                    fates.dead_lettered += 1;
+                    metrics::dead_letter();
+                }
+                Fate::Quarantined => {
+                    fates.quarantined += 1;
+                    metrics::quarantined();
+                }
             }
         }
-        metrics::duplicates((self.entries.len() - self.chosen.len()) as u64);
+        metrics::duplicates(absorbed);
         metrics::conflicts(self.conflicts);
+        fates
     }
 }
 

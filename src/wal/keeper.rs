@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use super::account;
 use super::appender::AppendError;
 use super::dir::{self, GONE, SEGMENTS};
 use super::state::State;
 use super::store::Segment;
-use super::{Config, free_bytes};
+use super::{Audit, Config, Fates, free_bytes};
 use crate::metrics;
 
 /// How often the space is looked at, and a segment that could not be made is tried again: short
@@ -37,6 +38,9 @@ pub(super) struct Keeper {
     jobs: Receiver<Job>,
     spares: SyncSender<Segment>,
     state: Arc<State>,
+    account: account::Copy,
+    /// What was missing at the last look.
+    missing: i64,
     room: Result<(), AppendError>,
     /// Whether the last attempt to make a segment failed, and was reported.
     failing: bool,
@@ -49,6 +53,7 @@ impl Keeper {
         next_number: u32,
         jobs: Receiver<Job>,
         state: Arc<State>,
+        account: account::Copy,
     ) -> (Self, Receiver<Segment>) {
         let (spares, ready) = sync_channel(1);
         let keeper = Self {
@@ -59,6 +64,8 @@ impl Keeper {
             jobs,
             spares,
             state,
+            account,
+            missing: 0,
             room: Ok(()),
             failing: false,
         };
@@ -85,8 +92,29 @@ impl Keeper {
         self.look();
     }
 
+    /// Keeps the copy of the account, and says when it does not add up.
+    fn audit(&mut self) {
+        let (account, audit) = self.state.account();
+        self.account.save(&account);
+        let missing = audit.missing();
+        let Audit { accepted, pending, fates, by_ledger, damaged, since } = audit;
+        let Fates { published, absorbed, dead_lettered, quarantined } = fates;
+        let settled = [published, absorbed, dead_lettered, quarantined, by_ledger, damaged];
+        metrics::audit(&metrics::Account { accepted, settled, pending, missing, since });
+        if missing == std::mem::replace(&mut self.missing, missing) {
+            return;
+        }
+        if missing != 0 {
+            tracing::error!(
+                missing, accepted, pending, ?fates, by_ledger, damaged, %since,
+                "the self-audit is off: nobody knows what became of some records of the log"
+            );
+        }
+    }
+
     /// Whether the limits leave room, for the writer and the metrics.
     fn look(&mut self) {
+        self.audit();
         let free_bytes = free_bytes(&self.segments);
         let stored = self.state.stored();
         metrics::stored(stored.records, stored.disk_bytes, stored.segments, stored.oldest);
@@ -154,7 +182,8 @@ impl Keeper {
 
     /// Renames first: what is left after a crash is then known to be done with. The last segment's
     /// directory stays, so that numbers do not restart.
-    fn remove(&self, number: u32) {
+    fn remove(&mut self, number: u32) {
+        self.account.save_durably(&self.state.account().0);
         let dir = dir::segment_dir(&self.segments, number);
         let gone = dir.with_extension(GONE);
         let removed: io::Result<()> = if number + 1 == self.next_number {

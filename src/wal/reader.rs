@@ -8,6 +8,7 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use super::LogId;
+use super::account::{Fates, Word};
 use super::dir::{self, SEGMENTS};
 use super::frame::{Frame, Scanner};
 use super::keeper::Job;
@@ -78,6 +79,8 @@ pub struct Reader {
     /// The last one that was returned, and the last that is released.
     returned: Lsn,
     released: Lsn,
+    /// Damage that was passed over and is not released: its last record, and how many there are.
+    damage: Vec<(Lsn, u64)>,
     open: Option<OpenSegment>,
 }
 
@@ -111,6 +114,7 @@ impl Reader {
             cursor: Lsn::ZERO,
             returned: Lsn::ZERO,
             released: Lsn::ZERO,
+            damage: Vec::new(),
             open: None,
         };
         reader.skip(done);
@@ -144,7 +148,7 @@ impl Reader {
                 },
                 end @ (Place::Nowhere | Place::End) if entries.is_empty() => {
                     // The last segment may only now be one that can go, and so may damaged records.
-                    self.release(self.released, None);
+                    self.settle(self.released, None, Fates::default());
                     return Ok(if matches!(end, Place::End) { Next::End } else { Next::Idle });
                 }
                 Place::Nowhere | Place::End => break,
@@ -183,16 +187,29 @@ impl Reader {
         self.release(done, None);
     }
 
-    /// Everything up to `through` is published or otherwise done with: it may be removed.
+    /// Everything up to `through` is done with, by the ledger's account: it may be removed.
     /// `newest` is when the record at `through` was received.
     pub fn release(&mut self, through: Lsn, newest: Option<Timestamp>) {
+        self.let_go(through, newest, Word::Ledger);
+    }
+
+    /// As [`Self::release`], by the publisher's account: this became of the records since the last
+    /// time, none left out.
+    pub fn settle(&mut self, through: Lsn, newest: Option<Timestamp>, fates: Fates) {
+        self.let_go(through, newest, Word::Publisher(fates));
+    }
+
+    fn let_go(&mut self, through: Lsn, newest: Option<Timestamp>, word: Word) {
         self.released = through.max(self.released);
         if self.released >= self.returned {
             // With all that was returned goes the damage behind it.
             self.released = self.cursor.previous().max(self.released);
         }
         self.progress.save(self.released);
-        for number in self.state.release(self.released, newest) {
+        let released = self.released;
+        let gone = self.damage.extract_if(.., |(last, _)| *last <= released);
+        let damaged = gone.map(|(_, records)| records).sum();
+        for number in self.state.release(released, newest, word, damaged) {
             if self.open.as_ref().is_some_and(|open| open.number == number) {
                 self.open = None;
             }
@@ -222,6 +239,7 @@ impl Reader {
         if next > self.cursor {
             let lost = next.index() - self.cursor.index();
             metrics::damaged(lost);
+            self.damage.push((next.previous(), u64::from(lost)));
             tracing::error!(
                 from = %self.cursor, records = lost, path = %open.path.display(),
                 "records are damaged on disk and cannot be published; going on behind them"

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::account::{Account, Audit, Word};
 use super::appender::AppendError;
 use super::dir::Found;
 use super::frame::Frame;
@@ -14,6 +15,9 @@ use crate::record::{Lsn, Timestamp};
 
 /// Bytes of the newest frames kept in memory, so that a reader that keeps up reads no files.
 const TAIL_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Behind every record.
+const LAST: Lsn = Lsn::new(u32::MAX, u32::MAX);
 
 /// What the log holds that is not released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +47,7 @@ struct Inner {
     released: Lsn,
     pending: u64,
     oldest: Option<Timestamp>,
+    account: Account,
     room: Result<(), AppendError>,
     /// No record will be added.
     ended: bool,
@@ -70,23 +75,31 @@ pub(super) enum Place {
 }
 
 impl State {
-    pub(super) fn new(found: &[Found], oldest: Option<Timestamp>) -> Self {
+    pub(super) fn new(found: &[Found], oldest: Option<Timestamp>, account: Account) -> Self {
         let segment = |found: &Found| SegmentState {
             records: found.records,
             disk_bytes: found.disk_bytes,
             ended: true,
         };
+        let mut inner = Inner {
+            segments: found.iter().map(|found| (found.number, segment(found))).collect(),
+            tail: VecDeque::new(),
+            tail_bytes: 0,
+            released: Lsn::ZERO,
+            pending: found.iter().map(|found| u64::from(found.records)).sum(),
+            oldest,
+            account,
+            room: Ok(()),
+            ended: false,
+        };
+        let up_to = inner.count_between(account.done, account.through);
+        let further = inner.count_between(account.through.max(account.done), LAST);
+        inner.account.go_on(up_to, further);
+        if let Some(last) = found.last() {
+            inner.account.through = Lsn::new(last.number, last.records).max(account.through);
+        }
         Self {
-            inner: Mutex::new(Inner {
-                segments: found.iter().map(|found| (found.number, segment(found))).collect(),
-                tail: VecDeque::new(),
-                tail_bytes: 0,
-                released: Lsn::ZERO,
-                pending: found.iter().map(|found| u64::from(found.records)).sum(),
-                oldest,
-                room: Ok(()),
-                ended: false,
-            }),
+            inner: Mutex::new(inner),
             changed: Condvar::new(),
             queued_bytes: AtomicUsize::new(0),
         }
@@ -125,6 +138,7 @@ impl State {
         }
         for frame in frames {
             inner.pending += u64::from(frame.count());
+            inner.account.accept(u64::from(frame.count()), frame.last());
             if let Some(segment) = inner.segments.get_mut(&frame.first().segment()) {
                 segment.records = frame.last().index();
                 segment.disk_bytes = disk_bytes;
@@ -171,9 +185,19 @@ impl State {
 
     /// Everything up to `through` is done with. Returns the segments that can be removed.
     ///
-    /// `newest` is when the record at `through` was received: what is behind it is no older.
-    pub(super) fn release(&self, through: Lsn, newest: Option<Timestamp>) -> Vec<u32> {
+    /// `newest` is when the record at `through` was received: what is behind it is no older. So
+    /// many of the records were `damaged`; what became of the others `word` tells.
+    pub(super) fn release(
+        &self,
+        through: Lsn,
+        newest: Option<Timestamp>,
+        word: Word,
+        damaged: u64,
+    ) -> Vec<u32> {
         let mut inner = self.lock();
+        let before = inner.released.max(inner.account.done);
+        let records = inner.count_between(before, through);
+        inner.account.release(records, through, word, damaged);
         inner.pending -= inner.count_between(inner.released, through).min(inner.pending);
         inner.released = through.max(inner.released);
         inner.oldest = if inner.pending == 0 { None } else { newest.or(inner.oldest) };
@@ -196,6 +220,16 @@ impl State {
             segments: inner.segments.len(),
             oldest: inner.oldest,
         }
+    }
+}
+
+impl State {
+    /// The account, to be kept, and what it says.
+    pub(super) fn account(&self) -> (Account, Audit) {
+        let inner = self.lock();
+        let before = inner.released.max(inner.account.done);
+        let pending = inner.count_between(before, LAST);
+        (inner.account, inner.account.audit(pending))
     }
 }
 
