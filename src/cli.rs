@@ -13,17 +13,24 @@ use tokio::signal::unix::{SignalKind, signal};
 mod check;
 mod config;
 mod dev;
+mod generate;
+mod progress;
+mod range;
+mod ready;
+mod replay;
 mod send;
 mod wal;
 
 /// A wrong configuration, as in sysexits.h.
 const EXIT_USAGE: u8 = 64;
+/// Kafka cannot be used, and everything else can.
+const EXIT_UNAVAILABLE: u8 = 69;
 /// Whatever else went wrong.
 const EXIT_FAILURE: u8 = 1;
 
 /// Takes Tencent Cloud Live callbacks and delivers each to Kafka, once, whatever happens.
 #[derive(Debug, Parser)]
-#[command(version, about, max_term_width = 100)]
+#[command(version, about, max_term_width = 100, after_help = BEGIN)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -36,25 +43,93 @@ enum Command {
     /// Every key of the configuration file can be given as LIVEBRIDGE_<SECTION>_<KEY> in the
     /// environment, which wins. Stops on SIGTERM or SIGINT; a second one stops at once. SIGHUP, or a
     /// change of its files, brings new callback keys without a restart.
+    ///
+    /// Exits 0 when it was told to stop, 64 when the configuration is wrong, 1 otherwise.
+    #[command(after_long_help = SERVE_EXAMPLES)]
     Serve(ConfigFile),
     /// Try it: the same pipeline with a Kafka of its own, nothing to install.
     ///
     /// Starts an in-memory Kafka that any Kafka client reaches, a log in a temporary directory and
     /// the intake, and prints each event as it lands in its topic.
+    #[command(after_long_help = DEV_EXAMPLES)]
     Dev(dev::Options),
     /// Say what is wrong before production does: configuration, directory, clock, keys, Kafka.
     ///
-    /// Exits 0 when nothing is wrong, 1 when something is, 64 when the configuration is.
+    /// Exits 0 when nothing is wrong, 64 when the configuration is, 69 when nothing but Kafka is
+    /// (callbacks would be taken all the same), 1 when something else is.
+    #[command(after_long_help = CHECK_EXAMPLES)]
     Check(ConfigFile),
+    /// Ask a running instance whether it takes callbacks: for health checks of containers.
+    ///
+    /// Exits 0 when it does, 1 when it does not.
+    Ready(ready::Options),
     /// Print the configuration in effect, and where each value comes from; secrets are hidden.
     ///
     /// Exits 64 when `serve` would refuse it.
+    #[command(after_long_help = CONFIG_EXAMPLES)]
     Config(config::Options),
     /// Send callbacks as Tencent does: signed, at a rate, tried again until answered 200.
+    #[command(after_long_help = SEND_EXAMPLES)]
     Send(send::Options),
     /// Look into a log, also beside a running instance; only `release` changes it.
+    #[command(after_long_help = WAL_EXAMPLES)]
     Wal(wal::Options),
+    /// Send events to Kafka again: from an export of a log, or out of the dead letters.
+    ///
+    /// Says what it would do, and does it with --yes.
+    #[command(after_long_help = replay::EXAMPLES)]
+    Replay(replay::Options),
+    /// Print a script that lets a shell complete livebridge's options.
+    #[command(after_long_help = COMPLETIONS_EXAMPLES)]
+    Completions(generate::Completions),
+    /// Print the manual page, or write those of all commands.
+    Man(generate::Man),
 }
+
+const BEGIN: &str =
+    "Begin with `livebridge dev --samples 2`. `livebridge <COMMAND> --help` has examples.";
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  livebridge check --config livebridge.toml && livebridge serve --config livebridge.toml
+  LIVEBRIDGE_CALLBACK_KEYS=secret LIVEBRIDGE_KAFKA_BROKERS=kafka:9092 livebridge serve";
+const DEV_EXAMPLES: &str = "\
+Examples:
+  Two sample callbacks a second, until ctrl-C:
+    livebridge dev --samples 2
+  In another terminal, one callback of your own:
+    livebridge send --key dev-callback-key --event-type push";
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  livebridge check --config livebridge.toml
+  As an init container, which must not wait for Kafka:
+    livebridge check || [ $? -eq 69 ]";
+const CONFIG_EXAMPLES: &str = "\
+Examples:
+  livebridge config --config livebridge.toml
+  What is not as it comes:
+    livebridge config --config livebridge.toml | grep -v '# default$'
+  One value:
+    livebridge config --json | jq -r '.[\"wal.dir\"].value'";
+const SEND_EXAMPLES: &str = "\
+Examples:
+  Is this the right key?
+    LIVEBRIDGE_SEND_KEY=secret livebridge send --url http://host:8080/callback
+  A thousand a second for a minute, of all event types:
+    livebridge send --key secret --rate 1000 --count 60000 --connections 8
+  A callback that was kept, byte for byte:
+    livebridge send --file callback.json";
+const WAL_EXAMPLES: &str = "\
+Examples:
+  What waits for Kafka:
+    livebridge wal status --dir /var/lib/livebridge/log
+  Is a copy of a log good?
+    livebridge wal verify --dir /backup/log
+  What Kafka refused everywhere, and why:
+    livebridge wal quarantine | jq -r .reason";
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  livebridge completions bash > /etc/bash_completion.d/livebridge
+  livebridge completions zsh > ~/.zfunc/_livebridge";
 
 #[derive(Debug, Args)]
 struct ConfigFile {
@@ -74,6 +149,10 @@ enum CliError {
     Stop(#[from] StopError),
     #[error(transparent)]
     Log(#[from] livebridge::wal::OpenError),
+    #[error(transparent)]
+    Replay(#[from] livebridge::publisher::replay::ReplayError),
+    #[error(transparent)]
+    Kafka(#[from] livebridge::kafka::KafkaError),
     #[error("{0}")]
     Usage(String),
     #[error("cannot {what}: {cause}")]
@@ -81,6 +160,9 @@ enum CliError {
     /// A finding that was printed already.
     #[error("something is wrong")]
     Found,
+    /// The same, and it is nothing but Kafka.
+    #[error("Kafka cannot be used")]
+    Unavailable,
 }
 
 impl CliError {
@@ -104,10 +186,15 @@ pub(crate) fn run() -> ExitCode {
         Command::Config(options) => config::run(&options),
         Command::Send(options) => send::run(options),
         Command::Wal(options) => wal::run(&options),
+        Command::Ready(options) => ready::run(&options),
+        Command::Replay(options) => replay::run(&options),
+        Command::Completions(options) => generate::completions(&options),
+        Command::Man(options) => generate::man(&options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(CliError::Found) => ExitCode::from(EXIT_FAILURE),
+        Err(CliError::Unavailable) => ExitCode::from(EXIT_UNAVAILABLE),
         Err(error) => {
             eprintln!("livebridge: {error}");
             let usage = matches!(error, CliError::Config(_) | CliError::Usage(_));

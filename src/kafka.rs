@@ -12,7 +12,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use crate::metrics;
@@ -25,6 +25,7 @@ mod stats;
 
 pub use ledger_reader::LedgerReader;
 pub use producer::{Failure, Message, Producer, Refused, SET_BYTES};
+pub use rdkafka::error::KafkaError;
 
 /// How Kafka is reached and what is promised there.
 #[derive(Clone)]

@@ -17,8 +17,10 @@ use crate::wal::{Next, ReadError, Reader};
 mod batch;
 mod claims;
 pub mod quarantine;
+pub mod replay;
 mod topics;
 
+pub use replay::Exported;
 pub use topics::{Topics, TopicsError};
 
 use batch::Batch;

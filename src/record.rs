@@ -44,6 +44,14 @@ impl Timestamp {
         Self(i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX))
     }
 
+    /// The moment that an RFC 3339 text names, such as its [`fmt::Display`] form.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let time = humantime::parse_rfc3339_weak(text).ok()?;
+        let millis = time.duration_since(UNIX_EPOCH).ok()?.as_millis();
+        i64::try_from(millis).ok().map(Self)
+    }
+
     /// Milliseconds since the Unix epoch.
     #[must_use]
     pub const fn as_millis(self) -> i64 {
@@ -162,6 +170,16 @@ impl EventId {
             natural: u64::from_be_bytes([n0, n1, n2, n3, n4, n5, n6, n7]),
             content: u64::from_be_bytes([c0, c1, c2, c3, c4, c5, c6, c7]),
         }
+    }
+}
+
+impl EventId {
+    /// The id that its [`fmt::Display`] form spells.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.len() == 32 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let number = digits.then(|| u128::from_str_radix(text, 16).ok())??;
+        Some(Self::from_bytes(number.to_be_bytes()))
     }
 }
 

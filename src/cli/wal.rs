@@ -5,12 +5,16 @@ use std::fmt::Display;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use bytesize::ByteSize;
 use clap::{Args, Subcommand};
+use livebridge::publisher::Exported;
 use livebridge::publisher::quarantine::{self, Held};
-use livebridge::record::{Entry, Record, type_name};
-use livebridge::wal;
-use serde_json::Value;
+use livebridge::record::{Entry, Lsn, type_name};
+use livebridge::wal::{self, View};
+use serde_json::json;
 
+use super::progress::Progress;
+use super::range::Range;
 use super::{CliError, block_on};
 
 #[derive(Debug, Args)]
@@ -21,10 +25,19 @@ pub(super) struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Count what is in the log: by event type, published or not, how old, in quarantine.
+    Status(Report),
+    /// List the log's segments: how many records each has, of which time, published or not.
+    List(Report),
     /// Print every record as a line of JSON, those already published but not removed included.
-    Export(Dir),
-    /// Count the records by event type, and say how old they are and what is in quarantine.
-    Status(Dir),
+    ///
+    /// `livebridge replay --export` reads these lines again.
+    #[command(after_long_help = EXPORT_EXAMPLES)]
+    Export(Export),
+    /// Read everything and check it: checksums, and that no record is missing.
+    ///
+    /// Exits 1 when a record is lost that was not published.
+    Verify(Report),
     /// Print every record in quarantine as a line of JSON, with the reason.
     ///
     /// There is what Kafka refused even in the dead-letter topic.
@@ -35,6 +48,15 @@ enum Command {
     Release(Dir),
 }
 
+const EXPORT_EXAMPLES: &str = "\
+Examples:
+  What is not in Kafka yet, into a file:
+    livebridge wal export --unpublished > rescued.jsonl
+  The pushes of the last hour, their bodies only:
+    livebridge wal export --since 1h --event-type push | jq -r .body
+  One record:
+    livebridge wal export --from 12.7 --to 12.7";
+
 #[derive(Debug, Args)]
 struct Dir {
     /// The log's directory: wal.dir of the configuration.
@@ -42,20 +64,54 @@ struct Dir {
     dir: PathBuf,
 }
 
+#[derive(Debug, Args)]
+struct Report {
+    #[command(flatten)]
+    dir: Dir,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Export {
+    #[command(flatten)]
+    dir: Dir,
+    /// Only from this place on, such as 12.7: segment 12, record 7.
+    #[arg(long, value_name = "LSN", value_parser = parse_lsn, default_value = "0.0",
+          hide_default_value = true)]
+    from: Lsn,
+    /// Only up to this place and with it.
+    #[arg(long, value_name = "LSN", value_parser = parse_lsn)]
+    to: Option<Lsn>,
+    /// Only what is not published, by the log's own account; the ledger in Kafka may know of more.
+    #[arg(long)]
+    unpublished: bool,
+    #[command(flatten)]
+    range: Range,
+}
+
+fn parse_lsn(text: &str) -> Result<Lsn, String> {
+    Lsn::parse(text).ok_or_else(|| "is no place such as 12.7".to_owned())
+}
+
 pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let mut out = BufWriter::new(io::stdout().lock());
     let done = match &options.command {
-        Command::Export(Dir { dir }) => wal::visit(dir, |entry| export(&entry, &mut out)),
-        Command::Status(Dir { dir }) => status(dir, &mut out),
+        Command::Status(Report { dir, json }) => status(&dir.dir, *json, &mut out),
+        Command::List(Report { dir, json }) => list(&dir.dir, *json, &mut out),
+        Command::Export(options) => export(options, &mut out),
+        Command::Verify(Report { dir, json }) => verify(&dir.dir, *json, &mut out),
         Command::Quarantine(Dir { dir }) => held(dir)?.iter().try_for_each(|held| {
-            let mut line = json(&held.record);
+            let mut line = json!(Exported::of(&held.record));
             line["reason"] = held.reason.clone().into();
             line["file"] = held.path.display().to_string().into();
             print(&mut out, &line)
         }),
         Command::Release(Dir { dir }) => release(dir, &mut out),
     };
-    match done.and_then(|()| out.flush().map_err(CliError::other("print"))) {
+    let flushed = out.flush().map_err(CliError::other("print"));
+    match done.and(flushed) {
         // Somebody has seen enough: `export | head`.
         Err(CliError::Other { cause, .. })
             if cause
@@ -68,49 +124,160 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     }
 }
 
-fn export(Entry { lsn, record }: &Entry, out: &mut impl Write) -> Result<(), CliError> {
-    let mut line = json(record);
-    line["lsn"] = lsn.to_string().into();
-    print(out, &line)
-}
-
-fn json(record: &Record) -> Value {
-    serde_json::json!({
-        "event_type": record.event_type.map(|event_type| event_type.0),
-        "id": record.id.to_string(),
-        "received_at": record.received_at.to_string(),
-        "occurred_at": record.occurred_at.map(|time| time.to_string()),
-        "key": record.key.as_deref().map(String::from_utf8_lossy),
-        "body": String::from_utf8_lossy(&record.body),
-    })
-}
-
 fn print(out: &mut impl Write, line: &impl Display) -> Result<(), CliError> {
     writeln!(out, "{line}").map_err(CliError::other("print"))
+}
+
+/// The bar for reading all of `view`.
+fn bar(view: &View) -> Progress {
+    Progress::bytes("reading", view.segments.iter().map(|segment| segment.bytes).sum())
+}
+
+fn export(options: &Export, out: &mut impl Write) -> Result<(), CliError> {
+    let view = View::open(&options.dir.dir)?;
+    let after = if options.unpublished { view.published } else { Lsn::ZERO };
+    let is_meant = |Entry { lsn, record }: &Entry| {
+        *lsn >= options.from
+            && *lsn > after
+            && options.to.is_none_or(|to| *lsn <= to)
+            && options.range.has(record.received_at, type_name(record.event_type))
+    };
+    let bar = bar(&view);
+    let first = options.from.max(after).segment();
+    let last = options.to.map_or(u32::MAX, Lsn::segment);
+    for segment in view.segments.iter().filter(|s| (first..=last).contains(&s.number)) {
+        view.read(segment, |entry| {
+            if !is_meant(&entry) {
+                return Ok(());
+            }
+            let mut line = json!(Exported::of(&entry.record));
+            line["lsn"] = entry.lsn.to_string().into();
+            print(out, &line)
+        })?;
+        bar.add(segment.bytes);
+    }
+    Ok(())
 }
 
 fn held(dir: &Path) -> Result<Vec<Held>, CliError> {
     quarantine::list(&quarantine::dir_of(dir)).map_err(CliError::other("read the quarantine"))
 }
 
-fn status(dir: &Path, out: &mut impl Write) -> Result<(), CliError> {
+fn status(dir: &Path, json: bool, out: &mut impl Write) -> Result<(), CliError> {
+    let view = View::open(dir)?;
     let mut counts = BTreeMap::<_, u64>::new();
+    let mut unpublished = 0_u64;
     let mut times = None;
-    wal::visit(dir, |entry| {
-        *counts.entry(type_name(entry.record.event_type)).or_default() += 1;
-        let received_at = entry.record.received_at;
-        let (first, _) = times.unwrap_or((received_at, received_at));
-        times = Some((first, received_at));
-        Ok::<_, CliError>(())
-    })?;
-    print(out, &format_args!("records      {}", counts.values().sum::<u64>()))?;
+    let bar = bar(&view);
+    for segment in &view.segments {
+        view.read(segment, |Entry { lsn, record }| {
+            *counts.entry(type_name(record.event_type)).or_default() += 1;
+            unpublished += u64::from(lsn > view.published);
+            let (first, _) = times.unwrap_or((record.received_at, record.received_at));
+            times = Some((first, record.received_at));
+            Ok::<_, CliError>(())
+        })?;
+        bar.add(segment.bytes);
+    }
+    drop(bar);
+    let records: u64 = counts.values().sum();
+    let bytes: u64 = view.segments.iter().map(|segment| segment.bytes).sum();
+    let quarantined = held(dir)?.len();
+    if json {
+        let times = times.map(|(first, last)| [first.to_string(), last.to_string()]);
+        return print(
+            out,
+            &json!({
+                "log": view.id.to_string(), "records": records, "unpublished": unpublished,
+                "by_event_type": counts, "received": times, "segments": view.segments.len(),
+                "disk_bytes": bytes, "quarantined": quarantined,
+            }),
+        );
+    }
+    print(out, &format_args!("log          {}", view.id))?;
+    print(out, &format_args!("records      {records}, of which {unpublished} wait for Kafka"))?;
     for (name, count) in counts {
         print(out, &format_args!("  {name:<20} {count}"))?;
     }
     if let Some((first, last)) = times {
         print(out, &format_args!("received     {first} to {last}"))?;
     }
-    print(out, &format_args!("quarantined  {}", held(dir)?.len()))
+    let segments = view.segments.len();
+    print(out, &format_args!("on disk      {}, {segments} segments", ByteSize(bytes)))?;
+    print(out, &format_args!("quarantined  {quarantined}"))
+}
+
+fn list(dir: &Path, json: bool, out: &mut impl Write) -> Result<(), CliError> {
+    let view = View::open(dir)?;
+    if !json {
+        print(out, &"segment        records        size  first received            state")?;
+    }
+    for segment in &view.segments {
+        let records = match segment.closed {
+            Some(records) => records,
+            // Still written to, or left so by a crash: the only one that has to be read.
+            None => view.read(segment, |_| Ok::<_, CliError>(()))?.last,
+        };
+        let oldest = view.oldest(segment)?.map(|time| time.to_string());
+        let published = view.published >= Lsn::new(segment.number, records);
+        let state = match (segment.closed, records, published) {
+            (_, 0, _) => "empty",
+            (_, _, true) => "published",
+            (None, ..) => "open",
+            (Some(_), ..) => "closed",
+        };
+        if json {
+            print(
+                out,
+                &json!({
+                    "segment": segment.number, "records": records, "bytes": segment.bytes,
+                    "first_received": oldest, "state": state,
+                    "path": segment.path.display().to_string(),
+                }),
+            )?;
+        } else {
+            let size = ByteSize(segment.bytes).to_string();
+            let oldest = oldest.unwrap_or_else(|| "-".to_owned());
+            let number = segment.number;
+            print(
+                out,
+                &format_args!("{number:<12} {records:>9}  {size:>10}  {oldest:<24}  {state}"),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn verify(dir: &Path, json: bool, out: &mut impl Write) -> Result<(), CliError> {
+    let view = View::open(dir)?;
+    let (mut records, mut missing) = (0_u64, 0_u64);
+    let mut problems = Vec::new();
+    let bar = bar(&view);
+    for segment in &view.segments {
+        let found = view.read(segment, |_| {
+            records += 1;
+            Ok::<_, CliError>(())
+        })?;
+        bar.add(segment.bytes);
+        let path = segment.path.display();
+        if found.missing > 0 {
+            missing += u64::from(found.missing);
+            let problem = "records are damaged and were not published";
+            problems.push(format!("{path}: {} {problem}", found.missing));
+        } else if found.torn && segment.closed.is_some() {
+            problems.push(format!("{path}: has damaged bytes, but no record is missing"));
+        }
+    }
+    drop(bar);
+    if json {
+        let report = json!({"records": records, "missing": missing, "problems": problems});
+        print(out, &report)?;
+    } else {
+        problems.iter().try_for_each(|problem| print(out, problem))?;
+        let segments = view.segments.len();
+        print(out, &format_args!("{records} records in {segments} segments, {missing} missing"))?;
+    }
+    if missing > 0 { Err(CliError::Found) } else { Ok(()) }
 }
 
 fn release(dir: &Path, out: &mut impl Write) -> Result<(), CliError> {
@@ -121,11 +288,13 @@ fn release(dir: &Path, out: &mut impl Write) -> Result<(), CliError> {
     // No limits: what is in quarantine takes its space already.
     let config = wal::Config { dir: dir.to_owned(), max_bytes: u64::MAX, min_free_bytes: 0 };
     let (appender, reader, mut log) = wal::open(&config)?;
+    let bar = Progress::count("releasing", held.len() as u64);
     let released = block_on(async {
         for held in &held {
             let append = appender.append(held.record.clone()).await;
             append.map_err(CliError::other("append to the log"))?;
             quarantine::remove(held).map_err(CliError::other("empty the quarantine"))?;
+            bar.add(1);
         }
         drop(appender);
         log.ended().await.map_err(CliError::other("close the log"))

@@ -1,13 +1,20 @@
-//! Follows topics from their beginning: what `livebridge dev` prints.
+//! Reads topics of events: on and on for `livebridge dev`, up to their end for `livebridge replay`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{Headers, Message};
+use rdkafka::metadata::MetadataTopic;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaErrorCode;
 
 use super::{Config, Context, METADATA_TIMEOUT};
+use crate::record::Timestamp;
+
+/// Reading to a topic's end is given up when nothing has arrived for so long. Kafka ends an
+/// abandoned transaction, which may hide what is behind it, within 40 s.
+const STALLED: Duration = Duration::from_mins(1);
 
 /// A record as found in Kafka.
 #[derive(Clone, Debug)]
@@ -22,6 +29,8 @@ pub struct Landed {
     pub key: Option<Vec<u8>>,
     /// Its value.
     pub value: Vec<u8>,
+    /// Its timestamp.
+    pub timestamp: Option<Timestamp>,
     /// Its headers.
     pub headers: Vec<(String, String)>,
 }
@@ -63,20 +72,70 @@ impl Follower {
     /// # Errors
     /// librdkafka's.
     pub fn next(&self, timeout: Duration) -> Result<Option<Landed>, KafkaError> {
-        let Some(message) = self.0.poll(timeout).transpose()? else { return Ok(None) };
-        let headers = message.headers().into_iter().flat_map(Headers::iter);
-        Ok(Some(Landed {
-            topic: message.topic().to_owned(),
-            partition: message.partition(),
-            offset: message.offset(),
-            key: message.key().map(<[u8]>::to_vec),
-            value: message.payload().unwrap_or_default().to_vec(),
-            headers: headers
-                .map(|header| {
-                    let value = String::from_utf8_lossy(header.value.unwrap_or_default());
-                    (header.key.to_owned(), value.into_owned())
-                })
-                .collect(),
-        }))
+        Ok(self.0.poll(timeout).transpose()?.map(|message| landed(&message)))
     }
+}
+
+fn landed(message: &impl Message) -> Landed {
+    let headers = message.headers().into_iter().flat_map(Headers::iter);
+    Landed {
+        topic: message.topic().to_owned(),
+        partition: message.partition(),
+        offset: message.offset(),
+        key: message.key().map(<[u8]>::to_vec),
+        value: message.payload().unwrap_or_default().to_vec(),
+        timestamp: message.timestamp().to_millis().map(Timestamp::from_millis),
+        headers: headers
+            .map(|header| {
+                let value = String::from_utf8_lossy(header.value.unwrap_or_default());
+                (header.key.to_owned(), value.into_owned())
+            })
+            .collect(),
+    }
+}
+
+/// Calls `visit` for every record of `topic` that has this timestamp or a later one, up to what is
+/// the topic's end when it gets there. Records of open and undone transactions are not seen.
+///
+/// # Errors
+/// librdkafka's, or what `visit` returned.
+pub fn read_to_end<E: From<KafkaError>>(
+    config: &Config,
+    topic: &str,
+    since: Timestamp,
+    mut visit: impl FnMut(Landed) -> Result<(), E>,
+) -> Result<(), E> {
+    let consumer: BaseConsumer<Context> = config
+        .base()
+        .set("group.id", "livebridge-replay")
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
+        .set("isolation.level", "read_committed")
+        .create_with_context(Context)?;
+    let metadata = consumer.fetch_metadata(Some(topic), METADATA_TIMEOUT)?;
+    let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
+    let mut wanted = TopicPartitionList::new();
+    for partition in partitions {
+        let since = Offset::Offset(since.as_millis().max(0));
+        wanted.add_partition_offset(topic, partition.id(), since)?;
+    }
+    let mut open = wanted.count();
+    let found = consumer.offsets_for_times(wanted, METADATA_TIMEOUT)?;
+    consumer.assign(&found)?;
+    let mut last = Instant::now();
+    while open > 0 {
+        match consumer.poll(Duration::from_millis(100)) {
+            Some(Ok(message)) => visit(landed(&message))?,
+            Some(Err(KafkaError::PartitionEOF(_))) => open -= 1,
+            // Brokers that come and go are librdkafka's to deal with, as long as something comes.
+            Some(Err(cause)) if last.elapsed() > STALLED => return Err(cause.into()),
+            None if last.elapsed() > STALLED => {
+                let cause = RDKafkaErrorCode::OperationTimedOut;
+                return Err(KafkaError::MessageConsumption(cause).into());
+            }
+            Some(Err(_)) | None => continue,
+        }
+        last = Instant::now();
+    }
+    Ok(())
 }

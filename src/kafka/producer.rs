@@ -31,7 +31,7 @@ pub struct Message<'a> {
     /// The record's timestamp.
     pub timestamp: Timestamp,
     /// The record's headers.
-    pub headers: Vec<(&'static str, Cow<'a, str>)>,
+    pub headers: Vec<(&'a str, Cow<'a, str>)>,
     /// What the sender knows it by, should Kafka refuse it.
     pub place: usize,
 }

@@ -14,6 +14,11 @@ use crate::wal::{Fates, LogId};
 /// CloudEvents' `source`: what `ce_id` is unique within, whichever instance received the event.
 const SOURCE: &str = "urn:tencent-cloud:live";
 
+/// Says of a dead letter where it should have gone.
+pub(super) const DEAD_TOPIC: &str = "livebridge-topic";
+/// Says of a dead letter why it did not.
+pub(super) const DEAD_REASON: &str = "livebridge-reason";
+
 /// Keys and headers of two records of one type differ in length by less than this.
 const HEADERS_SPREAD: usize = 4 * 1024;
 
@@ -103,8 +108,8 @@ impl<'a> Batch<'a> {
                 Fate::Publish => {}
                 Fate::DeadLetter { reason } => {
                     message.topic = topics.dead_letter();
-                    message.headers.push(("livebridge-topic", Cow::Borrowed(topic)));
-                    message.headers.push(("livebridge-reason", Cow::Borrowed(reason)));
+                    message.headers.push((DEAD_TOPIC, Cow::Borrowed(topic)));
+                    message.headers.push((DEAD_REASON, Cow::Borrowed(reason)));
                 }
                 Fate::Quarantined => continue,
             }
@@ -194,7 +199,12 @@ impl<'a> Batch<'a> {
 }
 
 /// A record as Kafka sees it: CloudEvents' Kafka binding in binary mode, the body untouched.
-fn message<'m>(record: &'m Record, topic: &'m str, instance: &'m str, place: usize) -> Message<'m> {
+pub(super) fn message<'m>(
+    record: &'m Record,
+    topic: &'m str,
+    instance: &'m str,
+    place: usize,
+) -> Message<'m> {
     let occurred_at = record.occurred_at.unwrap_or(record.received_at);
     let stream = record.key.as_deref().filter(|_| record.has_stream);
     let mut headers = Vec::with_capacity(11);

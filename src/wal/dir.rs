@@ -7,8 +7,6 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use uuid::Uuid;
-
 use super::frame::Scanner;
 use super::{LogId, OpenError};
 use crate::metrics;
@@ -115,7 +113,7 @@ pub(super) fn read_identity(dir: &Path) -> Result<LogId, OpenError> {
 }
 
 pub(super) fn make_identity(dir: &Path) -> Result<LogId, OpenError> {
-    let id = LogId(Uuid::new_v4());
+    let id = LogId::unique();
     let path = dir.join(IDENTITY);
     let text = format!("livebridge log, format {FORMAT}, id {id}\n");
     write_durably(&path, text.as_bytes())

@@ -28,9 +28,7 @@ impl Progress {
     /// segment that is yet to be made: then segments were taken away, and numbers are given again.
     pub(super) fn open(dir: &Path, log: LogId, first_new: u32) -> (Self, Lsn) {
         let path = dir.join(NAME);
-        let text = fs::read_to_string(&path).unwrap_or_default();
-        let through = text.split(' ').next().and_then(Lsn::parse);
-        let through = through.filter(|through| line(log, *through) == text);
+        let through = read(dir, log);
         let through = through.filter(|through| through.segment() < first_new);
         // What is not believed now must not be believed when the segment has been made.
         let file = File::options().create(true).write(true).truncate(through.is_none()).open(&path);
@@ -51,6 +49,13 @@ impl Progress {
             self.file = None;
         }
     }
+}
+
+/// What the copy in `dir` says; `None` when there is none, or it is torn or of another log.
+pub(super) fn read(dir: &Path, log: LogId) -> Option<Lsn> {
+    let text = fs::read_to_string(dir.join(NAME)).ok()?;
+    let through = text.split(' ').next().and_then(Lsn::parse)?;
+    (line(log, through) == text).then_some(through)
 }
 
 /// Always of the same length, so that a line overwrites the one before it whole.

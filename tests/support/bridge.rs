@@ -86,6 +86,11 @@ impl Bridge {
         self
     }
 
+    /// Its configuration, for commands that share it.
+    pub fn environment(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.environment.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     /// What its configuration file says; for what the environment cannot.
     pub fn config(self, text: &str) -> Self {
         let path = self.dir.path().join("livebridge.toml");

@@ -1,0 +1,49 @@
+//! Which records are meant: options that several commands have in common.
+
+use clap::Args;
+use livebridge::record::{EventType, OTHER, Timestamp, type_name};
+
+/// Which records are meant; all of them, unless an option says otherwise.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct Range {
+    /// Only what was received at this time or later: 2026-11-24T20:00:00Z, or 2h for two hours ago.
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    since: Option<Timestamp>,
+    /// Only what was received before this time.
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    until: Option<Timestamp>,
+    /// Only events of this type, by number or name, such as 1 or push; may be given several times.
+    #[arg(long, value_name = "TYPE", value_parser = parse_type)]
+    event_type: Vec<TypeName>,
+}
+
+/// The name of an event type, `other` included.
+type TypeName = &'static str;
+
+impl Range {
+    /// Whether a record of this type that was received then is meant.
+    pub(super) fn has(&self, received_at: Timestamp, event_type: TypeName) -> bool {
+        self.since.is_none_or(|since| received_at >= since)
+            && self.until.is_none_or(|until| received_at < until)
+            && (self.event_type.is_empty() || self.event_type.contains(&event_type))
+    }
+}
+
+fn parse_time(text: &str) -> Result<Timestamp, String> {
+    if let Ok(ago) = humantime::parse_duration(text) {
+        return Ok(Timestamp::now().before(ago));
+    }
+    Timestamp::parse(text).ok_or_else(|| {
+        "is neither a time such as 2026-11-24T20:00:00Z nor a duration such as 2h".to_owned()
+    })
+}
+
+fn parse_type(text: &str) -> Result<TypeName, String> {
+    if text == OTHER {
+        return Ok(OTHER);
+    }
+    EventType::parse(text).map(|code| type_name(Some(code))).ok_or_else(|| {
+        let names: Vec<&str> = EventType::known().map(|(_, name)| name).chain([OTHER]).collect();
+        format!("is no event type; there are {}", names.join(", "))
+    })
+}

@@ -1,0 +1,74 @@
+//! `livebridge ready`: asks a running instance whether it takes callbacks.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use clap::Args;
+use livebridge::config::Given;
+
+use super::{CliError, ConfigFile};
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Where it serves /readyz; without it, admin.listen of the configuration.
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<SocketAddr>,
+}
+
+/// The longest that the answer is waited for; what asks has a limit of its own.
+const WAIT: Duration = Duration::from_secs(3);
+
+pub(super) fn run(options: &Options) -> Result<(), CliError> {
+    let address = match options.admin {
+        Some(address) => address,
+        None => configured(options)?,
+    };
+    match ask(address) {
+        Ok((200, _)) => {
+            println!("ready");
+            Ok(())
+        }
+        Ok((_, reason)) => {
+            println!("{}", reason.trim());
+            Err(CliError::Found)
+        }
+        Err(cause) => {
+            println!("no answer from {address}: {cause}");
+            Err(CliError::Found)
+        }
+    }
+}
+
+/// Not by way of the whole configuration: who asks may not be allowed to read the keys.
+fn configured(options: &Options) -> Result<SocketAddr, CliError> {
+    let settings = Given::read(options.config.config.as_deref())?.settings();
+    let listen =
+        settings.iter().find(|setting| (&*setting.table, &*setting.key) == ("admin", "listen"));
+    let listen = listen.and_then(|setting| setting.value.as_ref()?.as_str()?.parse().ok());
+    let mut address: SocketAddr =
+        listen.ok_or_else(|| CliError::Usage("admin.listen is no address".into()))?;
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        });
+    }
+    Ok(address)
+}
+
+/// The status and the body of `/readyz`.
+fn ask(address: SocketAddr) -> io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect_timeout(&address, WAIT)?;
+    stream.set_read_timeout(Some(WAIT))?;
+    write!(stream, "GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    // More than that is no answer of ours.
+    stream.take(64 * 1024).read_to_string(&mut answer)?;
+    let parts = answer
+        .split_once("\r\n\r\n")
+        .and_then(|(head, body)| Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned())));
+    parts.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "this is not livebridge"))
+}

@@ -1,0 +1,165 @@
+//! `livebridge replay`: sends events to Kafka again.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+
+use clap::Args;
+use livebridge::config::Config;
+use livebridge::kafka::follow::read_to_end;
+use livebridge::publisher::replay::{Event, Plan, ReplayError, Sender};
+use livebridge::record::{EventType, Timestamp, type_name};
+
+use super::progress::Progress;
+use super::range::Range;
+use super::{CliError, ConfigFile};
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    #[command(flatten)]
+    config: ConfigFile,
+    #[command(flatten)]
+    source: Source,
+    #[command(flatten)]
+    range: Range,
+    /// Send to this topic instead of each event's own. It must exist.
+    #[arg(long, value_name = "TOPIC")]
+    to: Option<String>,
+    /// Send also what is in its topic already: consumers then see it twice.
+    #[arg(long)]
+    again: bool,
+    /// Really send. Without it, nothing is changed and only said what would be.
+    #[arg(long)]
+    yes: bool,
+}
+
+/// Where the events come from.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Source {
+    /// The dead-letter topic.
+    #[arg(long)]
+    dead_letters: bool,
+    /// A file that `livebridge wal export` wrote.
+    #[arg(long, value_name = "FILE")]
+    export: Option<PathBuf>,
+}
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  A topic took no messages above 1 MB and has been mended. What would be sent, then send it:
+    livebridge replay --config livebridge.toml --dead-letters --since 6h
+    livebridge replay --config livebridge.toml --dead-letters --since 6h --yes
+  The disk of a lost host, read on another one:
+    livebridge wal export --dir /mnt/rescued/log --unpublished > rescued.jsonl
+    livebridge replay --config livebridge.toml --export rescued.jsonl --yes
+  The same events into a topic to try a consumer with:
+    livebridge replay --config livebridge.toml --export rescued.jsonl --to test --yes
+
+What a consumer sees: the event as it was, with the same ce_id, key, value and timestamp, and the
+header livebridge-replayed-at. It comes behind what was published meanwhile, and retention counts
+from its own time. An event that is in its topic already is left out, so that running this twice
+sends nothing twice. A running livebridge is not disturbed.";
+
+pub(super) fn run(options: &Options) -> Result<(), CliError> {
+    let config = Config::load(options.config.config.as_deref())?;
+    if let Some(topic) = &options.to {
+        check_target(&config, topic)?;
+    }
+    let mut plan = Plan::default();
+    let bytes = options.source.export.as_ref().and_then(|path| path.metadata().ok());
+    let bar = Progress::bytes("reading", bytes.map_or(0, |meta| meta.len()));
+    let read = each(options, &config, |event, bytes| {
+        bar.add(bytes);
+        plan.add(&event);
+        Ok(())
+    })?;
+    drop(bar);
+    if !options.again {
+        plan.leave_out_what_is_there(&config.kafka)?;
+    }
+    println!("{read} events are meant");
+    let mut to_send = 0;
+    for (topic, sent, there) in plan.counts() {
+        to_send += sent;
+        println!("  {topic:<26} {sent} to send, {there} there already");
+    }
+    if to_send == 0 {
+        return Ok(());
+    }
+    if !options.yes {
+        println!("Nothing was sent: --yes sends.");
+        return Ok(());
+    }
+    let ledger = options.to.is_none().then(|| config.topics.ledger());
+    let mut sender = Sender::connect(&config.kafka, ledger)?;
+    let bar = Progress::count("sending", to_send as u64);
+    each(options, &config, |event, _| {
+        if plan.take(&event) {
+            bar.add(1);
+            sender.send(event)?;
+        }
+        Ok(())
+    })?;
+    let sent = sender.finish()?;
+    drop(bar);
+    println!("{sent} events sent");
+    Ok(())
+}
+
+/// Nobody's events may land in the ledger, and a typo must not make a topic.
+fn check_target(config: &Config, topic: &str) -> Result<(), CliError> {
+    if topic == config.topics.ledger() {
+        return Err(CliError::Usage(format!("--to {topic}: that is the ledger, not for events")));
+    }
+    match config.kafka.missing_topics([topic].into_iter()) {
+        Ok(missing) if missing.is_empty() => Ok(()),
+        Ok(_) => Err(CliError::Usage(format!("--to {topic}: there is no such topic"))),
+        Err(cause) => Err(ReplayError::from(cause).into()),
+    }
+}
+
+/// Calls `visit` for every event that the options mean, with the bytes read for it, and returns how
+/// many there are.
+fn each(
+    options: &Options,
+    config: &Config,
+    mut visit: impl FnMut(Event, u64) -> Result<(), CliError>,
+) -> Result<u64, CliError> {
+    let mut count = 0;
+    let mut take = |mut event: Event, bytes: usize| {
+        let known = EventType::parse(&event.type_name);
+        if !options.range.has(event.received_at, type_name(known)) {
+            return Ok(());
+        }
+        if let Some(topic) = &options.to {
+            event.topic.clone_from(topic);
+        }
+        count += 1;
+        visit(event, bytes as u64)
+    };
+    if let Some(path) = &options.source.export {
+        let file = File::open(path).map_err(CliError::other("open the export"))?;
+        for (number, line) in BufReader::new(file).lines().enumerate() {
+            let line = line.map_err(CliError::other("read the export"))?;
+            let event = Event::of_line(&line, &config.topics, &config.kafka.instance);
+            let event = event.ok_or_else(|| {
+                let place = format!("{}:{}", path.display(), number + 1);
+                CliError::Usage(format!("{place}: not a line that `livebridge wal export` wrote"))
+            })?;
+            take(event, line.len() + 1)?;
+        }
+    } else {
+        // From its beginning: the topic goes by the events' times, the options by their receipt.
+        let beginning = Timestamp::from_millis(0);
+        read_to_end(&config.kafka, config.topics.dead_letter(), beginning, |landed| {
+            let place = format!("{}/{}", landed.partition, landed.offset);
+            let Some(event) = Event::of_dead_letter(landed) else {
+                eprintln!("passed over {place}: livebridge did not put it there");
+                return Ok(());
+            };
+            take(event, 0)
+        })?;
+    }
+    Ok(count)
+}

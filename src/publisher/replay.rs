@@ -1,0 +1,334 @@
+//! Sends events to Kafka again: from an export of a log, or from the dead letters.
+//!
+//! What a replay sends is the same event: the same `ce_id`, key, value and timestamp, so that a
+//! consumer that goes by `ce_id` is not deceived. What is in its topic already is not sent, unless
+//! that is asked for. Each transaction has a ledger record like any other, of a log that there is
+//! not: so a retry of the event that reaches an instance is absorbed there.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use super::Topics;
+use super::batch::{self, DEAD_REASON, DEAD_TOPIC};
+use crate::kafka::follow::{Landed, read_to_end};
+use crate::kafka::{self, Failure, KafkaError, Message, Producer, SET_BYTES, SetupError};
+use crate::ledger::Commit;
+use crate::record::{EventId, EventType, Lsn, Record, Timestamp};
+use crate::wal::LogId;
+
+/// Bytes of events in one transaction, and how many of them.
+const BATCH: (usize, usize) = (4 * 1024 * 1024, 5000);
+/// Says when an event was sent again.
+const REPLAYED_AT: &str = "livebridge-replayed-at";
+
+/// Why events cannot be sent again.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// No producer.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// A topic cannot be read.
+    #[error("cannot read from Kafka: {0}")]
+    Read(#[from] KafkaError),
+    /// Kafka does not take them.
+    #[error("Kafka did not take the events: {0}; those before are there, so just run it again")]
+    Send(String),
+    /// Kafka will never take one of them.
+    #[error(
+        "{topic} refuses the event {id}: {reason}; mend that (max.message.bytes, say) and run it \
+         again: what was sent before is not sent twice"
+    )]
+    Refused {
+        /// Where to.
+        topic: String,
+        /// Which.
+        id: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A record as `livebridge wal export` prints it, a line each.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exported {
+    event_type: Option<i64>,
+    id: String,
+    received_at: String,
+    occurred_at: Option<String>,
+    key: Option<String>,
+    has_stream: bool,
+    body: String,
+}
+
+impl Exported {
+    /// The line of `record`. Bodies are JSON and keys are out of it, so that nothing is lost.
+    #[must_use]
+    pub fn of(record: &Record) -> Self {
+        Self {
+            event_type: record.event_type.map(|event_type| event_type.0),
+            id: record.id.to_string(),
+            received_at: record.received_at.to_string(),
+            occurred_at: record.occurred_at.map(|time| time.to_string()),
+            key: record.key.as_deref().map(|key| String::from_utf8_lossy(key).into_owned()),
+            has_stream: record.has_stream,
+            body: String::from_utf8_lossy(&record.body).into_owned(),
+        }
+    }
+
+    /// The record of this line; `None` when it is not one that was exported.
+    fn record(self) -> Option<Record> {
+        let received_at = Timestamp::parse(&self.received_at)?;
+        let occurred_at = self.occurred_at.as_deref().map(Timestamp::parse);
+        Some(Record {
+            event_type: self.event_type.map(EventType),
+            id: EventId::parse(&self.id)?,
+            received_at,
+            occurred_at: occurred_at.map_or(Some(None), |time| time.map(Some))?,
+            key: self.key.map(Bytes::from),
+            has_stream: self.has_stream,
+            body: self.body.into(),
+        })
+    }
+}
+
+/// An event to send again.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// Its topic.
+    pub topic: String,
+    /// Its `ce_id`.
+    pub id: EventId,
+    /// When livebridge received it.
+    pub received_at: Timestamp,
+    /// The last word of its `ce_type`: the event type's name.
+    pub type_name: String,
+    key: Option<Vec<u8>>,
+    value: Vec<u8>,
+    timestamp: Timestamp,
+    headers: Vec<(String, String)>,
+}
+
+impl Event {
+    /// The event that a line of an export holds; `None` when it holds none.
+    #[must_use]
+    pub fn of_line(line: &str, topics: &Topics, instance: &str) -> Option<Self> {
+        let record = serde_json::from_str::<Exported>(line).ok()?.record()?;
+        let topic = topics.of(record.event_type);
+        let Message { key, value, timestamp, headers, .. } =
+            batch::message(&record, topic, instance, 0);
+        let owned = |(name, value): (&str, Cow<'_, str>)| (name.to_owned(), value.into_owned());
+        let headers = headers.into_iter().map(owned).collect();
+        let key = key.map(<[u8]>::to_vec);
+        Self::new(topic.to_owned(), key, value.into_owned(), timestamp, headers)
+    }
+
+    /// The event that a record of the dead-letter topic holds; `None` when livebridge did not put
+    /// it there.
+    #[must_use]
+    pub fn of_dead_letter(landed: Landed) -> Option<Self> {
+        let Landed { key, value, timestamp, mut headers, .. } = landed;
+        let topic = headers.iter().find(|(name, _)| name == DEAD_TOPIC)?.1.clone();
+        headers.retain(|(name, _)| name != DEAD_TOPIC && name != DEAD_REASON);
+        Self::new(topic, key, value, timestamp?, headers)
+    }
+
+    fn new(
+        topic: String,
+        key: Option<Vec<u8>>,
+        value: Vec<u8>,
+        timestamp: Timestamp,
+        headers: Vec<(String, String)>,
+    ) -> Option<Self> {
+        let id = id_of(&headers)?;
+        let header = |name| headers.iter().find(|(n, _)| n == name).map(|(_, value)| value);
+        let received_at = Timestamp::parse(header("livebridge-received-at")?)?;
+        let type_name = header("ce_type")?.rsplit('.').next()?.to_owned();
+        Some(Self { topic, id, received_at, type_name, key, value, timestamp, headers })
+    }
+
+    fn len(&self) -> usize {
+        let headers = self.headers.iter().map(|(name, value)| name.len() + value.len());
+        self.value.len() + headers.sum::<usize>()
+    }
+}
+
+fn id_of(headers: &[(String, String)]) -> Option<EventId> {
+    headers.iter().find(|(name, _)| name == "ce_id").and_then(|(_, id)| EventId::parse(id))
+}
+
+/// What is to be sent to which topic; made from one pass over the events, for a second one.
+#[derive(Debug, Default)]
+pub struct Plan {
+    topics: BTreeMap<String, Wanted>,
+}
+
+/// What one topic is to get.
+#[derive(Debug)]
+struct Wanted {
+    /// Whether an event is still to be sent.
+    ids: HashMap<EventId, bool>,
+    /// The timestamp of the oldest.
+    oldest: Timestamp,
+}
+
+impl Plan {
+    /// `event` is to be sent.
+    pub fn add(&mut self, event: &Event) {
+        let fresh = || Wanted { ids: HashMap::new(), oldest: event.timestamp };
+        let wanted = self.topics.entry(event.topic.clone()).or_insert_with(fresh);
+        wanted.ids.insert(event.id, true);
+        wanted.oldest = wanted.oldest.min(event.timestamp);
+    }
+
+    /// Topic by topic: how many events are to be sent, and how many of the plan are not, because
+    /// they are there.
+    pub fn counts(&self) -> impl Iterator<Item = (&str, usize, usize)> {
+        self.topics.iter().map(|(topic, wanted)| {
+            let to_send = wanted.ids.values().filter(|to_send| **to_send).count();
+            (topic.as_str(), to_send, wanted.ids.len() - to_send)
+        })
+    }
+
+    /// Leaves out what is in its topic already.
+    ///
+    /// # Errors
+    /// [`ReplayError::Read`]
+    pub fn leave_out_what_is_there(&mut self, kafka: &kafka::Config) -> Result<(), ReplayError> {
+        for (topic, wanted) in &mut self.topics {
+            read_to_end(kafka, topic, wanted.oldest, |landed| {
+                if let Some(to_send) = id_of(&landed.headers).and_then(|id| wanted.ids.get_mut(&id))
+                {
+                    *to_send = false;
+                }
+                Ok::<_, ReplayError>(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Whether `event` is to be sent; the next time it is not.
+    pub fn take(&mut self, event: &Event) -> bool {
+        let wanted = self.topics.get_mut(&event.topic).and_then(|w| w.ids.get_mut(&event.id));
+        wanted.is_some_and(std::mem::take)
+    }
+}
+
+/// Sends events again, one transaction after another.
+#[derive(Debug)]
+pub struct Sender {
+    producer: Producer,
+    log: LogId,
+    /// The ledger's topic; `None` when what is sent goes where nobody looks for events.
+    ledger: Option<String>,
+    replayed_at: String,
+    batch: Vec<Event>,
+    bytes: usize,
+    sent: u32,
+}
+
+impl Sender {
+    /// Connects, under a name of its own: the instance's would fence a bridge that is running.
+    ///
+    /// # Errors
+    /// [`ReplayError::Setup`]
+    pub fn connect(kafka: &kafka::Config, ledger: Option<&str>) -> Result<Self, ReplayError> {
+        let mut kafka = kafka.clone();
+        kafka.instance.push_str(".replay");
+        let producer = Producer::connect(&kafka, SET_BYTES, CancellationToken::new())?;
+        Ok(Self {
+            producer,
+            log: LogId::unique(),
+            ledger: ledger.map(str::to_owned),
+            replayed_at: Timestamp::now().to_string(),
+            batch: Vec::new(),
+            bytes: 0,
+            sent: 0,
+        })
+    }
+
+    /// Sends `event`, now or with the next ones.
+    ///
+    /// # Errors
+    /// [`ReplayError`]
+    pub fn send(&mut self, event: Event) -> Result<(), ReplayError> {
+        self.bytes += event.len();
+        self.batch.push(event);
+        if self.bytes >= BATCH.0 || self.batch.len() >= BATCH.1 { self.flush() } else { Ok(()) }
+    }
+
+    /// Sends what is left, and returns how many events were sent in all.
+    ///
+    /// # Errors
+    /// [`ReplayError`]
+    pub fn finish(mut self) -> Result<u32, ReplayError> {
+        self.flush()?;
+        Ok(self.sent)
+    }
+
+    fn flush(&mut self) -> Result<(), ReplayError> {
+        let batch = std::mem::take(&mut self.batch);
+        self.bytes = 0;
+        let (Some(newest), Ok(count)) =
+            (batch.iter().map(|event| event.received_at).max(), u32::try_from(batch.len()))
+        else {
+            return Ok(());
+        };
+        let ledger = self.ledger.as_deref().map(|topic| {
+            let place = |sent| Lsn::new(1, sent);
+            let ids = batch.iter().map(|event| event.id).collect();
+            let (first, last) = (place(self.sent + 1), place(self.sent + count));
+            (topic, Commit { log: self.log, first, last, newest, ids })
+        });
+        let mut messages: Vec<Message<'_>> =
+            batch.iter().enumerate().map(|(place, event)| self.message(event, place)).collect();
+        if let Some((topic, commit)) = &ledger {
+            messages.push(Message {
+                topic,
+                key: Some(b"replay"),
+                value: Cow::Owned(commit.encode()),
+                timestamp: newest,
+                headers: Vec::new(),
+                place: batch.len(),
+            });
+        }
+        let handed = self.producer.hand_over(&messages).and_then(|_| self.producer.commit());
+        handed.map_err(|failure| match failure {
+            Failure::Refused(refused) => {
+                let refused = refused.into_iter().next();
+                let event = refused.as_ref().and_then(|refused| batch.get(refused.place));
+                ReplayError::Refused {
+                    topic: event.map_or("Kafka", |event| &event.topic).to_owned(),
+                    id: event.map_or_else(String::new, |event| event.id.to_string()),
+                    reason: refused.map_or_else(String::new, |refused| refused.reason.to_string()),
+                }
+            }
+            Failure::Retry(cause) | Failure::Lost(cause) | Failure::Fenced(cause) => {
+                ReplayError::Send(cause.to_string())
+            }
+            Failure::Contested => ReplayError::Send("another came first".to_owned()),
+        })?;
+        self.sent += count;
+        Ok(())
+    }
+
+    fn message<'m>(&'m self, event: &'m Event, place: usize) -> Message<'m> {
+        let headers = event.headers.iter();
+        let mut headers: Vec<(&str, Cow<'_, str>)> = headers
+            .filter(|(name, _)| name != REPLAYED_AT)
+            .map(|(name, value)| (name.as_str(), Cow::Borrowed(value.as_str())))
+            .collect();
+        headers.push((REPLAYED_AT, Cow::Borrowed(&self.replayed_at)));
+        Message {
+            topic: &event.topic,
+            key: event.key.as_deref(),
+            value: Cow::Borrowed(&event.value),
+            timestamp: event.timestamp,
+            headers,
+            place,
+        }
+    }
+}

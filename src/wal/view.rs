@@ -1,0 +1,156 @@
+//! A look at a log from outside: nothing is locked, opened or changed, so that it is safe beside a
+//! running instance.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::dir::{self, SEGMENTS};
+use super::frame::Scanner;
+use super::{LogId, OpenError, progress};
+use crate::record::{Entry, Lsn, Timestamp};
+
+/// A log as it was found.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// The log's identity.
+    pub id: LogId,
+    /// Everything up to here is published, by the log's own account; the ledger may know of more.
+    pub published: Lsn,
+    /// Its segments, in order.
+    pub segments: Vec<SegmentView>,
+}
+
+/// A segment as it was found.
+#[derive(Clone, Debug)]
+pub struct SegmentView {
+    /// Its number.
+    pub number: u32,
+    /// The file with its records.
+    pub path: PathBuf,
+    /// Bytes of that file.
+    pub bytes: u64,
+    /// How many records were put into it, when it is closed.
+    pub closed: Option<u32>,
+}
+
+/// What reading a segment found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The last record's index; 0 when there is none.
+    pub last: u32,
+    /// Records that should be there and are not, published ones left out.
+    pub missing: u32,
+    /// Whether something began like records and was none: a write that was cut short, or one that
+    /// is just going on.
+    pub torn: bool,
+}
+
+impl View {
+    /// Looks at the log in `dir`, which costs no more than listing its segments.
+    ///
+    /// # Errors
+    /// [`OpenError`]
+    pub fn open(dir: &Path) -> Result<Self, OpenError> {
+        let id = dir::read_identity(dir)?;
+        let segments = dir.join(SEGMENTS);
+        let listed = dir::list(&segments).map_err(failed(&segments))?;
+        let first_new = listed.last().map_or(1, |(number, _)| number + 1);
+        let segments = listed.into_iter().filter_map(|(number, dir)| {
+            let path = dir::data_file(&dir);
+            // Without a file it holds nothing, or was removed since.
+            let bytes = fs::metadata(&path).ok()?.len();
+            Some(SegmentView { number, closed: dir::read_closed(&dir, number), path, bytes })
+        });
+        let published = progress::read(dir, id).filter(|lsn| lsn.segment() < first_new);
+        Ok(Self { id, published: published.unwrap_or(Lsn::ZERO), segments: segments.collect() })
+    }
+
+    /// When the first record of `segment` was received; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`OpenError`]
+    pub fn oldest(&self, segment: &SegmentView) -> Result<Option<Timestamp>, OpenError> {
+        let mut oldest = None;
+        let stop = |entry: Entry| {
+            oldest = Some(entry.record.received_at);
+            Err(Stop::Enough)
+        };
+        match self.read(segment, stop) {
+            Ok(_) | Err(Stop::Enough) => Ok(oldest),
+            Err(Stop::Failed(error)) => Err(error),
+        }
+    }
+
+    /// Calls `visit` for every record of `segment`, in order.
+    ///
+    /// # Errors
+    /// [`OpenError`], or what `visit` returned.
+    pub fn read<E: From<OpenError>>(
+        &self,
+        segment: &SegmentView,
+        mut visit: impl FnMut(Entry) -> Result<(), E>,
+    ) -> Result<Found, E> {
+        let &SegmentView { number, ref path, closed, .. } = segment;
+        let file = match File::open(path) {
+            // Published and removed since it was listed.
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Found::default()),
+            file => file.map_err(failed(path))?,
+        };
+        let mut scanner = Scanner::new(file, self.id);
+        let mut next = Lsn::new(number, 1);
+        let mut missing = 0;
+        let mut entries = Vec::new();
+        while let Some(frame) = scanner.next().map_err(failed(path))? {
+            if frame.first().segment() != number || frame.last() < next {
+                continue;
+            }
+            missing += self.unpublished(next, frame.first());
+            frame
+                .entries(next, &mut entries)
+                .map_err(|cause| failed(path)(io::Error::new(io::ErrorKind::InvalidData, cause)))?;
+            next = frame.last().next();
+            entries.drain(..).try_for_each(&mut visit)?;
+        }
+        let last = next.index() - 1;
+        missing += self.unpublished(next, Lsn::new(number, closed.unwrap_or(last)).next());
+        // It may have been removed while it was read, and is then no more than empty.
+        let missing = if path.exists() { missing } else { 0 };
+        Ok(Found { last, missing, torn: scanner.passed_over_damage() })
+    }
+
+    /// How many places of one segment from `from` to before `to` are not published.
+    fn unpublished(&self, from: Lsn, to: Lsn) -> u32 {
+        let from = from.max(self.published.next());
+        if from.segment() == to.segment() { to.index().saturating_sub(from.index()) } else { 0 }
+    }
+}
+
+/// How a visit ends early.
+enum Stop {
+    Enough,
+    Failed(OpenError),
+}
+
+impl From<OpenError> for Stop {
+    fn from(error: OpenError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+    let path = path.to_owned();
+    move |cause| OpenError::Io { what: "read", path, cause }
+}
+
+/// Calls `visit` for every entry of the log in `dir`, in order.
+///
+/// # Errors
+/// [`OpenError`], or what `visit` returned.
+pub fn visit<E: From<OpenError>>(
+    dir: &Path,
+    mut visit: impl FnMut(Entry) -> Result<(), E>,
+) -> Result<(), E> {
+    let view = View::open(dir)?;
+    view.segments.iter().try_for_each(|segment| view.read(segment, &mut visit).map(|_| ()))
+}

@@ -1,0 +1,200 @@
+//! `livebridge replay`: dead letters and exports go to Kafka again, and nothing does by accident.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+mod support;
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use livebridge::callback::CallbackKey;
+use livebridge::record::{EventType, Timestamp};
+use livebridge::sample::Samples;
+use support::bridge::{Bridge, KEY};
+use support::consumer::{self, Isolation, Message};
+use support::kafka::{self, Kafka};
+
+const DRAIN: Duration = Duration::from_mins(1);
+
+/// A signed callback of this type with a body of about so many bytes.
+fn body(event_type: i64, bytes: usize) -> String {
+    let samples = Samples::new(CallbackKey::new(KEY));
+    let mut event = samples.event(EventType(event_type));
+    event.insert("padding".into(), "x".repeat(bytes).into());
+    samples.delivery(event, Timestamp::now())
+}
+
+/// The status of the answer.
+fn post(bridge: &Bridge, body: &str) -> u16 {
+    let mut stream = TcpStream::connect(bridge.intake()).unwrap();
+    let head = "POST /callback HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
+    write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+fn replay(bridge: &Bridge, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_livebridge"));
+    command.arg("replay").args(arguments).envs(bridge.environment());
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code(), text(stdout), text(stderr))
+}
+
+fn committed(test: &str, kafka: &Kafka, topics: &[&str]) -> Option<Vec<Message>> {
+    support::or_skip(test, consumer::read(kafka.bootstrap(), topics, Isolation::Committed))
+}
+
+#[test]
+fn dead_letters_reach_their_topic_once_when_it_is_mended() {
+    let Some(kafka) = Kafka::shared_or_skip("dead letters") else { return };
+    let prefix = support::unique("replay");
+    let (push, dead) = (format!("{prefix}.push"), format!("{prefix}.dead-letter"));
+    let bridge = Bridge::new(&prefix, kafka.bootstrap(), &prefix);
+    bridge.start();
+    assert_eq!(post(&bridge, &body(1, 10)), 200);
+    bridge.drain(DRAIN);
+    kafka::configure_topic(kafka.bootstrap(), &push, &[("max.message.bytes", "20000")]);
+    let large = body(1, 100_000);
+    assert_eq!(post(&bridge, &large), 200);
+    bridge.drain(DRAIN);
+    assert_eq!(bridge.metric("livebridge_dead_letters_total"), Some(1.0));
+
+    // Nothing happens that was not asked for.
+    let (code, said, complaint) = replay(&bridge, &["--dead-letters"]);
+    assert_eq!(code, Some(0), "{said}{complaint}");
+    assert!(said.starts_with("1 events are meant\n"), "{said}");
+    assert!(said.contains(&format!("  {push:<26} 1 to send, 0 there already\n")), "{said}");
+    assert!(said.ends_with("Nothing was sent: --yes sends.\n"), "{said}");
+    // Not mended, it is refused, and that is said.
+    let (code, _, complaint) = replay(&bridge, &["--dead-letters", "--yes"]);
+    assert_eq!(code, Some(1), "{complaint}");
+    assert!(complaint.contains(&format!("{push} refuses the event ")), "{complaint}");
+    assert!(complaint.contains("max.message.bytes"), "{complaint}");
+
+    kafka::configure_topic(kafka.bootstrap(), &push, &[]);
+    for (arguments, says) in [
+        (&["--until", "1h"][..], "0 events are meant\n"),
+        (&["--event-type", "interrupt"], "0 events are meant\n"),
+        (&["--since", "1h", "--event-type", "push"], "1 events sent\n"),
+        // It is there now.
+        (&[], ", 1 there already\n"),
+    ] {
+        let (code, said, _) = replay(&bridge, &[&["--dead-letters", "--yes"], arguments].concat());
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.ends_with(says), "{said}");
+    }
+    bridge.assert_running();
+    // A retry that comes now is absorbed, as it would be after any other publication.
+    assert_eq!(post(&bridge, &large), 200);
+    bridge.drain(DRAIN);
+    assert!(bridge.stop().success(), "the bridge was not disturbed");
+
+    let Some(messages) = committed("dead letters", kafka, &[&push, &dead]) else { return };
+    assert_eq!(messages.len(), 3);
+    let of = |topic: &str| {
+        let mut found = messages.iter().filter(|m| m.topic == topic && m.value().len() > 50_000);
+        let message = found.next().unwrap();
+        assert!(found.next().is_none(), "once in {topic}");
+        message
+    };
+    let (sent, letter) = (of(&push), of(&dead));
+    assert_eq!(sent.value(), large.as_bytes());
+    assert_eq!((sent.key(), sent.timestamp), (letter.key(), letter.timestamp));
+    for header in ["ce_id", "ce_time", "ce_type", "ce_subject", "livebridge-received-at"] {
+        assert!(sent.header(header).is_some(), "{header}");
+        assert_eq!(sent.header(header), letter.header(header), "{header}");
+    }
+    assert_eq!(sent.header("livebridge-topic"), None);
+    assert_eq!(sent.header("livebridge-reason"), None);
+    assert!(sent.header("livebridge-replayed-at").unwrap().starts_with("20"));
+}
+
+#[test]
+fn the_log_of_a_lost_host_is_rescued_by_another_one() {
+    let Some(kafka) = Kafka::shared_or_skip("rescue") else { return };
+    let prefix = support::unique("rescue");
+    let other = Bridge::new(&support::unique("other"), kafka.bootstrap(), &prefix);
+    other.start();
+    let lost = Bridge::new(&support::unique("lost"), kafka.bootstrap(), &prefix);
+    lost.start();
+    let early = body(1, 10);
+    assert_eq!(post(&lost, &early), 200);
+    lost.drain(DRAIN);
+    lost.kill();
+    let lost = lost.set("KAFKA_BROKERS", "127.0.0.1:1");
+    lost.start();
+    let late: Vec<String> = [1, 0, 100, 4711].iter().map(|kind| body(*kind, 10)).collect();
+    for body in &late {
+        assert_eq!(post(&lost, body), 200);
+    }
+    lost.kill();
+
+    // All of it, the published one too: what is there is left out.
+    let mut export = Command::new(env!("CARGO_BIN_EXE_livebridge"));
+    let output = export.args(["wal", "export", "--dir"]).arg(lost.wal()).output().unwrap();
+    let lines = String::from_utf8(output.stdout).unwrap();
+    assert!(lines.lines().count() >= late.len(), "{lines}");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rescued.jsonl");
+    // Twice: an export may have been put together from several.
+    fs::write(&file, format!("{lines}{lines}")).unwrap();
+    let file = file.to_str().unwrap();
+    let (code, said, complaint) = replay(&other, &["--export", file, "--yes"]);
+    assert_eq!(code, Some(0), "{said}{complaint}");
+    assert!(said.ends_with("\n4 events sent\n"), "{said}");
+    let (_, said, _) = replay(&other, &["--export", file, "--yes"]);
+    assert!(!said.contains("sent\n"), "the second time there is nothing to do: {said}");
+    // Somebody sends it again to the one that is left.
+    assert_eq!(post(&other, &late[0]), 200);
+    other.drain(DRAIN);
+    assert!(other.stop().success());
+
+    let topics = ["push", "interrupt", "record", "other"].map(|name| format!("{prefix}.{name}"));
+    let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+    let Some(messages) = committed("rescue", kafka, &topics) else { return };
+    let mut found: Vec<&[u8]> = messages.iter().map(Message::value).collect();
+    let mut expected: Vec<&[u8]> = late.iter().chain([&early]).map(String::as_bytes).collect();
+    found.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(found, expected, "each once");
+}
+
+#[test]
+fn another_topic_is_only_one_that_there_is_and_never_the_ledger() {
+    let Some(kafka) = Kafka::shared_or_skip("another topic") else { return };
+    let prefix = support::unique("elsewhere");
+    let bridge = Bridge::new(&prefix, kafka.bootstrap(), &prefix);
+    bridge.start();
+    assert_eq!(post(&bridge, &body(1, 10)), 200);
+    bridge.drain(DRAIN);
+    let mut export = Command::new(env!("CARGO_BIN_EXE_livebridge"));
+    let output = export.args(["wal", "export", "--dir"]).arg(bridge.wal()).output().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("export.jsonl");
+    fs::write(&file, output.stdout).unwrap();
+    let file = file.to_str().unwrap();
+    let (ledger, sandbox) = (format!("{prefix}.ledger"), format!("{prefix}.sandbox"));
+    for (topic, says) in [(&ledger, "that is the ledger"), (&sandbox, "there is no such topic")] {
+        let (code, _, complaint) = replay(&bridge, &["--export", file, "--to", topic, "--yes"]);
+        assert_eq!(code, Some(64), "{complaint}");
+        assert!(complaint.contains(says), "{complaint}");
+    }
+    kafka::create_topic(kafka.bootstrap(), &sandbox, 1, 1);
+    for extra in [&["--yes"][..], &["--yes"], &["--again", "--yes"]] {
+        let arguments = [&["--export", file, "--to", &sandbox], extra].concat();
+        let (code, said, complaint) = replay(&bridge, &arguments);
+        assert_eq!(code, Some(0), "{said}{complaint}");
+    }
+    let Some(messages) = committed("another topic", kafka, &[&sandbox]) else { return };
+    assert_eq!(messages.len(), 2, "once, and once more because it was asked for");
+
+    fs::write(file, "{\"id\":\"x\"}\n").unwrap();
+    let (code, _, complaint) = replay(&bridge, &["--export", file]);
+    assert_eq!(code, Some(64));
+    assert!(complaint.contains("export.jsonl:1: not a line that"), "{complaint}");
+}
