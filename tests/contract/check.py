@@ -1,5 +1,6 @@
 """Checks the contract: documents against their meta-schemas, samples against the events' schemas.
 
+With an argument it checks the Kafka records in that file instead, one a line as consume.py prints them.
 Prints one line for each thing that is wrong, and how much was looked at.
 """
 
@@ -50,12 +51,8 @@ def spoiled(event, schema):
             yield name, {**event, name: "spoiled" if isinstance(value, (dict, list)) else {"spoiled": value}}
 
 
-def check_events(asyncapi):
-    """Every payload and sample is valid, every message's example too, and nothing spoiled is."""
-    schemas = {path.name: load(path) for path in (CONTRACT / "schemas").iterdir()}
-    meta = Draft202012Validator(Draft202012Validator.META_SCHEMA)
-    for name, schema in schemas.items():
-        complain(name, meta.iter_errors(schema))
+def validators(asyncapi, schemas):
+    """Makes validators of what a reference names."""
     resources = {f"schemas/{name}": Resource.from_contents(schema) for name, schema in schemas.items()}
     resources["asyncapi.json"] = Resource(asyncapi, DRAFT202012)
     registry = Registry().with_resources(resources.items())
@@ -63,6 +60,36 @@ def check_events(asyncapi):
     def validator(reference):
         return Draft202012Validator({"$ref": reference}, registry=registry, format_checker=FormatChecker())
 
+    return validator
+
+
+def check_records(asyncapi, validator, path):
+    """What a broker gave is what the document says of its topic."""
+    message = {}
+    for channel in asyncapi["channels"].values():
+        (reference,) = (message["$ref"] for message in channel["messages"].values())
+        message[channel["address"]] = reference.removeprefix("#/components/messages/")
+    key = "asyncapi.json#/components/messageBindings/keyed/kafka/key"
+    topics = set()
+    for line in path.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        name = message[record["topic"]]
+        topics.add(name)
+        # Bytes are printed as Latin-1.
+        text = {part: value and value.encode("latin-1").decode("utf-8") for part, value in record["headers"]}
+        value = json.loads(record["value"].encode("latin-1"))
+        complain(f"headers of {name}", validator(f"asyncapi.json#/components/messages/{name}/headers").iter_errors(text))
+        complain(f"key of {name}", validator(key).iter_errors(record["key"]))
+        schema = asyncapi["components"]["messages"][name]["payload"]["schema"]["$ref"]
+        complain(f"value of {name}", validator(schema).iter_errors(value))
+    return len(topics)
+
+
+def check_events(asyncapi, schemas, validator):
+    """Every payload and sample is valid, every message's example too, and nothing spoiled is."""
+    meta = Draft202012Validator(Draft202012Validator.META_SCHEMA)
+    for name, schema in schemas.items():
+        complain(name, meta.iter_errors(schema))
     by_type = {code: name for name, schema in schemas.items() for code in types(schema)}
     paths = [*(ROOT / "tests" / "payloads").glob("*.json"), *(ROOT / "src" / "samples").glob("*.json")]
     looked = [0, 0]
@@ -99,9 +126,15 @@ def types(schema):
 
 def main():
     asyncapi = load(CONTRACT / "asyncapi.json")
-    check_documents(asyncapi)
-    samples, spoils = check_events(asyncapi)
-    print(*wrong, f"{samples} samples, {spoils} spoiled ones", sep="\n")
+    schemas = {path.name: load(path) for path in (CONTRACT / "schemas").iterdir()}
+    validator = validators(asyncapi, schemas)
+    if len(sys.argv) > 1:
+        looked = f"{check_records(asyncapi, validator, Path(sys.argv[1]))} topics"
+    else:
+        check_documents(asyncapi)
+        samples, spoils = check_events(asyncapi, schemas, validator)
+        looked = f"{samples} samples, {spoils} spoiled ones"
+    print(*wrong, looked, sep="\n")
     sys.exit(1 if wrong else 0)
 
 

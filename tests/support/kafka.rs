@@ -630,6 +630,11 @@ fn fresh_directory() -> Result<PathBuf, Unavailable> {
 
 // === The installation: jars, a formatted directory, a class archive ===
 
+/// Where Kafka's jars are, its Java client among them.
+pub fn jars() -> Result<PathBuf, Unavailable> {
+    installation().map(|installation| installation.join("jars"))
+}
+
 /// Kafka's jars and what makes starting quick, resolved once per target directory.
 fn installation() -> Result<&'static Path, Unavailable> {
     static INSTALLATION: OnceLock<Result<PathBuf, Unavailable>> = OnceLock::new();
