@@ -91,8 +91,8 @@ impl Bridge {
         let intake_address = listener.address().map_err(StartError::Thread)?;
         let admin_address = admin_listener.local_addr().map_err(StartError::Thread)?;
 
-        let parts = Parts::new(&config);
         let (appender, reader, log) = wal::open(&config.wal)?;
+        let parts = Parts::new(&config, log.probe());
         let stored = log.stored();
         tracing::info!(
             log = %log.id(),

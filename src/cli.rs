@@ -42,7 +42,8 @@ enum Command {
     ///
     /// Every key of the configuration file can be given as LIVEBRIDGE_<SECTION>_<KEY> in the
     /// environment, which wins. Stops on SIGTERM or SIGINT; a second one stops at once. SIGHUP, or a
-    /// change of its files, brings new callback keys without a restart.
+    /// change of its files, brings new callback keys, limits of the log and levels of log lines without
+    /// a restart.
     ///
     /// Exits 0 when it was told to stop, 64 when the configuration is wrong, 1 otherwise.
     #[command(after_long_help = SERVE_EXAMPLES)]

@@ -14,6 +14,7 @@ use crate::callback::CallbackKey;
 use crate::config::Config;
 use crate::http::Gate;
 use crate::live::Live;
+use crate::wal::Probe;
 use crate::{logging, metrics};
 
 /// How often the files are looked at. Kubernetes takes a minute to bring a new secret, and people
@@ -25,17 +26,20 @@ const LOOK: Duration = Duration::from_secs(2);
 pub struct Parts {
     /// Who may call.
     pub gate: Live<Gate>,
+    /// How large the log may become.
+    pub log: Probe,
 }
 
 impl Parts {
     /// As `config` has them.
     #[must_use]
-    pub fn new(config: &Config) -> Self {
-        Self { gate: Live::new(Gate::new(config.verifier.clone())) }
+    pub fn new(config: &Config, log: Probe) -> Self {
+        Self { gate: Live::new(Gate::new(config.verifier.clone())), log }
     }
 
     fn take(&self, config: &Config) {
         logging::set_level(&config.log);
+        self.log.set_limits(config.wal.limits());
         self.gate.set(Gate::new(config.verifier.clone()));
     }
 }
@@ -120,7 +124,7 @@ fn differing(old: &Config, new: &Config) -> Vec<&'static str> {
         [
             ("http", format!("{:?}", config.http)),
             ("admin", format!("{:?}", config.admin)),
-            ("wal", format!("{:?}", config.wal)),
+            ("wal", config.wal.dir.display().to_string()),
             ("kafka", format!("{:?}{:?}", config.kafka, config.topics)),
             ("dedup", format!("{:?}", config.dedup)),
         ]

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -59,6 +60,23 @@ pub struct Config {
     /// Appends are refused while the log takes more than this many bytes of disk.
     pub max_bytes: u64,
     /// Appends are refused while the file system has less than this many bytes free.
+    pub min_free_bytes: u64,
+}
+
+impl Config {
+    /// What can be changed while the log is open.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits { max_bytes: self.max_bytes, min_free_bytes: self.min_free_bytes }
+    }
+}
+
+/// How large a log may become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// See [`Config::max_bytes`].
+    pub max_bytes: u64,
+    /// See [`Config::min_free_bytes`].
     pub min_free_bytes: u64,
 }
 
@@ -198,6 +216,17 @@ impl Probe {
         self.0.room()
     }
 
+    /// For how long the writer has been at the group that it is writing; zero when it is at none.
+    #[must_use]
+    pub fn busy(&self) -> Duration {
+        self.0.busy()
+    }
+
+    /// From now on the log may become so large.
+    pub fn set_limits(&self, limits: Limits) {
+        self.0.set_limits(limits);
+    }
+
     /// What the log holds that is not released.
     #[must_use]
     pub fn stored(&self) -> Stored {
@@ -238,7 +267,7 @@ pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
     let oldest = oldest(&segments_dir, &found, id);
     let (copy, account) = account::Copy::open(&config.dir, id);
     let account = account.unwrap_or_else(|| Account::new(Timestamp::now()));
-    let state = Arc::new(State::new(&found, oldest, account));
+    let state = Arc::new(State::new(&found, oldest, account, config.limits()));
     let (jobs, keeper_jobs) = mpsc::channel();
     let (keeper, spares) = Keeper::new(config, next_number, keeper_jobs, Arc::clone(&state), copy);
     let keeper = thread::Builder::new()

@@ -23,7 +23,7 @@ const MAY_NAME: [(&str, &[&str]); 17] = [
         "config",
         &["admin", "callback", "http", "kafka", "ledger", "logging", "publisher", "record", "wal"],
     ),
-    ("reload", &["callback", "config", "http", "live", "logging", "metrics"]),
+    ("reload", &["callback", "config", "http", "live", "logging", "metrics", "wal"]),
     ("bridge", &["admin", "config", "http", "metrics", "publisher", "reload", "wal"]),
     ("logging", &[]),
     ("sample", &["callback", "record"]),

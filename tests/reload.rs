@@ -186,6 +186,25 @@ fn more_is_said_when_the_level_is_changed() {
 }
 
 #[test]
+fn a_full_log_takes_callbacks_again_when_it_is_given_more_room() {
+    let bed = Bed::new("aaaa");
+    let file =
+        config(bed.dir.path(), "").replace("min_free_bytes = 0", "min_free_bytes = \"1EiB\"");
+    fs::write(bed.path("livebridge.toml"), &file).unwrap();
+    bed.order();
+    let started = Instant::now();
+    while bed.send("aaaa") != 503 {
+        assert!(started.elapsed() < PATIENCE);
+    }
+    bed.configure("");
+    bed.order();
+    while bed.send("aaaa") != 200 {
+        assert!(started.elapsed() < PATIENCE);
+    }
+    assert!(!bed.process.stderr.text().contains("next start"), "nothing waits for one");
+}
+
+#[test]
 fn what_needs_a_restart_is_said_to() {
     let bed = Bed::new("aaaa");
     bed.configure("[dedup]\nwindow = \"2h\"\n");

@@ -32,8 +32,6 @@ pub(super) enum Job {
 /// Runs until every sender of jobs is gone.
 pub(super) struct Keeper {
     segments: PathBuf,
-    max_bytes: u64,
-    min_free_bytes: u64,
     next_number: u32,
     jobs: Receiver<Job>,
     spares: SyncSender<Segment>,
@@ -58,8 +56,6 @@ impl Keeper {
         let (spares, ready) = sync_channel(1);
         let keeper = Self {
             segments: config.dir.join(SEGMENTS),
-            max_bytes: config.max_bytes,
-            min_free_bytes: config.min_free_bytes,
             next_number,
             jobs,
             spares,
@@ -118,18 +114,22 @@ impl Keeper {
         let free_bytes = free_bytes(&self.segments);
         let stored = self.state.stored();
         metrics::stored(stored.records, stored.disk_bytes, stored.segments, stored.oldest);
-        let room_bytes = self.max_bytes.saturating_sub(stored.disk_bytes);
-        let floor = |free: u64| free.saturating_sub(self.min_free_bytes);
+        let limits = self.state.limits();
+        let room_bytes = limits.max_bytes.saturating_sub(stored.disk_bytes);
+        let floor = |free: u64| free.saturating_sub(limits.min_free_bytes);
         metrics::disk(
             free_bytes,
             free_bytes.map_or(room_bytes, |free| room_bytes.min(floor(free))),
         );
-        let room = if free_bytes.is_some_and(|bytes| bytes < self.min_free_bytes) {
+        let room = if free_bytes.is_some_and(|bytes| bytes < limits.min_free_bytes) {
             Err(AppendError::DiskFull)
-        } else if stored.records > 0 && stored.disk_bytes >= self.max_bytes {
+        } else if stored.records > 0 && stored.disk_bytes >= limits.max_bytes {
             // Without records it is never full: the segment being written, which may alone be over
             // the limit, is only removed after its successor has been needed.
             Err(AppendError::LogFull)
+        } else if self.failing && !self.state.takes_records() {
+            // The disk may have room and still take no file, when it has no inodes left, say.
+            Err(AppendError::DiskFull)
         } else {
             Ok(())
         };
@@ -193,6 +193,58 @@ impl Keeper {
         };
         if let Err(error) = removed {
             tracing::warn!(%error, path = %dir.display(), "cannot remove a published segment");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+    use std::sync::{Arc, mpsc};
+
+    use super::super::Limits;
+    use super::*;
+    use crate::record::Timestamp;
+    use crate::wal::LogId;
+
+    fn keeper(dir: &Path, limits: Limits) -> (Keeper, Receiver<Segment>) {
+        let (account, _) = account::Copy::open(dir, LogId::unique());
+        let fresh = account::Account::new(Timestamp::now());
+        let state = Arc::new(State::new(&[], None, fresh, limits));
+        let (_, jobs) = mpsc::channel();
+        let config = Config { dir: dir.to_owned(), max_bytes: 0, min_free_bytes: 0 };
+        Keeper::new(&config, 1, jobs, state, account)
+    }
+
+    #[test]
+    fn without_a_segment_to_write_to_the_log_takes_nothing_and_says_so_before_anybody_asks() {
+        let dir = tempfile::tempdir().unwrap();
+        let limits = Limits { max_bytes: u64::MAX, min_free_bytes: 0 };
+        let (mut keeper, _ready) = keeper(dir.path(), limits);
+        fs::write(dir.path().join(SEGMENTS), "in the way").unwrap();
+        assert!(!keeper.make_spare());
+        keeper.look();
+        assert_eq!(keeper.state.room(), Err(AppendError::DiskFull));
+        fs::remove_file(dir.path().join(SEGMENTS)).unwrap();
+        assert!(keeper.make_spare());
+        keeper.look();
+        assert_eq!(keeper.state.room(), Ok(()));
+    }
+
+    #[test]
+    fn limits_count_from_the_moment_they_are_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(SEGMENTS)).unwrap();
+        let limits = Limits { max_bytes: u64::MAX, min_free_bytes: 0 };
+        let (mut keeper, _ready) = keeper(dir.path(), limits);
+        assert!(keeper.make_spare());
+        for (min_free_bytes, room) in
+            [(0, Ok(())), (u64::MAX, Err(AppendError::DiskFull)), (0, Ok(()))]
+        {
+            keeper.state.set_limits(Limits { max_bytes: u64::MAX, min_free_bytes });
+            keeper.look();
+            assert_eq!(keeper.state.room(), room);
         }
     }
 }

@@ -3,14 +3,16 @@
 //! Locked once per commit and once per batch; nothing slow happens under the lock.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::Limits;
 use super::account::{Account, Audit, Word};
 use super::appender::AppendError;
 use super::dir::Found;
 use super::frame::Frame;
+use super::writer::OVERGROWN_BYTES;
 use crate::record::{Lsn, Timestamp};
 
 /// Bytes of the newest frames kept in memory, so that a reader that keeps up reads no files.
@@ -37,6 +39,9 @@ pub(super) struct State {
     inner: Mutex<Inner>,
     changed: Condvar,
     queued_bytes: AtomicUsize,
+    made: Instant,
+    /// When the writer began with its group, in milliseconds after `made`; 0 when it waits for one.
+    busy_since: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -49,6 +54,7 @@ struct Inner {
     oldest: Option<Timestamp>,
     account: Account,
     room: Result<(), AppendError>,
+    limits: Limits,
     /// No record will be added.
     ended: bool,
 }
@@ -75,7 +81,12 @@ pub(super) enum Place {
 }
 
 impl State {
-    pub(super) fn new(found: &[Found], oldest: Option<Timestamp>, account: Account) -> Self {
+    pub(super) fn new(
+        found: &[Found],
+        oldest: Option<Timestamp>,
+        account: Account,
+        limits: Limits,
+    ) -> Self {
         let segment = |found: &Found| SegmentState {
             records: found.records,
             disk_bytes: found.disk_bytes,
@@ -90,6 +101,7 @@ impl State {
             oldest,
             account,
             room: Ok(()),
+            limits,
             ended: false,
         };
         let up_to = inner.count_between(account.done, account.through);
@@ -102,6 +114,8 @@ impl State {
             inner: Mutex::new(inner),
             changed: Condvar::new(),
             queued_bytes: AtomicUsize::new(0),
+            made: Instant::now(),
+            busy_since: AtomicU64::new(0),
         }
     }
 
@@ -160,6 +174,40 @@ impl State {
         inner.ended = true;
         drop(inner);
         self.changed.notify_one();
+    }
+
+    /// The writer begins with a group, or is done with it.
+    pub(super) fn set_busy(&self, busy: bool) {
+        let since = if busy { self.now() } else { 0 };
+        self.busy_since.store(since, Ordering::Relaxed);
+    }
+
+    /// For how long the writer has been at its group.
+    pub(super) fn busy(&self) -> Duration {
+        match self.busy_since.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => Duration::from_millis(self.now().saturating_sub(since)),
+        }
+    }
+
+    /// Never 0.
+    fn now(&self) -> u64 {
+        u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        self.lock().limits
+    }
+
+    pub(super) fn set_limits(&self, limits: Limits) {
+        self.lock().limits = limits;
+    }
+
+    /// Whether there is a segment that takes records, or none was needed yet.
+    pub(super) fn takes_records(&self) -> bool {
+        let inner = self.lock();
+        let last = inner.segments.values().next_back();
+        last.is_some_and(|last| !last.ended && last.disk_bytes < OVERGROWN_BYTES)
     }
 
     pub(super) fn set_room(&self, room: Result<(), AppendError>) {

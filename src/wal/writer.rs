@@ -17,9 +17,9 @@ use crate::record::Lsn;
 
 /// Records committed at once. More would only make the first of them wait longer.
 const GROUP_MAX: usize = 2048;
-/// A segment takes no more when it has outgrown its size this many times, which it does only when
+/// A segment takes no more when it has outgrown its size so far, which it does only when
 /// no other can be made: sled keeps all of it in memory.
-const OVERGROWN: u64 = 4;
+pub(super) const OVERGROWN_BYTES: u64 = 4 * SEGMENT_BYTES;
 /// Senders are refused when no segment has come within this time, and then at once until one comes.
 const SPARE_WAIT: Duration = Duration::from_secs(1);
 
@@ -77,6 +77,7 @@ impl Writer {
     fn commit_groups(&mut self) -> Result<(), StoreError> {
         let mut group = Vec::with_capacity(GROUP_MAX);
         while self.inbox.blocking_recv_many(&mut group, GROUP_MAX) > 0 {
+            self.state.set_busy(true);
             self.rotate()?;
             let bytes = group.iter().map(|append| append.record.encoded_len()).sum();
             let committed = match self.room() {
@@ -92,6 +93,7 @@ impl Writer {
                     return Err(error);
                 }
             }
+            self.state.set_busy(false);
         }
         Ok(())
     }
@@ -104,7 +106,7 @@ impl Writer {
     fn needs_segment(&self) -> bool {
         self.active.as_ref().is_none_or(|active| {
             let bytes = active.segment.disk_bytes();
-            bytes.is_ok_and(|bytes| bytes >= OVERGROWN * SEGMENT_BYTES)
+            bytes.is_ok_and(|bytes| bytes >= OVERGROWN_BYTES)
         })
     }
 
