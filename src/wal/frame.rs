@@ -243,8 +243,14 @@ impl Scanner {
         if self.window.len() < HEADER_BYTES {
             return None;
         }
-        let length = HEADER_BYTES + u32_at(&self.window, 20) as usize;
-        (length <= FRAME_BYTES_MAX && u32_at(&self.window, 16) > 0).then_some(length)
+        let (index, count) = (u32_at(&self.window, 12), u32_at(&self.window, 16));
+        let payload = u32_at(&self.window, 20) as usize;
+        // The checksum keeps out chance, not intent: places must not run out of a segment, nor
+        // records out of the payload, of which each takes four bytes and more.
+        let counts = index > 0 && index.checked_add(count).is_some();
+        let fits = count > 0 && count as usize <= payload / 4;
+        let length = HEADER_BYTES + payload;
+        (length <= FRAME_BYTES_MAX && counts && fits).then_some(length)
     }
 
     /// Reads until the window has `wanted` bytes or the file ends; returns the bytes read.
