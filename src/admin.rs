@@ -18,13 +18,16 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Exporter;
+use crate::secret::Secret;
 use crate::wal::Probe;
 
 /// Where operators look.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// The address to listen on; loopback unless told otherwise.
     pub listen: SocketAddr,
+    /// What `Authorization: Bearer` must say for all but the health checks.
+    pub token: Option<Secret>,
 }
 
 /// Connections at once: a few scrapers and a few people.
@@ -36,15 +39,22 @@ const UPKEEP: Duration = Duration::from_secs(1);
 
 /// What the answers are made of.
 struct Shared {
+    token: Option<Secret>,
     exporter: Exporter,
     probe: Probe,
     stop: CancellationToken,
 }
 
 /// Answers until `stop`.
-pub async fn run(listener: TcpListener, exporter: Exporter, probe: Probe, stop: CancellationToken) {
+pub async fn run(
+    listener: TcpListener,
+    token: Option<Secret>,
+    exporter: Exporter,
+    probe: Probe,
+    stop: CancellationToken,
+) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let shared = Arc::new(Shared { exporter, probe, stop: stop.clone() });
+    let shared = Arc::new(Shared { token, exporter, probe, stop: stop.clone() });
     let mut upkeep = tokio::time::interval(UPKEEP);
     loop {
         tokio::select! {
@@ -84,8 +94,22 @@ async fn serve(stream: TcpStream, shared: &Shared) {
     }
 }
 
+/// Whether whoever asks may know, and do, everything. Whoever only checks the health need not be.
+fn is_operator(shared: &Shared, request: &Request<Incoming>) -> bool {
+    let said = || {
+        let value = request.headers().get(header::AUTHORIZATION)?.as_bytes();
+        let (scheme, token) = value.split_at_checked("Bearer ".len())?;
+        scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
+    };
+    shared.token.as_ref().is_none_or(|token| said().is_some_and(|said| token.is(said)))
+}
+
 fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let (status, kind, text) = match (request.method(), request.uri().path()) {
+        (_, path) if !["/healthz", "/readyz"].contains(&path) && !is_operator(shared, request) => {
+            let text = "this needs the header Authorization: Bearer and the token of admin.token\n";
+            (StatusCode::UNAUTHORIZED, "text/plain", text.to_owned())
+        }
         (&Method::GET | &Method::HEAD, "/metrics") => {
             (StatusCode::OK, "text/plain; version=0.0.4", shared.exporter.render())
         }
@@ -112,6 +136,9 @@ fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>>
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    if status == StatusCode::UNAUTHORIZED {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
     if status == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
     }

@@ -118,8 +118,16 @@ impl Bridge {
             .map_err(StartError::Thread)?;
 
         let stop_admin = CancellationToken::new();
-        tokio::spawn(admin::run(admin_listener, exporter, log.probe(), stop_admin.clone()));
+        let is_open = config.admin.token.is_none() && !admin_address.ip().is_loopback();
+        let (token, stop) = (config.admin.token, stop_admin.clone());
+        tokio::spawn(admin::run(admin_listener, token, exporter, log.probe(), stop));
         tracing::info!(address = %admin_address, "admin listening");
+        if is_open {
+            tracing::warn!(
+                "whoever reaches admin.listen can read the metrics; set admin.token, or listen on \
+                 127.0.0.1"
+            );
+        }
         let stop_intake = CancellationToken::new();
         let gate = parts.gate.clone();
         let intake = Intake::start(&listener, config.http, gate, appender, stop_intake.clone())

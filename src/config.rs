@@ -12,6 +12,7 @@ use crate::callback::Verifier;
 use crate::publisher::{Topics, TopicsError};
 use crate::{admin, http, kafka, ledger, logging, wal};
 
+mod access;
 mod environment;
 mod file;
 mod given;
@@ -25,6 +26,8 @@ pub use given::{Given, HIDDEN, Setting, Source};
 pub struct Config {
     /// The intake.
     pub http: http::Config,
+    /// From where callbacks may come, and how.
+    pub access: http::Access,
     /// The operators' listener.
     pub admin: admin::Config,
     /// How callbacks prove where they come from.
@@ -92,6 +95,9 @@ pub enum ConfigError {
         /// What is wrong and what to do.
         problem: String,
     },
+    /// The intake's certificate or its key.
+    #[error("tls: {0}")]
+    Tls(#[from] http::TlsError),
     /// Topic names.
     #[error("kafka.topics: {0}")]
     Topics(#[from] TopicsError),

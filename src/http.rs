@@ -5,8 +5,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
-use std::pin::pin;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -16,12 +15,8 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -32,9 +27,17 @@ use crate::metrics::{self, Refusal};
 use crate::record::{Timestamp, type_name};
 use crate::wal::{AppendError, Appender};
 
+mod access;
+mod connection;
 mod gate;
+mod guests;
+mod proxied;
+mod tls;
 
+pub use access::{Access, Networks};
 pub use gate::Gate;
+use guests::{Guests, Visit};
+pub use tls::{Tls, TlsError};
 
 /// Where callbacks are taken, and how much of what.
 #[derive(Clone, Debug)]
@@ -47,20 +50,16 @@ pub struct Config {
     pub max_body: usize,
     /// Open connections at once; further ones wait in the kernel.
     pub max_connections: usize,
+    /// Those of them from one address; further ones are closed.
+    pub max_connections_per_address: usize,
     /// The longest that a whole callback waits for the log.
     pub deadline: Duration,
     /// Members of the body that are not kept.
     pub omit: Vec<String>,
 }
 
-/// From a connection's opening, or its last answer, to the end of the next request's headers.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 /// From the headers to the end of the body. Tencent gives up a call after 20 s.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Header bytes of a request. hyper takes no less than 8 KiB.
-const HEADER_BYTES_MAX: usize = 16 * 1024;
-/// Header fields of a request.
-const HEADERS_MAX: usize = 64;
 /// Bytes of bodies that came in part and are waited for, whatever connections and their limits would
 /// allow.
 const BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -108,7 +107,7 @@ struct Shared {
     config: Config,
     gate: Live<Gate>,
     appender: Appender,
-    connections: Arc<Semaphore>,
+    guests: Arc<Guests>,
     body_bytes: AtomicUsize,
     stop: CancellationToken,
 }
@@ -126,7 +125,7 @@ impl Intake {
         stop: CancellationToken,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            connections: Arc::new(Semaphore::new(config.max_connections)),
+            guests: Guests::new(config.max_connections, config.max_connections_per_address),
             config,
             gate,
             appender,
@@ -163,25 +162,25 @@ async fn accept(listener: std::net::TcpListener, shared: Arc<Shared>) {
         Err(error) => return tracing::error!(%error, "cannot accept connections"),
     };
     let tasks = TaskTracker::new();
-    let next = async || {
-        // Never closed, so never an error: without a permit there is no connection.
-        let permit = Arc::clone(&shared.connections).acquire_owned().await;
-        (listener.accept().await, permit.ok())
+    let next = async || match listener.accept().await {
+        // Who waits for a seat is accepted: only then may somebody else have to leave for it.
+        Ok((stream, from)) => Ok((stream, from, shared.guests.seat().await)),
+        Err(error) => Err(error),
     };
     loop {
-        let (accepted, permit) = tokio::select! {
+        let next = tokio::select! {
             () = shared.stop.cancelled() => break,
             next = next() => next,
         };
-        match (accepted, permit) {
-            (Ok((stream, _)), Some(permit)) => {
-                tasks.spawn(serve(stream, Arc::clone(&shared), permit));
+        match next {
+            Ok((stream, from, guest)) => {
+                let peer = from.ip().to_canonical();
+                tasks.spawn(connection::serve(stream, peer, Arc::clone(&shared), guest));
             }
-            (Err(error), _) => {
+            Err(error) => {
                 tracing::debug!(%error, "cannot accept a connection");
                 tokio::time::sleep(PAUSE).await;
             }
-            (_, None) => break,
         }
     }
     drop(listener);
@@ -191,31 +190,12 @@ async fn accept(listener: std::net::TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn serve(stream: TcpStream, shared: Arc<Shared>, _permit: OwnedSemaphorePermit) {
-    metrics::connection_opened();
-    // Answers are single small packets.
-    let _ = stream.set_nodelay(true);
-    let service = service_fn(|request| answer(&shared, request));
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        // A sender that has nothing more to say still wants its answer.
-        .half_close(true)
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(HEADER_BYTES_MAX)
-        .max_headers(HEADERS_MAX)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut connection = pin!(connection);
-    let ended = tokio::select! {
-        ended = &mut connection => ended,
-        () = shared.stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection ended early");
-    }
-    metrics::connection_closed();
+/// On whose behalf a request comes.
+#[derive(Clone, Copy)]
+struct Caller<'a> {
+    /// The other end of the connection, or whom a proxy's header names.
+    peer: IpAddr,
+    visit: &'a Visit,
 }
 
 /// Why a request is not answered 200.
@@ -232,6 +212,7 @@ impl Rejection {
         match self {
             Self::Request(Refusal::Method) => StatusCode::METHOD_NOT_ALLOWED,
             Self::Request(Refusal::Path) => StatusCode::NOT_FOUND,
+            Self::Request(Refusal::Address | Refusal::Secret) => StatusCode::FORBIDDEN,
             Self::Request(Refusal::TooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Request(Refusal::BodyIncomplete) => StatusCode::REQUEST_TIMEOUT,
             Self::Request(Refusal::Overloaded | Refusal::Deadline) | Self::Append(_) => {
@@ -253,7 +234,14 @@ impl Rejection {
     fn message(&self, config: &Config) -> String {
         match self {
             Self::Request(Refusal::Method) => "callbacks are sent with POST".to_owned(),
-            Self::Request(Refusal::Path) => format!("callbacks are taken at {}", config.path),
+            // The path may have a secret part.
+            Self::Request(Refusal::Path) => "callbacks are not taken here (http.path)".to_owned(),
+            Self::Request(Refusal::Address) => {
+                "callbacks are not taken from this address (access.allow)".to_owned()
+            }
+            Self::Request(Refusal::Secret) => {
+                "the header X-Livebridge-Secret is missing or wrong (access.secret)".to_owned()
+            }
             Self::Request(Refusal::TooLarge) => {
                 format!("the body is larger than {} bytes", config.max_body)
             }
@@ -285,10 +273,12 @@ impl From<CallbackError> for Rejection {
 
 async fn answer(
     shared: &Shared,
+    caller: Caller<'_>,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let started = Instant::now();
-    Ok(match receive(shared, request).await {
+    let last = caller.visit.asks();
+    let mut response = match receive(shared, caller, request).await {
         Ok(type_name) => {
             metrics::accepted(type_name, started.elapsed());
             response(StatusCode::OK, Bytes::from_static(br#"{"code":0}"#))
@@ -297,12 +287,23 @@ async fn answer(
             metrics::refused(rejection.reason());
             refuse(&rejection, &shared.config)
         }
-    })
+    };
+    if last {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    caller.visit.is_answered();
+    Ok(response)
 }
 
 /// Takes one callback and returns its type's name once it is durable (I1).
-async fn receive(shared: &Shared, request: Request<Incoming>) -> Result<&'static str, Rejection> {
+async fn receive(
+    shared: &Shared,
+    caller: Caller<'_>,
+    request: Request<Incoming>,
+) -> Result<&'static str, Rejection> {
     let config = &shared.config;
+    let gate = shared.gate.get();
+    gate.expects(caller.peer, request.headers())?;
     let below = request.uri().path().strip_prefix(&*config.path);
     if !below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
         return Err(Refusal::Path.into());
@@ -314,8 +315,9 @@ async fn receive(shared: &Shared, request: Request<Incoming>) -> Result<&'static
         Ok(body) => body?,
         Err(_) => return Err(Refusal::BodyIncomplete.into()),
     };
+    caller.visit.works();
     let received_at = Timestamp::now();
-    let (record, key) = shared.gate.get().admit(&body, received_at, &config.omit)?;
+    let (record, key) = gate.admit(&body, received_at, &config.omit)?;
     let type_name = type_name(record.event_type);
     match timeout(config.deadline, shared.appender.append(record)).await {
         Ok(Ok(_)) => {

@@ -41,5 +41,6 @@ pub mod publisher;
 pub mod record;
 pub mod reload;
 pub mod sample;
+pub mod secret;
 pub mod sender;
 pub mod wal;

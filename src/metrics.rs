@@ -16,7 +16,7 @@ mod door;
 mod process;
 mod table;
 
-pub use door::KeyUse;
+pub use door::{Ended, KeyUse, certificate_expires, ended};
 use table::{Kind, Metric, TABLE};
 
 /// What `/metrics` is rendered from.
@@ -36,6 +36,7 @@ pub fn install() -> Result<Exporter, BuildError> {
     }
     let exporter = Exporter(builder.install_recorder()?);
     LazyLock::force(&METRICS);
+    LazyLock::force(&door::DOOR);
     METRICS.build.set(1.0);
     METRICS.reload_ok.set(1.0);
     Ok(exporter)
@@ -63,6 +64,10 @@ pub enum Refusal {
     Method,
     /// Another path.
     Path,
+    /// It comes from where callbacks are not taken from.
+    Address,
+    /// The secret header is missing or wrong.
+    Secret,
     /// The body is over the limit.
     TooLarge,
     /// The body did not arrive in time, or not whole.
@@ -73,9 +78,11 @@ pub enum Refusal {
     Deadline,
 }
 
-const REFUSALS: [(Refusal, &str); 6] = [
+const REFUSALS: [(Refusal, &str); 8] = [
     (Refusal::Method, "method"),
     (Refusal::Path, "path"),
+    (Refusal::Address, "address"),
+    (Refusal::Secret, "secret"),
     (Refusal::TooLarge, "too_large"),
     (Refusal::BodyIncomplete, "body_incomplete"),
     (Refusal::Overloaded, "overloaded"),

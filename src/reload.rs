@@ -6,13 +6,13 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::callback::CallbackKey;
 use crate::config::Config;
-use crate::http::Gate;
+use crate::http::{Gate, Tls};
 use crate::live::Live;
 use crate::wal::Probe;
 use crate::{logging, metrics};
@@ -34,14 +34,23 @@ impl Parts {
     /// As `config` has them.
     #[must_use]
     pub fn new(config: &Config, log: Probe) -> Self {
-        Self { gate: Live::new(Gate::new(config.verifier.clone())), log }
+        Self { gate: Live::new(gate(config)), log }
     }
 
     fn take(&self, config: &Config) {
         logging::set_level(&config.log);
         self.log.set_limits(config.wal.limits());
-        self.gate.set(Gate::new(config.verifier.clone()));
+        self.gate.set(gate(config));
     }
+}
+
+fn gate(config: &Config) -> Gate {
+    let expires = config.access.tls.as_ref().map(Tls::expires);
+    metrics::certificate_expires(expires);
+    if expires.is_some_and(|expires| expires < SystemTime::now()) {
+        tracing::error!("the certificate of tls.certificate has expired; callers may turn away");
+    }
+    Gate::new(config.verifier.clone(), config.access.clone())
 }
 
 /// What tells one state of a file from another: a rename changes its number, a write its time.
@@ -105,6 +114,7 @@ impl Source {
         }
         // What waits for a restart is still what it was.
         self.config.verifier = config.verifier;
+        self.config.access = config.access;
         self.config.log = config.log;
         self.config.files = config.files;
     }

@@ -80,16 +80,42 @@ fn without_keys_nothing_starts_and_the_message_says_what_to_do() {
     assert!(load("[callback]\nunsigned = [\"all\"]", &[]).is_ok());
 }
 
+/// Where certificates are made for these tests.
+const TLS: &str = "target/tmp/config-tls";
+
+/// Makes a certificate with its key, and a second key.
+fn certificate() {
+    fs::create_dir_all(TLS).unwrap();
+    let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let write = |name: &str, text: String| {
+        let path = Path::new(TLS).join(name);
+        let partial = path.with_extension(std::process::id().to_string());
+        fs::write(&partial, text).unwrap();
+        fs::rename(partial, path).unwrap();
+    };
+    write("a.pem", pair.cert.pem());
+    write("a.key", pair.signing_key.serialize_pem());
+    write("b.key", rcgen::KeyPair::generate().unwrap().serialize_pem());
+}
+
 /// Every key: where it stands, a value for the file, the same for the environment, another for the
 /// file, and how the value shows in the config.
 #[rustfmt::skip]
-const KEYS: [(&str, &str, &str, &str, &str, &str); 25] = [
+const KEYS: [(&str, &str, &str, &str, &str, &str); 33] = [
     ("http", "listen", "\"127.0.0.1:81\"", "127.0.0.1:81", "\"[::1]:82\"", "listen: 127.0.0.1:81"),
     ("http", "path", "\"/cb/\"", "/cb/", "\"/other\"", "path: \"/cb\""),
     ("http", "max_body", "\"64KiB\"", "64KiB", "2048", "max_body: 65536"),
     ("http", "max_connections", "7", "7", "8", "max_connections: 7"),
+    ("http", "max_connections_per_address", "3", "3", "4", "max_connections_per_address: 3"),
     ("http", "deadline", "\"1500ms\"", "1500ms", "\"2s\"", "deadline: 1.5s"),
+    ("tls", "certificate", "\"target/tmp/config-tls/a.pem\"", "target/tmp/config-tls/a.pem", "\"/nowhere\"", "certificate: \"target/tmp/config-tls/a.pem\""),
+    ("tls", "private_key", "\"target/tmp/config-tls/a.key\"", "target/tmp/config-tls/a.key", "\"/nowhere\"", "certificate: \"target/tmp/config-tls/a.pem\""),
+    ("access", "allow", "[\"10.0.0.0/8\", \"::1\"]", "10.0.0.0/8, ::1", "[\"1.2.3.4\"]", "allow: Networks([10.0.0.0/8, ::1/128])"),
+    ("access", "trusted_proxies", "[\"10.0.0.1\"]", "10.0.0.1", "[]", "trusted_proxies: Networks([10.0.0.1/32])"),
+    ("access", "proxy_protocol", "true", "true", "false", "proxy_protocol: true"),
+    ("access", "secret", "\"word\"", "word", "\"other\"", "secret: Some(Secret(..))"),
     ("admin", "listen", "\"0.0.0.0:83\"", "0.0.0.0:83", "\"0.0.0.0:84\"", "listen: 0.0.0.0:83"),
+    ("admin", "token", "\"word\"", "word", "\"other\"", "token: Some(Secret(..))"),
     ("callback", "keys", "[\"a\", \"b\"]", "a, b,", "[\"c\"]", "keys: [CallbackKey(key-1, ..), CallbackKey(key-2, ..)]"),
     ("callback", "keys_file", "\".gitignore\"", ".gitignore", "\"/nowhere\"", "CallbackKey(key-2, ..)"),
     ("callback", "expiry_leeway", "\"0s\"", "0s", "\"1h\"", "leeway: 0ns"),
@@ -113,9 +139,19 @@ const KEYS: [(&str, &str, &str, &str, &str, &str); 25] = [
 
 #[test]
 fn every_key_is_taken_from_the_file_and_from_the_environment_which_wins() {
+    certificate();
     let plain = shown(&file(LEAST));
     for (section, key, value, variable, other, expected) in KEYS {
-        let least = if section == "callback" && key == "keys" { "" } else { LEAST };
+        // What there must be beside it.
+        let least = match (section, key) {
+            ("callback", "keys") => String::new(),
+            ("tls", "certificate") => format!("{LEAST}[tls]\nprivate_key = \"{TLS}/a.key\""),
+            ("tls", "private_key") => format!("{LEAST}[tls]\ncertificate = \"{TLS}/a.pem\""),
+            ("access", "proxy_protocol") => {
+                format!("{LEAST}[access]\ntrusted_proxies = [\"::1\"]")
+            }
+            _ => LEAST.to_owned(),
+        };
         let table = |value: &str| {
             let mut table: toml::Table = least.parse().unwrap();
             let line: toml::Table = format!("{key} = {value}").parse().unwrap();
@@ -127,7 +163,7 @@ fn every_key_is_taken_from_the_file_and_from_the_environment_which_wins() {
         let by_file = shown(&file(&table(value)));
         assert!(!plain.contains(expected), "{section}.{key}: {expected} is no default");
         assert!(by_file.contains(expected), "{section}.{key}: {by_file}");
-        let by_environment = shown(&load(least, &[(&name, variable)]).unwrap());
+        let by_environment = shown(&load(&least, &[(&name, variable)]).unwrap());
         assert_eq!(by_environment, by_file, "{name}");
         let by_both = shown(&load(&table(other), &[(&name, variable)]).unwrap());
         assert_eq!(by_both, by_file, "{name} wins");
@@ -137,7 +173,7 @@ fn every_key_is_taken_from_the_file_and_from_the_environment_which_wins() {
 #[test]
 fn every_key_that_there_is_is_in_the_table_above() {
     // The keys that there are, are those that are listed when there is another.
-    for section in ["http", "admin", "callback", "wal", "kafka", "dedup", "log"] {
+    for section in ["http", "tls", "access", "admin", "callback", "wal", "kafka", "dedup", "log"] {
         let message = refusal(&format!("[{section}]\nx = 1"), &[]);
         let (_, listed) = message.split_once("it has ").unwrap();
         let listed: Vec<&str> = listed.split(", ").collect();
@@ -161,7 +197,7 @@ mod an_unknown {
             ("[kafka]\n\"acks\" = 1", "[kafka] has no key acks; it has brokers, instance, "),
             ("[wal.more]\na = 1", "[wal] has no key more; it has dir, max_bytes, "),
             ("[htttp]\nlisten = \"a\"", "there is no section [htttp]; did you mean [http]?"),
-            ("[x]", "there is no section [x]; there are http, admin, callback, "),
+            ("[x]", "there is no section [x]; there are http, tls, access, "),
             ("brokers = \"a\"", "brokers stands in no section; did you mean brokers in [kafka]?"),
         ] {
             let least = if text.contains("[callback]") { "" } else { LEAST };
@@ -506,6 +542,59 @@ mod a_secret {
         for text in [format!("{config:?}"), format!("{config:#?}"), format!("{:?}", config.kafka)] {
             assert!(!text.contains("s3cret"), "{text}");
             assert!(text.contains("sasl.password"), "the names are worth showing: {text}");
+        }
+    }
+}
+
+mod access {
+    use super::*;
+
+    #[test]
+    fn that_makes_no_sense_is_refused() {
+        for (text, says) in [
+            ("[access]\nallow = [\"10.0.0.0/33\"]", "access.allow: \"10.0.0.0/33\" is neither"),
+            ("[access]\ntrusted_proxies = [\"lb\"]", "access.trusted_proxies: \"lb\" is neither"),
+            ("[access]\nproxy_protocol = true", "access.proxy_protocol: is believed of"),
+            ("[access]\nsecret = \" \"", "access.secret: is empty"),
+            ("[admin]\ntoken = \"\"", "admin.token: is empty"),
+            ("[tls]\ncertificate = \"a.pem\"", "tls.private_key: is not set"),
+            ("[tls]\nprivate_key = \"a.key\"", "tls.certificate: is not set"),
+        ] {
+            let message = refusal(&format!("{LEAST}{text}"), &[]);
+            assert!(message.starts_with(says), "{message}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_in_no_message() {
+        for text in ["[access]\nsecret = ", "[admin]\ntoken = "] {
+            for value in ["37359285", "[\"s3cret\"]", "{ s3cret = 1 }"] {
+                let message = refusal(&format!("{LEAST}{text}{value}"), &[]);
+                assert!(message.contains("must be text"), "{message}");
+                assert!(!message.contains("s3cret") && !message.contains("3735"), "{message}");
+            }
+        }
+    }
+
+    #[test]
+    fn certificate_and_key_must_be_there_and_belong_together() {
+        certificate();
+        let not_pem = "Cargo.toml".to_owned();
+        let (pem, key, other) =
+            (format!("{TLS}/a.pem"), format!("{TLS}/a.key"), format!("{TLS}/b.key"));
+        for (certificate, secret, says) in [
+            (&"/nowhere".to_owned(), &key, "tls: cannot read a certificate from /nowhere"),
+            (&not_pem, &key, "tls: cannot read a certificate from Cargo.toml"),
+            (&key, &key, "tls: cannot read a certificate from"),
+            (&pem, &not_pem, "tls: cannot read a private key from Cargo.toml"),
+            (&pem, &pem, "tls: cannot read a private key from"),
+            (&pem, &other, "cannot be used together"),
+        ] {
+            let text = format!(
+                "{LEAST}[tls]\ncertificate = \"{certificate}\"\nprivate_key = \"{secret}\""
+            );
+            let message = refusal(&text, &[]);
+            assert!(message.contains(says), "{message}");
         }
     }
 }

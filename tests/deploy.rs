@@ -35,7 +35,7 @@ fn the_sample_configuration_has_every_key_of_the_readme() {
     let (table, _) = table.split_once("###").expect("another section");
     let cells = table.lines().filter_map(|line| line.strip_prefix("| `")?.split('|').next());
     let names = cells.flat_map(|cell| cell.split('`')).filter_map(|name| name.split_once('.'));
-    let sections = ["http", "admin", "callback", "wal", "kafka", "dedup", "log"];
+    let sections = ["http", "tls", "access", "admin", "callback", "wal", "kafka", "dedup", "log"];
     let mut known = 0;
     for (section, key) in names.filter(|(section, _)| sections.contains(section)) {
         known += 1;

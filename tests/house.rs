@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Room, and the rooms it may name.
-const MAY_NAME: [(&str, &[&str]); 17] = [
+const MAY_NAME: [(&str, &[&str]); 18] = [
     ("record", &[]),
     ("callback", &["record"]),
     ("metrics", &["callback", "record"]),
@@ -17,11 +17,23 @@ const MAY_NAME: [(&str, &[&str]); 17] = [
     ("kafka", &["metrics", "record"]),
     ("publisher", &["kafka", "ledger", "metrics", "record", "wal"]),
     ("live", &[]),
-    ("http", &["callback", "live", "metrics", "record", "wal"]),
-    ("admin", &["metrics", "wal"]),
+    ("secret", &[]),
+    ("http", &["callback", "live", "metrics", "record", "secret", "wal"]),
+    ("admin", &["metrics", "secret", "wal"]),
     (
         "config",
-        &["admin", "callback", "http", "kafka", "ledger", "logging", "publisher", "record", "wal"],
+        &[
+            "admin",
+            "callback",
+            "http",
+            "kafka",
+            "ledger",
+            "logging",
+            "publisher",
+            "record",
+            "secret",
+            "wal",
+        ],
     ),
     ("reload", &["callback", "config", "http", "live", "logging", "metrics", "wal"]),
     ("bridge", &["admin", "config", "http", "metrics", "publisher", "reload", "wal"]),
@@ -33,10 +45,11 @@ const MAY_NAME: [(&str, &[&str]); 17] = [
 
 /// Foreign crate, and the rooms that name it. The command line is above the rooms and names what
 /// it needs.
-const NAMED_IN: [(&str, &[&str]); 13] = [
+const NAMED_IN: [(&str, &[&str]); 16] = [
     ("clap", &[]),
     ("hyper", &["admin", "http", "sender"]),
     ("hyper_util", &["admin", "http", "sender"]),
+    ("ipnet", &["http"]),
     ("md5", &["callback"]),
     ("metrics_exporter_prometheus", &["metrics"]),
     ("rdkafka", &["kafka"]),
@@ -44,9 +57,11 @@ const NAMED_IN: [(&str, &[&str]); 13] = [
     ("sled", &["wal"]),
     ("socket2", &["http"]),
     ("strsim", &["config"]),
-    ("subtle", &["callback"]),
+    ("subtle", &["callback", "secret"]),
+    ("tokio_rustls", &["http"]),
     ("toml", &["config"]),
     ("tracing_subscriber", &["logging"]),
+    ("x509_cert", &["http"]),
 ];
 
 /// A file longer than this wants another room.

@@ -20,11 +20,14 @@ use tempfile::TempDir;
 mod metrics;
 #[path = "support/process.rs"]
 mod process;
+#[path = "support/tls.rs"]
+mod tls;
 #[path = "support/wire.rs"]
 mod wire;
 
 use metrics::scrape;
 use process::{Running, livebridge};
+use tls::{Identity, VERSIONS};
 use wire::{PATIENCE, exchange, post};
 
 /// A livebridge without Kafka, its keys in a file.
@@ -72,6 +75,10 @@ impl Bed {
 
     /// The status that a callback signed with `key` is answered.
     fn send(&self, key: &str) -> u16 {
+        exchange(self.intake, post("/callback", &Self::callback(key))).unwrap().status
+    }
+
+    fn callback(key: &str) -> String {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let now = (Timestamp::now().as_millis() / 1000).to_string();
         let body = json!({
@@ -79,7 +86,7 @@ impl Bed {
             "sequence": NEXT.fetch_add(1, Ordering::Relaxed).to_string(),
             "t": now, "sign": CallbackKey::new(key).unwrap().sign_hex(&now),
         });
-        exchange(self.intake, post("/callback", &body.to_string())).unwrap().status
+        body.to_string()
     }
 
     fn value(&self, series: &str) -> f64 {
@@ -172,6 +179,62 @@ fn a_wrong_one_changes_nothing_and_is_told_until_it_is_mended() {
     bed.order();
     bed.comes_to("livebridge_config_ok", 1.0);
     assert_eq!((bed.send("aaaa"), bed.send("bbbb")), (401, 200));
+    assert!(!bed.process.stderr.text().contains("s3cret"));
+}
+
+#[test]
+fn a_new_certificate_is_shown_to_whoever_connects_after_it_and_a_wrong_one_to_nobody() {
+    let bed = Bed::new("aaaa");
+    let expiry = "livebridge_tls_certificate_expiry_timestamp_seconds";
+    bed.comes_to(expiry, 0.0);
+    let taken = |wire: &mut tls::TlsWire| {
+        let request = post("/callback", &Bed::callback("aaaa"));
+        assert_eq!(wire.exchange(request), Some(200));
+    };
+    let first = Identity::write(bed.dir.path(), 2100);
+    bed.configure(&format!(
+        "[tls]\ncertificate = {:?}\nprivate_key = {:?}\n",
+        first.certificate, first.key
+    ));
+    bed.order();
+    bed.comes_to(expiry, 4_133_894_400.0);
+    let mut open = first.connect(bed.intake, &VERSIONS, &[]).unwrap();
+    taken(&mut open);
+
+    // Without being told, as after certbot has been there.
+    let second = Identity::write(bed.dir.path(), 2101);
+    bed.comes_to(expiry, 4_165_430_400.0);
+    assert!(first.connect(bed.intake, &VERSIONS, &[]).is_err(), "the first is no longer shown");
+    taken(&mut second.connect(bed.intake, &VERSIONS, &[]).unwrap());
+    taken(&mut open);
+
+    // A key that belongs to another.
+    fs::write(bed.path("tls.key"), rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
+    bed.order();
+    bed.comes_to("livebridge_config_ok", 0.0);
+    bed.process.stderr.wait_for(|line| line.contains("cannot be used together").then_some(()));
+    taken(&mut second.connect(bed.intake, &VERSIONS, &[]).unwrap());
+    assert!(!bed.process.stderr.text().contains("PRIVATE"));
+}
+
+#[test]
+fn the_word_and_the_networks_are_changed_without_a_restart() {
+    let bed = Bed::new("aaaa");
+    bed.configure("[access]\nsecret = \"s3cret\"\n");
+    bed.order();
+    bed.comes_to(APPLIED, 1.0);
+    assert_eq!(bed.send("aaaa"), 403);
+    let refused = "livebridge_callbacks_refused_total{reason=\"secret\"}";
+    bed.comes_to(refused, 1.0);
+    bed.configure("[access]\nallow = [\"192.0.2.1\"]\n");
+    bed.order();
+    bed.comes_to(APPLIED, 2.0);
+    assert_eq!(exchange(bed.intake, post("/callback", &Bed::callback("aaaa"))), None);
+    bed.comes_to("livebridge_http_connections_ended_total{reason=\"address\"}", 1.0);
+    bed.configure("");
+    bed.order();
+    bed.comes_to(APPLIED, 3.0);
+    assert_eq!(bed.send("aaaa"), 200);
     assert!(!bed.process.stderr.text().contains("s3cret"));
 }
 

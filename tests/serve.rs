@@ -118,6 +118,39 @@ fn stored(dir: &Path) -> BTreeSet<String> {
 }
 
 #[test]
+fn with_a_token_operators_see_what_others_do_not() {
+    let home = Home::new(NOWHERE, "");
+    let config = fs::read_to_string(home.config()).unwrap();
+    fs::write(home.config(), config.replace("[admin]", "[admin]\ntoken = \"s3cret\"")).unwrap();
+    let serving = home.serve();
+    let ask = |path: &str, line: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: t\r\n{line}\r\n");
+        exchange(serving.admin, request).unwrap()
+    };
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(ask(path, "").status, 200, "{path}: orchestrators have no token");
+    }
+    for path in ["/metrics", "/", "/nothing"] {
+        for line in [
+            "",
+            "Authorization: Bearer\r\n",
+            "Authorization: Bearer s3cre\r\n",
+            "Authorization: Basic s3cret\r\n",
+            "Authorization: s3cret\r\n",
+        ] {
+            let answer = ask(path, line);
+            assert_eq!(answer.status, 401, "{path} {line:?}");
+            assert_eq!(answer.header("www-authenticate"), Some("Bearer"));
+        }
+    }
+    for line in ["Authorization: Bearer s3cret\r\n", "authorization: bearer s3cret\r\n"] {
+        assert!(ask("/metrics", line).body.contains("livebridge_build_info"), "{line:?}");
+    }
+    assert_eq!(ask("/nothing", "Authorization: Bearer s3cret\r\n").status, 404);
+    assert!(!serving.process.stderr.text().contains("s3cret"));
+}
+
+#[test]
 fn every_refusal_moves_its_own_counter_and_no_other() {
     let home = Home::new(NOWHERE, "");
     let serving = home.serve();

@@ -10,6 +10,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use toml::Value;
 
+use super::access::{self, RawAccess, RawTls};
 use super::{Config, ConfigError};
 use crate::callback::{Unsigned, Verifier};
 use crate::kafka::{self, Delivery, RESERVED};
@@ -21,6 +22,8 @@ use crate::{admin, http, ledger, logging, wal};
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Raw {
     http: RawHttp,
+    tls: RawTls,
+    access: RawAccess,
     admin: RawAdmin,
     callback: RawCallback,
     wal: RawWal,
@@ -37,13 +40,16 @@ struct RawHttp {
     #[serde(serialize_with = "short")]
     max_body: ByteSize,
     max_connections: usize,
+    max_connections_per_address: usize,
     deadline: Span,
 }
 
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawAdmin {
     listen: SocketAddr,
+    #[serde(deserialize_with = "access::word")]
+    token: Option<String>,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -96,6 +102,12 @@ struct RawLog {
     format: logging::Format,
 }
 
+impl std::fmt::Debug for RawAdmin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RawAdmin").finish_non_exhaustive()
+    }
+}
+
 impl std::fmt::Debug for RawCallback {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RawCallback").finish_non_exhaustive()
@@ -115,6 +127,7 @@ impl Default for RawHttp {
             path: "/callback".into(),
             max_body: ByteSize::kib(256),
             max_connections: 4096,
+            max_connections_per_address: 1024,
             deadline: Span(Duration::from_secs(5)),
         }
     }
@@ -122,7 +135,7 @@ impl Default for RawHttp {
 
 impl Default for RawAdmin {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9464)) }
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9464)), token: None }
     }
 }
 
@@ -268,6 +281,11 @@ impl Raw {
         if self.http.max_connections == 0 {
             return Err(bad("http.max_connections", "must be at least 1".into()));
         }
+        if self.http.max_connections_per_address == 0 {
+            let problem =
+                "must be at least 1; with as many as http.max_connections it limits nobody";
+            return Err(bad("http.max_connections_per_address", problem.into()));
+        }
         if self.http.deadline.0.is_zero() || self.http.deadline.0 > Duration::from_secs(15) {
             let problem = "must be up to 15s: Tencent gives up a call after 20s";
             return Err(bad("http.deadline", problem.into()));
@@ -280,17 +298,22 @@ impl Raw {
             return Err(bad("dedup.max_ids", "must be at least 1000".into()));
         }
         let kafka = self.kafka;
-        let files = self.callback.keys_file.iter().cloned().collect();
+        let files = self.callback.keys_file.iter().cloned().chain(self.tls.files()).collect();
         Ok(Config {
             http: http::Config {
                 listen: self.http.listen,
                 path,
                 max_body,
                 max_connections: self.http.max_connections,
+                max_connections_per_address: self.http.max_connections_per_address,
                 deadline: self.http.deadline.0,
                 omit: self.callback.omit.clone(),
             },
-            admin: admin::Config { listen: self.admin.listen },
+            access: self.access.check(&self.tls)?,
+            admin: admin::Config {
+                listen: self.admin.listen,
+                token: access::secret("admin.token", self.admin.token.as_deref())?,
+            },
             verifier: self.callback.check()?,
             wal: wal::Config {
                 dir: self.wal.dir,

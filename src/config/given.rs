@@ -195,7 +195,7 @@ fn unwritten_default(section: &str, key: &str) -> Option<Value> {
 fn is_secret(table: &str, key: &str) -> bool {
     const TELLING: [&str; 7] =
         ["password", "secret", "token", "oauthbearer", "jaas", ".pem", "key"];
-    (table, key) == ("callback", "keys")
+    [("access", "secret"), ("admin", "token"), ("callback", "keys")].contains(&(table, key))
         || (table == "kafka.client"
             && !key.ends_with(".location")
             && TELLING.iter().any(|part| key.contains(part)))

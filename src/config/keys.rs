@@ -13,13 +13,21 @@ pub(super) enum Kind {
 }
 
 /// Every key but those in the two [`MAPS`].
-pub(super) const KEYS: [(&str, &str, Kind); 25] = [
+pub(super) const KEYS: [(&str, &str, Kind); 33] = [
     ("http", "listen", Kind::Text),
     ("http", "path", Kind::Text),
     ("http", "max_body", Kind::Text),
     ("http", "max_connections", Kind::Number),
+    ("http", "max_connections_per_address", Kind::Number),
     ("http", "deadline", Kind::Text),
+    ("tls", "certificate", Kind::Text),
+    ("tls", "private_key", Kind::Text),
+    ("access", "allow", Kind::List),
+    ("access", "trusted_proxies", Kind::List),
+    ("access", "proxy_protocol", Kind::Flag),
+    ("access", "secret", Kind::Text),
     ("admin", "listen", Kind::Text),
+    ("admin", "token", Kind::Text),
     ("callback", "keys", Kind::List),
     ("callback", "keys_file", Kind::Text),
     ("callback", "expiry_leeway", Kind::Text),
@@ -42,8 +50,8 @@ pub(super) const KEYS: [(&str, &str, Kind); 25] = [
 ];
 
 /// The sections, in the order in which they are written.
-pub(super) const SECTIONS: [&str; 7] =
-    ["http", "admin", "callback", "wal", "kafka", "dedup", "log"];
+pub(super) const SECTIONS: [&str; 9] =
+    ["http", "tls", "access", "admin", "callback", "wal", "kafka", "dedup", "log"];
 
 /// The tables of `kafka` whose keys are not ours.
 pub(super) const MAPS: [&str; 2] = ["client", "topics"];

@@ -1,25 +1,45 @@
-//! Who may call: what a callback must show before it is believed.
+//! Who may call: from where, with which words, with which keys. One value, replaced as a whole.
+
+use std::net::IpAddr;
 
 use bytes::Bytes;
+use hyper::HeaderMap;
 
+use super::Access;
 use crate::callback::{CallbackError, Unverified, Verifier};
-use crate::metrics::KeyUse;
+use crate::metrics::{KeyUse, Refusal};
 use crate::record::{Record, Timestamp};
 
-/// The keys, and what becomes known of their use.
+/// What must be shown, and what becomes known of it.
 #[derive(Debug)]
 pub struct Gate {
     verifier: Verifier,
+    access: Access,
     /// One for each key.
     uses: Vec<KeyUse>,
 }
 
 impl Gate {
-    /// Admits what `verifier` does.
+    /// Admits what both do.
     #[must_use]
-    pub fn new(verifier: Verifier) -> Self {
+    pub fn new(verifier: Verifier, access: Access) -> Self {
         let uses = verifier.keys.iter().map(|key| KeyUse::of(key.name())).collect();
-        Self { verifier, uses }
+        Self { verifier, access, uses }
+    }
+
+    pub(super) fn access(&self) -> &Access {
+        &self.access
+    }
+
+    /// Whether a request with these headers, over a connection from `peer`, is worth reading on.
+    pub(super) fn expects(&self, peer: IpAddr, headers: &HeaderMap) -> Result<(), Refusal> {
+        // Others were sent away when they connected.
+        if self.access.is_trusted(peer)
+            && !self.access.is_allowed(self.access.caller(peer, headers))
+        {
+            return Err(Refusal::Address);
+        }
+        if self.access.knows_secret(headers) { Ok(()) } else { Err(Refusal::Secret) }
     }
 
     /// The record of a callback that proves where it comes from, and the key that it did so with.

@@ -1,11 +1,76 @@
 //! Metrics of who comes, and how each proves that it may.
 
 use std::fmt;
-use std::time::Duration;
+use std::sync::LazyLock;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics::{Counter, Gauge, counter, gauge};
 
+use super::Counters;
 use crate::record::Timestamp;
+
+/// Why livebridge ended a connection on its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It comes from where callbacks are not taken from.
+    Address,
+    /// There are too many from the same address.
+    PerAddress,
+    /// It asked nothing while others waited for room.
+    Crowded,
+    /// Nothing was asked or answered for too long.
+    Idle,
+    /// A trusted proxy did not say whom it speaks for.
+    ProxyHeader,
+    /// The TLS handshake failed.
+    Tls,
+    /// PROXY header and TLS handshake took too long.
+    GreetingLate,
+    /// No whole header came in time.
+    HeaderLate,
+    /// The header is too large, or has too many fields.
+    HeaderTooLarge,
+    /// This is not HTTP.
+    HeaderMalformed,
+}
+
+const ENDS: [(Ended, &str); 10] = [
+    (Ended::Address, "address"),
+    (Ended::PerAddress, "per_address"),
+    (Ended::Crowded, "crowded"),
+    (Ended::Idle, "idle"),
+    (Ended::ProxyHeader, "proxy_header"),
+    (Ended::Tls, "tls"),
+    (Ended::GreetingLate, "greeting_late"),
+    (Ended::HeaderLate, "header_late"),
+    (Ended::HeaderTooLarge, "header_too_large"),
+    (Ended::HeaderMalformed, "header_malformed"),
+];
+
+pub(super) struct Door {
+    ended: Counters,
+    certificate: Gauge,
+}
+
+pub(super) static DOOR: LazyLock<Door> = LazyLock::new(|| Door {
+    ended: Counters::new(
+        ENDS.iter().map(|(_, label)| *label),
+        |label| counter!("livebridge_http_connections_ended_total", "reason" => label),
+    ),
+    certificate: gauge!("livebridge_tls_certificate_expiry_timestamp_seconds"),
+});
+
+/// A connection was ended.
+pub fn ended(reason: Ended) {
+    let label = ENDS.iter().find(|(known, _)| *known == reason).map_or("", |(_, label)| label);
+    DOOR.ended.get(label).increment(1);
+}
+
+/// When the certificate in use ends; `None` when there is none.
+pub fn certificate_expires(at: Option<SystemTime>) {
+    let since_epoch = at.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    DOOR.certificate.set(since_epoch.unwrap_or_default().as_secs_f64());
+}
 
 /// The use of one callback key.
 #[derive(Clone)]

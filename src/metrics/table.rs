@@ -73,6 +73,15 @@ pub(super) const TABLE: &[Metric] = &[
         "When a callback signed with the key was last answered 200; 0 when none was",
     ),
     gauge("livebridge_http_connections", Unit::Count, "Open connections to the intake"),
+    counter(
+        "livebridge_http_connections_ended_total",
+        "Connections that livebridge ended on its own, by reason",
+    ),
+    gauge(
+        "livebridge_tls_certificate_expiry_timestamp_seconds",
+        Unit::Seconds,
+        "When the certificate of the intake ends; 0 when it has none",
+    ),
     seconds("livebridge_acknowledge_seconds", &SECONDS, "From request to durable"),
     // Log.
     seconds("livebridge_wal_commit_seconds", &SECONDS, "Writing and syncing one group"),

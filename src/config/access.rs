@@ -1,0 +1,100 @@
+//! `[access]`, `[tls]` and the admin listener's token: who may come in, as it is written.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use toml::Value;
+
+use super::ConfigError;
+use crate::http::{Access, Networks, Tls};
+use crate::secret::Secret;
+
+#[derive(Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawAccess {
+    allow: Vec<String>,
+    trusted_proxies: Vec<String>,
+    proxy_protocol: bool,
+    #[serde(deserialize_with = "word")]
+    secret: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawTls {
+    certificate: Option<PathBuf>,
+    private_key: Option<PathBuf>,
+}
+
+impl fmt::Debug for RawAccess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RawAccess").finish_non_exhaustive()
+    }
+}
+
+/// A secret word. What stands there instead is not repeated: it may be a secret all the same.
+pub(super) fn word<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::String(word) => Ok(Some(word)),
+        _ => Err(D::Error::custom("must be text in quotes")),
+    }
+}
+
+/// The secret `word` of `key`.
+pub(super) fn secret(key: &'static str, word: Option<&str>) -> Result<Option<Secret>, ConfigError> {
+    let empty = || ConfigError::Value {
+        key,
+        problem: "is empty; take it out, or put in a long random word".into(),
+    };
+    word.map(|word| Secret::new(word).ok_or_else(empty)).transpose()
+}
+
+impl RawAccess {
+    pub(super) fn check(&self, tls: &RawTls) -> Result<Access, ConfigError> {
+        let networks = |key, texts: &[String]| {
+            Networks::parse(texts.iter().map(String::as_str)).map_err(|text| ConfigError::Value {
+                key,
+                problem: format!(
+                    "{text:?} is neither a network such as \"10.0.0.0/8\" nor an address"
+                ),
+            })
+        };
+        let allow = networks("access.allow", &self.allow)?;
+        let trusted_proxies = networks("access.trusted_proxies", &self.trusted_proxies)?;
+        if self.proxy_protocol && self.trusted_proxies.is_empty() {
+            return Err(ConfigError::Value {
+                key: "access.proxy_protocol",
+                problem: "is believed of access.trusted_proxies only, and there are none".into(),
+            });
+        }
+        Ok(Access {
+            allow,
+            trusted_proxies,
+            proxy_protocol: self.proxy_protocol,
+            secret: secret("access.secret", self.secret.as_deref())?,
+            tls: tls.load()?,
+        })
+    }
+}
+
+impl RawTls {
+    /// The files that are read.
+    pub(super) fn files(&self) -> impl Iterator<Item = PathBuf> {
+        self.certificate.clone().into_iter().chain(self.private_key.clone())
+    }
+
+    fn load(&self) -> Result<Option<Tls>, ConfigError> {
+        let lacks = |key, other| {
+            let problem = format!("is not set, and {other} alone is of no use");
+            Err(ConfigError::Value { key, problem })
+        };
+        match (&self.certificate, &self.private_key) {
+            (None, None) => Ok(None),
+            (Some(_), None) => lacks("tls.private_key", "tls.certificate"),
+            (None, Some(_)) => lacks("tls.certificate", "tls.private_key"),
+            (Some(certificate), Some(key)) => Ok(Some(Tls::load(certificate, key)?)),
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! From where a call may come: networks, proxies that speak for others, a word in a header.
+
+use std::net::IpAddr;
+
+use hyper::HeaderMap;
+use hyper::header::HeaderName;
+use ipnet::IpNet;
+
+use super::Tls;
+use crate::secret::Secret;
+
+/// The header that carries [`Access::secret`]; a proxy in front can add it.
+const SECRET: HeaderName = HeaderName::from_static("x-livebridge-secret");
+const FORWARDED: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// From where a call may come, and how it must arrive.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// Networks from which callbacks are taken; empty for all.
+    pub allow: Networks,
+    /// Proxies whose word on whom they speak for is believed.
+    pub trusted_proxies: Networks,
+    /// Whether connections of theirs begin with a PROXY header.
+    pub proxy_protocol: bool,
+    /// What the header `X-Livebridge-Secret` must say.
+    pub secret: Option<Secret>,
+    /// With a certificate, TLS is all that is spoken.
+    pub tls: Option<Tls>,
+}
+
+/// Some networks, or none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Networks(Vec<IpNet>);
+
+impl Networks {
+    /// From texts such as `10.0.0.0/8`, `2001:db8::/32` or a single address.
+    ///
+    /// # Errors
+    /// The first text that is neither.
+    pub fn parse<'a>(texts: impl Iterator<Item = &'a str>) -> Result<Self, String> {
+        let network = |text: &str| {
+            let address = || text.parse::<IpAddr>().ok().map(|address| address.to_canonical());
+            let network = text.parse().ok().or_else(|| address().map(IpNet::from));
+            network.ok_or_else(|| text.to_owned())
+        };
+        texts.map(network).collect::<Result<_, _>>().map(Self)
+    }
+
+    fn contains(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|network| network.contains(&address))
+    }
+}
+
+impl Access {
+    pub(super) fn is_trusted(&self, address: IpAddr) -> bool {
+        self.trusted_proxies.contains(address)
+    }
+
+    pub(super) fn is_allowed(&self, address: IpAddr) -> bool {
+        self.allow.0.is_empty() || self.allow.contains(address)
+    }
+
+    /// Who called, over a connection from `peer`: what trusted proxies say, each of the one before
+    /// it, as far as there are some. Anybody can write the header, so nobody else is believed.
+    pub(super) fn caller(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        let mut caller = peer;
+        let lines = headers.get_all(FORWARDED).iter().rev();
+        let mut hops = lines.flat_map(|line| line.to_str().unwrap_or("?").rsplit(','));
+        while self.is_trusted(caller) {
+            match hops.next().map(|hop| address(hop.trim())) {
+                Some(Some(before)) => caller = before,
+                _ => break,
+            }
+        }
+        caller
+    }
+
+    pub(super) fn knows_secret(&self, headers: &HeaderMap) -> bool {
+        let said = || headers.get(SECRET).map_or(&b""[..], |value| value.as_bytes());
+        self.secret.as_ref().is_none_or(|secret| secret.is(said()))
+    }
+}
+
+/// An address as proxies write it: alone, or with a port, which some add.
+fn address(text: &str) -> Option<IpAddr> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    let with_port = || text.parse().ok().map(|address: std::net::SocketAddr| address.ip());
+    bare.parse().ok().or_else(with_port).map(|address: IpAddr| address.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn networks(texts: &[&str]) -> Networks {
+        Networks::parse(texts.iter().copied()).unwrap()
+    }
+
+    #[test]
+    fn networks_hold_the_addresses_in_them_and_no_others() {
+        let some = networks(&["10.0.0.0/8", "192.0.2.7", "2001:db8::/32", "::ffff:198.51.100.1"]);
+        for (text, inside) in [
+            ("10.255.0.1", true),
+            ("11.0.0.1", false),
+            ("192.0.2.7", true),
+            ("192.0.2.8", false),
+            ("2001:db8:1::1", true),
+            ("2001:db9::1", false),
+            ("198.51.100.1", true),
+        ] {
+            assert_eq!(some.contains(text.parse().unwrap()), inside, "{text}");
+        }
+        for text in ["10.0.0.0/33", "10.0.0", "example.com", "", "10.0.0.0/8/8"] {
+            assert_eq!(Networks::parse([text].into_iter()), Err(text.to_owned()));
+        }
+    }
+
+    #[test]
+    fn only_trusted_proxies_say_whom_they_speak_for() {
+        let access = Access { trusted_proxies: networks(&["10.0.0.0/8"]), ..Access::default() };
+        for (peer, lines, caller) in [
+            ("203.0.113.9", &["198.51.100.1"][..], "203.0.113.9"),
+            ("10.0.0.1", &[], "10.0.0.1"),
+            ("10.0.0.1", &["198.51.100.1"], "198.51.100.1"),
+            ("10.0.0.1", &["192.0.2.66, 198.51.100.1"], "198.51.100.1"),
+            ("10.0.0.1", &["192.0.2.66,198.51.100.1, 10.0.0.2"], "198.51.100.1"),
+            ("10.0.0.1", &["192.0.2.66", "198.51.100.1", "10.0.0.2"], "198.51.100.1"),
+            ("10.0.0.1", &["10.0.0.3, 10.0.0.2"], "10.0.0.3"),
+            ("10.0.0.1", &["198.51.100.1:4711"], "198.51.100.1"),
+            ("10.0.0.1", &["[2001:db8::1]:4711"], "2001:db8::1"),
+            ("10.0.0.1", &["[2001:db8::1]"], "2001:db8::1"),
+            ("10.0.0.1", &["::ffff:198.51.100.1"], "198.51.100.1"),
+            // What cannot be read is not passed over: who stands before it is not known.
+            ("10.0.0.1", &["198.51.100.1, unknown"], "10.0.0.1"),
+            ("10.0.0.1", &["198.51.100.1, "], "10.0.0.1"),
+        ] {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(FORWARDED, line.parse().unwrap());
+            }
+            let found = access.caller(peer.parse().unwrap(), &headers);
+            assert_eq!(found.to_string(), caller, "{peer} {lines:?}");
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! One connection: who is there, by TLS or not, and then one request after another.
+
+use std::net::IpAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
+
+use super::guests::{Guest, Visit};
+use super::{Caller, Shared, answer, proxied};
+use crate::metrics::{self, Ended};
+
+/// From a connection's opening to the end of a PROXY header and of TLS's handshake.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+/// From a connection's opening, or its last answer, to the end of the next request's headers.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Header bytes of a request. hyper takes no less than 8 KiB.
+const HEADER_BYTES_MAX: usize = 16 * 1024;
+/// Header fields of a request.
+const HEADERS_MAX: usize = 64;
+
+/// Serves the connection from `peer` until it ends, or has to.
+pub(super) async fn serve(stream: TcpStream, peer: IpAddr, shared: Arc<Shared>, mut guest: Guest) {
+    metrics::connection_opened();
+    // Answers are single small packets.
+    let _ = stream.set_nodelay(true);
+    let visit = Arc::clone(&guest.visit);
+    let greeted = tokio::select! {
+        greeted = timeout(GREETING_TIMEOUT, greet(stream, peer, &shared, &mut guest)) => greeted,
+        reason = visit.has_to_leave() => Ok(Err(reason)),
+        () = shared.stop.cancelled() => return metrics::connection_closed(),
+    };
+    match greeted {
+        Ok(Ok((Stream::Plain(stream), peer))) => talk(stream, peer, &shared, &visit).await,
+        Ok(Ok((Stream::Tls(stream), peer))) => talk(*stream, peer, &shared, &visit).await,
+        Ok(Err(reason)) => metrics::ended(reason),
+        Err(_) => metrics::ended(Ended::GreetingLate),
+    }
+    metrics::connection_closed();
+}
+
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Finds out who is there, and whether they may stay.
+async fn greet(
+    mut stream: TcpStream,
+    mut peer: IpAddr,
+    shared: &Shared,
+    guest: &mut Guest,
+) -> Result<(Stream, IpAddr), Ended> {
+    let gate = shared.gate.get();
+    let access = gate.access();
+    let mut trusted = access.is_trusted(peer);
+    if trusted && access.proxy_protocol {
+        let source = proxied::read(&mut stream).await.map_err(|error| {
+            tracing::debug!(%error, %peer, "a proxy does not say whom it speaks for");
+            Ended::ProxyHeader
+        })?;
+        if let Some(source) = source {
+            peer = source.to_canonical();
+            trusted = access.is_trusted(peer);
+        }
+    }
+    // Whom a trusted proxy speaks for is told by each request, and it may have many connections.
+    if !trusted {
+        if !access.is_allowed(peer) {
+            return Err(Ended::Address);
+        }
+        if !guest.comes_from(peer) {
+            return Err(Ended::PerAddress);
+        }
+    }
+    let Some(tls) = &access.tls else { return Ok((Stream::Plain(stream), peer)) };
+    let stream = tls.accept(stream).await.map_err(|error| {
+        tracing::debug!(%error, %peer, "a TLS handshake failed");
+        Ended::Tls
+    })?;
+    Ok((Stream::Tls(Box::new(stream)), peer))
+}
+
+async fn talk(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    peer: IpAddr,
+    shared: &Shared,
+    visit: &Visit,
+) {
+    let caller = Caller { peer, visit };
+    let service = service_fn(|request| answer(shared, caller, request));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        // A sender that has nothing more to say still wants its answer.
+        .half_close(true)
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(HEADER_BYTES_MAX)
+        .max_headers(HEADERS_MAX)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        reason = visit.has_to_leave() => return metrics::ended(reason),
+        () = shared.stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        if let Some(reason) = reason(&error) {
+            metrics::ended(reason);
+        }
+        tracing::debug!(%error, %peer, "a connection ended early");
+    }
+}
+
+/// Which of the limits ended a connection; `None` when it was the other side.
+fn reason(error: &hyper::Error) -> Option<Ended> {
+    if error.is_timeout() {
+        Some(Ended::HeaderLate)
+    } else if error.is_parse_too_large() {
+        Some(Ended::HeaderTooLarge)
+    } else if error.is_parse() {
+        Some(Ended::HeaderMalformed)
+    } else {
+        None
+    }
+}

@@ -1,0 +1,156 @@
+//! The PROXY protocol, versions 1 and 2: whom a proxy speaks for, said ahead of the connection's own
+//! bytes. <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// Bytes that are read before it is known which version it is. No header is shorter.
+const START: usize = 12;
+const V2: &[u8; START] = b"\r\n\r\n\0\r\nQUIT\n";
+/// The longest header of version 1.
+const V1_MAX: usize = 107;
+/// The longest part of version 2 behind its length: addresses and what a cloud's balancers add.
+const V2_MAX: u16 = 1024;
+
+/// Reads the header and not a byte more. `None` when the proxy speaks for itself, as its health
+/// checks do.
+pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<IpAddr>> {
+    let mut start = [0; START];
+    stream.read_exact(&mut start).await?;
+    if start == *V2 {
+        return version_2(stream).await;
+    }
+    if !start.starts_with(b"PROXY ") {
+        return Err(wrong("there is no PROXY header"));
+    }
+    let mut line = start.to_vec();
+    while !line.ends_with(b"\r\n") {
+        if line.len() == V1_MAX {
+            return Err(wrong("the PROXY header is too long"));
+        }
+        line.push(stream.read_u8().await?);
+    }
+    version_1(&line)
+}
+
+fn wrong(problem: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, problem)
+}
+
+/// `PROXY TCP4 <source> <destination> <source port> <destination port>`, or `PROXY UNKNOWN …`.
+fn version_1(line: &[u8]) -> io::Result<Option<IpAddr>> {
+    let line = str::from_utf8(line).unwrap_or_default();
+    let words: Vec<&str> = line.trim_end_matches("\r\n").split(' ').skip(1).collect();
+    if words.first() == Some(&"UNKNOWN") {
+        return Ok(None);
+    }
+    let source = || {
+        let [family, source, destination, from, to] = words[..] else { return None };
+        let _: (u16, u16) = (from.parse().ok()?, to.parse().ok()?);
+        let (source, destination): (IpAddr, IpAddr) =
+            (source.parse().ok()?, destination.parse().ok()?);
+        let is = |is_family: fn(&IpAddr) -> bool| is_family(&source) && is_family(&destination);
+        let matches = match family {
+            "TCP4" => is(IpAddr::is_ipv4),
+            "TCP6" => is(IpAddr::is_ipv6),
+            _ => false,
+        };
+        matches.then_some(source)
+    };
+    source().map(Some).ok_or_else(|| wrong("the PROXY header makes no sense"))
+}
+
+async fn version_2(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<IpAddr>> {
+    const LOCAL: u8 = 0x20;
+    const PROXY: u8 = 0x21;
+    let command = stream.read_u8().await?;
+    let family = stream.read_u8().await?;
+    let length = stream.read_u16().await?;
+    if length > V2_MAX {
+        return Err(wrong("the PROXY header is too long"));
+    }
+    let mut rest = vec![0; usize::from(length)];
+    stream.read_exact(&mut rest).await?;
+    // The high half of a family is 1 for IPv4 and 2 for IPv6; sources stand first.
+    match (command, family >> 4) {
+        (LOCAL, _) | (PROXY, 0 | 3) => Ok(None),
+        (PROXY, 1) if rest.len() >= 12 => {
+            let source = rest.first_chunk::<4>().map(|bytes| Ipv4Addr::from(*bytes).into());
+            Ok(source)
+        }
+        (PROXY, 2) if rest.len() >= 36 => {
+            let source = rest.first_chunk::<16>().map(|bytes| Ipv6Addr::from(*bytes).into());
+            Ok(source)
+        }
+        _ => Err(wrong("the PROXY header makes no sense")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `bytes` say, and how many of them were not read.
+    fn said(bytes: &[u8]) -> (io::Result<Option<IpAddr>>, usize) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let mut rest = bytes;
+        let said = runtime.block_on(read(&mut rest));
+        (said, rest.len())
+    }
+
+    fn version_2(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
+        let mut bytes = V2.to_vec();
+        bytes.extend([command, family]);
+        bytes.extend(u16::try_from(rest.len()).unwrap().to_be_bytes());
+        bytes.extend(rest);
+        bytes
+    }
+
+    #[test]
+    fn a_header_names_the_source_and_takes_no_byte_of_what_follows() {
+        let v4: [u8; 12] = [203, 0, 113, 7, 10, 0, 0, 1, 1, 2, 0, 80];
+        let mut v6 = [0; 40];
+        v6[..2].copy_from_slice(&[0x20, 0x01]);
+        for (header, source) in [
+            (b"PROXY TCP4 203.0.113.7 10.0.0.1 56324 443\r\n".to_vec(), Some("203.0.113.7")),
+            (b"PROXY TCP6 2001:db8::7 ::1 1 65535\r\n".to_vec(), Some("2001:db8::7")),
+            (b"PROXY UNKNOWN\r\n".to_vec(), None),
+            (b"PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n".to_vec(), None),
+            (version_2(0x21, 0x11, &v4), Some("203.0.113.7")),
+            (version_2(0x21, 0x21, &v6), Some("2001::")),
+            (version_2(0x20, 0x00, &[]), None),
+            (version_2(0x20, 0x11, &v4), None),
+            (version_2(0x21, 0x00, &[1; 7]), None),
+        ] {
+            let (said, left) = said(&[&header[..], b"POST "].concat());
+            let source: Option<IpAddr> = source.map(|source| source.parse().unwrap());
+            assert_eq!((said.unwrap(), left), (source, 5), "{}", header.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn anything_else_is_an_error() {
+        let long = format!("PROXY TCP4 {}\r\n", "1".repeat(200));
+        for bytes in [
+            &b"POST /callback HTTP/1.1\r\n\r\n"[..],
+            b"PROXY TCP4 203.0.113.7 ::1 1 2\r\n",
+            b"PROXY TCP6 203.0.113.7 203.0.113.8 1 2\r\n",
+            b"PROXY TCP4 203.0.113.7 203.0.113.8 1 65536\r\n",
+            b"PROXY TCP4 203.0.113.7 203.0.113.8 1\r\n",
+            b"PROXY TCP4 203.0.113.7 203.0.113.8 1 2 3\r\n",
+            b"PROXY \xff\xff\xff\xff\xff\xff\xff\r\n",
+            b"PROXY TCP4 203.0",
+            long.as_bytes(),
+            &version_2(0x21, 0x11, &[0; 11]),
+            &version_2(0x21, 0x21, &[0; 35]),
+            &version_2(0x11, 0x11, &[0; 12]),
+            &version_2(0x21, 0x41, &[0; 12]),
+            &version_2(0x21, 0x11, &[0; 1025]),
+            &version_2(0x21, 0x11, &[0; 12])[..20],
+        ] {
+            assert!(said(bytes).0.is_err(), "{}", bytes.escape_ascii());
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! TLS on the intake: 1.2 and 1.3, with a certificate and a key from files.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{self, ServerConfig};
+use tokio_rustls::server::TlsStream;
+use x509_cert::Certificate;
+use x509_cert::der::Decode;
+
+/// What the intake shows who it is with.
+#[derive(Clone)]
+pub struct Tls {
+    acceptor: TlsAcceptor,
+    expires: SystemTime,
+    certificate: PathBuf,
+}
+
+/// Why certificate and key are of no use. No message repeats what is in the key's file.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read, or has nothing of what it should have.
+    #[error("cannot read {wanted} from {path}: {cause}; it must be in PEM form", path = path.display())]
+    File {
+        /// A certificate or a key.
+        wanted: &'static str,
+        /// Where it should be.
+        path: PathBuf,
+        /// Why it is not.
+        #[source]
+        cause: pem::Error,
+    },
+    /// The certificate makes no sense.
+    #[error("{path} has a certificate that makes no sense: {cause}", path = path.display())]
+    Certificate {
+        /// Its file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        cause: x509_cert::der::Error,
+    },
+    /// They do not belong together, or are of a kind that is not spoken here.
+    #[error("{certificate} and {key} cannot be used together: {cause}",
+        certificate = certificate.display(), key = key.display())]
+    Pair {
+        /// The certificate's file.
+        certificate: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+        /// Why not.
+        #[source]
+        cause: rustls::Error,
+    },
+}
+
+impl Tls {
+    /// Reads the chain of certificates, the server's own first, and its key.
+    ///
+    /// # Errors
+    /// [`TlsError`]
+    pub fn load(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
+        let file = |wanted, path: &Path| {
+            let path = path.to_owned();
+            move |cause| TlsError::File { wanted, path, cause }
+        };
+        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(certificate)
+            .and_then(Iterator::collect)
+            .and_then(
+                |chain: Vec<_>| {
+                    if chain.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(chain) }
+                },
+            )
+            .map_err(file("a certificate", certificate))?;
+        let secret = PrivateKeyDer::from_pem_file(key).map_err(file("a private key", key))?;
+        let mut expires = None;
+        for link in &chain {
+            let link = Certificate::from_der(link)
+                .map_err(|cause| TlsError::Certificate { path: certificate.to_owned(), cause })?;
+            let end = link.tbs_certificate().validity().not_after.to_unix_duration();
+            let end = SystemTime::UNIX_EPOCH + end;
+            expires = Some(expires.map_or(end, |before: SystemTime| before.min(end)));
+        }
+        let pair = |cause| TlsError::Pair {
+            certificate: certificate.to_owned(),
+            key: key.to_owned(),
+            cause,
+        };
+        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .map_err(pair)?
+            .with_no_client_auth()
+            .with_single_cert(chain, secret)
+            .map_err(pair)?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self {
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+            expires: expires.unwrap_or(SystemTime::UNIX_EPOCH),
+            certificate: certificate.to_owned(),
+        })
+    }
+
+    /// When the first certificate of the chain ends.
+    #[must_use]
+    pub fn expires(&self) -> SystemTime {
+        self.expires
+    }
+
+    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        self.acceptor.accept(stream).await
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").field("certificate", &self.certificate).finish_non_exhaustive()
+    }
+}

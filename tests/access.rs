@@ -1,0 +1,278 @@
+//! Who gets in: by TLS, from which networks, through which proxies, with which word; and that whoever
+//! does not get in costs those nothing who do.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
+
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use livebridge::http::{Access, Networks, Tls};
+use livebridge::secret::Secret;
+use tokio_rustls::rustls::ProtocolVersion;
+
+#[path = "support/intake.rs"]
+mod intake;
+#[path = "support/tls.rs"]
+mod tls;
+#[path = "support/wire.rs"]
+mod wire;
+
+use intake::{Bed, push, refused, taken};
+use tls::{Identity, VERSIONS};
+use wire::{Answer, Wire, post};
+
+fn networks(texts: &[&str]) -> Networks {
+    Networks::parse(texts.iter().copied()).unwrap()
+}
+
+/// A POST of a new callback, with more header lines.
+fn post_with(lines: &str) -> String {
+    post("/callback", &push()).replacen("Host: t\r\n", &format!("Host: t\r\n{lines}"), 1)
+}
+
+/// What is answered over one connection to somebody who first sends `start`.
+fn ask(bed: &Bed, start: impl AsRef<[u8]>, request: &str) -> Option<Answer> {
+    let mut wire = Wire::connect(bed.address);
+    wire.send([start.as_ref(), request.as_bytes()].concat());
+    wire.answer()
+}
+
+mod by_tls {
+    use super::*;
+
+    fn bed(dir: &tempfile::TempDir) -> (Bed, Identity) {
+        let identity = Identity::write(dir.path(), 2100);
+        let tls = Some(Tls::load(&identity.certificate, &identity.key).unwrap());
+        (Bed::behind(Access { tls, ..Access::default() }, |_, _| {}), identity)
+    }
+
+    #[test]
+    fn callbacks_are_taken_in_both_versions_one_after_another_on_a_connection() {
+        let dir = tempfile::tempdir().unwrap();
+        let (bed, identity) = bed(&dir);
+        for (version, expected) in
+            VERSIONS.into_iter().zip([ProtocolVersion::TLSv1_2, ProtocolVersion::TLSv1_3])
+        {
+            let mut wire = identity.connect(bed.address, &[version], &[]).unwrap();
+            assert_eq!(wire.version(), Some(expected));
+            for _ in 0..3 {
+                assert_eq!(wire.exchange(post("/callback", &push())), Some(200));
+            }
+            assert_eq!(wire.exchange(post("/elsewhere", &push())), Some(404));
+        }
+        assert_eq!(bed.stored().len(), 6);
+    }
+
+    #[test]
+    fn http_1_1_is_the_protocol_and_who_speaks_only_http_2_is_told_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (bed, identity) = bed(&dir);
+        let both = identity.connect(bed.address, &VERSIONS, &["h2", "http/1.1"]).unwrap();
+        assert_eq!(both.protocol(), Some(&b"http/1.1"[..]));
+        assert!(identity.connect(bed.address, &VERSIONS, &["h2"]).is_err());
+    }
+
+    #[test]
+    fn nothing_else_is_spoken() {
+        let dir = tempfile::tempdir().unwrap();
+        let (bed, identity) = bed(&dir);
+        let answer = wire::exchange(bed.address, post("/callback", &push()));
+        assert_eq!(answer, None, "plain HTTP gets no answer");
+        for garbage in
+            [&b"\x16\x03\x01\xff\xff"[..], b"\x16\x03\x01\0\x05hello", b"\x80\x2e\x01\0\x02"]
+        {
+            let mut wire = Wire::connect(bed.address);
+            wire.send(garbage);
+            wire.finish();
+            assert!(wire.answer().is_none());
+        }
+        let mut wire = identity.connect(bed.address, &VERSIONS, &[]).unwrap();
+        assert_eq!(wire.exchange(post("/callback", &push())), Some(200));
+        assert_eq!(bed.stored().len(), 1);
+    }
+
+    #[test]
+    fn a_handshake_that_does_not_go_on_holds_up_nobody_and_leaves_when_it_is_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Identity::write(dir.path(), 2100);
+        let tls = Some(Tls::load(&identity.certificate, &identity.key).unwrap());
+        let access = Access { tls, ..Access::default() };
+        let bed = Bed::behind(access, |config, _| config.max_connections = 8);
+        let stuck: Vec<Wire> = (0..32)
+            .map(|number| {
+                let mut wire = Wire::connect(bed.address);
+                if number % 2 == 0 {
+                    wire.send(b"\x16\x03\x01\x02\0\x01");
+                }
+                wire
+            })
+            .collect();
+        let started = Instant::now();
+        let mut wire = identity.connect(bed.address, &VERSIONS, &[]).unwrap();
+        assert_eq!(wire.exchange(post("/callback", &push())), Some(200));
+        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+        drop(stuck);
+    }
+
+    #[test]
+    fn a_chain_ends_with_its_first_certificate_to_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Identity::write(dir.path(), 2100);
+        let tls = Tls::load(&identity.certificate, &identity.key).unwrap();
+        let since_epoch = tls.expires().duration_since(std::time::UNIX_EPOCH).unwrap();
+        // 2100-12-31T00:00:00Z
+        assert_eq!(since_epoch.as_secs(), 4_133_894_400);
+        let chain = std::fs::read_to_string(&identity.certificate).unwrap();
+        let other = tempfile::tempdir().unwrap();
+        let sooner = Identity::write(other.path(), 2030);
+        let sooner = std::fs::read_to_string(&sooner.certificate).unwrap();
+        std::fs::write(&identity.certificate, chain + &sooner).unwrap();
+        let tls = Tls::load(&identity.certificate, &identity.key).unwrap();
+        let since_epoch = tls.expires().duration_since(std::time::UNIX_EPOCH).unwrap();
+        assert_eq!(since_epoch.as_secs(), 1_924_905_600);
+        let shown = format!("{tls:?}");
+        assert!(shown.starts_with("Tls { certificate: "), "{shown}");
+    }
+}
+
+mod from_networks {
+    use super::*;
+
+    #[test]
+    fn that_are_not_allowed_connections_are_closed_unheard() {
+        let allow = networks(&["192.0.2.0/24", "::1"]);
+        let bed = Bed::behind(Access { allow, ..Access::default() }, |_, _| {});
+        assert_eq!(ask(&bed, "", &post_with("X-Forwarded-For: 192.0.2.1\r\n")), None);
+        assert!(bed.stored().is_empty());
+
+        let allow = networks(&["127.0.0.0/8"]);
+        let bed = Bed::behind(Access { allow, ..Access::default() }, |_, _| {});
+        bed.works();
+    }
+
+    #[test]
+    fn behind_a_trusted_proxy_the_header_says_who_calls() {
+        let access = Access {
+            allow: networks(&["192.0.2.0/24"]),
+            trusted_proxies: networks(&["127.0.0.1"]),
+            ..Access::default()
+        };
+        let bed = Bed::behind(access, |_, _| {});
+        taken(&bed.send(post_with("X-Forwarded-For: 192.0.2.7\r\n")));
+        taken(&bed.send(post_with("X-Forwarded-For: 198.51.100.1, 192.0.2.7\r\n")));
+        for lines in [
+            "",
+            "X-Forwarded-For: 198.51.100.1\r\n",
+            "X-Forwarded-For: 192.0.2.7, 198.51.100.1\r\n",
+            "X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-For: 198.51.100.1\r\n",
+            "X-Forwarded-For: 192.0.2.7, whoever\r\n",
+            "X-Real-IP: 192.0.2.7\r\nForwarded: for=192.0.2.7\r\n",
+        ] {
+            refused(&bed.send(post_with(lines)), 403, "access.allow");
+        }
+        assert_eq!(bed.stored().len(), 2);
+        // Whoever is no proxy is who he is.
+        let elsewhere = Access {
+            allow: networks(&["192.0.2.0/24"]),
+            trusted_proxies: networks(&["127.0.0.2"]),
+            ..Access::default()
+        };
+        let bed = Bed::behind(elsewhere, |_, _| {});
+        assert_eq!(ask(&bed, "", &post_with("X-Forwarded-For: 192.0.2.7\r\n")), None);
+    }
+
+    #[test]
+    fn behind_a_trusted_proxy_the_proxy_protocol_says_who_calls() {
+        let access = Access {
+            allow: networks(&["192.0.2.0/24", "127.0.0.1"]),
+            trusted_proxies: networks(&["127.0.0.1"]),
+            proxy_protocol: true,
+            ..Access::default()
+        };
+        let bed = Bed::behind(access, |_, _| {});
+        let request = post("/callback", &push());
+        taken(&ask(&bed, "PROXY TCP4 192.0.2.7 10.0.0.1 5 80\r\n", &request).unwrap());
+        // Its own health check.
+        let local = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+        taken(&ask(&bed, local, &post("/callback", &push())).unwrap());
+        let v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\x0a\0\0\x01\0\x05\0\x50";
+        taken(&ask(&bed, v2, &post("/callback", &push())).unwrap());
+        assert_eq!(bed.stored().len(), 3);
+        for start in ["PROXY TCP4 198.51.100.1 10.0.0.1 5 80\r\n", "PROXY nonsense\r\n", ""] {
+            assert_eq!(ask(&bed, start, &request), None, "{start:?}");
+        }
+        // What the header names is not trusted to name others.
+        let forged = post_with("X-Forwarded-For: 192.0.2.7\r\n");
+        assert_eq!(ask(&bed, "PROXY TCP4 198.51.100.1 10.0.0.1 5 80\r\n", &forged), None);
+        assert_eq!(bed.stored().len(), 3);
+
+        // From whoever is no proxy it is garbage.
+        let access = Access {
+            trusted_proxies: networks(&["10.0.0.1"]),
+            proxy_protocol: true,
+            ..Access::default()
+        };
+        let bed = Bed::behind(access, |_, _| {});
+        let answer = ask(&bed, "PROXY TCP4 192.0.2.7 10.0.0.1 5 80\r\n", &request);
+        assert_ne!(answer.map(|answer| answer.status), Some(200));
+        bed.works();
+    }
+
+    #[test]
+    fn as_many_connections_are_taken_as_may_be_and_not_more() {
+        let bed = Bed::with(|config, _| config.max_connections_per_address = 3);
+        let mut held: Vec<Wire> = (0..3).map(|_| Wire::connect(bed.address)).collect();
+        for wire in &mut held {
+            wire.send(post("/callback", &push()));
+            taken(&wire.answer().unwrap());
+        }
+        let mut fourth = Wire::connect(bed.address);
+        fourth.send(post("/callback", &push()));
+        assert_eq!(fourth.answer(), None);
+        // Others are not concerned.
+        let mut other = connect_from("127.0.0.9", bed.address);
+        other.write_all(post("/callback", &push()).as_bytes()).unwrap();
+        let mut start = [0; 12];
+        std::io::Read::read_exact(&mut other, &mut start).unwrap();
+        assert_eq!(&start, b"HTTP/1.1 200");
+        held.truncate(2);
+        let started = Instant::now();
+        while wire::exchange(bed.address, post("/callback", &push())).is_none() {
+            assert!(started.elapsed() < wire::PATIENCE, "its place is free again");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// A connection from another address of this machine.
+    fn connect_from(from: &str, to: SocketAddr) -> TcpStream {
+        let socket =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let from: SocketAddr = format!("{from}:0").parse().unwrap();
+        socket.bind(&from.into()).unwrap();
+        socket.connect(&to.into()).unwrap();
+        socket.into()
+    }
+}
+
+#[test]
+fn with_a_secret_word_only_those_who_say_it_are_heard() {
+    let secret = Secret::new("open sesame");
+    let bed = Bed::behind(Access { secret, ..Access::default() }, |_, _| {});
+    taken(&bed.send(post_with("X-Livebridge-Secret: open sesame\r\n")));
+    taken(&bed.send(post_with("x-livebridge-secret:open sesame\r\n")));
+    for lines in [
+        "",
+        "X-Livebridge-Secret: \r\n",
+        "X-Livebridge-Secret: open sesam\r\n",
+        "X-Livebridge-Secret: open sesame!\r\n",
+        "X-Livebridge-Secret: Open sesame\r\n",
+        "X-Livebridge-Secret: x\r\nX-Livebridge-Secret: open sesame\r\n",
+    ] {
+        let answer = bed.send(post_with(lines));
+        refused(&answer, 403, "X-Livebridge-Secret");
+        assert!(!answer.body.contains("sesame"));
+    }
+    assert_eq!(bed.stored().len(), 2);
+}

@@ -1,0 +1,148 @@
+//! An intake in this process, in front of a real log, and what is sent to it.
+
+#![allow(dead_code, reason = "each test binary uses its own part of this")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use livebridge::callback::{CallbackKey, Unsigned, Verifier};
+use livebridge::http::{Access, Config, Gate, Intake, Listener};
+use livebridge::live::Live;
+use livebridge::record::{Entry, EventType};
+use livebridge::wal::{self, OpenError};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use crate::wire::{Answer, PATIENCE, exchange, post};
+
+pub(crate) const KEY: &str = "callbackKey0123456789";
+
+/// An intake with a log of its own and nobody who reads it.
+pub(crate) struct Bed {
+    pub(crate) address: SocketAddr,
+    pub(crate) stop: CancellationToken,
+    pub(crate) intake: Option<Intake>,
+    pub(crate) log: Option<wal::Log>,
+    pub(crate) reader: Option<wal::Reader>,
+    pub(crate) dir: TempDir,
+}
+
+impl Bed {
+    pub(crate) fn new() -> Self {
+        Self::with(|_, _| {})
+    }
+
+    pub(crate) fn with(change: impl FnOnce(&mut Config, &mut wal::Config)) -> Self {
+        Self::behind(Access::default(), change)
+    }
+
+    /// An intake that is reached as `access` says.
+    pub(crate) fn behind(
+        access: Access,
+        change: impl FnOnce(&mut Config, &mut wal::Config),
+    ) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let address = listener.address().unwrap();
+        let mut config = Config {
+            listen: address,
+            path: "/callback".into(),
+            max_body: 2048,
+            max_connections: 64,
+            max_connections_per_address: usize::MAX,
+            deadline: Duration::from_secs(5),
+            omit: Vec::new(),
+        };
+        let mut log_config =
+            wal::Config { dir: dir.path().to_owned(), max_bytes: u64::MAX, min_free_bytes: 0 };
+        change(&mut config, &mut log_config);
+        let verifier = Verifier {
+            keys: vec![CallbackKey::new(KEY).unwrap()],
+            leeway: Duration::from_mins(20),
+            unsigned: Unsigned::Types(vec![EventType(1)]),
+        };
+        let gate = Live::new(Gate::new(verifier, access));
+        let (appender, reader, log) = wal::open(&log_config).unwrap();
+        let stop = CancellationToken::new();
+        let intake = Intake::start(&listener, config, gate, appender, stop.clone()).unwrap();
+        Self { address, stop, intake: Some(intake), log: Some(log), reader: Some(reader), dir }
+    }
+
+    /// Bodies in the log, in order.
+    pub(crate) fn stored(&self) -> Vec<String> {
+        let mut bodies = Vec::new();
+        wal::visit(self.dir.path(), |Entry { record, .. }| {
+            bodies.push(String::from_utf8(record.body.to_vec()).unwrap());
+            Ok::<_, OpenError>(())
+        })
+        .unwrap();
+        bodies
+    }
+
+    /// Waits until `count` bodies are stored, and no longer than a second for more.
+    pub(crate) fn stored_after_a_while(&self, count: usize) -> Vec<String> {
+        let started = Instant::now();
+        while self.stored().len() < count && started.elapsed() < PATIENCE {
+            thread::sleep(Duration::from_millis(5));
+        }
+        self.stored()
+    }
+
+    pub(crate) fn send(&self, request: impl AsRef<[u8]>) -> Answer {
+        exchange(self.address, request).expect("an answer")
+    }
+
+    /// Proof that the intake works, and works for others: a callback on a new connection.
+    pub(crate) fn works(&self) {
+        let body = push();
+        taken(&self.send(post("/callback", &body)));
+        assert_eq!(self.stored().last(), Some(&body));
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.reader = None;
+        if let Some(intake) = self.intake.take() {
+            intake.join();
+        }
+        if let Some(log) = self.log.take() {
+            log.close();
+        }
+    }
+}
+
+/// A new callback's body.
+pub(crate) fn push() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    json!({"event_type": 1, "stream_id": "s", "sequence": number.to_string()}).to_string()
+}
+
+/// A new callback's body of exactly `length` bytes.
+pub(crate) fn push_of(length: usize) -> String {
+    let body = push();
+    body.replacen('}', &format!("{}}}", " ".repeat(length - body.len())), 1)
+}
+
+#[track_caller]
+pub(crate) fn taken(answer: &Answer) {
+    assert_eq!((answer.status, answer.body.as_str()), (200, r#"{"code":0}"#), "{}", answer.head);
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+}
+
+/// An error has a JSON body that repeats the status and says why.
+#[track_caller]
+pub(crate) fn refused(answer: &Answer, status: u16, says: &str) {
+    assert_eq!(answer.status, status, "{}{}", answer.head, answer.body);
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    let body: Value = serde_json::from_str(&answer.body).unwrap();
+    assert_eq!(body.as_object().unwrap().len(), 2, "{body}");
+    assert_eq!(body["code"], status);
+    assert!(body["message"].as_str().unwrap().contains(says), "{body}");
+}
