@@ -70,7 +70,7 @@ fn life(omit: &str, callbacks: &[(String, u16)]) -> (String, Vec<u8>, String) {
         ("LIVEBRIDGE_KAFKA_CREATE_TOPICS", "false".to_owned()),
     ];
     let mut command = livebridge(&["serve"]);
-    command.envs(variables.clone()).env("LIVEBRIDGE_LOG", "info");
+    command.envs(variables.clone()).env("LIVEBRIDGE_LOG_LEVEL", "info");
     let mut process = Running::start(&mut command);
     let intake = process.address("intake listening");
     for (body, status) in callbacks {
