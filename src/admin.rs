@@ -1,8 +1,9 @@
-//! The second listener, for operators and their tools: `/metrics`, `/healthz`, `/readyz`.
+//! The second listener, for operators and their tools: a status page, `/metrics`, `/healthz`,
+//! `/readyz`.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,15 +12,24 @@ use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
+use crate::live::Live;
 use crate::metrics::Exporter;
 use crate::secret::Secret;
 use crate::wal::Probe;
+
+mod findings;
+mod status;
+
+use status::History;
 
 /// Where operators look.
 #[derive(Clone, Debug)]
@@ -36,30 +46,55 @@ const CONNECTIONS_MAX: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often histograms are folded; each keeps every sample until then.
 const UPKEEP: Duration = Duration::from_secs(1);
+/// What needs no token: health checks, and the page, which knows nothing before it has asked.
+const OPEN: [&str; 3] = ["/", "/healthz", "/readyz"];
+/// The status page, whole: its style and its script are in it.
+const PAGE: &str = include_str!("admin/page.html");
+/// In the page, in place of the word that allows its own style and script and no others.
+const NONCE: &str = "NONCE";
 
 /// What the answers are made of.
 struct Shared {
     token: Option<Secret>,
     exporter: Exporter,
     probe: Probe,
+    settings: Live<Value>,
+    history: Mutex<History>,
     stop: CancellationToken,
 }
 
-/// Answers until `stop`.
+impl Shared {
+    fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Answers until `stop`. The page shows `settings`, which have no secrets in them.
 pub async fn run(
     listener: TcpListener,
     token: Option<Secret>,
     exporter: Exporter,
     probe: Probe,
+    settings: Live<Value>,
     stop: CancellationToken,
 ) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let shared = Arc::new(Shared { token, exporter, probe, stop: stop.clone() });
+    let shared = Arc::new(Shared {
+        token,
+        exporter,
+        probe,
+        settings,
+        history: Mutex::default(),
+        stop: stop.clone(),
+    });
     let mut upkeep = tokio::time::interval(UPKEEP);
+    let mut sampling = tokio::time::interval(Duration::from_secs(status::EVERY));
+    sampling.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
             _ = upkeep.tick() => shared.exporter.upkeep(),
+            _ = sampling.tick() => shared.history().sample(&shared.exporter),
             accepted = listener.accept() => {
                 // Over the limit the connection is closed at once.
                 if let (Ok((stream, _)), Ok(permit)) =
@@ -105,31 +140,46 @@ fn is_operator(shared: &Shared, request: &Request<Incoming>) -> bool {
 }
 
 fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    const TEXT: &str = "text/plain; charset=utf-8";
+    let nonce = Uuid::new_v4().simple().to_string();
     let (status, kind, text) = match (request.method(), request.uri().path()) {
-        (_, path) if !["/healthz", "/readyz"].contains(&path) && !is_operator(shared, request) => {
+        (_, path) if !OPEN.contains(&path) && !is_operator(shared, request) => {
             let text = "this needs the header Authorization: Bearer and the token of admin.token\n";
-            (StatusCode::UNAUTHORIZED, "text/plain", text.to_owned())
+            (StatusCode::UNAUTHORIZED, TEXT, text.to_owned())
+        }
+        (&Method::GET | &Method::HEAD, "/") => {
+            (StatusCode::OK, "text/html; charset=utf-8", PAGE.replace(NONCE, &nonce))
+        }
+        (&Method::GET | &Method::HEAD, "/status") => {
+            let query = request.uri().query().unwrap_or_default();
+            let after = query.split('&').find_map(|part| part.strip_prefix("after=")?.parse().ok());
+            let text = status::status(
+                &shared.exporter,
+                &shared.probe,
+                &shared.history(),
+                &shared.settings.get(),
+                after.unwrap_or(0),
+            );
+            (StatusCode::OK, "application/json", text)
         }
         (&Method::GET | &Method::HEAD, "/metrics") => {
             (StatusCode::OK, "text/plain; version=0.0.4", shared.exporter.render())
         }
-        (&Method::GET | &Method::HEAD, "/healthz") => {
-            (StatusCode::OK, "text/plain", "alive\n".to_owned())
-        }
+        (&Method::GET | &Method::HEAD, "/healthz") => (StatusCode::OK, TEXT, "alive\n".to_owned()),
         // Not about Kafka: without it callbacks are taken all the same.
         (&Method::GET | &Method::HEAD, "/readyz") => match shared.probe.ready() {
-            Ok(()) => (StatusCode::OK, "text/plain", "ready\n".to_owned()),
+            Ok(()) => (StatusCode::OK, TEXT, "ready\n".to_owned()),
             Err(reason) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("not ready: {reason}\n"))
+                (StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("not ready: {reason}\n"))
             }
         },
-        (_, "/metrics" | "/healthz" | "/readyz") => {
-            (StatusCode::METHOD_NOT_ALLOWED, "text/plain", "use GET\n".to_owned())
+        (_, "/" | "/status" | "/metrics" | "/healthz" | "/readyz") => {
+            (StatusCode::METHOD_NOT_ALLOWED, TEXT, "use GET\n".to_owned())
         }
         _ => (
             StatusCode::NOT_FOUND,
-            "text/plain",
-            "here are /metrics, /healthz and /readyz\n".to_owned(),
+            TEXT,
+            "here are / for people, /status, /metrics, /healthz and /readyz\n".to_owned(),
         ),
     };
     let mut response = Response::new(Full::new(Bytes::from(text)));
@@ -142,5 +192,26 @@ fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>>
     if status == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
     }
+    guard(headers, &nonce);
     response
+}
+
+/// What a browser may do with an answer: nothing but to run the page's own style and script, and to
+/// ask this listener for more.
+fn guard(headers: &mut HeaderMap, nonce: &str) {
+    let policy = format!(
+        "default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; \
+         connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; \
+         frame-ancestors 'none'"
+    );
+    if let Ok(policy) = HeaderValue::from_str(&policy) {
+        headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+    }
+    for (name, value) in [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
 }

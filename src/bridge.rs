@@ -120,7 +120,8 @@ impl Bridge {
         let stop_admin = CancellationToken::new();
         let is_open = config.admin.token.is_none() && !admin_address.ip().is_loopback();
         let (token, stop) = (config.admin.token, stop_admin.clone());
-        tokio::spawn(admin::run(admin_listener, token, exporter, log.probe(), stop));
+        let settings = parts.settings.clone();
+        tokio::spawn(admin::run(admin_listener, token, exporter, log.probe(), settings, stop));
         tracing::info!(address = %admin_address, "admin listening");
         if is_open {
             tracing::warn!(

@@ -19,7 +19,7 @@ mod given;
 mod keys;
 mod secrets;
 
-pub use given::{Given, HIDDEN, Setting, Source};
+pub use given::{Given, HIDDEN, Setting, Settings, Source};
 
 /// Everything that `serve` needs to know.
 #[derive(Clone, Debug)]
@@ -44,6 +44,8 @@ pub struct Config {
     pub log: logging::Config,
     /// The files that all this was read from.
     pub files: Vec<PathBuf>,
+    /// The same as it was given, fit to be shown.
+    pub settings: Settings,
 }
 
 /// Why there is no config.

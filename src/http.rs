@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 use crate::callback::CallbackError;
 use crate::live::Live;
 use crate::metrics::{self, Refusal};
+use crate::recent;
 use crate::record::{Timestamp, type_name};
 use crate::wal::{AppendError, Appender};
 
@@ -284,7 +285,9 @@ async fn answer(
             response(StatusCode::OK, Bytes::from_static(br#"{"code":0}"#))
         }
         Err(rejection) => {
-            metrics::refused(rejection.reason());
+            let (status, reason) = (rejection.status().as_u16(), rejection.reason());
+            metrics::refused(reason);
+            recent::refused(status, reason, || rejection.message(&shared.config));
             refuse(&rejection, &shared.config)
         }
     };
@@ -319,10 +322,14 @@ async fn receive(
     let received_at = Timestamp::now();
     let (record, key) = gate.admit(&body, received_at, &config.omit)?;
     let type_name = type_name(record.event_type);
+    let noted = recent::due(&record);
     match timeout(config.deadline, shared.appender.append(record)).await {
         Ok(Ok(_)) => {
             if let Some(key) = key {
                 key.count(received_at);
+            }
+            if let Some(noted) = noted {
+                noted.accepted();
             }
             Ok(type_name)
         }

@@ -9,7 +9,7 @@
 //! ```
 //! Modules in the order in which a callback meets them:
 //! [`http`], [`callback`], [`record`], [`wal`], [`publisher`], [`ledger`], [`kafka`]. Around them:
-//! [`config`], [`metrics`], [`logging`], [`admin`], and [`bridge`], which starts and stops them;
+//! [`config`], [`metrics`], [`recent`], [`logging`], [`admin`], and [`bridge`], which starts and stops them;
 //! [`live`] and [`reload`] bring a new configuration to those that run.
 //!
 //! # Invariants
@@ -38,6 +38,7 @@ pub mod live;
 pub mod logging;
 pub mod metrics;
 pub mod publisher;
+pub mod recent;
 pub mod record;
 pub mod reload;
 pub mod sample;

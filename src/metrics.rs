@@ -14,9 +14,12 @@ use crate::record::{EventType, OTHER, Timestamp};
 
 mod door;
 mod process;
+mod snapshot;
 mod table;
 
 pub use door::{Ended, KeyUse, certificate_expires, ended};
+pub use snapshot::Snapshot;
+
 use table::{Kind, Metric, TABLE};
 
 /// What `/metrics` is rendered from.

@@ -8,10 +8,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use serde_json::Value;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::callback::CallbackKey;
-use crate::config::Config;
+use crate::config::{Config, Setting, Settings};
 use crate::http::{Gate, Tls};
 use crate::live::Live;
 use crate::wal::Probe;
@@ -21,6 +22,9 @@ use crate::{logging, metrics};
 /// who edit a file look at the log.
 const LOOK: Duration = Duration::from_secs(2);
 
+/// The tables of the configuration that a running bridge takes over, beside the limits of the log.
+const TAKEN: [&str; 4] = ["access", "callback", "log", "tls"];
+
 /// What a running bridge takes over from a new configuration.
 #[derive(Clone, Debug)]
 pub struct Parts {
@@ -28,13 +32,16 @@ pub struct Parts {
     pub gate: Live<Gate>,
     /// How large the log may become.
     pub log: Probe,
+    /// What is in effect, to be shown.
+    pub settings: Live<Value>,
 }
 
 impl Parts {
     /// As `config` has them.
     #[must_use]
     pub fn new(config: &Config, log: Probe) -> Self {
-        Self { gate: Live::new(gate(config)), log }
+        let settings = Live::new(config.settings.to_json());
+        Self { gate: Live::new(gate(config)), settings, log }
     }
 
     fn take(&self, config: &Config) {
@@ -116,6 +123,15 @@ impl Source {
         self.config.verifier = config.verifier;
         self.config.access = config.access;
         self.config.log = config.log;
+        let taken = |setting: &Setting| {
+            let limit = setting.table == "wal" && setting.key != "dir";
+            limit || TAKEN.contains(&setting.table.as_str())
+        };
+        let kept = self.config.settings.0.iter().filter(|setting| !taken(setting));
+        let new = config.settings.0.iter().filter(|setting| taken(setting));
+        let settings = Settings(kept.chain(new).cloned().collect());
+        parts.settings.set(settings.to_json());
+        self.config.settings = settings;
         self.config.files = config.files;
     }
 }

@@ -8,18 +8,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Room, and the rooms it may name.
-const MAY_NAME: [(&str, &[&str]); 18] = [
+const MAY_NAME: [(&str, &[&str]); 19] = [
     ("record", &[]),
     ("callback", &["record"]),
     ("metrics", &["callback", "record"]),
+    ("recent", &["record"]),
     ("wal", &["metrics", "record"]),
     ("ledger", &["metrics", "record", "wal"]),
     ("kafka", &["metrics", "record"]),
-    ("publisher", &["kafka", "ledger", "metrics", "record", "wal"]),
+    ("publisher", &["kafka", "ledger", "metrics", "recent", "record", "wal"]),
     ("live", &[]),
     ("secret", &[]),
-    ("http", &["callback", "live", "metrics", "record", "secret", "wal"]),
-    ("admin", &["metrics", "secret", "wal"]),
+    ("http", &["callback", "live", "metrics", "recent", "record", "secret", "wal"]),
+    ("admin", &["live", "metrics", "recent", "record", "secret", "wal"]),
     (
         "config",
         &[

@@ -256,7 +256,7 @@ fn every_series_is_ours_is_explained_and_is_there_from_the_start() {
 }
 
 #[test]
-fn operators_have_three_pages_to_get() {
+fn operators_have_their_pages_to_get() {
     let home = Home::new(NOWHERE, "");
     let serving = home.serve();
     for (path, text) in [("/healthz", "alive\n"), ("/readyz", "ready\n")] {
@@ -264,13 +264,24 @@ fn operators_have_three_pages_to_get() {
         assert_eq!((answer.status, answer.body.as_str()), (200, text));
     }
     assert_eq!(get(serving.admin, "/readyz?verbose").status, 200);
-    assert_eq!(get(serving.admin, "/").status, 404);
+    let page = get(serving.admin, "/");
+    assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
+    let policy = page.header("content-security-policy").unwrap();
+    assert!(policy.starts_with("default-src 'none'; ") && !policy.contains("unsafe"), "{policy}");
+    let nonce = policy.split("'nonce-").nth(1).unwrap().split('\'').next().unwrap();
+    assert_eq!(page.body.matches(&format!("nonce=\"{nonce}\"")).count(), 2);
+    assert!(!get(serving.admin, "/").body.contains(nonce), "a nonce is used once");
+    for elsewhere in ["http://", "https://", "//"] {
+        let named = page.body.matches(&format!("=\"{elsewhere}")).count();
+        assert_eq!(named, 0, "the page names another host");
+    }
+    assert_eq!(get(serving.admin, "/status").header("content-type"), Some("application/json"));
     assert_eq!(get(serving.admin, "/callback").status, 404);
     let posted = exchange(serving.admin, post("/healthz", "")).unwrap();
     assert_eq!((posted.status, posted.header("allow")), (405, Some("GET, HEAD")));
     assert_eq!(exchange(serving.admin, post("/callback", &push())).unwrap().status, 404);
     // The intake has none of them.
-    for path in ["/metrics", "/healthz", "/readyz"] {
+    for path in ["/", "/status", "/metrics", "/healthz", "/readyz"] {
         assert_eq!(get(serving.intake, path).status, 404);
     }
 }

@@ -5,8 +5,7 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use clap::Args;
-use livebridge::config::{Given, Setting};
-use serde_json::{Map, Value};
+use livebridge::config::{Given, Setting, Settings};
 
 use super::CliError;
 
@@ -23,7 +22,7 @@ pub(super) struct Options {
 pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let given = Given::read(options.config.as_deref())?;
     let settings = given.settings();
-    let text = if options.json { json(&settings) } else { toml(&settings) };
+    let text = if options.json { json(settings) } else { toml(&settings) };
     io::stdout().write_all(text.as_bytes()).map_err(CliError::other("print"))?;
     // Printed first, so that what is wrong can be looked for.
     given.check()?;
@@ -58,14 +57,6 @@ fn key(name: &str) -> String {
     if name.chars().all(bare) { name.to_owned() } else { format!("{name:?}") }
 }
 
-fn json(settings: &[Setting]) -> String {
-    let entry = |setting: &Setting| {
-        let value = setting.value.as_ref().map_or(Ok(Value::Null), serde_json::to_value);
-        let value = value.unwrap_or(Value::Null);
-        let source = setting.source.to_string();
-        let name = format!("{}.{}", setting.table, setting.key);
-        (name, serde_json::json!({"value": value, "source": source}))
-    };
-    let entries: Map<String, Value> = settings.iter().map(entry).collect();
-    format!("{:#}\n", Value::Object(entries))
+fn json(settings: Vec<Setting>) -> String {
+    format!("{:#}\n", Settings(settings).to_json())
 }

@@ -26,7 +26,7 @@ pub(super) struct Options {
     /// Where to take callbacks.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
-    /// Where to serve /metrics, /healthz and /readyz.
+    /// Where to serve the status page, /metrics, /healthz and /readyz.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9464")]
     admin: SocketAddr,
     /// Send this many sample callbacks a second, of every event type; every fourth is sent twice,
@@ -134,7 +134,7 @@ fn introduce(
     println!("callbacks  {url}   (key {:?})", options.key);
     println!("Kafka      {}   (in memory, for any Kafka client)", kafka.brokers());
     println!("topics     {} and {} more", topics.of(None), topics.all().len() - 1);
-    println!("metrics    http://{}/metrics", bridge.admin_address);
+    println!("status     http://{}/", bridge.admin_address);
     println!("log        {}", dir.display());
     let samples = Samples::new(Some(key.clone()));
     let push = serde_json::json!({

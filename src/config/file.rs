@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use toml::Value;
 
 use super::access::{self, RawAccess, RawTls};
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, Settings};
 use crate::callback::{Unsigned, Verifier};
 use crate::kafka::{self, Delivery, RESERVED};
 use crate::publisher::Topics;
@@ -326,6 +326,7 @@ impl Raw {
             log: logging::Config::new(&self.log.level, self.log.format)
                 .map_err(|problem| bad("log.level", problem))?,
             files,
+            settings: Settings::default(),
         })
     }
 }

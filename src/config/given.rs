@@ -51,6 +51,32 @@ pub struct Setting {
     pub source: Source,
 }
 
+/// All keys, to be shown.
+#[derive(Clone, Default)]
+pub struct Settings(pub Vec<Setting>);
+
+/// Two configurations are the same whoever gave their values.
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings").finish_non_exhaustive()
+    }
+}
+
+impl Settings {
+    /// An object of keys, each with its value and its source.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        let entry = |setting: &Setting| {
+            let value = setting.value.as_ref().map(serde_json::to_value);
+            let value = value.and_then(Result::ok).unwrap_or_default();
+            let source = setting.source.to_string();
+            let name = format!("{}.{}", setting.table, setting.key);
+            (name, serde_json::json!({"value": value, "source": source}))
+        };
+        self.0.iter().map(entry).collect::<serde_json::Map<_, _>>().into()
+    }
+}
+
 /// What is shown instead of a secret.
 pub const HIDDEN: &str = "(hidden)";
 
@@ -139,9 +165,10 @@ impl Given {
     /// # Errors
     /// [`ConfigError`], when a value is of the wrong kind or makes no sense.
     pub fn check(self) -> Result<Config, ConfigError> {
+        let settings = Settings(self.settings());
         let raw: file::Raw =
             self.table.try_into().map_err(|cause| ConfigError::Shape(Box::new(cause)))?;
-        raw.check()
+        Ok(Config { settings, ..raw.check()? })
     }
 
     /// Every key with its value in effect and who gave it, in the order of the documentation.

@@ -8,6 +8,7 @@ use super::{PublisherError, Topics, quarantine};
 use crate::kafka::{self, Message, Refused};
 use crate::ledger::{Commit, Known, Ledger};
 use crate::metrics;
+use crate::recent;
 use crate::record::{Entry, EventId, Record, Timestamp, type_name};
 use crate::wal::{Fates, LogId};
 
@@ -146,9 +147,11 @@ impl<'a> Batch<'a> {
             if refused.by_size {
                 larger = self.refuse_larger(record, &reason);
             }
+            recent::set_aside("dead-letter", lsn.to_string(), record, &reason);
             tracing::error!(%lsn, %reason, larger, "Kafka refuses a record; it goes to the dead letters");
         } else {
             quarantine::store(quarantine, chosen.entry, &reason)?;
+            recent::set_aside("quarantine", lsn.to_string(), &chosen.entry.record, &reason);
             tracing::error!(%lsn, %reason, "the dead-letter topic refuses a record; it stays on disk");
             chosen.fate = Fate::Quarantined;
         }

@@ -7,6 +7,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of this")]
 
 pub mod bridge;
+pub mod browser;
 pub mod consumer;
 pub mod kafka;
 pub mod load;

@@ -1,0 +1,186 @@
+//! The last callbacks and the last records set aside, for people who look: a few of each, and of
+//! callbacks no more than somebody could read. What a sender says of itself is theirs; bodies,
+//! signatures and keys are not kept.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::record::{Record, Timestamp, type_name};
+
+/// How many of each are kept.
+const KEPT: usize = 40;
+/// Callbacks are noted at most so often, those taken and those refused each: more at once is a blur
+/// to people, and work for the intake.
+const PACE_MILLIS: i64 = 100;
+/// Characters of a stream's name, or of a message, that are kept.
+const TEXT_MAX: usize = 120;
+
+static TAKEN_AGAIN_AT: AtomicI64 = AtomicI64::new(0);
+static REFUSED_AGAIN_AT: AtomicI64 = AtomicI64::new(0);
+static CALLBACKS: Mutex<VecDeque<Seen>> = Mutex::new(VecDeque::new());
+static SET_ASIDE: Mutex<VecDeque<SetAside>> = Mutex::new(VecDeque::new());
+
+/// A callback as it went.
+#[derive(Clone, Debug, Serialize)]
+pub struct Seen {
+    /// When it was received, in milliseconds since 1970.
+    pub at: i64,
+    /// The HTTP status of its answer.
+    pub status: u16,
+    /// `accepted`, or why not: the label of `livebridge_callbacks_refused_total`.
+    pub outcome: &'static str,
+    /// Its type's name; that of a refused one is anybody's word.
+    pub event_type: Option<&'static str>,
+    /// Its stream, or its task.
+    pub stream: Option<String>,
+    /// From parsed to durable.
+    pub seconds: Option<f64>,
+    /// What a refused sender was told.
+    pub message: Option<String>,
+}
+
+/// A record that Kafka refused.
+#[derive(Clone, Debug, Serialize)]
+pub struct SetAside {
+    /// When it was refused, in milliseconds since 1970.
+    pub at: i64,
+    /// `dead-letter` or `quarantine`.
+    pub place: &'static str,
+    /// Its place in the log.
+    pub lsn: String,
+    /// Its type's name.
+    pub event_type: &'static str,
+    /// Its stream, or its task.
+    pub stream: Option<String>,
+    /// What Kafka said.
+    pub reason: String,
+}
+
+/// A callback that will be noted once it is durable.
+#[derive(Debug)]
+pub struct Pending {
+    seen: Seen,
+    started: Instant,
+}
+
+/// `record`, if it is time to note one.
+#[must_use]
+pub fn due(record: &Record) -> Option<Pending> {
+    let at = record.received_at.as_millis();
+    is_due(&TAKEN_AGAIN_AT, at).then(|| Pending {
+        seen: Seen {
+            at,
+            status: 200,
+            outcome: "accepted",
+            event_type: Some(type_name(record.event_type)),
+            stream: stream(record),
+            seconds: None,
+            message: None,
+        },
+        started: Instant::now(),
+    })
+}
+
+impl Pending {
+    /// It is durable and answered 200.
+    pub fn accepted(mut self) {
+        self.seen.seconds = Some(self.started.elapsed().as_secs_f64());
+        note(&CALLBACKS, self.seen);
+    }
+}
+
+/// A request was refused.
+pub fn refused(status: u16, outcome: &'static str, message: impl FnOnce() -> String) {
+    let at = Timestamp::now().as_millis();
+    if !is_due(&REFUSED_AGAIN_AT, at) {
+        return;
+    }
+    let message = Some(cut(&message()));
+    let (event_type, stream, seconds) = (None, None, None);
+    note(&CALLBACKS, Seen { at, status, outcome, event_type, stream, seconds, message });
+}
+
+/// Kafka refused a record, which went to `place`.
+pub fn set_aside(place: &'static str, lsn: String, record: &Record, reason: &str) {
+    note(
+        &SET_ASIDE,
+        SetAside {
+            at: Timestamp::now().as_millis(),
+            place,
+            lsn,
+            event_type: type_name(record.event_type),
+            stream: stream(record),
+            reason: cut(reason),
+        },
+    );
+}
+
+/// The last callbacks, the newest first.
+#[must_use]
+pub fn callbacks() -> Vec<Seen> {
+    lock(&CALLBACKS).iter().rev().cloned().collect()
+}
+
+/// The last records that were set aside, the newest first.
+#[must_use]
+pub fn all_set_aside() -> Vec<SetAside> {
+    lock(&SET_ASIDE).iter().rev().cloned().collect()
+}
+
+/// Once in a while. Two at the same moment may both be: that is one more to read.
+fn is_due(again_at: &AtomicI64, now: i64) -> bool {
+    let due = now >= again_at.load(Ordering::Relaxed);
+    if due {
+        again_at.store(now + PACE_MILLIS, Ordering::Relaxed);
+    }
+    due
+}
+
+fn stream(record: &Record) -> Option<String> {
+    record.key.as_deref().map(|key| cut(&String::from_utf8_lossy(key)))
+}
+
+fn cut(text: &str) -> String {
+    let mut cut: String = text.chars().take(TEXT_MAX).collect();
+    if cut.len() < text.len() {
+        cut.push('…');
+    }
+    cut
+}
+
+fn lock<T>(of: &Mutex<VecDeque<T>>) -> MutexGuard<'_, VecDeque<T>> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn note<T>(to: &Mutex<VecDeque<T>>, entry: T) {
+    let mut kept = lock(to);
+    if kept.len() == KEPT {
+        kept.pop_front();
+    }
+    kept.push_back(entry);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_noted_than_somebody_could_read() {
+        let again_at = AtomicI64::new(0);
+        let noted = (0..1000).filter(|millis| is_due(&again_at, 1_000_000 + millis)).count();
+        assert_eq!(noted, 10);
+    }
+
+    #[test]
+    fn the_oldest_go_and_long_texts_are_cut() {
+        let kept = Mutex::new(VecDeque::new());
+        (0..100).for_each(|number| note(&kept, number));
+        assert_eq!(lock(&kept).iter().copied().collect::<Vec<_>>(), (60..100).collect::<Vec<_>>());
+        assert_eq!(cut(&"界".repeat(200)).chars().count(), TEXT_MAX + 1);
+        assert_eq!(cut("short"), "short");
+    }
+}

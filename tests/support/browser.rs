@@ -1,0 +1,143 @@
+//! A real browser: headless Chromium, driven by chromedriver over plain HTTP.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::Unavailable;
+
+/// Where Debian's package puts it.
+const CHROMIUM: &str = "/usr/bin/chromium";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A browser with one window; it ends with its test.
+#[derive(Debug)]
+pub struct Browser {
+    driver: Child,
+    port: u16,
+    session: String,
+}
+
+impl Browser {
+    /// Starts driver and browser.
+    pub fn start() -> Result<Self, Unavailable> {
+        let mut command = Command::new("chromedriver");
+        command.arg("--port=0").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut driver = command
+            .spawn()
+            .map_err(|error| Unavailable::new("chromedriver (Debian's chromium-driver)", &error))?;
+        let mut said = BufReader::new(driver.stdout.take().expect("a piped output")).lines();
+        let port = said.by_ref().map_while(Result::ok).find_map(|line| {
+            let (_, port) = line.split_once("started successfully on port ")?;
+            port.trim_end_matches('.').parse().ok()
+        });
+        let mut browser =
+            Self { driver, port: port.expect("chromedriver's port"), session: String::new() };
+        let options = json!({
+            "binary": CHROMIUM,
+            // In a container there is neither a sandbox nor much shared memory.
+            "args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
+        });
+        let wanted = json!({"capabilities": {"alwaysMatch": {
+            "goog:chromeOptions": options,
+            "goog:loggingPrefs": {"browser": "ALL"},
+        }}});
+        let session = browser.request("POST", "/session", &wanted);
+        let id = session["sessionId"].as_str();
+        id.unwrap_or_else(|| panic!("no session: {session}")).clone_into(&mut browser.session);
+        Ok(browser)
+    }
+
+    /// A window of this size, of a phone or not, for somebody who likes it light or dark.
+    pub fn look(&self, width: u32, height: u32, phone: bool, scheme: &str) {
+        let size =
+            json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone});
+        self.devtools("Emulation.setDeviceMetricsOverride", &size);
+        let likes = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
+        self.devtools("Emulation.setEmulatedMedia", &likes);
+    }
+
+    pub fn open(&self, url: &str) {
+        self.command("url", &json!({ "url": url }));
+    }
+
+    /// What a function body returns in the page.
+    pub fn run(&self, script: &str) -> Value {
+        self.command("execute/sync", &json!({"script": script, "args": []}))
+    }
+
+    /// Waits until a function body returns true.
+    #[track_caller]
+    pub fn wait_until(&self, script: &str) {
+        let started = Instant::now();
+        while self.run(script) != Value::Bool(true) {
+            let text = || self.run("return document.body.innerText");
+            assert!(started.elapsed() < PATIENCE, "never: {script}\n{}", text());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// What the console says: errors, and what the page's policy forbade.
+    pub fn console(&self) -> Vec<String> {
+        let log = self.command("se/log", &json!({"type": "browser"}));
+        let lines = log.as_array().into_iter().flatten();
+        lines.map(|line| line["message"].to_string()).collect()
+    }
+
+    /// The whole page, as PNG in base64.
+    pub fn picture(&self) -> String {
+        let whole = json!({"format": "png", "captureBeyondViewport": true});
+        let picture = self.devtools("Page.captureScreenshot", &whole);
+        picture["data"].as_str().expect("a picture").to_owned()
+    }
+
+    fn devtools(&self, command: &str, parameters: &Value) -> Value {
+        self.command("goog/cdp/execute", &json!({"cmd": command, "params": parameters}))
+    }
+
+    fn command(&self, name: &str, body: &Value) -> Value {
+        self.request("POST", &format!("/session/{}/{name}", self.session), body)
+    }
+
+    fn request(&self, method: &str, path: &str, body: &Value) -> Value {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).expect("the driver");
+        stream.set_read_timeout(Some(Duration::from_mins(1))).expect("a socket");
+        let body = body.to_string();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .expect("a driver that listens");
+        let mut reader = BufReader::new(stream);
+        let (mut length, mut line) = (0, String::new());
+        while reader.read_line(&mut line).expect("an answer") > 2 {
+            if let Some((name, value)) = line.split_once(':')
+                && name.eq_ignore_ascii_case("content-length")
+            {
+                length = value.trim().parse().expect("a length");
+            }
+            line.clear();
+        }
+        let mut answer = vec![0; length];
+        reader.read_exact(&mut answer).expect("the whole answer");
+        let answer: Value = serde_json::from_slice(&answer).expect("JSON");
+        assert!(answer["value"]["error"].is_null(), "{path}: {}", answer["value"]["message"]);
+        answer["value"].clone()
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        if !std::thread::panicking() && !self.session.is_empty() {
+            self.request("DELETE", &format!("/session/{}", self.session), &json!({}));
+        }
+        // Its browser goes with it.
+        drop(self.driver.kill());
+        drop(self.driver.wait());
+    }
+}
