@@ -239,7 +239,7 @@ impl Bed {
         let (appender, reader, log) = wal::open(&config.wal).expect("a log");
         let gate = Live::new(Gate::new(config.verifier, config.access));
         let stop = CancellationToken::new();
-        let intake = Intake::start(&listener, config.http, gate, appender, stop);
+        let intake = Intake::start(&listener, &config.http, &gate, &appender, &stop);
         Self {
             address: listener.address().expect("an address"),
             reader,

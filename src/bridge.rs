@@ -130,9 +130,9 @@ impl Bridge {
             );
         }
         let stop_intake = CancellationToken::new();
-        let gate = parts.gate.clone();
-        let intake = Intake::start(&listener, config.http, gate, appender, stop_intake.clone())
+        let intake = Intake::start(&listener, &config.http, &parts.gate, &appender, &stop_intake)
             .map_err(StartError::Thread)?;
+        drop(appender);
         tracing::info!(address = %intake_address, "intake listening");
         Ok(Self {
             intake_address,

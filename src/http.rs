@@ -26,7 +26,7 @@ use crate::live::Live;
 use crate::metrics::{self, Refusal};
 use crate::recent;
 use crate::record::{Timestamp, type_name};
-use crate::wal::{AppendError, Appender};
+use crate::wal::{AppendError, Appender, Line};
 
 mod access;
 mod connection;
@@ -103,13 +103,15 @@ impl Listener {
 #[derive(Debug)]
 pub struct Intake(Vec<thread::JoinHandle<()>>);
 
-/// What every connection needs.
+/// What every connection of a core needs.
 struct Shared {
     config: Config,
     gate: Live<Gate>,
-    appender: Appender,
+    line: Line,
+    /// Of all cores.
     guests: Arc<Guests>,
-    body_bytes: AtomicUsize,
+    /// Of all cores.
+    body_bytes: Arc<AtomicUsize>,
     stop: CancellationToken,
 }
 
@@ -120,24 +122,29 @@ impl Intake {
     /// The operating system's, when it gives no thread.
     pub fn start(
         listener: &Listener,
-        config: Config,
-        gate: Live<Gate>,
-        appender: Appender,
-        stop: CancellationToken,
+        config: &Config,
+        gate: &Live<Gate>,
+        appender: &Appender,
+        stop: &CancellationToken,
     ) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
-            guests: Guests::new(config.max_connections, config.max_connections_per_address),
-            config,
-            gate,
-            appender,
-            body_bytes: AtomicUsize::new(0),
-            stop,
-        });
+        let guests = Guests::new(config.max_connections, config.max_connections_per_address);
+        let body_bytes = Arc::new(AtomicUsize::new(0));
         let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let start = |core| {
             let listener = listener.0.try_clone()?;
-            let shared = Arc::clone(&shared);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let entered = runtime.enter();
+            let line = appender.line();
+            drop(entered);
+            let shared = Arc::new(Shared {
+                config: config.clone(),
+                gate: gate.clone(),
+                line,
+                guests: Arc::clone(&guests),
+                body_bytes: Arc::clone(&body_bytes),
+                // One of its own: every look at a token locks it.
+                stop: stop.child_token(),
+            });
             thread::Builder::new()
                 .name(format!("intake-{core}"))
                 .spawn(move || runtime.block_on(accept(listener, shared)))
@@ -323,7 +330,7 @@ async fn receive(
     let (record, key) = gate.admit(&body, received_at, &config.omit)?;
     let type_name = type_name(record.event_type);
     let noted = recent::due(&record);
-    match timeout(config.deadline, shared.appender.append(record)).await {
+    match timeout(config.deadline, shared.line.append(record)).await {
         Ok(Ok(_)) => {
             if let Some(key) = key {
                 key.count(received_at);

@@ -105,19 +105,24 @@ impl Refusal {
 }
 
 /// Label values with a counter each.
-struct Counters(Vec<(&'static str, Counter)>);
+struct Counters {
+    by_label: Vec<(&'static str, Counter)>,
+    /// For labels that do not exist.
+    none: Counter,
+}
 
 impl Counters {
     fn new(
         labels: impl Iterator<Item = &'static str>,
         make: impl Fn(&'static str) -> Counter,
     ) -> Self {
-        Self(labels.map(|label| (label, make(label))).collect())
+        let by_label = labels.map(|label| (label, make(label))).collect();
+        Self { by_label, none: Counter::noop() }
     }
 
-    fn get(&self, label: &str) -> Counter {
-        let found = self.0.iter().find(|(known, _)| *known == label);
-        found.map_or_else(Counter::noop, |(_, counter)| counter.clone())
+    fn get(&self, label: &str) -> &Counter {
+        let found = self.by_label.iter().find(|(known, _)| *known == label);
+        found.map_or(&self.none, |(_, counter)| counter)
     }
 }
 

@@ -35,7 +35,7 @@ mod view;
 mod writer;
 
 pub use account::{Audit, Fates};
-pub use appender::{AppendError, Appender};
+pub use appender::{AppendError, Appender, Line};
 pub use reader::{Next, ReadError, Reader};
 pub use state::Stored;
 pub use store::StoreError;
@@ -278,8 +278,8 @@ pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
             keeper.run();
         })
         .map_err(io("start a thread for", &config.dir))?;
-    let (appender, inbox) = Appender::new(Arc::clone(&state));
-    let writer = Writer::new(id, inbox, Arc::clone(&state), spares, jobs.clone());
+    let (appender, inbox, lines) = Appender::new(Arc::clone(&state));
+    let writer = Writer::new(id, (inbox, lines), Arc::clone(&state), spares, jobs.clone());
     let (ended, writer_end) = oneshot::channel();
     thread::Builder::new()
         .name("wal-writer".into())

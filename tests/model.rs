@@ -169,11 +169,11 @@ impl Model {
             let acknowledged = Arc::clone(&acknowledged);
             move || {
                 block_on(async {
+                    let line = appender.line();
                     let append = |record: Record| {
-                        let (appender, acknowledged) =
-                            (appender.clone(), Arc::clone(&acknowledged));
+                        let (line, acknowledged) = (line.clone(), Arc::clone(&acknowledged));
                         async move {
-                            let lsn = appender.append(record.clone()).await.unwrap();
+                            let lsn = line.append(record.clone()).await.unwrap();
                             acknowledged.lock().unwrap().push(Entry { lsn, record });
                         }
                     };

@@ -290,13 +290,15 @@ fn release(dir: &Path, out: &mut impl Write) -> Result<(), CliError> {
     let (appender, reader, mut log) = wal::open(&config)?;
     let bar = Progress::count("releasing", held.len() as u64);
     let released = block_on(async {
+        let line = appender.line();
+        drop(appender);
         for held in &held {
-            let append = appender.append(held.record.clone()).await;
+            let append = line.append(held.record.clone()).await;
             append.map_err(CliError::other("append to the log"))?;
             quarantine::remove(held).map_err(CliError::other("empty the quarantine"))?;
             bar.add(1);
         }
-        drop(appender);
+        drop(line);
         log.ended().await.map_err(CliError::other("close the log"))
     });
     drop(reader);

@@ -1,6 +1,6 @@
 //! The front of the log: hands a record to the writer and waits until it is durable.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -46,25 +46,108 @@ impl AppendError {
 /// A record on its way to the writer. The writer owns it: a sender that goes away changes nothing.
 pub(super) struct Append {
     pub(super) record: Record,
-    pub(super) reply: oneshot::Sender<Result<Lsn, AppendError>>,
+    pub(super) reply: Reply,
+    /// Which of [`Lines`] brings the answer.
+    line: usize,
 }
+
+type Outcome = Result<Lsn, AppendError>;
+type Reply = oneshot::Sender<Outcome>;
+/// The answers of one commit to the senders of one line.
+type Answers = Vec<(Reply, Outcome)>;
 
 /// The writer's end of the inbox.
 pub(super) type Inbox = mpsc::Receiver<Append>;
 
-/// A handle to append with. The log closes when the last one is dropped.
+/// The way back to the senders, of which each runtime has its own.
+///
+/// To wake a task of another thread's runtime takes a system call. So a commit wakes one task per
+/// line, which then wakes those that wait on its own thread.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Lines(Arc<Mutex<Vec<mpsc::UnboundedSender<Answers>>>>);
+
+impl Lines {
+    fn lock(&self) -> MutexGuard<'_, Vec<mpsc::UnboundedSender<Answers>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Answers the whole group.
+    pub(super) fn answer(&self, group: &mut Vec<Append>, mut outcome: impl FnMut() -> Outcome) {
+        let size = group.len();
+        let mut by_line: Vec<(usize, Answers)> = Vec::new();
+        for Append { record, reply, line } in group.drain(..) {
+            // Before the answer: the connection can then use its buffer again.
+            drop(record);
+            let answer = (reply, outcome());
+            let found = by_line.iter_mut().find(|(known, _)| *known == line);
+            if let Some((_, answers)) = found {
+                answers.push(answer);
+            } else {
+                let mut answers = Vec::with_capacity(size);
+                answers.push(answer);
+                by_line.push((line, answers));
+            }
+        }
+        let lines = self.lock();
+        for (line, answers) in by_line {
+            // A runtime that has ended does not want to know.
+            let _ = lines[line].send(answers);
+        }
+    }
+
+    /// Nothing more will be answered.
+    pub(super) fn close(&self) {
+        self.lock().clear();
+    }
+}
+
+/// What handles to append with are made from. The log closes when it and all of them are dropped.
 #[derive(Clone, Debug)]
 pub struct Appender {
     inbox: mpsc::Sender<Append>,
+    lines: Lines,
     state: Arc<State>,
 }
 
 impl Appender {
-    pub(super) fn new(state: Arc<State>) -> (Self, Inbox) {
+    pub(super) fn new(state: Arc<State>) -> (Self, Inbox, Lines) {
         let (inbox, receiver) = mpsc::channel(INBOX_MAX);
-        (Self { inbox, state }, receiver)
+        let lines = Lines::default();
+        (Self { inbox, lines: lines.clone(), state }, receiver, lines)
     }
 
+    /// A handle for the tasks of the current runtime: one line for all of them.
+    ///
+    /// # Panics
+    /// Outside a runtime.
+    #[must_use]
+    pub fn line(&self) -> Line {
+        let (sender, mut receiver) = mpsc::unbounded_channel::<Answers>();
+        let mut lines = self.lines.lock();
+        let place = lines.len();
+        lines.push(sender);
+        drop(lines);
+        tokio::spawn(async move {
+            while let Some(answers) = receiver.recv().await {
+                for (reply, outcome) in answers {
+                    // A sender that went away does not want to know.
+                    let _ = reply.send(outcome);
+                }
+            }
+        });
+        Line { inbox: self.inbox.clone(), state: Arc::clone(&self.state), place }
+    }
+}
+
+/// A handle to append with, for the tasks of one runtime.
+#[derive(Clone, Debug)]
+pub struct Line {
+    inbox: mpsc::Sender<Append>,
+    state: Arc<State>,
+    place: usize,
+}
+
+impl Line {
     /// Appends `record`; when this returns `Ok`, it is durable (I1).
     ///
     /// # Errors
@@ -75,7 +158,8 @@ impl Appender {
             return Err(AppendError::Busy);
         }
         let (reply, outcome) = oneshot::channel();
-        if let Err(refused) = self.inbox.try_send(Append { record, reply }) {
+        let append = Append { record, reply, line: self.place };
+        if let Err(refused) = self.inbox.try_send(append) {
             self.state.unqueue(bytes);
             return Err(match refused {
                 mpsc::error::TrySendError::Full(_) => AppendError::Busy,

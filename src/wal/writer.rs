@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use super::appender::{Append, AppendError, Inbox};
+use super::appender::{Append, AppendError, Inbox, Lines};
 use super::frame::{Builder, Frame};
 use super::keeper::Job;
 use super::state::State;
@@ -26,6 +26,7 @@ const SPARE_WAIT: Duration = Duration::from_secs(1);
 pub(super) struct Writer {
     log: LogId,
     inbox: Inbox,
+    lines: Lines,
     state: Arc<State>,
     spares: Receiver<Segment>,
     jobs: Sender<Job>,
@@ -44,7 +45,7 @@ struct Active {
 impl Writer {
     pub(super) fn new(
         log: LogId,
-        inbox: Inbox,
+        (inbox, lines): (Inbox, Lines),
         state: Arc<State>,
         spares: Receiver<Segment>,
         jobs: Sender<Job>,
@@ -52,6 +53,7 @@ impl Writer {
         Self {
             log,
             inbox,
+            lines,
             state,
             spares,
             jobs,
@@ -65,6 +67,7 @@ impl Writer {
     /// whatever waits are answered with an error, and the log takes nothing more (I6).
     pub(super) fn run(mut self) -> Result<(), StoreError> {
         let end = self.commit_groups();
+        self.lines.close();
         if let Some(active) = self.active.take() {
             match end {
                 Ok(()) => self.retire(active),
@@ -86,10 +89,14 @@ impl Writer {
             };
             self.state.unqueue(bytes);
             match committed {
-                Ok(Ok(first)) => answer(&mut group, first),
-                Ok(Err(full)) => refuse(&mut group, full),
+                Ok(Ok(mut next)) => self.lines.answer(&mut group, || {
+                    let lsn = next;
+                    next = lsn.next();
+                    Ok(lsn)
+                }),
+                Ok(Err(full)) => self.lines.answer(&mut group, || Err(full)),
                 Err(error) => {
-                    refuse(&mut group, AppendError::Failed);
+                    self.lines.answer(&mut group, || Err(AppendError::Failed));
                     return Err(error);
                 }
             }
@@ -174,20 +181,5 @@ impl Writer {
 
     fn retire(&self, Active { segment, next }: Active) {
         let _ = self.jobs.send(Job::Close { segment, records: next.index() - 1 });
-    }
-}
-
-fn answer(group: &mut Vec<Append>, first: Lsn) {
-    let mut lsn = first;
-    for append in group.drain(..) {
-        // A sender that went away does not want to know.
-        let _ = append.reply.send(Ok(lsn));
-        lsn = lsn.next();
-    }
-}
-
-fn refuse(group: &mut Vec<Append>, error: AppendError) {
-    for append in group.drain(..) {
-        let _ = append.reply.send(Err(error));
     }
 }

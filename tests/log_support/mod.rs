@@ -105,11 +105,12 @@ pub(crate) fn read(reader: &mut Reader) -> Vec<Entry> {
 /// Appends all of `records` at once.
 pub(crate) fn append(appender: &Appender, records: Vec<Record>) -> Vec<Result<Lsn, AppendError>> {
     block_on(async {
+        let line = appender.line();
         let tasks: Vec<_> = records
             .into_iter()
             .map(|record| {
-                let appender = appender.clone();
-                tokio::spawn(async move { appender.append(record).await })
+                let line = line.clone();
+                tokio::spawn(async move { line.append(record).await })
             })
             .collect();
         let mut outcomes = Vec::with_capacity(tasks.len());

@@ -68,7 +68,8 @@ impl Bed {
         let gate = Live::new(Gate::new(verifier, access));
         let (appender, reader, log) = wal::open(&log_config).unwrap();
         let stop = CancellationToken::new();
-        let intake = Intake::start(&listener, config, gate, appender, stop.clone()).unwrap();
+        let intake = Intake::start(&listener, &config, &gate, &appender, &stop).unwrap();
+        drop(appender);
         Self { address, stop, intake: Some(intake), log: Some(log), reader: Some(reader), dir }
     }
 
