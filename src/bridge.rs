@@ -4,10 +4,11 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -15,13 +16,22 @@ use crate::http::{Intake, Listener};
 use crate::metrics::Exporter;
 use crate::publisher::{Publisher, PublisherError, quarantine};
 use crate::reload::Parts;
-use crate::wal::{Log, OpenError, StoreError};
+use crate::service::{self, Stage};
+use crate::wal::{Log, OpenError, Probe, StoreError};
 use crate::{admin, wal};
 
 /// After an order to stop, the longest that records are still published. The rest waits on disk.
 const PUBLISH_GRACE: Duration = Duration::from_secs(10);
+/// It is not waited for when nothing was published for so long: Kafka is away, and every moment
+/// costs callbacks that would be taken after a start.
+const STANDSTILL: Duration = Duration::from_secs(2);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(100);
 /// After an order to give up, the longest that the publisher is waited for.
-const GIVE_UP: Duration = Duration::from_secs(3);
+const GIVE_UP: Duration = Duration::from_secs(1);
+/// An intake thread that does not get to its tasks for so long, or a commit that takes so long, is
+/// not slow but stuck.
+const STUCK: Duration = Duration::from_secs(30);
 
 /// Why the bridge did not start.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +50,9 @@ pub enum StartError {
         #[source]
         cause: io::Error,
     },
+    /// The service manager's.
+    #[error("the socket that LISTEN_FDS speaks of cannot be used: {0}; give one ListenStream=")]
+    Socket(#[source] io::Error),
     /// A thread.
     #[error("cannot start a thread: {0}")]
     Thread(#[source] io::Error),
@@ -69,6 +82,7 @@ pub struct Bridge {
     /// What can be replaced while it works.
     pub parts: Parts,
     intake: Intake,
+    drain: Duration,
     log: Log,
     publisher: oneshot::Receiver<Result<(), PublisherError>>,
     stop_intake: CancellationToken,
@@ -83,7 +97,11 @@ impl Bridge {
     /// # Errors
     /// [`StartError`]
     pub async fn start(config: Config, exporter: Exporter) -> Result<Self, StartError> {
-        let listener = Listener::bind(config.http.listen);
+        let listener = match service::socket() {
+            Ok(Some(socket)) => Listener::adopt(socket),
+            Ok(None) => Listener::bind(config.http.listen),
+            Err(cause) => return Err(StartError::Socket(cause)),
+        };
         let listener = listener.map_err(listen_error(config.http.listen, "http.listen"))?;
         let admin_listener = TcpListener::bind(config.admin.listen).await;
         let admin_listener =
@@ -130,6 +148,7 @@ impl Bridge {
             );
         }
         let stop_intake = CancellationToken::new();
+        let drain = config.http.drain;
         let intake = Intake::start(&listener, &config.http, &parts.gate, &appender, &stop_intake)
             .map_err(StartError::Thread)?;
         drop(appender);
@@ -139,6 +158,7 @@ impl Bridge {
             admin_address,
             parts,
             intake,
+            drain,
             log,
             publisher: publisher_end,
             stop_intake,
@@ -147,15 +167,34 @@ impl Bridge {
         })
     }
 
+    /// Tells whether intake and log are at work, however little there is to do.
+    pub fn is_well(&self) -> impl Fn() -> bool + use<> {
+        let (pulse, log) = (self.intake.pulse(), self.log.probe());
+        move || pulse.oldest() < STUCK && log.busy() < STUCK
+    }
+
     /// Works until `stop`, or until a part ends on its own, which is an error.
     ///
-    /// Then: no new connections, every accepted callback gets its answer, the log closes, and what
+    /// Then: whoever asks is told to go elsewhere, and as long as `http.drain` says callbacks are
+    /// taken nevertheless. After that: no new connections, every accepted callback gets its answer, the log closes, and what
     /// can be published within the grace period is.
     ///
     /// # Errors
     /// [`StopError`]
     pub async fn run_until(mut self, stop: impl Future<Output = ()>) -> Result<(), StopError> {
         let mut publisher_ended = false;
+        let (probe, drain) = (self.log.probe(), self.drain);
+        let intake = &self.intake;
+        let stop = async {
+            stop.await;
+            service::tell(Stage::Stopping);
+            probe.leave();
+            intake.leave();
+            if !drain.is_zero() {
+                tracing::info!(seconds = drain.as_secs_f64(), "stopping soon; not ready any more");
+                tokio::time::sleep(drain).await;
+            }
+        };
         let reason = tokio::select! {
             () = stop => Ok(()),
             end = self.log.ended() => end.map_err(StopError::Log),
@@ -172,6 +211,7 @@ impl Bridge {
             Err(error) => tracing::error!(%error, "stopping"),
         }
 
+        self.intake.leave();
         self.stop_intake.cancel();
         let intake = self.intake;
         let intake = tokio::task::spawn_blocking(move || intake.join());
@@ -183,9 +223,8 @@ impl Bridge {
         let closed = log_end.await;
         let mut published = Ok(());
         if !publisher_ended {
-            let pending = self.log.stored().records > 0;
-            let grace = if pending { PUBLISH_GRACE } else { Duration::ZERO };
-            let end = finish(&mut self.publisher, grace, &self.give_up).await;
+            let probe = self.log.probe();
+            let end = finish(&mut self.publisher, &probe, &self.give_up).await;
             publisher_ended = end.is_some();
             published = end.unwrap_or(Ok(()));
         }
@@ -205,18 +244,29 @@ impl Bridge {
     }
 }
 
-/// Lets the publisher finish within `grace`, then makes it give up; `None` when it does not end.
+/// Lets the publisher finish, as long as it gets somewhere, then makes it give up; `None` when it
+/// does not end.
 async fn finish(
     publisher: &mut oneshot::Receiver<Result<(), PublisherError>>,
-    grace: Duration,
+    log: &Probe,
     give_up: &CancellationToken,
 ) -> Option<Result<(), StopError>> {
-    let mut end = tokio::time::timeout(grace, &mut *publisher).await;
-    if end.is_err() {
-        give_up.cancel();
-        end = tokio::time::timeout(GIVE_UP, publisher).await;
+    let until = Instant::now() + PUBLISH_GRACE;
+    let mut left = log.records();
+    let mut moved = Instant::now();
+    let mut end = None;
+    while end.is_none() && left > 0 && moved.elapsed() < STANDSTILL && Instant::now() < until {
+        end = timeout(LOOK, &mut *publisher).await.ok();
+        if log.records() < left {
+            left = log.records();
+            moved = Instant::now();
+        }
     }
-    let end = end.ok()?.unwrap_or(Ok(()));
+    if end.is_none() {
+        give_up.cancel();
+        end = timeout(GIVE_UP, publisher).await.ok();
+    }
+    let end = end?.unwrap_or(Ok(()));
     Some(end.map_err(StopError::Publisher))
 }
 

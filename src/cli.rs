@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use livebridge::bridge::{Bridge, StartError, StopError};
 use livebridge::config::{Config, ConfigError};
 use livebridge::reload::Source;
+use livebridge::service::{self, Stage};
 use livebridge::{logging, metrics};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -214,6 +215,8 @@ fn serve(options: &ConfigFile) -> Result<(), CliError> {
         let mut hangups = signal(SignalKind::hangup()).map_err(CliError::other("await signals"))?;
         let source = Source::new(options.config.clone(), config.clone());
         let bridge = Bridge::start(config, exporter).await?;
+        service::tell(Stage::Ready);
+        tokio::spawn(service::watchdog(bridge.is_well()));
         let parts = bridge.parts.clone();
         tokio::spawn(source.keep(parts, async move || {
             hangups.recv().await;

@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 use crate::callback::CallbackError;
 use crate::live::Live;
 use crate::metrics::{self, Refusal};
+use crate::pulse::{self, Pulse};
 use crate::recent;
 use crate::record::{Timestamp, type_name};
 use crate::wal::{AppendError, Appender, Line};
@@ -55,6 +56,8 @@ pub struct Config {
     pub max_connections_per_address: usize,
     /// The longest that a whole callback waits for the log.
     pub deadline: Duration,
+    /// At an order to stop, how long callbacks are still taken, and only said not to be wanted.
+    pub drain: Duration,
     /// Members of the body that are not kept.
     pub omit: Vec<String>,
 }
@@ -68,6 +71,10 @@ const BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
 const BACKLOG: i32 = 4096;
 /// At a stop, the longest that open requests are waited for.
 const STOP_GRACE: Duration = Duration::from_secs(10);
+/// At a stop, the longest that further connections are taken out of the kernel's queue, and the
+/// pause between two that says that it is empty.
+const QUEUE_GRACE: Duration = Duration::from_millis(20);
+const QUEUE_GAP: Duration = Duration::from_millis(1);
 /// After a refusal for lack of room, the sender may come back in so many seconds.
 const RETRY_AFTER_SECONDS: &str = "10";
 
@@ -90,6 +97,15 @@ impl Listener {
         Ok(Self(socket.into()))
     }
 
+    /// A socket that somebody else has bound.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn adopt(socket: std::net::TcpListener) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Self(socket))
+    }
+
     /// The address bound, its port chosen if the configured one was 0.
     ///
     /// # Errors
@@ -101,7 +117,11 @@ impl Listener {
 
 /// The running intake.
 #[derive(Debug)]
-pub struct Intake(Vec<thread::JoinHandle<()>>);
+pub struct Intake {
+    threads: Vec<thread::JoinHandle<()>>,
+    leaving: Arc<AtomicBool>,
+    pulse: Pulse,
+}
 
 /// What every connection of a core needs.
 struct Shared {
@@ -112,6 +132,8 @@ struct Shared {
     guests: Arc<Guests>,
     /// Of all cores.
     body_bytes: Arc<AtomicUsize>,
+    /// Every answer is its connection's last.
+    leaving: Arc<AtomicBool>,
     stop: CancellationToken,
 }
 
@@ -129,9 +151,12 @@ impl Intake {
     ) -> io::Result<Self> {
         let guests = Guests::new(config.max_connections, config.max_connections_per_address);
         let body_bytes = Arc::new(AtomicUsize::new(0));
+        let leaving = Arc::new(AtomicBool::new(false));
         let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let pulse = Pulse::new(cores);
         let start = |core| {
             let listener = listener.0.try_clone()?;
+            let beats = beat(pulse.clone(), core);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let entered = runtime.enter();
             let line = appender.line();
@@ -142,23 +167,46 @@ impl Intake {
                 line,
                 guests: Arc::clone(&guests),
                 body_bytes: Arc::clone(&body_bytes),
+                leaving: Arc::clone(&leaving),
                 // One of its own: every look at a token locks it.
                 stop: stop.child_token(),
             });
-            thread::Builder::new()
-                .name(format!("intake-{core}"))
-                .spawn(move || runtime.block_on(accept(listener, shared)))
+            thread::Builder::new().name(format!("intake-{core}")).spawn(move || {
+                runtime.spawn(beats);
+                runtime.block_on(accept(listener, shared));
+            })
         };
-        (0..cores).map(start).collect::<io::Result<_>>().map(Self)
+        let threads = (0..cores).map(start).collect::<io::Result<_>>()?;
+        Ok(Self { threads, leaving, pulse })
+    }
+
+    /// The beats of its threads.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
+    }
+
+    /// From now on every answer is its connection's last, so that who keeps connections open comes
+    /// to know of the end before it is one.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
     }
 
     /// Waits until every request is answered, after the order to stop.
     pub fn join(self) {
-        for thread in self.0 {
+        for thread in self.threads {
             if thread.join().is_err() {
                 tracing::error!("an intake thread panicked");
             }
         }
+    }
+}
+
+/// Beats as long as the thread's runtime gets to its tasks.
+async fn beat(pulse: Pulse, thread: usize) {
+    loop {
+        pulse.beat(thread);
+        tokio::time::sleep(pulse::EVERY).await;
     }
 }
 
@@ -190,6 +238,14 @@ async fn accept(listener: std::net::TcpListener, shared: Arc<Shared>) {
                 tokio::time::sleep(PAUSE).await;
             }
         }
+    }
+    // Who is in the kernel's queue already would be cut off with the socket.
+    let until = Instant::now() + QUEUE_GRACE;
+    while Instant::now() < until
+        && let Ok(Ok((stream, from, guest))) = timeout(QUEUE_GAP, next()).await
+    {
+        let peer = from.ip().to_canonical();
+        tasks.spawn(connection::serve(stream, peer, Arc::clone(&shared), guest));
     }
     drop(listener);
     tasks.close();
@@ -298,7 +354,7 @@ async fn answer(
             refuse(&rejection, &shared.config)
         }
     };
-    if last {
+    if last || shared.leaving.load(Ordering::Relaxed) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     caller.visit.is_answered();

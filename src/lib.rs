@@ -9,8 +9,10 @@
 //! ```
 //! Modules in the order in which a callback meets them:
 //! [`http`], [`callback`], [`record`], [`wal`], [`publisher`], [`ledger`], [`kafka`]. Around them:
-//! [`config`], [`metrics`], [`recent`], [`logging`], [`admin`], and [`bridge`], which starts and stops them;
-//! [`live`] and [`reload`] bring a new configuration to those that run.
+//! [`config`], [`metrics`], [`recent`], [`logging`], [`admin`], and [`bridge`], which starts and
+//! stops them;
+//! [`live`] and [`reload`] bring a new configuration to those that run; [`service`] speaks with
+//! systemd, and [`pulse`] tells it that nothing stands still.
 //!
 //! # Invariants
 //! - **I1** A callback is answered 200 only when its record is durable: written, flushed, and its
@@ -38,10 +40,12 @@ pub mod live;
 pub mod logging;
 pub mod metrics;
 pub mod publisher;
+pub mod pulse;
 pub mod recent;
 pub mod record;
 pub mod reload;
 pub mod sample;
 pub mod secret;
 pub mod sender;
+pub mod service;
 pub mod wal;

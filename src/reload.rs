@@ -15,6 +15,7 @@ use crate::callback::CallbackKey;
 use crate::config::{Config, Setting, Settings};
 use crate::http::{Gate, Tls};
 use crate::live::Live;
+use crate::service::{self, Stage};
 use crate::wal::Probe;
 use crate::{logging, metrics};
 
@@ -100,6 +101,12 @@ impl Source {
     }
 
     fn reload(&mut self, parts: &Parts) {
+        service::tell(Stage::Reloading);
+        self.read_again(parts);
+        service::tell(Stage::Ready);
+    }
+
+    fn read_again(&mut self, parts: &Parts) {
         let config = match Config::load(self.file.as_deref()) {
             Ok(config) => config,
             Err(error) => {

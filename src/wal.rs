@@ -203,6 +203,17 @@ impl Log {
     }
 }
 
+/// Why callbacks should go elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unready {
+    /// An append would be refused.
+    #[error(transparent)]
+    Refuses(AppendError),
+    /// It would be taken, but not for long.
+    #[error("stopping soon; callbacks are taken until then")]
+    Leaving,
+}
+
 /// Tells how the log is.
 #[derive(Clone, Debug)]
 pub struct Probe(Arc<State>);
@@ -212,8 +223,23 @@ impl Probe {
     ///
     /// # Errors
     /// Why not.
-    pub fn ready(&self) -> Result<(), AppendError> {
-        self.0.room()
+    pub fn ready(&self) -> Result<(), Unready> {
+        if self.0.is_leaving() {
+            return Err(Unready::Leaving);
+        }
+        self.0.ready().map_err(Unready::Refuses)
+    }
+
+    /// From now on it says that it is not ready, though appends are taken: whoever goes by it goes
+    /// elsewhere.
+    pub fn leave(&self) {
+        self.0.leave();
+    }
+
+    /// How many records are in the log and not released.
+    #[must_use]
+    pub fn records(&self) -> u64 {
+        self.0.stored().records
     }
 
     /// For how long the writer has been at the group that it is writing; zero when it is at none.

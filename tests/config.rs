@@ -47,6 +47,7 @@ fn defaults_are_what_the_documentation_says() {
     assert_eq!(config.http.max_body, 256 * 1024);
     assert_eq!(config.http.max_connections, 4096);
     assert_eq!(config.http.deadline, Duration::from_secs(5));
+    assert_eq!(config.http.drain, Duration::ZERO);
     assert_eq!(config.admin.listen.to_string(), "127.0.0.1:9464");
     assert_eq!(config.verifier.keys.len(), 1);
     assert!(config.files.is_empty());
@@ -101,13 +102,14 @@ fn certificate() {
 /// Every key: where it stands, a value for the file, the same for the environment, another for the
 /// file, and how the value shows in the config.
 #[rustfmt::skip]
-const KEYS: [(&str, &str, &str, &str, &str, &str); 33] = [
+const KEYS: [(&str, &str, &str, &str, &str, &str); 34] = [
     ("http", "listen", "\"127.0.0.1:81\"", "127.0.0.1:81", "\"[::1]:82\"", "listen: 127.0.0.1:81"),
     ("http", "path", "\"/cb/\"", "/cb/", "\"/other\"", "path: \"/cb\""),
     ("http", "max_body", "\"64KiB\"", "64KiB", "2048", "max_body: 65536"),
     ("http", "max_connections", "7", "7", "8", "max_connections: 7"),
     ("http", "max_connections_per_address", "3", "3", "4", "max_connections_per_address: 3"),
     ("http", "deadline", "\"1500ms\"", "1500ms", "\"2s\"", "deadline: 1.5s"),
+    ("http", "drain", "\"10s\"", "10s", "\"2s\"", "drain: 10s"),
     ("tls", "certificate", "\"target/tmp/config-tls/a.pem\"", "target/tmp/config-tls/a.pem", "\"/nowhere\"", "certificate: \"target/tmp/config-tls/a.pem\""),
     ("tls", "private_key", "\"target/tmp/config-tls/a.key\"", "target/tmp/config-tls/a.key", "\"/nowhere\"", "certificate: \"target/tmp/config-tls/a.pem\""),
     ("access", "allow", "[\"10.0.0.0/8\", \"::1\"]", "10.0.0.0/8, ::1", "[\"1.2.3.4\"]", "allow: Networks([10.0.0.0/8, ::1/128])"),
@@ -306,6 +308,7 @@ mod a_bad_value {
             ("http.deadline", "\"16s\""),
             ("http.deadline", "5"),
             ("http.deadline", "\"5\""),
+            ("http.drain", "\"11m\""),
             ("admin.listen", "\"\""),
             ("callback.keys_file", "5"),
             ("callback.expiry_leeway", "\"-1s\""),

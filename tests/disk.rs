@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use livebridge::record::{Entry, Lsn, Record};
-use livebridge::wal::{self, AppendError, StoreError};
+use livebridge::wal::{self, AppendError, StoreError, Unready};
 use log_support::{OpenLog, block_on, config, record, segment_dirs, temp_dir, visit};
 
 const MIB: u64 = 1024 * 1024;
@@ -129,7 +129,7 @@ fn appends_are_refused_before_the_disk_is_full_and_taken_again_when_there_is_roo
         let (acknowledged, refused) = append_until_refused(&log, number, 4000);
         number += 4000;
         assert_eq!(refused, Some(AppendError::DiskFull));
-        assert_eq!(log.log.probe().ready(), Err(AppendError::DiskFull));
+        assert_eq!(log.log.probe().ready(), Err(Unready::Refuses(AppendError::DiskFull)));
         assert!(mount.free_bytes() < floor, "there was room");
         assert!(mount.free_bytes() > MIB, "{} bytes are left", mount.free_bytes());
         // What is stored can still be published, and that makes room.

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Room, and the rooms it may name.
-const MAY_NAME: [(&str, &[&str]); 19] = [
+const MAY_NAME: [(&str, &[&str]); 21] = [
     ("record", &[]),
     ("callback", &["record"]),
     ("metrics", &["callback", "record"]),
@@ -18,8 +18,10 @@ const MAY_NAME: [(&str, &[&str]); 19] = [
     ("kafka", &["metrics", "record"]),
     ("publisher", &["kafka", "ledger", "metrics", "recent", "record", "wal"]),
     ("live", &[]),
+    ("pulse", &[]),
     ("secret", &[]),
-    ("http", &["callback", "live", "metrics", "recent", "record", "secret", "wal"]),
+    ("service", &[]),
+    ("http", &["callback", "live", "metrics", "pulse", "recent", "record", "secret", "wal"]),
     ("admin", &["live", "metrics", "recent", "record", "secret", "wal"]),
     (
         "config",
@@ -36,8 +38,8 @@ const MAY_NAME: [(&str, &[&str]); 19] = [
             "wal",
         ],
     ),
-    ("reload", &["callback", "config", "http", "live", "logging", "metrics", "wal"]),
-    ("bridge", &["admin", "config", "http", "metrics", "publisher", "reload", "wal"]),
+    ("reload", &["callback", "config", "http", "live", "logging", "metrics", "service", "wal"]),
+    ("bridge", &["admin", "config", "http", "metrics", "publisher", "reload", "service", "wal"]),
     ("logging", &[]),
     ("sample", &["callback", "record"]),
     ("sender", &[]),
@@ -46,14 +48,16 @@ const MAY_NAME: [(&str, &[&str]); 19] = [
 
 /// Foreign crate, and the rooms that name it. The command line is above the rooms and names what
 /// it needs.
-const NAMED_IN: [(&str, &[&str]); 16] = [
+const NAMED_IN: [(&str, &[&str]); 18] = [
     ("clap", &[]),
     ("hyper", &["admin", "http", "sender"]),
     ("hyper_util", &["admin", "http", "sender"]),
     ("ipnet", &["http"]),
+    ("listenfd", &["service"]),
     ("md5", &["callback"]),
     ("metrics_exporter_prometheus", &["metrics"]),
     ("rdkafka", &["kafka"]),
+    ("sd_notify", &["service"]),
     ("sha2", &["callback"]),
     ("sled", &["wal"]),
     ("socket2", &["http"]),

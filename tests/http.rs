@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use livebridge::callback::CallbackKey;
 use livebridge::record::Timestamp;
-use livebridge::wal::{AppendError, Next};
+use livebridge::wal::{AppendError, Next, Unready};
 use serde_json::{Value, json};
 
 #[path = "support/intake.rs"]
@@ -698,7 +698,7 @@ mod a_log {
         while log.probe().ready().is_ok() {
             assert!(started.elapsed() < PATIENCE);
         }
-        assert_eq!(log.probe().ready(), Err(AppendError::DiskFull));
+        assert_eq!(log.probe().ready(), Err(Unready::Refuses(AppendError::DiskFull)));
         let answer = bed.send(post("/callback", &push()));
         refused(&answer, 503, "no room left on its disk");
         assert_eq!(answer.header("retry-after"), Some("10"));
@@ -724,7 +724,7 @@ mod a_log {
             assert_eq!(answer.header("retry-after"), Some("10"));
             assert_eq!(bed.stored().len(), stored);
             let probe = bed.log.as_ref().unwrap().probe();
-            assert_eq!(probe.ready(), Err(AppendError::LogFull));
+            assert_eq!(probe.ready(), Err(Unready::Refuses(AppendError::LogFull)));
 
             let reader = bed.reader.as_mut().unwrap();
             let mut last = None;

@@ -11,6 +11,7 @@ use std::fs;
 use std::process::Command;
 
 const UNIT: &str = include_str!("../deploy/livebridge.service");
+const SOCKET: &str = include_str!("../deploy/livebridge.socket");
 const BINARY: &str = env!("CARGO_BIN_EXE_livebridge");
 
 /// What a command printed; `None` when it is not there, unless the tests must be complete.
@@ -37,6 +38,7 @@ fn unit() -> (tempfile::TempDir, String) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("livebridge.service");
     fs::write(&path, UNIT.replace("/usr/bin/livebridge", BINARY)).unwrap();
+    fs::write(dir.path().join("livebridge.socket"), SOCKET).unwrap();
     let path = path.to_str().unwrap().to_owned();
     (dir, path)
 }
@@ -44,10 +46,10 @@ fn unit() -> (tempfile::TempDir, String) {
 #[test]
 fn systemd_understands_every_line_of_the_unit() {
     let (_dir, path) = unit();
-    let Some(said) = output(Command::new("systemd-analyze").args(["verify", &path])) else {
-        return;
-    };
-    assert!(!said.contains("livebridge.service"), "{said}");
+    let socket = path.replace(".service", ".socket");
+    let mut verify = Command::new("systemd-analyze");
+    let Some(said) = output(verify.args(["verify", &path, &socket])) else { return };
+    assert!(!said.contains("livebridge."), "{said}");
 }
 
 #[test]

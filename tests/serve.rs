@@ -1,8 +1,5 @@
 //! `livebridge serve` as a process: signals, exit codes, a log that is full or taken, and what
 //! operators see of it all.
-//!
-//! One test waits out the grace at a stop and is left out of the usual run:
-//! `cargo test --test serve -- --ignored`.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 #![expect(clippy::float_cmp, reason = "what is compared are whole numbers")]
@@ -363,7 +360,6 @@ fn a_stop_with_nothing_left_to_publish_does_not_wait_for_kafka() {
 }
 
 #[test]
-#[ignore = "takes 13 s: the grace for publishing without Kafka"]
 fn a_stop_without_kafka_keeps_what_is_left_for_the_next_start() {
     let home = Home::new(NOWHERE, "");
     let mut serving = home.serve();
@@ -373,7 +369,8 @@ fn a_stop_without_kafka_keeps_what_is_left_for_the_next_start() {
     let started = Instant::now();
     serving.process.signal(Signal::TERM);
     assert_eq!(serving.process.wait(), Some(0));
-    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    // Who comes meanwhile is kept waiting: it does not try in vain for long.
+    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
     assert_eq!(stored(&home.log()).len(), 3);
     let next = home.serve();
     assert_eq!(scrape(next.admin)["livebridge_wal_records"].to_string(), "3");

@@ -42,6 +42,7 @@ struct RawHttp {
     max_connections: usize,
     max_connections_per_address: usize,
     deadline: Span,
+    drain: Span,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -129,6 +130,7 @@ impl Default for RawHttp {
             max_connections: 4096,
             max_connections_per_address: 1024,
             deadline: Span(Duration::from_secs(5)),
+            drain: Span(Duration::ZERO),
         }
     }
 }
@@ -290,6 +292,9 @@ impl Raw {
             let problem = "must be up to 15s: Tencent gives up a call after 20s";
             return Err(bad("http.deadline", problem.into()));
         }
+        if self.http.drain.0 > Duration::from_mins(10) {
+            return Err(bad("http.drain", "must be up to 10m".into()));
+        }
         if self.dedup.window.0 < Duration::from_secs(10) {
             let problem = "must be at least 10s; Tencent's retries come up to 16m late";
             return Err(bad("dedup.window", problem.into()));
@@ -307,6 +312,7 @@ impl Raw {
                 max_connections: self.http.max_connections,
                 max_connections_per_address: self.http.max_connections_per_address,
                 deadline: self.http.deadline.0,
+                drain: self.http.drain.0,
                 omit: self.callback.omit.clone(),
             },
             access: self.access.check(&self.tls)?,

@@ -13,13 +13,14 @@ pub(super) enum Kind {
 }
 
 /// Every key but those in the two [`MAPS`].
-pub(super) const KEYS: [(&str, &str, Kind); 33] = [
+pub(super) const KEYS: [(&str, &str, Kind); 34] = [
     ("http", "listen", Kind::Text),
     ("http", "path", Kind::Text),
     ("http", "max_body", Kind::Text),
     ("http", "max_connections", Kind::Number),
     ("http", "max_connections_per_address", Kind::Number),
     ("http", "deadline", Kind::Text),
+    ("http", "drain", Kind::Text),
     ("tls", "certificate", Kind::Text),
     ("tls", "private_key", Kind::Text),
     ("access", "allow", Kind::List),

@@ -10,8 +10,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
 
 use super::guests::{Guest, Visit};
 use super::{Caller, Shared, answer, proxied};
@@ -21,6 +22,9 @@ use crate::metrics::{self, Ended};
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 /// From a connection's opening, or its last answer, to the end of the next request's headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+/// At a stop, the longest that a connection on which nothing happens is kept: a request that is on
+/// its way meets nobody when it is closed.
+const LINGER: Duration = Duration::from_secs(1);
 /// Header bytes of a request. hyper takes no less than 8 KiB.
 const HEADER_BYTES_MAX: usize = 16 * 1024;
 /// Header fields of a request.
@@ -35,7 +39,7 @@ pub(super) async fn serve(stream: TcpStream, peer: IpAddr, shared: Arc<Shared>, 
     let greeted = tokio::select! {
         greeted = timeout(GREETING_TIMEOUT, greet(stream, peer, &shared, &mut guest)) => greeted,
         reason = visit.has_to_leave() => Ok(Err(reason)),
-        () = shared.stop.cancelled() => return metrics::connection_closed(),
+        () = lingered(shared.stop.clone()) => return metrics::connection_closed(),
     };
     match greeted {
         Ok(Ok((Stream::Plain(stream), peer))) => talk(stream, peer, &shared, &visit).await,
@@ -108,7 +112,7 @@ async fn talk(
     let ended = tokio::select! {
         ended = &mut connection => ended,
         reason = visit.has_to_leave() => return metrics::ended(reason),
-        () = shared.stop.cancelled() => {
+        () = lingered(shared.stop.clone()) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -119,6 +123,12 @@ async fn talk(
         }
         tracing::debug!(%error, %peer, "a connection ended early");
     }
+}
+
+/// Completes a moment after the order to stop.
+async fn lingered(stop: CancellationToken) {
+    stop.cancelled().await;
+    sleep(LINGER).await;
 }
 
 /// Which of the limits ended a connection; `None` when it was the other side.

@@ -127,9 +127,6 @@ impl Keeper {
             // Without records it is never full: the segment being written, which may alone be over
             // the limit, is only removed after its successor has been needed.
             Err(AppendError::LogFull)
-        } else if self.failing && !self.state.takes_records() {
-            // The disk may have room and still take no file, when it has no inodes left, say.
-            Err(AppendError::DiskFull)
         } else {
             Ok(())
         };
@@ -155,6 +152,7 @@ impl Keeper {
         match Segment::create(&self.segments, self.next_number) {
             Ok(segment) => {
                 if std::mem::take(&mut self.failing) {
+                    self.state.set_spareless(false);
                     tracing::info!("segments can be made again");
                 }
                 self.next_number += 1;
@@ -164,6 +162,7 @@ impl Keeper {
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.failing, true) {
+                    self.state.set_spareless(true);
                     tracing::error!(%error, "cannot make a segment; trying again until it works");
                 }
                 false
@@ -218,18 +217,16 @@ mod tests {
     }
 
     #[test]
-    fn without_a_segment_to_write_to_the_log_takes_nothing_and_says_so_before_anybody_asks() {
+    fn without_a_segment_to_write_to_the_log_is_not_ready() {
         let dir = tempfile::tempdir().unwrap();
         let limits = Limits { max_bytes: u64::MAX, min_free_bytes: 0 };
         let (mut keeper, _ready) = keeper(dir.path(), limits);
         fs::write(dir.path().join(SEGMENTS), "in the way").unwrap();
         assert!(!keeper.make_spare());
-        keeper.look();
-        assert_eq!(keeper.state.room(), Err(AppendError::DiskFull));
+        assert_eq!(keeper.state.ready(), Err(AppendError::DiskFull));
         fs::remove_file(dir.path().join(SEGMENTS)).unwrap();
         assert!(keeper.make_spare());
-        keeper.look();
-        assert_eq!(keeper.state.room(), Ok(()));
+        assert_eq!(keeper.state.ready(), Ok(()));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Locked once per commit and once per batch; nothing slow happens under the lock.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -42,6 +42,7 @@ pub(super) struct State {
     made: Instant,
     /// When the writer began with its group, in milliseconds after `made`; 0 when it waits for one.
     busy_since: AtomicU64,
+    leaving: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -55,6 +56,7 @@ struct Inner {
     account: Account,
     room: Result<(), AppendError>,
     limits: Limits,
+    spareless: bool,
     /// No record will be added.
     ended: bool,
 }
@@ -102,6 +104,7 @@ impl State {
             account,
             room: Ok(()),
             limits,
+            spareless: false,
             ended: false,
         };
         let up_to = inner.count_between(account.done, account.through);
@@ -116,6 +119,7 @@ impl State {
             queued_bytes: AtomicUsize::new(0),
             made: Instant::now(),
             busy_since: AtomicU64::new(0),
+            leaving: AtomicBool::new(false),
         }
     }
 
@@ -190,6 +194,15 @@ impl State {
         }
     }
 
+    /// Whoever asks is told to go elsewhere; who comes is served.
+    pub(super) fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
     /// Never 0.
     fn now(&self) -> u64 {
         u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
@@ -203,11 +216,20 @@ impl State {
         self.lock().limits = limits;
     }
 
-    /// Whether there is a segment that takes records, or none was needed yet.
-    pub(super) fn takes_records(&self) -> bool {
+    /// Whether no segment can be made.
+    pub(super) fn set_spareless(&self, spareless: bool) {
+        self.lock().spareless = spareless;
+    }
+
+    /// Whether an append would be taken. Unlike [`State::room`] this tells also of the disk that has
+    /// room and takes no file, for lack of inodes, say: the writer finds out itself, and may be given
+    /// a segment while it waits.
+    pub(super) fn ready(&self) -> Result<(), AppendError> {
+        self.room()?;
         let inner = self.lock();
         let last = inner.segments.values().next_back();
-        last.is_some_and(|last| !last.ended && last.disk_bytes < OVERGROWN_BYTES)
+        let takes = last.is_some_and(|last| !last.ended && last.disk_bytes < OVERGROWN_BYTES);
+        if inner.spareless && !takes { Err(AppendError::DiskFull) } else { Ok(()) }
     }
 
     pub(super) fn set_room(&self, room: Result<(), AppendError>) {

@@ -55,6 +55,7 @@ impl Bed {
             max_connections: 64,
             max_connections_per_address: usize::MAX,
             deadline: Duration::from_secs(5),
+            drain: Duration::ZERO,
             omit: Vec::new(),
         };
         let mut log_config =

@@ -1,0 +1,62 @@
+//! Beats of threads that must not stand still, and for how long one has missed its own.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How often a thread beats.
+pub const EVERY: Duration = Duration::from_secs(1);
+
+/// Some threads' last beats.
+#[derive(Clone, Debug)]
+pub struct Pulse {
+    made: Instant,
+    /// Milliseconds after `made`.
+    beats: Arc<Vec<AtomicU64>>,
+}
+
+impl Pulse {
+    /// Of so many threads, which have all just beaten.
+    #[must_use]
+    pub fn new(threads: usize) -> Self {
+        let beats = (0..threads).map(|_| AtomicU64::new(0)).collect();
+        Self { made: Instant::now(), beats: Arc::new(beats) }
+    }
+
+    /// This thread works.
+    pub fn beat(&self, thread: usize) {
+        if let Some(beat) = self.beats.get(thread) {
+            beat.store(self.now(), Ordering::Relaxed);
+        }
+    }
+
+    /// How long ago the thread beat whose last beat is the oldest.
+    #[must_use]
+    pub fn oldest(&self) -> Duration {
+        let oldest = self.beats.iter().map(|beat| beat.load(Ordering::Relaxed)).min();
+        let now = self.now();
+        Duration::from_millis(now.saturating_sub(oldest.unwrap_or(now)))
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread::sleep;
+
+    use super::*;
+
+    #[test]
+    fn one_thread_that_stands_still_is_enough() {
+        let pulse = Pulse::new(2);
+        sleep(Duration::from_millis(40));
+        assert!(pulse.oldest() >= Duration::from_millis(40));
+        pulse.beat(0);
+        assert!(pulse.oldest() >= Duration::from_millis(40), "the other has not");
+        pulse.beat(1);
+        assert!(pulse.oldest() < Duration::from_millis(40));
+    }
+}
