@@ -124,7 +124,7 @@ const RULES: [Rule; 13] = [
         "The disk lost them after they were acknowledged. Look at it, and move away from it.",
     ),
     (
-        "CallbacksWillBeLost",
+        "RoomIsLow",
         Level::Critical,
         |facts| {
             let room = facts.get("wal_room_bytes");
@@ -188,7 +188,7 @@ const RULES: [Rule; 13] = [
         "Late retries may be published twice. Raise dedup.max_ids; an id takes about 22 bytes.",
     ),
     (
-        "ConfigurationWasRefused",
+        "ConfigurationIsRefused",
         Level::Warning,
         |facts| {
             let refused = facts.get("config_ok") == 0.0;
