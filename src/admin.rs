@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use crate::live::Live;
 use crate::metrics::Exporter;
+use crate::pulse::{self, Pulse};
 use crate::secret::Secret;
 use crate::wal::Probe;
 
@@ -58,6 +59,7 @@ struct Shared {
     token: Option<Secret>,
     exporter: Exporter,
     probe: Probe,
+    pulse: Pulse,
     settings: Live<Value>,
     history: Mutex<History>,
     stop: CancellationToken,
@@ -75,6 +77,7 @@ pub async fn run(
     token: Option<Secret>,
     exporter: Exporter,
     probe: Probe,
+    pulse: Pulse,
     settings: Live<Value>,
     stop: CancellationToken,
 ) {
@@ -83,6 +86,7 @@ pub async fn run(
         token,
         exporter,
         probe,
+        pulse,
         settings,
         history: Mutex::default(),
         stop: stop.clone(),
@@ -139,6 +143,17 @@ fn is_operator(shared: &Shared, request: &Request<Incoming>) -> bool {
     shared.token.as_ref().is_none_or(|token| said().is_some_and(|said| token.is(said)))
 }
 
+/// What a restart might help.
+fn standstill(shared: &Shared) -> Option<&'static str> {
+    if shared.pulse.is_stuck() {
+        Some("the intake")
+    } else if shared.probe.busy() >= pulse::STUCK {
+        Some("the log")
+    } else {
+        None
+    }
+}
+
 fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     const TEXT: &str = "text/plain; charset=utf-8";
     let nonce = Uuid::new_v4().simple().to_string();
@@ -165,7 +180,10 @@ fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>>
         (&Method::GET | &Method::HEAD, "/metrics") => {
             (StatusCode::OK, "text/plain; version=0.0.4", shared.exporter.render())
         }
-        (&Method::GET | &Method::HEAD, "/healthz") => (StatusCode::OK, TEXT, "alive\n".to_owned()),
+        (&Method::GET | &Method::HEAD, "/healthz") => match standstill(shared) {
+            None => (StatusCode::OK, TEXT, "alive\n".to_owned()),
+            Some(what) => (StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{what} stands still\n")),
+        },
         // Not about Kafka: without it callbacks are taken all the same.
         (&Method::GET | &Method::HEAD, "/readyz") => match shared.probe.ready() {
             Ok(()) => (StatusCode::OK, TEXT, "ready\n".to_owned()),

@@ -18,7 +18,7 @@ use crate::publisher::{Publisher, PublisherError, quarantine};
 use crate::reload::Parts;
 use crate::service::{self, Stage};
 use crate::wal::{Log, OpenError, Probe, StoreError};
-use crate::{admin, wal};
+use crate::{admin, pulse, wal};
 
 /// After an order to stop, the longest that records are still published. The rest waits on disk.
 const PUBLISH_GRACE: Duration = Duration::from_secs(10);
@@ -29,9 +29,6 @@ const STANDSTILL: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(100);
 /// After an order to give up, the longest that the publisher is waited for.
 const GIVE_UP: Duration = Duration::from_secs(1);
-/// An intake thread that does not get to its tasks for so long, or a commit that takes so long, is
-/// not slow but stuck.
-const STUCK: Duration = Duration::from_secs(30);
 
 /// Why the bridge did not start.
 #[derive(Debug, thiserror::Error)]
@@ -135,11 +132,18 @@ impl Bridge {
             .spawn(move || ended.send(publisher.run()))
             .map_err(StartError::Thread)?;
 
+        let stop_intake = CancellationToken::new();
+        let drain = config.http.drain;
+        let intake = Intake::start(&listener, &config.http, &parts.gate, &appender, &stop_intake)
+            .map_err(StartError::Thread)?;
+        drop(appender);
+        tracing::info!(address = %intake_address, "intake listening");
         let stop_admin = CancellationToken::new();
         let is_open = config.admin.token.is_none() && !admin_address.ip().is_loopback();
         let (token, stop) = (config.admin.token, stop_admin.clone());
         let settings = parts.settings.clone();
-        tokio::spawn(admin::run(admin_listener, token, exporter, log.probe(), settings, stop));
+        let (probe, pulse) = (log.probe(), intake.pulse());
+        tokio::spawn(admin::run(admin_listener, token, exporter, probe, pulse, settings, stop));
         tracing::info!(address = %admin_address, "admin listening");
         if is_open {
             tracing::warn!(
@@ -147,12 +151,6 @@ impl Bridge {
                  127.0.0.1"
             );
         }
-        let stop_intake = CancellationToken::new();
-        let drain = config.http.drain;
-        let intake = Intake::start(&listener, &config.http, &parts.gate, &appender, &stop_intake)
-            .map_err(StartError::Thread)?;
-        drop(appender);
-        tracing::info!(address = %intake_address, "intake listening");
         Ok(Self {
             intake_address,
             admin_address,
@@ -170,14 +168,14 @@ impl Bridge {
     /// Tells whether intake and log are at work, however little there is to do.
     pub fn is_well(&self) -> impl Fn() -> bool + use<> {
         let (pulse, log) = (self.intake.pulse(), self.log.probe());
-        move || pulse.oldest() < STUCK && log.busy() < STUCK
+        move || !pulse.is_stuck() && log.busy() < pulse::STUCK
     }
 
     /// Works until `stop`, or until a part ends on its own, which is an error.
     ///
     /// Then: whoever asks is told to go elsewhere, and as long as `http.drain` says callbacks are
-    /// taken nevertheless. After that: no new connections, every accepted callback gets its answer, the log closes, and what
-    /// can be published within the grace period is.
+    /// taken nevertheless. After that: no new connections, every accepted callback gets its answer,
+    /// the log closes, and what can be published within the grace period is.
     ///
     /// # Errors
     /// [`StopError`]

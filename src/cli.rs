@@ -60,7 +60,7 @@ enum Command {
     /// Exits 0 when nothing is wrong, 64 when the configuration is, 69 when nothing but Kafka is
     /// (callbacks would be taken all the same), 1 when something else is.
     #[command(after_long_help = CHECK_EXAMPLES)]
-    Check(ConfigFile),
+    Check(check::Options),
     /// Ask a running instance whether it takes callbacks: for health checks of containers.
     ///
     /// Exits 0 when it does, 1 when it does not.
@@ -104,6 +104,8 @@ const CHECK_EXAMPLES: &str = "\
 Examples:
   livebridge check --config livebridge.toml
   As an init container, which must not wait for Kafka:
+    livebridge check --offline
+  The same, and say in the log what is wrong with Kafka:
     livebridge check || [ $? -eq 69 ]";
 const CONFIG_EXAMPLES: &str = "\
 Examples:
@@ -184,7 +186,7 @@ pub(crate) fn run() -> ExitCode {
     let outcome = match cli.command {
         Command::Serve(options) => serve(&options),
         Command::Dev(options) => dev::run(&options),
-        Command::Check(options) => check::run(options.config.as_deref()),
+        Command::Check(options) => check::run(&options),
         Command::Config(options) => config::run(&options),
         Command::Send(options) => send::run(options),
         Command::Wal(options) => wal::run(&options),

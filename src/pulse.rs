@@ -7,6 +7,10 @@ use std::time::{Duration, Instant};
 /// How often a thread beats.
 pub const EVERY: Duration = Duration::from_secs(1);
 
+/// A thread that does not get to its tasks for so long, or a commit that takes so long, is not slow
+/// but stuck.
+pub const STUCK: Duration = Duration::from_secs(30);
+
 /// Some threads' last beats.
 #[derive(Clone, Debug)]
 pub struct Pulse {
@@ -36,6 +40,12 @@ impl Pulse {
         let oldest = self.beats.iter().map(|beat| beat.load(Ordering::Relaxed)).min();
         let now = self.now();
         Duration::from_millis(now.saturating_sub(oldest.unwrap_or(now)))
+    }
+
+    /// Whether one of the threads stands still.
+    #[must_use]
+    pub fn is_stuck(&self) -> bool {
+        self.oldest() >= STUCK
     }
 
     fn now(&self) -> u64 {

@@ -385,6 +385,9 @@ mod check {
     fn says_what_to_do_when_kafka_is_not_there() {
         let checked = run(&mut Home::new(NOWHERE, "").command("check"));
         assert_eq!(checked.code, Some(69), "callbacks would be taken: {checked:?}");
+        let offline = run(Home::new(NOWHERE, "").command("check").arg("--offline"));
+        assert_eq!(offline.code, Some(0), "{offline:?}");
+        assert!(!offline.stdout.contains("Kafka"), "{offline:?}");
         let line = checked.stdout.lines().find(|line| line.starts_with("BAD")).unwrap();
         assert!(line.contains("Kafka does not answer"), "{line}");
         assert!(line.contains("check kafka.brokers and the network"), "{line}");

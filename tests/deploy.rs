@@ -59,13 +59,14 @@ fn every_variable_of_the_image_and_of_compose_is_known() {
         let Some((name, value)) = pair.filter(|(name, _)| name.starts_with("LIVEBRIDGE_")) else {
             continue;
         };
+        let value = value.trim_matches('"');
         // Of "${VARIABLE:-default}" the default.
         let value = value.split_once(":-").map_or(value, |(_, value)| value.trim_end_matches('}'));
         environment.push((name.to_owned(), value.to_owned()));
     }
-    assert_eq!(environment.len(), 5, "{environment:?}");
+    assert_eq!(environment.len(), 6, "{environment:?}");
     let config = config("", &environment);
-    for part in ["kafka:19092", "livebridge-1", "0.0.0.0:9464", "/var/lib/livebridge/log"] {
+    for part in ["kafka-1:19092", "livebridge-1", "0.0.0.0:9464", "/var/lib/livebridge/log"] {
         assert!(config.contains(part), "no {part} in {config}");
     }
 }

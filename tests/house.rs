@@ -22,7 +22,7 @@ const MAY_NAME: [(&str, &[&str]); 21] = [
     ("secret", &[]),
     ("service", &[]),
     ("http", &["callback", "live", "metrics", "pulse", "recent", "record", "secret", "wal"]),
-    ("admin", &["live", "metrics", "recent", "record", "secret", "wal"]),
+    ("admin", &["live", "metrics", "pulse", "recent", "record", "secret", "wal"]),
     (
         "config",
         &[
@@ -39,7 +39,10 @@ const MAY_NAME: [(&str, &[&str]); 21] = [
         ],
     ),
     ("reload", &["callback", "config", "http", "live", "logging", "metrics", "service", "wal"]),
-    ("bridge", &["admin", "config", "http", "metrics", "publisher", "reload", "service", "wal"]),
+    (
+        "bridge",
+        &["admin", "config", "http", "metrics", "publisher", "pulse", "reload", "service", "wal"],
+    ),
     ("logging", &[]),
     ("sample", &["callback", "record"]),
     ("sender", &[]),

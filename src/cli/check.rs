@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 
+use clap::Args;
 use livebridge::callback::Unsigned;
 use livebridge::config::Config;
 use livebridge::kafka::{Delivery, Producer, SET_BYTES};
@@ -11,7 +12,7 @@ use livebridge::record::Timestamp;
 use livebridge::wal;
 use tokio_util::sync::CancellationToken;
 
-use super::CliError;
+use super::{CliError, ConfigFile};
 
 /// A clock before this release's making is wrong: 2026-01-01.
 const RELEASED: Timestamp = Timestamp::from_millis(1_767_225_600_000);
@@ -43,7 +44,17 @@ impl Findings {
     }
 }
 
-pub(super) fn run(file: Option<&Path>) -> Result<(), CliError> {
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Leave Kafka out: callbacks are taken without it.
+    #[arg(long)]
+    offline: bool,
+}
+
+pub(super) fn run(options: &Options) -> Result<(), CliError> {
+    let file = options.config.config.as_deref();
     let config = Config::load(file)?;
     let mut findings = Findings::default();
     let source = file.map_or("defaults".into(), |file| file.display().to_string());
@@ -52,7 +63,9 @@ pub(super) fn run(file: Option<&Path>) -> Result<(), CliError> {
     clock(&mut findings);
     keys(&config, &mut findings);
     let bad_here = findings.bad;
-    kafka(&config, &mut findings);
+    if !options.offline {
+        kafka(&config, &mut findings);
+    }
     println!("{} findings, {} bad", findings.count, findings.bad);
     match (bad_here, findings.bad) {
         (0, 0) => Ok(()),

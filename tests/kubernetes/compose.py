@@ -1,0 +1,27 @@
+"""Looks through docker-compose.yml: what is mounted is there, and ports are this machine's only."""
+
+import pathlib
+
+import yaml
+
+compose = yaml.safe_load(pathlib.Path("docker-compose.yml").read_text())
+volumes = set(compose["volumes"])
+for name, service in compose["services"].items():
+    for volume in service["volumes"]:
+        source = volume.split(":")[0]
+        if source.startswith("."):
+            assert pathlib.Path(source).is_file(), f"{name} mounts {source}, which is not there"
+            if source.endswith((".yml", ".yaml")):
+                assert yaml.safe_load(pathlib.Path(source).read_text()), source
+        else:
+            assert source in volumes, f"{name} mounts the volume {source}, which is not declared"
+            volumes.discard(source)
+    for port in service["ports"]:
+        assert port.startswith("127.0.0.1:"), f"{name} opens {port} to everybody"
+    if "build" in service:
+        assert pathlib.Path(service["build"]["dockerfile"]).is_file()
+    else:
+        assert "healthcheck" in service, f"nobody looks after {name}"
+        assert ":" in service["image"], f"{name} has no version"
+assert not volumes, f"nobody uses {volumes}"
+print(len(compose["services"]), "services")
