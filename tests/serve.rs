@@ -127,7 +127,8 @@ fn with_a_token_operators_see_what_others_do_not() {
     for path in ["/healthz", "/readyz"] {
         assert_eq!(ask(path, "").status, 200, "{path}: orchestrators have no token");
     }
-    for path in ["/metrics", "/", "/nothing"] {
+    assert_eq!(ask("/", "").status, 200, "the page knows nothing before it has asked");
+    for path in ["/metrics", "/status", "/nothing"] {
         for line in [
             "",
             "Authorization: Bearer\r\n",
