@@ -341,7 +341,6 @@ async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let started = Instant::now();
-    let last = caller.visit.asks();
     let mut response = match receive(shared, caller, request).await {
         Ok(type_name) => {
             metrics::accepted(type_name, started.elapsed());
@@ -354,10 +353,10 @@ async fn answer(
             refuse(&rejection, &shared.config)
         }
     };
+    let last = caller.visit.is_answered(response.status() == StatusCode::OK);
     if last || shared.leaving.load(Ordering::Relaxed) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    caller.visit.is_answered();
     Ok(response)
 }
 

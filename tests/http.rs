@@ -558,6 +558,29 @@ mod a_request {
         trickler.join().unwrap();
         assert!(!bed.stored().contains(&body));
     }
+
+    #[test]
+    #[ignore = "takes 30 s: the time-out of senders that do not take their answers"]
+    fn whose_answers_nobody_reads_is_given_up() {
+        let bed = Bed::new();
+        // With little room on the way.
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let socket = socket.unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        socket.connect(&bed.address.into()).unwrap();
+        let mut deaf = Wire::over(socket.into());
+        // Mostly refused, which is fast, but never so often in a row that it ends.
+        let many = post("/callback", "{}").repeat(12) + &post("/callback", &push());
+        let many = many.repeat(100);
+        let started = Instant::now();
+        // At first into the buffers on the way; then nothing goes on, and at last it is cut off.
+        while deaf.try_send(&many) {
+            assert!(started.elapsed() < Duration::from_mins(1), "it is let be for ever");
+            thread::sleep(Duration::from_millis(100));
+        }
+        assert!(started.elapsed() > Duration::from_secs(25), "{:?}", started.elapsed());
+        bed.works();
+    }
 }
 
 mod others {

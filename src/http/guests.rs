@@ -1,9 +1,9 @@
 //! Those who are connected: how many in all, how many from each address, and who has to leave when it
 //! is full and others wait.
 //!
-//! Whoever holds connections and asks nothing would otherwise keep everybody out. When every seat is
-//! taken, the one leaves who has waited the longest without a whole request, be it an idle sender, who
-//! connects again, or an attacker.
+//! Whoever holds connections would otherwise keep everybody out. When every seat is taken, the one
+//! leaves of whom nothing was taken for the longest, be it an idle sender, who connects again, or an
+//! attacker, whatever he says meanwhile.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -19,10 +19,13 @@ use crate::metrics::Ended;
 /// Requests on one connection; then the sender has to make another, which may land on another core or
 /// behind a balancer on another instance.
 const REQUESTS_MAX: u32 = 100_000;
-/// The longest that nothing is asked or answered on a connection. Headers and bodies that do not come
-/// are given up earlier; this is for senders that do not take their answers.
+/// Requests refused one after another on one connection; then it ends. Sent all at once, refusals cost
+/// little to ask for.
+const REFUSALS_MAX: u32 = 16;
+/// The longest that nothing is taken of a connection. Idle ones, headers and bodies that do not come are
+/// given up earlier; this is for senders that are only refused, or do not take their answers.
 const IDLE_MAX: Duration = Duration::from_secs(30);
-/// When it is full, who has not asked anything for so long may have to leave.
+/// When it is full, of whom nothing was taken for so long may have to leave.
 const PATIENCE: Duration = Duration::from_millis(250);
 /// How often who has to leave is looked for, while somebody waits for a seat.
 const LOOK: Duration = Duration::from_millis(20);
@@ -61,11 +64,13 @@ pub(super) struct Guest {
 #[derive(Debug)]
 pub(super) struct Visit {
     opened: Instant,
-    /// When it last opened, asked or was answered, in milliseconds after `opened`.
+    /// When it was opened, or something of it last taken, in milliseconds after `opened`.
     since: AtomicU64,
     /// Its request is here as a whole and not answered yet.
     at_work: AtomicBool,
     requests: AtomicU32,
+    /// Refused since something was taken.
+    refusals: AtomicU32,
     leave: Notify,
 }
 
@@ -107,9 +112,10 @@ impl Guests {
             since: AtomicU64::default(),
             at_work: AtomicBool::default(),
             requests: AtomicU32::default(),
+            refusals: AtomicU32::default(),
             leave: Notify::new(),
         });
-        visit.moved();
+        visit.is_welcome();
         room.seats[seat] = Some(Arc::clone(&visit));
         Some(Guest { guests: Arc::clone(self), seat, counted: None, visit })
     }
@@ -168,16 +174,9 @@ impl Drop for Guest {
 }
 
 impl Visit {
-    /// Something happened.
-    pub(super) fn moved(&self) {
+    fn is_welcome(&self) {
         let millis = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.since.store(millis, Ordering::Relaxed);
-    }
-
-    /// A request's headers are here. Whether it is the last on this connection.
-    pub(super) fn asks(&self) -> bool {
-        self.moved();
-        self.requests.fetch_add(1, Ordering::Relaxed) + 1 >= REQUESTS_MAX
     }
 
     /// The whole request is here.
@@ -185,10 +184,16 @@ impl Visit {
         self.at_work.store(true, Ordering::Relaxed);
     }
 
-    /// The answer is ready.
-    pub(super) fn is_answered(&self) {
-        self.moved();
+    /// The answer is ready. Whether it is the last on this connection.
+    pub(super) fn is_answered(&self, taken: bool) -> bool {
+        if taken {
+            self.is_welcome();
+            self.refusals.store(0, Ordering::Relaxed);
+        }
         self.at_work.store(false, Ordering::Relaxed);
+        let refusals = self.refusals.fetch_add(u32::from(!taken), Ordering::Relaxed);
+        let requests = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
+        requests >= REQUESTS_MAX || (!taken && refusals + 1 >= REFUSALS_MAX)
     }
 
     /// Completes when the connection has to end, and says why.
@@ -210,7 +215,7 @@ impl Visit {
         }
     }
 
-    /// For how long nothing has happened that is the sender's turn.
+    /// For how long nothing of it was taken; none while it is being worked for.
     fn waiting(&self) -> Duration {
         if self.at_work.load(Ordering::Relaxed) {
             return Duration::ZERO;

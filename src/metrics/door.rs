@@ -16,9 +16,9 @@ pub enum Ended {
     Address,
     /// There are too many from the same address.
     PerAddress,
-    /// It asked nothing while others waited for room.
+    /// Nothing of it was taken while others waited for room.
     Crowded,
-    /// Nothing was asked or answered for too long.
+    /// Nothing of it was taken for too long.
     Idle,
     /// A trusted proxy did not say whom it speaks for.
     ProxyHeader,

@@ -49,6 +49,12 @@ impl Wire {
         Self { stream, received: Vec::new() }
     }
 
+    /// Over a connection that is open.
+    pub(crate) fn over(stream: TcpStream) -> Self {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self { stream, received: Vec::new() }
+    }
+
     pub(crate) fn patience(self, patience: Duration) -> Self {
         self.stream.set_read_timeout(Some(patience)).unwrap();
         self
@@ -57,6 +63,14 @@ impl Wire {
     /// Sends `bytes`. That the other side has closed shows in the answer.
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = self.stream.write_all(bytes.as_ref());
+    }
+
+    /// As [`Wire::send`], but waits for no room; false when the connection has ended.
+    pub(crate) fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        self.stream.set_nonblocking(true).unwrap();
+        let sent = self.stream.write(bytes.as_ref());
+        self.stream.set_nonblocking(false).unwrap();
+        sent.is_ok() || sent.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Says that nothing more will be sent; answers can still be read.
