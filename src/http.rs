@@ -367,8 +367,7 @@ async fn receive(
     request: Request<Incoming>,
 ) -> Result<&'static str, Rejection> {
     let config = &shared.config;
-    let gate = shared.gate.get();
-    gate.expects(caller.peer, request.headers())?;
+    shared.gate.get().expects(caller.peer, request.headers())?;
     let below = request.uri().path().strip_prefix(&*config.path);
     if !below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
         return Err(Refusal::Path.into());
@@ -382,14 +381,11 @@ async fn receive(
     };
     caller.visit.works();
     let received_at = Timestamp::now();
-    let (record, key) = gate.admit(&body, received_at, &config.omit)?;
+    let record = shared.gate.get().admit(&body, received_at, &config.omit)?;
     let type_name = type_name(record.event_type);
     let noted = recent::due(&record);
     match timeout(config.deadline, shared.line.append(record)).await {
         Ok(Ok(_)) => {
-            if let Some(key) = key {
-                key.count(received_at);
-            }
             if let Some(noted) = noted {
                 noted.accepted();
             }

@@ -62,7 +62,7 @@ async fn greet(
     shared: &Shared,
     guest: &mut Guest,
 ) -> Result<(Stream, IpAddr), Ended> {
-    let gate = shared.gate.get();
+    let gate = Arc::clone(&shared.gate.get());
     let access = gate.access();
     let mut trusted = access.is_trusted(peer);
     if trusted && access.proxy_protocol {
@@ -110,6 +110,8 @@ async fn talk(
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
+        // Mostly it is the connection that has something to do.
+        biased;
         ended = &mut connection => ended,
         reason = visit.has_to_leave() => return metrics::ended(reason),
         () = lingered(shared.stop.clone()) => {

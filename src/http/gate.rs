@@ -42,15 +42,17 @@ impl Gate {
         if self.access.knows_secret(headers) { Ok(()) } else { Err(Refusal::Secret) }
     }
 
-    /// The record of a callback that proves where it comes from, and the key that it did so with.
+    /// The record of a callback that proves where it comes from.
     pub(super) fn admit(
         &self,
         body: &Bytes,
         received_at: Timestamp,
         omit: &[String],
-    ) -> Result<(Record, Option<KeyUse>), CallbackError> {
+    ) -> Result<Record, CallbackError> {
         let callback = Unverified::parse(body)?.verify(&self.verifier, received_at)?;
-        let used = callback.key().and_then(|key| self.uses.get(key)).cloned();
-        Ok((callback.into_record(received_at, omit)?, used))
+        if let Some(used) = callback.key().and_then(|key| self.uses.get(key)) {
+            used.count(received_at);
+        }
+        callback.into_record(received_at, omit)
     }
 }

@@ -73,7 +73,6 @@ pub fn certificate_expires(at: Option<SystemTime>) {
 }
 
 /// The use of one callback key.
-#[derive(Clone)]
 pub struct KeyUse {
     accepted: Counter,
     last: Gauge,
@@ -90,7 +89,7 @@ impl KeyUse {
         }
     }
 
-    /// A callback that was signed with it and received at `now` was answered 200.
+    /// A callback that was received at `now` proved to be signed with it.
     pub fn count(&self, now: Timestamp) {
         self.accepted.increment(1);
         let epoch = Timestamp::from_millis(0);

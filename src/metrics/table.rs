@@ -63,14 +63,11 @@ pub(super) const TABLE: &[Metric] = &[
     // Intake.
     counter("livebridge_callbacks_accepted_total", "Callbacks answered 200: durable in the log"),
     counter("livebridge_callbacks_refused_total", "Requests answered with an error, by reason"),
-    counter(
-        "livebridge_callback_key_accepted_total",
-        "Callbacks answered 200, by the key that signed them",
-    ),
+    counter("livebridge_callback_key_accepted_total", "Callbacks by the key that signed them"),
     gauge(
         "livebridge_callback_key_last_used_timestamp_seconds",
         Unit::Seconds,
-        "When a callback signed with the key was last answered 200; 0 when none was",
+        "When a callback signed with the key last came; 0 when none did",
     ),
     gauge("livebridge_http_connections", Unit::Count, "Open connections to the intake"),
     counter(
