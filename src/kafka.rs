@@ -93,6 +93,8 @@ pub const RESERVED: [&str; 11] = [
 const STATISTICS_INTERVAL_MS: &str = "5000";
 /// How long a look at Kafka's metadata may take.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a broker may take for an answer before it is asked over another connection.
+const SOCKET_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long making topics may take.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the ledger topic keeps its records at least: an instance that was away for days still
@@ -138,6 +140,9 @@ impl Config {
         client.set("client.id", format!("livebridge-{}", self.instance));
         // Brokers close idle connections; that is no news.
         client.set("log.connection.close", "false");
+        // A broker that is frozen keeps its connections. Kafka has another leader after some ten
+        // seconds; librdkafka would wait for a minute.
+        client.set("socket.timeout.ms", SOCKET_TIMEOUT.as_millis().to_string());
         for (name, value) in &self.client {
             client.set(name, value);
         }
@@ -178,7 +183,9 @@ impl Config {
             .collect();
         let admin: AdminClient<DefaultClientContext> =
             self.base().create().map_err(SetupError::Client)?;
-        let options = AdminOptions::new().operation_timeout(Some(ADMIN_TIMEOUT));
+        let options = AdminOptions::new()
+            .operation_timeout(Some(ADMIN_TIMEOUT))
+            .request_timeout(Some(ADMIN_TIMEOUT));
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()

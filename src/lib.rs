@@ -12,7 +12,7 @@
 //! [`config`], [`metrics`], [`recent`], [`logging`], [`admin`], and [`bridge`], which starts and
 //! stops them;
 //! [`live`] and [`reload`] bring a new configuration to those that run; [`service`] speaks with
-//! systemd, and [`pulse`] tells it that nothing stands still.
+//! systemd, and [`pulse`] tells it that nothing stands still; [`seldom`] keeps log lines few.
 //!
 //! # Invariants
 //! - **I1** A callback is answered 200 only when its record is durable: written, flushed, and its
@@ -46,6 +46,7 @@ pub mod record;
 pub mod reload;
 pub mod sample;
 pub mod secret;
+pub mod seldom;
 pub mod sender;
 pub mod service;
 pub mod wal;

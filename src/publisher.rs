@@ -12,6 +12,7 @@ use crate::kafka::{self, Failure, LedgerReader, Producer, SetupError};
 use crate::ledger::{self, Commit, Ledger};
 use crate::metrics;
 use crate::record::{Entry, Timestamp};
+use crate::seldom::Seldom;
 use crate::wal::{Next, ReadError, Reader};
 
 mod batch;
@@ -408,7 +409,12 @@ impl Publisher {
 fn apply(ledger: &mut Ledger, bytes: &[u8]) {
     match Commit::decode(bytes) {
         Ok(commit) => ledger.apply(&commit),
-        Err(error) => tracing::error!(%error, "passing over a record of the ledger topic"),
+        Err(error) => {
+            static PASSED: Seldom = Seldom::new();
+            if let Some(unsaid) = PASSED.may_say() {
+                tracing::error!(%error, unsaid, "passing over a record of the ledger topic");
+            }
+        }
     }
 }
 
@@ -448,11 +454,15 @@ impl Sets {
     }
 }
 
-/// Says once that Kafka is in trouble, reminds now and then, and says once that it is over.
+/// Says once that Kafka is in trouble, reminds now and then, and says once that it is over; of a Kafka
+/// that comes and goes, no more than that.
 #[derive(Debug, Default)]
 struct Trouble {
     since: Option<Instant>,
+    /// When it was last said that there is trouble.
     said: Option<Instant>,
+    /// Whether that is the last word.
+    open: bool,
 }
 
 impl Trouble {
@@ -461,6 +471,7 @@ impl Trouble {
         let since = *self.since.get_or_insert_with(Instant::now);
         if self.said.is_none_or(|said| said.elapsed() >= REMIND) {
             self.said = Some(Instant::now());
+            self.open = true;
             tracing::error!(
                 %cause,
                 for_seconds = since.elapsed().as_secs(),
@@ -471,9 +482,9 @@ impl Trouble {
 
     fn over(&mut self) {
         metrics::kafka_up(true);
-        if let Some(since) = self.since.take() {
+        let since = self.since.take();
+        if let Some(since) = since.filter(|_| std::mem::take(&mut self.open)) {
             tracing::info!(after_seconds = since.elapsed().as_secs(), "publishing to Kafka again");
         }
-        self.said = None;
     }
 }

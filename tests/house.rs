@@ -8,15 +8,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Room, and the rooms it may name.
-const MAY_NAME: [(&str, &[&str]); 21] = [
+const MAY_NAME: [(&str, &[&str]); 22] = [
     ("record", &[]),
     ("callback", &["record"]),
     ("metrics", &["callback", "record"]),
     ("recent", &["record"]),
-    ("wal", &["metrics", "record"]),
+    ("seldom", &[]),
+    ("wal", &["metrics", "record", "seldom"]),
     ("ledger", &["metrics", "record", "wal"]),
     ("kafka", &["metrics", "record"]),
-    ("publisher", &["kafka", "ledger", "metrics", "recent", "record", "wal"]),
+    ("publisher", &["kafka", "ledger", "metrics", "recent", "record", "seldom", "wal"]),
     ("live", &[]),
     ("pulse", &[]),
     ("secret", &[]),

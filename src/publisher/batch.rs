@@ -10,6 +10,7 @@ use crate::ledger::{Commit, Known, Ledger};
 use crate::metrics;
 use crate::recent;
 use crate::record::{Entry, EventId, Record, Timestamp, type_name};
+use crate::seldom::Seldom;
 use crate::wal::{Fates, LogId};
 
 /// CloudEvents' `source`: what `ce_id` is unique within, whichever instance received the event.
@@ -22,6 +23,10 @@ pub(super) const DEAD_REASON: &str = "livebridge-reason";
 
 /// Keys and headers of two records of one type differ in length by less than this.
 const HEADERS_SPREAD: usize = 4 * 1024;
+
+static LEDGER_REFUSED: Seldom = Seldom::new();
+static DEAD: Seldom = Seldom::new();
+static HELD: Seldom = Seldom::new();
 
 /// Entries of the log with what becomes of each.
 pub(super) struct Batch<'a> {
@@ -135,7 +140,9 @@ impl<'a> Batch<'a> {
     ) -> Result<(), PublisherError> {
         let Some(chosen) = self.chosen.get_mut(refused.place) else {
             // The ledger's own record: nothing to set aside, so it is tried again.
-            tracing::error!(reason = %refused.reason, "Kafka refuses the ledger's record");
+            if let Some(unsaid) = LEDGER_REFUSED.may_say() {
+                tracing::error!(reason = %refused.reason, unsaid, "Kafka refuses the ledger's record");
+            }
             return Ok(());
         };
         let lsn = chosen.entry.lsn;
@@ -148,11 +155,21 @@ impl<'a> Batch<'a> {
                 larger = self.refuse_larger(record, &reason);
             }
             recent::set_aside("dead-letter", lsn.to_string(), record, &reason);
-            tracing::error!(%lsn, %reason, larger, "Kafka refuses a record; it goes to the dead letters");
+            if let Some(unsaid) = DEAD.may_say() {
+                tracing::error!(
+                    %lsn, %reason, larger, unsaid,
+                    "Kafka refuses a record; it goes to the dead letters"
+                );
+            }
         } else {
             quarantine::store(quarantine, chosen.entry, &reason)?;
             recent::set_aside("quarantine", lsn.to_string(), &chosen.entry.record, &reason);
-            tracing::error!(%lsn, %reason, "the dead-letter topic refuses a record; it stays on disk");
+            if let Some(unsaid) = HELD.may_say() {
+                tracing::error!(
+                    %lsn, %reason, unsaid,
+                    "the dead-letter topic refuses a record; it stays on disk"
+                );
+            }
             chosen.fate = Fate::Quarantined;
         }
         Ok(())

@@ -16,6 +16,9 @@ use super::progress::Progress;
 use super::state::{Place, State};
 use crate::metrics;
 use crate::record::{DecodeError, Entry, Lsn, Timestamp};
+use crate::seldom::Seldom;
+
+static DAMAGED: Seldom = Seldom::new();
 
 /// What there is to read.
 #[derive(Debug)]
@@ -240,10 +243,12 @@ impl Reader {
             let lost = next.index() - self.cursor.index();
             metrics::damaged(lost);
             self.damage.push((next.previous(), u64::from(lost)));
-            tracing::error!(
-                from = %self.cursor, records = lost, path = %open.path.display(),
-                "records are damaged on disk and cannot be published; going on behind them"
-            );
+            if let Some(unsaid) = DAMAGED.may_say() {
+                tracing::error!(
+                    from = %self.cursor, records = lost, unsaid, path = %open.path.display(),
+                    "records are damaged on disk and cannot be published; going on behind them"
+                );
+            }
             self.cursor = next;
         }
         if found.is_some() {

@@ -1,0 +1,220 @@
+//! What livebridge says: one line for each change of state, none for each callback, and each line
+//! fit for programs.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use livebridge::kafka::embedded::Embedded;
+use livebridge::publisher::Topics;
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+#[path = "support/metrics.rs"]
+mod metrics;
+#[path = "support/process.rs"]
+mod process;
+#[path = "support/wire.rs"]
+mod wire;
+
+use metrics::scrape;
+use process::{Running, livebridge, run};
+use wire::{PATIENCE, Wire, post};
+
+struct Bed {
+    process: Running,
+    intake: SocketAddr,
+    admin: SocketAddr,
+    dir: TempDir,
+    kafka: String,
+}
+
+impl Bed {
+    fn new(kafka: &str, more: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("livebridge.toml");
+        fs::write(&path, Self::config(&dir, kafka, more)).unwrap();
+        let process =
+            Running::start(&mut livebridge(&["serve", "--config", path.to_str().unwrap()]));
+        let intake = process.address("intake listening");
+        let admin = process.address("admin listening");
+        Self { process, intake, admin, dir, kafka: kafka.to_owned() }
+    }
+
+    fn config(dir: &TempDir, kafka: &str, more: &str) -> String {
+        format!(
+            "[http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
+             [callback]\nunsigned = [\"all\"]\n\
+             [kafka]\nbrokers = \"{kafka}\"\ninstance = \"logs\"\ncreate_topics = false\n\
+             [kafka.client]\n\"reconnect.backoff.max.ms\" = 200\n\
+             [wal]\ndir = \"{}\"\n{more}\n",
+            dir.path().join("log").display()
+        )
+    }
+
+    fn reload(&self, more: &str) {
+        let path = self.dir.path().join("livebridge.toml");
+        fs::write(path, Self::config(&self.dir, &self.kafka, more)).unwrap();
+        self.process.signal(Signal::HUP);
+    }
+
+    /// Every line so far.
+    fn lines(&self) -> Vec<Value> {
+        let line = |line: &str| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
+        self.process.stderr.text().lines().map(line).collect()
+    }
+
+    /// Level and message of every line that is `about` something.
+    fn said(&self, about: &str) -> Vec<(String, String)> {
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let said =
+            self.lines().into_iter().map(|line| (text(&line["level"]), text(&line["message"])));
+        said.filter(|(_, message)| message.contains(about)).collect()
+    }
+
+    fn wait_until(&self, what: impl Fn(&Self) -> bool) {
+        let started = Instant::now();
+        while !what(self) {
+            assert!(started.elapsed() < 3 * PATIENCE, "{}", self.process.stderr.text());
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn send(&self, count: usize) {
+        let mut wire = Wire::connect(self.intake);
+        for number in 0..count {
+            wire.send(post("/callback", &format!(r#"{{"event_type":1,"n":{number}}}"#)));
+            assert_eq!(wire.answer().unwrap().status, 200);
+        }
+    }
+}
+
+fn topics() -> Topics {
+    Topics::new("live", &BTreeMap::new()).unwrap()
+}
+
+fn pair(first: (&str, &str), second: (&str, &str)) -> Vec<(String, String)> {
+    [first, second].map(|(level, text)| (level.to_owned(), text.to_owned())).into()
+}
+
+#[test]
+fn no_callback_has_a_line_of_its_own_at_any_level() {
+    let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
+    let bed = Bed::new(&kafka.brokers(), "min_free_bytes = 0\n[log]\nlevel = \"livebridge=trace\"");
+    bed.send(1);
+    let published = |bed: &Bed, count: f64| {
+        let series = scrape(bed.admin);
+        series["livebridge_published_total{event_type=\"push\"}"] >= count
+    };
+    bed.wait_until(|bed| published(bed, 1.0));
+    let before = bed.lines().len();
+    bed.send(500);
+    bed.wait_until(|bed| published(bed, 500.0));
+    let lines = bed.lines();
+    assert!(lines.len() - before < 50, "{} lines: {:?}", lines.len() - before, lines.last());
+    for line in &lines {
+        for field in ["timestamp", "level", "message"] {
+            assert!(line[field].is_string(), "{field} in {line}");
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_runs_low_and_has_room_again_is_a_line_each() {
+    let bed = Bed::new("127.0.0.1:1", "min_free_bytes = 0");
+    for round in 1..=2 {
+        bed.reload("min_free_bytes = \"1EiB\"");
+        bed.wait_until(|bed| bed.said("refused with 503").len() == round);
+        // Looked at several times meanwhile.
+        thread::sleep(Duration::from_millis(400));
+        bed.reload("min_free_bytes = 0");
+        bed.wait_until(|bed| bed.said("takes callbacks again").len() == round);
+        thread::sleep(Duration::from_millis(400));
+    }
+    let low = bed.said("refused with 503");
+    let fine = bed.said("takes callbacks again");
+    assert_eq!((low.len(), fine.len()), (2, 2));
+    assert!(low.iter().all(|(level, _)| level == "ERROR"));
+    assert!(fine.iter().all(|(level, _)| level == "INFO"));
+}
+
+#[test]
+fn kafka_lost_and_found_is_a_line_each() {
+    let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
+    let door = Door::to(kafka.brokers());
+    let bed = Bed::new(&door.address.to_string(), "min_free_bytes = 0");
+    let about = "to Kafka";
+    bed.wait_until(|bed| bed.said("cannot publish to Kafka").len() == 1);
+    bed.send(20);
+    thread::sleep(Duration::from_secs(2));
+    door.open();
+    bed.wait_until(|bed| bed.said("publishing to Kafka again").len() == 1);
+    bed.send(20);
+    bed.wait_until(|bed| scrape(bed.admin)["livebridge_wal_records"] == 0.0);
+    let said: Vec<_> = bed.said(about).into_iter().filter(|(_, m)| !m.contains("ledger")).collect();
+    let lost = "cannot publish to Kafka; callbacks are still taken and stored, trying again";
+    assert_eq!(said, pair(("ERROR", lost), ("INFO", "publishing to Kafka again")));
+}
+
+#[test]
+fn people_get_text_and_a_level_that_is_none_is_refused() {
+    let version = || {
+        let mut command = livebridge(&["config"]);
+        command.env("LIVEBRIDGE_CALLBACK_KEYS", "k");
+        command
+    };
+    assert_eq!(run(&mut version()).code, Some(0));
+    let refused = run(version().env("LIVEBRIDGE_LOG_LEVEL", "inof"));
+    assert_eq!(refused.code, Some(64), "{refused:?}");
+    assert!(refused.stderr.contains("\"inof\" is no level; use error, warn, info"), "{refused:?}");
+    let mut dev = livebridge(&["dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    dev.args(["--for", "100ms"]).env("LIVEBRIDGE_LOG_FORMAT", "text");
+    let said = run(&mut dev);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let line = said.stderr.lines().find(|line| line.contains("intake listening")).unwrap();
+    assert!(line.contains(" INFO intake listening address=127.0.0.1:"), "{line}");
+}
+
+/// A way to a Kafka that is closed at first: connections end at once.
+struct Door {
+    address: SocketAddr,
+    open: Arc<AtomicBool>,
+}
+
+impl Door {
+    fn to(brokers: String) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let open = Arc::new(AtomicBool::new(false));
+        let opened = Arc::clone(&open);
+        thread::spawn(move || {
+            for inside in listener.incoming().map_while(Result::ok) {
+                if !opened.load(Ordering::Relaxed) {
+                    continue;
+                }
+                let outside = TcpStream::connect(&brokers).unwrap();
+                for (mut from, mut to) in
+                    [(inside.try_clone().unwrap(), outside.try_clone().unwrap()), (outside, inside)]
+                {
+                    thread::spawn(move || {
+                        let _ = io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(Shutdown::Both);
+                    });
+                }
+            }
+        });
+        Self { address, open }
+    }
+
+    fn open(&self) {
+        self.open.store(true, Ordering::Relaxed);
+    }
+}
