@@ -11,6 +11,7 @@ use livebridge::service::{self, Stage};
 use livebridge::{logging, metrics};
 use tokio::signal::unix::{SignalKind, signal};
 
+mod audit;
 mod check;
 mod config;
 mod dev;
@@ -81,6 +82,12 @@ enum Command {
     /// Says what it would do, and does it with --yes.
     #[command(after_long_help = replay::EXAMPLES)]
     Replay(replay::Options),
+    /// Compare log, ledger and topics over a time: is anything missing, or there twice?
+    ///
+    /// Changes nothing, also beside a running instance. Exits 0 when all is accounted for, 1 when
+    /// something is not or cannot be read, 64 when the configuration is wrong.
+    #[command(after_long_help = audit::EXAMPLES)]
+    Audit(audit::Options),
     /// Print a script that lets a shell complete livebridge's options.
     #[command(after_long_help = COMPLETIONS_EXAMPLES)]
     Completions(generate::Completions),
@@ -192,6 +199,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Wal(options) => wal::run(&options),
         Command::Ready(options) => ready::run(&options),
         Command::Replay(options) => replay::run(&options),
+        Command::Audit(options) => audit::run(&options),
         Command::Completions(options) => generate::completions(&options),
         Command::Man(options) => generate::man(&options),
     };

@@ -15,6 +15,7 @@ use crate::record::{Entry, Timestamp};
 use crate::seldom::Seldom;
 use crate::wal::{Next, ReadError, Reader};
 
+pub mod audit;
 mod batch;
 mod claims;
 pub mod quarantine;

@@ -5,11 +5,19 @@ mod support;
 mod wire;
 
 use std::fs::{self, File};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use serde_json::{Value, json};
 use support::bridge::Bridge;
+use support::consumer::{self, Isolation, Message};
+use support::kafka::{self, Kafka};
 
 /// Where no Kafka is: a port that nobody may listen on.
 const NOWHERE: &str = "127.0.0.1:1";
@@ -106,4 +114,114 @@ fn a_log_that_was_cut_short_is_missed() {
     };
     assert!((1.0..200.0).contains(&missing), "{missing}");
     wait_for(&bridge, "livebridge_audit_pending_records", 200.0 - missing);
+}
+
+/// What `livebridge audit` says, and its exit code.
+fn audit(bridge: &Bridge, arguments: &[&str]) -> (Option<i32>, Value) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_livebridge"));
+    command.args(["audit", "--json"]).args(arguments).envs(bridge.environment());
+    let output = command.output().expect("the binary that is tested");
+    let report = serde_json::from_slice(&output.stdout);
+    let report = report.unwrap_or_else(|error| {
+        panic!("{error}: {}", String::from_utf8_lossy(&output.stderr));
+    });
+    (output.status.code(), report)
+}
+
+/// A bridge that has published so many events, and what a consumer sees of them.
+fn published(test: &str, count: u32) -> Option<(Bridge, String, &'static Kafka, Vec<Message>)> {
+    let kafka = Kafka::shared_or_skip(test)?;
+    let prefix = support::unique("audit");
+    let bridge = Bridge::new(&prefix, kafka.bootstrap(), &prefix).set("CALLBACK_UNSIGNED", "all");
+    bridge.start();
+    send(&bridge, 0..count);
+    send(&bridge, 0..5);
+    bridge.drain(Duration::from_mins(1));
+    let topic = format!("{prefix}.push");
+    let read = consumer::read(kafka.bootstrap(), &[&topic], Isolation::Committed);
+    Some((bridge, topic, kafka, support::or_skip(test, read)?))
+}
+
+#[test]
+fn what_somebody_removed_from_a_topic_is_missing() {
+    let Some((bridge, topic, kafka, messages)) = published("removed records", 40) else { return };
+    let (code, report) = audit(&bridge, &[]);
+    assert_eq!(code, Some(0), "{report:#}");
+    assert_eq!(report["topics"][&topic], 40, "{report:#}");
+    assert_eq!(report["ledger"]["events"], 40);
+    assert_eq!(report["ok"], true);
+
+    // One stream is one partition; of that, the first seven go.
+    let partition = messages[0].partition;
+    let mut before = TopicPartitionList::new();
+    let seventh = messages.iter().filter(|message| message.partition == partition).nth(6);
+    let offset = Offset::Offset(seventh.expect("forty of one stream").offset + 1);
+    before.add_partition_offset(&topic, partition, offset).expect("a partition");
+    let admin: AdminClient<DefaultClientContext> =
+        kafka::client(kafka.bootstrap()).create().expect("a client");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let options = AdminOptions::new();
+    runtime.block_on(admin.delete_records(&before, &options)).expect("records that can go");
+
+    let (code, report) = audit(&bridge, &[]);
+    assert_eq!(code, Some(1), "{report:#}");
+    assert_eq!(report["missing"]["count"], 7, "{report:#}");
+    assert_eq!(report["cut"][0]["topic"], *topic);
+    let missing: Vec<&str> = report["missing"]["events"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|event| event["id"].as_str())
+        .collect();
+    for message in messages.iter().filter(|message| message.partition == partition).take(7) {
+        let id = message.header("ce_id").expect("an event");
+        assert!(missing.contains(&id), "{id} is not named in {missing:?}");
+    }
+    // Nothing of it was received long ago.
+    let (code, report) = audit(&bridge, &["--until", "1h"]);
+    assert_eq!((code, &report["missing"]["count"]), (Some(0), &json!(0)), "{report:#}");
+}
+
+#[test]
+fn what_is_there_twice_or_is_nobodys_is_found() {
+    let Some((bridge, topic, kafka, messages)) = published("foreign records", 10) else { return };
+    let producer: BaseProducer = kafka::client(kafka.bootstrap()).create().expect("a client");
+    let put = |id: &str| {
+        let mut headers = OwnedHeaders::new();
+        let received = messages[0].header("livebridge-received-at").expect("an event");
+        for (key, value) in [("ce_id", id), ("livebridge-received-at", received)] {
+            headers = headers.insert(Header { key, value: Some(value) });
+        }
+        let record = BaseRecord::<[u8], [u8]>::to(&topic).payload(b"{}").headers(headers);
+        producer.send(record).map_err(|(error, _)| error).expect("room in the queue");
+    };
+    let (own, foreign) =
+        (messages[3].header("ce_id").expect("an event"), "0123456789abcdef".repeat(2));
+    put(own);
+    put(&foreign);
+    producer.flush(Duration::from_secs(30)).expect("a broker that answers");
+    let (code, report) = audit(&bridge, &[]);
+    assert_eq!(code, Some(1), "{report:#}");
+    let only = |kind: &str| {
+        assert_eq!(report[kind]["count"], 1, "{report:#}");
+        report[kind]["events"][0]["id"].clone()
+    };
+    assert_eq!((only("doubled"), only("unaccounted")), (json!(own), json!(foreign)));
+    assert_eq!(report["missing"]["count"], 0);
+}
+
+#[test]
+fn what_waits_in_the_log_is_pending_and_not_missing() {
+    let Some((bridge, ..)) = published("pending records", 10) else { return };
+    bridge.kill();
+    // The same log, and a Kafka that is away.
+    let mut serve = Command::new(env!("CARGO_BIN_EXE_livebridge"));
+    serve.arg("serve").envs(bridge.environment()).env("LIVEBRIDGE_KAFKA_BROKERS", NOWHERE);
+    let mut away = serve.stderr(std::process::Stdio::null()).spawn().expect("the binary");
+    bridge.wait_until_ready();
+    send(&bridge, 100..130);
+    let (code, report) = audit(&bridge, &[]);
+    away.kill().and_then(|()| away.wait()).expect("a child");
+    assert_eq!(code, Some(0), "{report:#}");
+    assert_eq!((&report["log"]["pending"], &report["missing"]["count"]), (&json!(30), &json!(0)));
 }

@@ -672,8 +672,19 @@ mod ready {
 mod generated {
     use super::*;
 
-    const COMMANDS: [&str; 10] =
-        ["serve", "dev", "check", "ready", "config", "send", "wal", "replay", "completions", "man"];
+    const COMMANDS: [&str; 11] = [
+        "serve",
+        "dev",
+        "check",
+        "ready",
+        "config",
+        "send",
+        "wal",
+        "replay",
+        "audit",
+        "completions",
+        "man",
+    ];
 
     #[test]
     fn completions_are_scripts_that_their_shells_take() {
@@ -718,7 +729,7 @@ mod generated {
 fn every_command_explains_itself() {
     let help = run(&mut livebridge(&["--help"]));
     assert_eq!(help.code, Some(0));
-    for command in ["serve", "dev", "check", "ready", "config", "send", "wal", "replay"] {
+    for command in ["serve", "dev", "check", "ready", "config", "send", "wal", "replay", "audit"] {
         assert!(help.stdout.contains(&format!("\n  {command} ")), "{help:?}");
         let own = run(&mut livebridge(&[command, "--help"]));
         assert_eq!(own.code, Some(0), "{own:?}");

@@ -9,6 +9,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::env;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -208,6 +209,12 @@ impl Campaign {
         let accepted = account("livebridge_audit_accepted_total");
         assert_eq!(accepted, account("livebridge_audit_settled_total"), "nothing is pending");
         eprintln!("the self-audit has {accepted} records, none of them missing");
+        let mut audit = Command::new(env!("CARGO_BIN_EXE_livebridge"));
+        let audit = audit.args(["audit", "--since", "2h"]).envs(self.bridge.environment()).output();
+        let audit = audit.expect("the binary that is tested");
+        let said = String::from_utf8_lossy(&audit.stdout);
+        assert!(audit.status.success(), "{said}{}", String::from_utf8_lossy(&audit.stderr));
+        eprint!("{said}");
         let status = self.bridge.stop();
         assert!(status.success(), "{status}: {}", self.bridge.last_lines());
         eprintln!("{kills} kills in {lasted:?}, drained {drained:?} after the last callback");

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{Headers, Message};
-use rdkafka::metadata::MetadataTopic;
+use rdkafka::metadata::{MetadataPartition, MetadataTopic};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
 
@@ -111,6 +111,8 @@ pub fn read_to_end<E: From<KafkaError>>(
         .set("enable.auto.commit", "false")
         .set("enable.partition.eof", "true")
         .set("isolation.level", "read_committed")
+        // That there is no more is not news for which to wait longer.
+        .set("fetch.wait.max.ms", "50")
         .create_with_context(Context)?;
     let metadata = consumer.fetch_metadata(Some(topic), METADATA_TIMEOUT)?;
     let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
@@ -138,4 +140,50 @@ pub fn read_to_end<E: From<KafkaError>>(
         last = Instant::now();
     }
     Ok(())
+}
+
+/// What a partition holds.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Held {
+    /// Its topic.
+    pub topic: String,
+    /// Its number.
+    pub partition: i32,
+    /// Its first offset: above 0 when what was before it is gone.
+    pub begin: i64,
+    /// The offset behind its last.
+    pub end: i64,
+}
+
+/// Waits until everything in `topics` that is there now is committed or undone: an open transaction
+/// hides what was committed behind it. Returns the partitions that are not empty.
+///
+/// # Errors
+/// librdkafka's.
+pub fn wait_until_decided(config: &Config, topics: &[&str]) -> KafkaResult<Vec<Held>> {
+    /// Between two looks at an open transaction.
+    const PAUSE: Duration = Duration::from_millis(50);
+    let consumer = |isolation: &str| -> KafkaResult<BaseConsumer<Context>> {
+        let mut client = config.base();
+        client.set("group.id", "livebridge-replay").set("isolation.level", isolation);
+        client.create_with_context(Context)
+    };
+    let (open, decided) = (consumer("read_uncommitted")?, consumer("read_committed")?);
+    let metadata = open.fetch_metadata(None, METADATA_TIMEOUT)?;
+    let mut held = Vec::new();
+    let started = Instant::now();
+    for topic in metadata.topics().iter().filter(|topic| topics.contains(&topic.name())) {
+        for partition in topic.partitions().iter().map(MetadataPartition::id) {
+            let (begin, end) = open.fetch_watermarks(topic.name(), partition, METADATA_TIMEOUT)?;
+            if end == 0 {
+                continue;
+            }
+            held.push(Held { topic: topic.name().to_owned(), partition, begin, end });
+            let stable = || decided.fetch_watermarks(topic.name(), partition, METADATA_TIMEOUT);
+            while stable()?.1 < end && started.elapsed() < STALLED {
+                std::thread::sleep(PAUSE);
+            }
+        }
+    }
+    Ok(held)
 }

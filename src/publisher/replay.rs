@@ -156,7 +156,7 @@ impl Event {
     }
 }
 
-fn id_of(headers: &[(String, String)]) -> Option<EventId> {
+pub(super) fn id_of(headers: &[(String, String)]) -> Option<EventId> {
     headers.iter().find(|(name, _)| name == "ce_id").and_then(|(_, id)| EventId::parse(id))
 }
 

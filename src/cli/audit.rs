@@ -1,0 +1,114 @@
+//! `livebridge audit`: compares log, ledger and topics.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use livebridge::config::Config;
+use livebridge::kafka::follow::Held;
+use livebridge::publisher::audit::{Audit, Findings, Report};
+use livebridge::record::Timestamp;
+
+use super::progress::Progress;
+use super::range::parse_time;
+use super::{CliError, ConfigFile};
+
+/// How far back it looks unless it is told otherwise.
+const SINCE: Duration = Duration::from_hours(24);
+/// Findings of one kind that people are shown.
+const SHOWN: usize = 20;
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// What was received at this time or later: 2026-11-24T20:00:00Z, or 2h for two hours ago; a
+    /// day ago unless told otherwise.
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    since: Option<Timestamp>,
+    /// What was received before this time; until now unless told otherwise.
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    until: Option<Timestamp>,
+    /// Compare the log in this directory instead of wal.dir: that of a lost host, say.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Print the whole report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  The last day, beside a running instance:
+    livebridge audit --config livebridge.toml
+  One outage, for a script:
+    livebridge audit --since 2026-11-24T20:00:00Z --until 2026-11-24T22:00:00Z --json | jq .missing
+
+missing: the ledger says that it was published, or it has left the log's line, and it is in no
+topic, not in the dead letters and not in quarantine. Retention removes events too: `cut` names the
+partitions that no longer begin at their beginning. doubled: in its topic more than once, which with
+at-least-once is no error. unaccounted: in a topic and not in the ledger, so not livebridge's doing,
+or older than the ledger remembers (7 days). It holds the ids of all events of the time in memory,
+about 100 MB for a million.";
+
+pub(super) fn run(options: &Options) -> Result<(), CliError> {
+    let config = Config::load(options.config.config.as_deref())?;
+    let now = Timestamp::now();
+    let audit = Audit {
+        kafka: &config.kafka,
+        topics: &config.topics,
+        dir: options.dir.clone().unwrap_or(config.wal.dir),
+        since: options.since.unwrap_or_else(|| now.before(SINCE)),
+        until: options.until.unwrap_or(now),
+    };
+    if audit.since >= audit.until {
+        return Err(CliError::Usage("--since must be before --until".into()));
+    }
+    let bar = Progress::count("comparing", audit.steps());
+    let report = audit.run(|| bar.add(1)).map_err(CliError::other("compare"))?;
+    drop(bar);
+    if options.json {
+        let text = serde_json::to_string_pretty(&report).map_err(CliError::other("print"))?;
+        println!("{text}");
+    } else {
+        show(&report);
+    }
+    if report.ok { Ok(()) } else { Err(CliError::Found) }
+}
+
+fn show(report: &Report) {
+    let Report { since, until, log, ledger, topics, dead_letters, quarantined, .. } = report;
+    println!("received     {since} to {until}");
+    println!("log          {} records on disk, {} of them pending", log.records, log.pending);
+    println!("ledger       {} events in {} transactions", ledger.events, ledger.commits);
+    println!("topics       {} events", topics.values().sum::<u64>());
+    for (topic, count) in topics {
+        println!("  {topic:<26} {count}");
+    }
+    println!("set aside    {dead_letters} dead letters, {quarantined} in quarantine");
+    if log.damaged > 0 {
+        println!("damaged      {} records of the log cannot be read", log.damaged);
+    }
+    list("missing", &report.missing);
+    list("doubled", &report.doubled);
+    list("unaccounted", &report.unaccounted);
+    if report.missing.count > 0 {
+        for Held { topic, partition, begin, .. } in &report.cut {
+            println!(
+                "  {topic}/{partition} begins at offset {begin}: what was before it was removed, by \
+                 retention or by somebody"
+            );
+        }
+    }
+    println!("{}", if report.ok { "all is accounted for" } else { "something is wrong" });
+}
+
+fn list(name: &str, findings: &Findings) {
+    println!("{name:<12} {}", findings.count);
+    for finding in findings.events.iter().take(SHOWN) {
+        println!("  {}  {}", finding.id, finding.at);
+    }
+    if findings.count > SHOWN as u64 {
+        println!("  and {} more; --json names them", findings.count - SHOWN as u64);
+    }
+}
