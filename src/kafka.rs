@@ -21,11 +21,13 @@ pub mod embedded;
 pub mod follow;
 mod ledger_reader;
 mod producer;
+mod refusal;
 mod stats;
 
 pub use ledger_reader::LedgerReader;
 pub use producer::{Failure, Message, Producer, Refused, SET_BYTES};
 pub use rdkafka::error::KafkaError;
+use refusal::Refusal;
 
 /// How Kafka is reached and what is promised there.
 #[derive(Clone)]
@@ -213,10 +215,12 @@ impl Config {
         &self,
         topics: impl Iterator<Item = &'a str>,
     ) -> Result<Vec<String>, SetupError> {
-        let consumer: BaseConsumer<Context> =
-            self.base().create_with_context(Context).map_err(SetupError::Client)?;
-        let metadata =
-            consumer.fetch_metadata(None, METADATA_TIMEOUT).map_err(SetupError::Unreachable)?;
+        let consumer: BaseConsumer<Refusal> =
+            self.base().create_with_context(Refusal::default()).map_err(SetupError::Client)?;
+        let metadata = consumer.fetch_metadata(None, METADATA_TIMEOUT).map_err(|cause| {
+            let refusal = refusal::heard(&consumer);
+            refusal.map_or(SetupError::Unreachable(cause), SetupError::TurnedAway)
+        })?;
         let present = |name: &str| {
             metadata.topics().iter().any(|topic| topic.name() == name && topic.error().is_none())
         };
@@ -233,6 +237,11 @@ pub enum SetupError {
     /// No answer.
     #[error("Kafka does not answer: {0}; check kafka.brokers and the network")]
     Unreachable(#[source] KafkaError),
+    /// An answer that is none: we, or they, are not believed to be who we are.
+    #[error(
+        "Kafka turns us away, or is not whom we trust: {0}; check sasl.* and ssl.* in [kafka.client]"
+    )]
+    TurnedAway(String),
     /// Topics are missing and `kafka.create_topics` is off.
     #[error("topics are missing: {0}; create them or set kafka.create_topics = true")]
     Missing(String),
