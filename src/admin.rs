@@ -94,6 +94,9 @@ pub async fn run(
     let mut upkeep = tokio::time::interval(UPKEEP);
     let mut sampling = tokio::time::interval(Duration::from_secs(status::EVERY));
     sampling.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Who asks at once sees something.
+    shared.history().sample(&shared.exporter);
+    sampling.reset();
     loop {
         tokio::select! {
             () = stop.cancelled() => break,

@@ -161,7 +161,7 @@ fn the_page_shows_in_a_browser_how_the_bridge_is_and_keeps_up_by_itself() {
             );
             assert_eq!(dark, scheme == "dark");
             let picture = Path::new(env!("CARGO_TARGET_TMPDIR"));
-            let picture = picture.join(format!("status-{name}-{scheme}.png.base64"));
+            let picture = picture.join(format!("status-{name}-{scheme}.png"));
             fs::write(picture, browser.picture()).expect("a writable directory");
         }
     }

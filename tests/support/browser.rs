@@ -87,11 +87,11 @@ impl Browser {
         lines.map(|line| line["message"].to_string()).collect()
     }
 
-    /// The whole page, as PNG in base64.
-    pub fn picture(&self) -> String {
+    /// The whole page, as PNG.
+    pub fn picture(&self) -> Vec<u8> {
         let whole = json!({"format": "png", "captureBeyondViewport": true});
         let picture = self.devtools("Page.captureScreenshot", &whole);
-        picture["data"].as_str().expect("a picture").to_owned()
+        from_base64(picture["data"].as_str().expect("a picture"))
     }
 
     fn devtools(&self, command: &str, parameters: &Value) -> Value {
@@ -129,6 +129,20 @@ impl Browser {
         assert!(answer["value"]["error"].is_null(), "{path}: {}", answer["value"]["message"]);
         answer["value"].clone()
     }
+}
+
+fn from_base64(text: &str) -> Vec<u8> {
+    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let (mut bytes, mut bits, mut count) = (Vec::with_capacity(text.len() * 3 / 4), 0_u32, 0);
+    for digit in text.bytes().filter_map(|byte| DIGITS.iter().position(|digit| *digit == byte)) {
+        bits = (bits << 6) | u32::try_from(digit).expect("below 64");
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            bytes.push(u8::try_from((bits >> count) & 0xff).expect("eight bits"));
+        }
+    }
+    bytes
 }
 
 impl Drop for Browser {
