@@ -7,7 +7,7 @@
 //! The callback is that of the macro-benchmark. `hash of the body` is the yardstick: one SHA-256
 //! over the same bytes, which no identity by digest can do without.
 
-#[path = "intake/request.rs"]
+#[path = "whole/request.rs"]
 #[allow(dead_code, reason = "shared with the macro-benchmark, which uses the rest of it")]
 mod request;
 

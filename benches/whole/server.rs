@@ -1,11 +1,13 @@
 //! Every server is a process of its own: this program again, started with a hidden subcommand.
 //!
-//! The child prints one line, `ready ADDRESS PID`, when it can be used (or `failed REASON`), and ends when its standard
-//! input closes: so nothing outlives the benchmark, even when that is killed. livebridge, which
-//! knows nothing of this, is run by such a child, its keeper.
+//! The child prints one line, `ready ADDRESS PID` and what else it has to say, when it can be used
+//! (or `failed REASON`), and ends when its standard input closes: so nothing outlives the benchmark,
+//! even when that is killed. livebridge, which knows nothing of this, is run by such a child, its
+//! keeper.
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -15,13 +17,14 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::baseline::{self, Kind, Shape};
-use super::{Fallible, kafka};
+use super::request::{Answer, Request, parse_answer};
+use super::{Fallible, kafka, producer};
 
 /// How long livebridge may take until it listens.
 const START_MAX: Duration = Duration::from_secs(30);
 
 /// How long livebridge may take to stop: its log goes away with the run, so waiting for more is idle.
-const STOP_MAX: Duration = Duration::from_secs(2);
+const STOP_MAX: Duration = Duration::from_secs(1);
 
 /// What a child is asked to be.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -32,10 +35,22 @@ pub(crate) enum Role {
     RawLog { shape: Shape, file: PathBuf },
     /// hyper before a Kafka producer.
     DirectKafka { shape: Shape, brokers: String },
-    /// The mock cluster.
+    /// The mock cluster. A line `down` takes its broker away, `up` brings it back.
     MockKafka,
+    /// A plain producer of records read elsewhere.
+    Producer(producer::Order),
     /// livebridge with this configuration; its log lines go to the file.
-    Livebridge { program: PathBuf, config: PathBuf, log: PathBuf },
+    Livebridge {
+        program: PathBuf,
+        config: PathBuf,
+        log: PathBuf,
+        /// Ready is when a callback sent here is accepted; says how many microseconds that took.
+        #[arg(long, requires = "run")]
+        ask: Option<SocketAddr>,
+        /// Makes that callback distinct.
+        #[arg(long)]
+        run: Option<u32>,
+    },
 }
 
 /// Runs a role until standard input closes; a failure goes to the parent, too.
@@ -51,9 +66,19 @@ fn play_role(role: Role) -> Fallible<()> {
         Role::MockKafka => {
             let cluster = kafka::start()?;
             println!("ready {} {}", cluster.bootstrap_servers(), std::process::id());
-            return wait_for_parent();
+            for line in std::io::stdin().lines() {
+                match line?.as_str() {
+                    "down" => cluster.broker_down(1)?,
+                    "up" => cluster.broker_up(1)?,
+                    other => return Err(format!("{other:?} is no order").into()),
+                }
+            }
+            return Ok(());
         }
-        Role::Livebridge { program, config, log } => return keep(&program, &config, &log),
+        Role::Producer(order) => return producer::play(&order),
+        Role::Livebridge { program, config, log, ask, run } => {
+            return keep(&program, &config, &log, ask.zip(run));
+        }
     };
     println!("ready {} {}", baseline::start(&kind, shape)?, std::process::id());
     wait_for_parent()
@@ -65,7 +90,9 @@ fn wait_for_parent() -> Fallible<()> {
 }
 
 /// Runs livebridge and passes its address on.
-fn keep(program: &Path, config: &Path, log: &Path) -> Fallible<()> {
+fn keep(program: &Path, config: &Path, log: &Path, ask: Option<(SocketAddr, u32)>) -> Fallible<()> {
+    let log_file = File::create(log)?;
+    let started = Instant::now();
     let mut child = Command::new(program)
         .args(["serve", "--config"])
         .arg(config)
@@ -73,16 +100,59 @@ fn keep(program: &Path, config: &Path, log: &Path) -> Fallible<()> {
         .env("LIVEBRIDGE_LOG_FORMAT", "text")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(File::create(log)?)
+        .stderr(log_file)
         .spawn()?;
-    let outcome = keep_running(&mut child, log);
+    let first = ask.map(|(address, run)| first_answer(&mut child, address, run, started));
+    let outcome = match first.transpose() {
+        Ok(first) => keep_running(&mut child, log, first),
+        Err(cause) => Err(format!("{cause}: {}", last_lines(log)).into()),
+    };
     if child.try_wait()?.is_none() {
         stop(&mut child)?;
     }
     outcome
 }
 
-fn keep_running(child: &mut Child, log: &Path) -> Fallible<()> {
+/// Asks until a callback is accepted; returns how long after `started` that was.
+fn first_answer(
+    child: &mut Child,
+    address: SocketAddr,
+    run: u32,
+    started: Instant,
+) -> Fallible<Duration> {
+    let mut request = Request::new(&address.to_string(), run, 0);
+    while started.elapsed() < START_MAX {
+        if let Some(status) = child.try_wait()? {
+            return Err(format!("livebridge ended with {status}").into());
+        }
+        if ask_once(address, request.next()).is_ok_and(|status| status == 200) {
+            return Ok(started.elapsed());
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Err(format!("livebridge accepts nothing within {START_MAX:?}").into())
+}
+
+fn ask_once(address: SocketAddr, request: &[u8]) -> Fallible<u16> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(START_MAX))?;
+    stream.write_all(request)?;
+    let (mut answer, mut chunk) = (Vec::new(), [0; 1024]);
+    loop {
+        match stream.read(&mut chunk)? {
+            0 => return Err("closed before the answer".into()),
+            count => answer.extend_from_slice(&chunk[..count]),
+        }
+        match parse_answer(&answer) {
+            Answer::Incomplete => {}
+            Answer::Complete { status } => return Ok(status),
+            Answer::Malformed => return Err("malformed answer".into()),
+        }
+    }
+}
+
+/// Says where it listens, and how long its first answer took if that was waited for.
+fn keep_running(child: &mut Child, log: &Path, first: Option<Duration>) -> Fallible<()> {
     let (closed, parent) = mpsc::channel();
     thread::spawn(move || closed.send(wait_for_parent().is_ok()));
     let deadline = Instant::now() + START_MAX;
@@ -92,9 +162,14 @@ fn keep_running(child: &mut Child, log: &Path) -> Fallible<()> {
             return Err(format!("livebridge ended with {status}: {}", last_lines(log)).into());
         }
         if address.is_none() {
-            address = listening_address(&fs::read_to_string(log)?);
+            address = address_in(&fs::read_to_string(log)?, "intake listening");
             match &address {
-                Some(address) => println!("ready {address} {}", child.id()),
+                Some(address) => match first {
+                    Some(first) => {
+                        println!("ready {address} {} {}", child.id(), first.as_micros());
+                    }
+                    None => println!("ready {address} {}", child.id()),
+                },
                 None if Instant::now() >= deadline => {
                     return Err(format!("livebridge does not listen: {}", last_lines(log)).into());
                 }
@@ -109,9 +184,9 @@ fn keep_running(child: &mut Child, log: &Path) -> Fallible<()> {
     }
 }
 
-/// The field `address` of the line that says that the intake listens.
-fn listening_address(log: &str) -> Option<String> {
-    let line = log.lines().find(|line| line.contains("intake listening"))?;
+/// The field `address` of the line that says that something listens.
+pub(crate) fn address_in(log: &str, saying: &str) -> Option<String> {
+    let line = log.lines().find(|line| line.contains(saying))?;
     let (_, rest) = line.split_once("address=")?;
     let rest = rest.trim_start_matches('"');
     let end = rest.find(|c: char| !(c.is_ascii_hexdigit() || ".:[]".contains(c)));
@@ -145,12 +220,13 @@ fn stop(child: &mut Child) -> Fallible<()> {
 #[derive(Debug)]
 pub(crate) struct Server {
     child: Child,
-    /// Kept open: a child that prints once more must not die of it.
-    _stdout: BufReader<ChildStdout>,
+    stdout: BufReader<ChildStdout>,
     /// Where it listens.
     pub(crate) address: String,
     /// The process that does the work: the child, or what it keeps.
     pub(crate) pid: u32,
+    /// What else it said when it was ready.
+    pub(crate) said: Vec<String>,
 }
 
 impl Server {
@@ -168,19 +244,36 @@ impl Server {
         let mut stdout = BufReader::new(child.stdout.take().ok_or("a child without stdout")?);
         let mut line = String::new();
         stdout.read_line(&mut line)?;
-        let Some((address, pid)) = parse_ready(&line) else {
+        let Some((address, pid, said)) = parse_ready(&line) else {
             drop(child.stdin.take());
             let status = child.wait()?;
             let reason = line.trim().strip_prefix("failed ").unwrap_or("it said nothing");
             return Err(format!("it did not start ({status}): {reason}").into());
         };
-        Ok(Self { child, _stdout: stdout, address, pid })
+        Ok(Self { child, stdout, address, pid, said })
+    }
+
+    /// Sends a line to the child.
+    pub(crate) fn tell(&mut self, line: &str) -> Fallible<()> {
+        let stdin = self.child.stdin.as_mut().ok_or("a child without stdin")?;
+        Ok(writeln!(stdin, "{line}")?)
+    }
+
+    /// Waits for the child's next line.
+    pub(crate) fn hear(&mut self) -> Fallible<String> {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line)?;
+        match line.trim().strip_prefix("failed ") {
+            Some(reason) => Err(reason.into()),
+            None => Ok(line.trim().to_owned()),
+        }
     }
 }
 
-fn parse_ready(line: &str) -> Option<(String, u32)> {
-    let (address, pid) = line.trim().strip_prefix("ready ")?.split_once(' ')?;
-    Some((address.to_owned(), pid.parse().ok()?))
+fn parse_ready(line: &str) -> Option<(String, u32, Vec<String>)> {
+    let mut words = line.trim().strip_prefix("ready ")?.split(' ');
+    let (address, pid) = (words.next()?.to_owned(), words.next()?.parse().ok()?);
+    Some((address, pid, words.map(str::to_owned).collect()))
 }
 
 impl Drop for Server {

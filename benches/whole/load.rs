@@ -44,6 +44,24 @@ pub(crate) struct Plan {
     pub(crate) rate: Option<u32>,
     /// Makes the events distinct from those of other loads against the same server.
     pub(crate) run: u32,
+    /// Whether [`Seen::sent`] is to be kept.
+    pub(crate) trace: bool,
+}
+
+impl Plan {
+    /// A closed loop on one thread without a warm-up; how long is for the caller to say.
+    pub(crate) fn closed(address: SocketAddr, connections: u32, run: u32) -> Self {
+        Self {
+            address,
+            connections,
+            threads: 1,
+            warm_up: Duration::ZERO,
+            duration: Duration::ZERO,
+            rate: None,
+            run,
+            trace: false,
+        }
+    }
 }
 
 /// What a load saw.
@@ -54,6 +72,9 @@ pub(crate) struct Seen {
     /// Callbacks answered 200 within the measured time.
     pub(crate) measured: u64,
     pub(crate) latency: Histogram,
+    /// When each accepted callback of the measured time was due or sent, by its sequence number;
+    /// empty unless asked for.
+    pub(crate) sent: Vec<(u64, Instant)>,
     /// Everything that was not a 200, by what it was.
     pub(crate) errors: BTreeMap<String, u64>,
     /// Callbacks of the open loop that were due but had found no free connection at the end.
@@ -70,6 +91,7 @@ impl Seen {
             accepted: 0,
             measured: 0,
             latency: Histogram::new(),
+            sent: Vec::new(),
             errors: BTreeMap::new(),
             unsent: 0,
             cpu: Duration::ZERO,
@@ -77,12 +99,13 @@ impl Seen {
         }
     }
 
-    fn merge(&mut self, other: &Self) {
+    fn merge(&mut self, other: Self) {
         self.accepted += other.accepted;
         self.measured += other.measured;
         self.latency.merge(&other.latency);
-        for (what, count) in &other.errors {
-            *self.errors.entry(what.clone()).or_default() += count;
+        self.sent.extend(other.sent);
+        for (what, count) in other.errors {
+            *self.errors.entry(what).or_default() += count;
         }
         self.unsent += other.unsent;
         self.cpu += other.cpu;
@@ -142,7 +165,7 @@ pub(crate) fn run(plan: &Plan) -> Fallible<Seen> {
         .collect();
     let mut seen = Seen::new();
     for thread in load {
-        seen.merge(&thread.join().map_err(|_| "a load thread panicked")??);
+        seen.merge(thread.join().map_err(|_| "a load thread panicked")??);
     }
     seen.elapsed = clock.start.elapsed();
     if let (Some(schedule), Some(pacer)) = (schedule, pacer) {
@@ -173,6 +196,7 @@ fn run_share(
                 address: plan.address,
                 clock,
                 schedule: schedule.cloned(),
+                trace: plan.trace,
                 seen: Arc::clone(&seen),
             };
             callers.spawn(caller.run());
@@ -259,6 +283,7 @@ struct Caller {
     address: SocketAddr,
     clock: Clock,
     schedule: Option<Arc<Schedule>>,
+    trace: bool,
     seen: Arc<Mutex<Seen>>,
 }
 
@@ -296,7 +321,9 @@ impl Caller {
     fn count_accepted(&self, from: Instant, answered: Instant) {
         let clock = self.clock;
         let stamp = if self.schedule.is_some() { from } else { answered };
+        let sent = (self.trace && clock.measures(stamp)).then(|| (self.request.sequence(), from));
         self.count(|seen| {
+            seen.sent.extend(sent);
             seen.accepted += 1;
             seen.measured += u64::from(clock.measures(answered));
             if clock.measures(stamp) {

@@ -31,12 +31,21 @@ fn cpu_time_in(stat: &str) -> io::Result<Duration> {
 
 /// The largest resident set a process ever had, in bytes.
 pub(crate) fn peak_memory(pid: u32) -> io::Result<u64> {
+    status_bytes(pid, "VmHWM:")
+}
+
+/// The resident set of a process, in bytes.
+pub(crate) fn memory(pid: u32) -> io::Result<u64> {
+    status_bytes(pid, "VmRSS:")
+}
+
+fn status_bytes(pid: u32, field: &str) -> io::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     status
         .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .find_map(|line| line.strip_prefix(field))
         .and_then(|rest| rest.trim().strip_suffix(" kB"))
         .and_then(|kib| kib.trim().parse::<u64>().ok())
         .map(|kib| kib * 1024)
-        .ok_or_else(|| io::Error::other("no VmHWM in /proc status"))
+        .ok_or_else(|| io::Error::other(format!("no {field} in /proc status")))
 }

@@ -1,12 +1,14 @@
-//! The Kafka of the benchmark: librdkafka's mock cluster, and how many callbacks landed in it.
+//! Kafka as the benchmark sees it: librdkafka's mock cluster, what landed, and who reads it.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::message::OwnedMessage;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::Fallible;
 
@@ -40,6 +42,10 @@ const TOPICS: [&str; 20] = [
     "dead-letter",
 ];
 
+/// Between two orders to the mock cluster: its thread can miss one that comes right after it
+/// answered the last, and then sleeps for a second.
+const ORDER_PAUSE: Duration = Duration::from_millis(2);
+
 /// How often the cluster is asked while waiting.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -49,8 +55,10 @@ const REQUEST_MAX: Duration = Duration::from_secs(5);
 pub(crate) fn start() -> Fallible<MockCluster<'static, DefaultProducerContext>> {
     let cluster = MockCluster::new(1)?;
     for name in TOPICS {
+        thread::sleep(ORDER_PAUSE);
         cluster.create_topic(&format!("live.{name}"), PARTITIONS, 1)?;
     }
+    thread::sleep(ORDER_PAUSE);
     cluster.create_topic("live.ledger", 1, 1)?;
     Ok(cluster)
 }
@@ -67,10 +75,20 @@ impl Landed {
     }
 
     pub(crate) fn count(&self) -> Fallible<u64> {
+        self.sum(|_, end| end)
+    }
+
+    /// Those that are still there: the mock forgets the oldest.
+    fn held(&self) -> Fallible<u64> {
+        self.sum(|begin, end| end - begin)
+    }
+
+    fn sum(&self, of: impl Fn(i64, i64) -> i64) -> Fallible<u64> {
         let mut sum = 0;
         for partition in 0..PARTITIONS {
-            let (_, end) = self.consumer.fetch_watermarks(PUSH_TOPIC, partition, REQUEST_MAX)?;
-            sum += u64::try_from(end).unwrap_or(0);
+            let (begin, end) =
+                self.consumer.fetch_watermarks(PUSH_TOPIC, partition, REQUEST_MAX)?;
+            sum += u64::try_from(of(begin, end)).unwrap_or(0);
         }
         Ok(sum)
     }
@@ -86,4 +104,34 @@ impl Landed {
             thread::sleep(POLL);
         }
     }
+}
+
+/// A `read_committed` consumer of all partitions of a topic, from their beginning on.
+pub(crate) fn reader(brokers: &str, topic: &str) -> Fallible<BaseConsumer> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("group.id", "bench")
+        .set("enable.auto.commit", "false")
+        .set("isolation.level", "read_committed")
+        .create()?;
+    let mut partitions = TopicPartitionList::new();
+    for partition in 0..PARTITIONS {
+        partitions.add_partition_offset(topic, partition, Offset::Beginning)?;
+    }
+    consumer.assign(&partitions)?;
+    Ok(consumer)
+}
+
+/// All that is in the push topic now.
+pub(crate) fn read_all(brokers: &str, longest: Duration) -> Fallible<Vec<OwnedMessage>> {
+    let expected = Landed::new(brokers)?.held()?;
+    let consumer = reader(brokers, PUSH_TOPIC)?;
+    let deadline = Instant::now() + longest;
+    let mut messages = Vec::new();
+    while (messages.len() as u64) < expected && Instant::now() < deadline {
+        if let Some(message) = consumer.poll(POLL) {
+            messages.push(message?.detach());
+        }
+    }
+    Ok(messages)
 }

@@ -12,6 +12,10 @@ pub(crate) const KEY: &str = "callbackKey0123456789";
 /// The size of a callback's body: a push event with the stream parameters of a real encoder.
 pub(crate) const BODY_BYTES: usize = 700;
 
+/// What stands before the digits of `sequence`, which are all digits a `u64` always holds.
+const SEQUENCE: &str = "\"sequence\":\"";
+const SEQUENCE_DIGITS: usize = 19;
+
 /// Digits of `sequence` that count; those before them name the run and the connection.
 const COUNTER_DIGITS: usize = 9;
 
@@ -35,10 +39,14 @@ impl Request {
             body.len()
         );
         text.push_str(&body);
-        let field = "\"sequence\":\"";
-        let digits_start = text.find(field).map_or(0, |at| at + field.len());
-        let counter_start = digits_start + 19 - COUNTER_DIGITS;
+        let digits_start = text.find(SEQUENCE).map_or(0, |at| at + SEQUENCE.len());
+        let counter_start = digits_start + SEQUENCE_DIGITS - COUNTER_DIGITS;
         Self { bytes: text.into(), counter: counter_start..counter_start + COUNTER_DIGITS }
+    }
+
+    /// The event last made, as its body names it.
+    pub(crate) fn sequence(&self) -> u64 {
+        sequence(&self.bytes).unwrap_or(0)
     }
 
     /// The bytes of the next event: the same but for its sequence number.
@@ -52,6 +60,14 @@ impl Request {
         }
         &self.bytes
     }
+}
+
+/// The sequence number in an event's body.
+pub(crate) fn sequence(body: &[u8]) -> Option<u64> {
+    let mut windows = body.windows(SEQUENCE.len());
+    let start = windows.position(|window| window == SEQUENCE.as_bytes())? + SEQUENCE.len();
+    let digits = body.get(start..start + SEQUENCE_DIGITS)?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 fn body(run: u32, connection: u32) -> String {

@@ -1,20 +1,22 @@
-//! One cell of the table in one round: fresh processes, a load, and what they made of it.
+//! One cell of the intake's table in one round: fresh processes, a load, and what they made of it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
-use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::Fallible;
-use super::baseline::Shape;
-use super::kafka::{self, Landed};
-use super::load::{self, Plan};
-use super::process;
-use super::request::KEY;
-use super::server::Server;
+use crate::whole::Fallible;
+use crate::whole::baseline::Shape;
+use crate::whole::bench::Bench;
+use crate::whole::bridge::{Bridge, Brokers};
+use crate::whole::kafka::Landed;
+use crate::whole::load::{self, Plan};
+use crate::whole::process;
+use crate::whole::server::Server;
+use crate::whole::stats::real;
+use crate::whole::stock::Stock;
 
 /// How long what was accepted may take to reach Kafka after the load.
 const DRAIN_MAX: Duration = Duration::from_secs(30);
@@ -32,6 +34,18 @@ pub(crate) enum System {
     Livebridge,
     /// livebridge while Kafka cannot be reached.
     LivebridgeKafkaAway,
+}
+
+impl System {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Bare => "bare hyper",
+            Self::RawLog => "hyper + raw log",
+            Self::DirectKafka => "hyper + mock Kafka",
+            Self::Livebridge => "livebridge",
+            Self::LivebridgeKafkaAway => "livebridge, Kafka away",
+        }
+    }
 }
 
 /// A system in the shape in which it runs; livebridge chooses its own.
@@ -61,13 +75,7 @@ impl Subject {
 
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.system {
-            System::Bare => "bare hyper",
-            System::RawLog => "hyper + raw log",
-            System::DirectKafka => "hyper + mock Kafka",
-            System::Livebridge => "livebridge",
-            System::LivebridgeKafkaAway => "livebridge, Kafka away",
-        })?;
+        f.write_str(self.system.name())?;
         match self.shape {
             Some(Shape::MultiThread) => f.write_str(" (multi-thread)"),
             Some(Shape::PerCore) => f.write_str(" (per core)"),
@@ -76,17 +84,13 @@ impl fmt::Display for Subject {
     }
 }
 
-/// How to measure.
-#[derive(Clone, Debug)]
-pub(crate) struct Setting {
+/// How long and how much.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Load {
     pub(crate) duration: Duration,
     pub(crate) warm_up: Duration,
+    /// Callbacks per second of an open loop; `None` is the closed one.
     pub(crate) rate: Option<u32>,
-    pub(crate) threads: u32,
-    /// The program measured as livebridge.
-    pub(crate) livebridge: PathBuf,
-    /// For everything that is written; on the same disk as the logs would be.
-    pub(crate) directory: PathBuf,
 }
 
 /// What a subject did in one round.
@@ -134,47 +138,48 @@ impl Measured {
     }
 }
 
-/// Measures a subject once. `run` tells its events from those of other runs.
+/// Measures a subject once, livebridge upon the log of `stock` if there is one.
 ///
 /// # Errors
 /// When a process does not start or dies.
 pub(crate) fn measure(
+    bench: &Bench,
     subject: Subject,
     connections: u32,
-    run: u32,
-    setting: &Setting,
+    load: &Load,
+    stock: Option<&Stock>,
 ) -> Fallible<Measured> {
-    let directory = setting.directory.join(format!("run-{run}"));
-    fs::create_dir_all(&directory)?;
-    let outcome = measure_in(&directory, subject, connections, run, setting);
+    let directory = bench.new_directory()?;
+    if let Some(stock) = stock {
+        stock.lend(&directory)?;
+    }
+    let outcome = measure_in(&directory, bench, subject, connections, load);
     fs::remove_dir_all(&directory)?;
     outcome
 }
 
 fn measure_in(
     directory: &Path,
+    bench: &Bench,
     subject: Subject,
     connections: u32,
-    run: u32,
-    setting: &Setting,
+    load: &Load,
 ) -> Fallible<Measured> {
     let mock = subject.wants_kafka().then(|| Server::start(&["mock-kafka"])).transpose()?;
     let landed = mock.as_ref().map(|mock| Landed::new(&mock.address)).transpose()?;
-    let brokers = match &mock {
-        Some(mock) => mock.address.clone(),
-        None => unused_address()?,
-    };
-    let server = Server::start(&arguments(directory, subject, &brokers, setting)?)?;
+    let mock = mock.as_ref().map(|mock| mock.address.as_str());
+    let server = start(directory, bench, subject, mock)?;
     let plan = Plan {
         address: server.address.parse()?,
         connections,
-        threads: setting.threads,
-        warm_up: setting.warm_up,
-        duration: setting.duration,
-        rate: setting.rate,
-        run,
+        threads: bench.load_threads(),
+        warm_up: load.warm_up,
+        duration: load.duration,
+        rate: load.rate,
+        run: bench.next_run(),
+        trace: false,
     };
-    let primed = prime(&plan, landed.as_ref())?;
+    let primed = prime(bench, &plan, landed.as_ref())?;
     let cpu_before = process::cpu_time(server.pid)?;
     let seen = load::run(&plan)?;
     let accepted = seen.accepted + primed;
@@ -182,7 +187,7 @@ fn measure_in(
     let cpu = process::cpu_time(server.pid)?.saturating_sub(cpu_before);
     let busy = seen.cpu.as_secs_f64() / seen.elapsed.as_secs_f64();
     Ok(Measured {
-        rate: real(seen.measured) / setting.duration.as_secs_f64(),
+        rate: real(seen.measured) / load.duration.as_secs_f64(),
         p50: seen.latency.quantile(500),
         p99: seen.latency.quantile(990),
         p999: seen.latency.quantile(999),
@@ -190,68 +195,45 @@ fn measure_in(
         accepted,
         peak_memory: process::peak_memory(server.pid)?,
         cpu: cpu.div_f64(real(seen.accepted.max(1))),
-        load_busy: busy / f64::from(setting.threads.clamp(1, connections)),
+        load_busy: busy / f64::from(bench.load_threads().clamp(1, connections)),
         errors: seen.errors,
         unsent: seen.unsent,
         kafka,
     })
 }
 
-/// The command line of the subject's process.
-fn arguments(
+/// Starts the subject's process.
+fn start(
     directory: &Path,
+    bench: &Bench,
     subject: Subject,
-    brokers: &str,
-    setting: &Setting,
-) -> Fallible<Vec<OsString>> {
+    mock: Option<&str>,
+) -> Fallible<Server> {
     let shape = match subject.shape {
         Some(Shape::PerCore) => "per-core",
         Some(Shape::MultiThread) | None => "multi-thread",
     };
-    Ok(match subject.system {
+    let brokers = mock.unwrap_or_default();
+    let arguments: Vec<OsString> = match subject.system {
         System::Bare => vec!["bare".into(), shape.into()],
         System::RawLog => vec!["raw-log".into(), shape.into(), directory.join("raw.log").into()],
         System::DirectKafka => vec!["direct-kafka".into(), shape.into(), brokers.into()],
-        System::Livebridge | System::LivebridgeKafkaAway => {
-            let config = directory.join("livebridge.toml");
-            fs::write(&config, livebridge_config(&directory.join("data"), brokers))?;
-            let log = directory.join("livebridge.log");
-            vec!["livebridge".into(), setting.livebridge.clone().into(), config.into(), log.into()]
+        System::Livebridge => {
+            return Ok(Bridge::start(bench, directory, &Brokers::Mock(brokers.into()))?.server);
         }
-    })
-}
-
-/// As in production, but for the ports and the topics, which the mock cannot create on request.
-fn livebridge_config(data: &Path, brokers: &str) -> String {
-    let data = toml::Value::from(data.display().to_string());
-    format!(
-        "[http]\nlisten = \"127.0.0.1:0\"\n\n\
-         [admin]\nlisten = \"127.0.0.1:0\"\n\n\
-         [callback]\nkeys = [\"{KEY}\"]\n\n\
-         [wal]\ndir = {data}\n\n\
-         [kafka]\nbrokers = \"{brokers}\"\ninstance = \"bench\"\ncreate_topics = false\n\
-         partitions = {}\n",
-        kafka::PARTITIONS
-    )
-}
-
-/// An address at which nobody listens: bound, and given back.
-fn unused_address() -> Fallible<String> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
+        System::LivebridgeKafkaAway => {
+            return Ok(Bridge::start(bench, directory, &Brokers::away()?)?.server);
+        }
+    };
+    Server::start(&arguments)
 }
 
 /// Sends callbacks for a moment and, with Kafka, waits until they are there: the load then meets
 /// a server whose connection to Kafka stands. Returns how many were accepted.
-fn prime(plan: &Plan, landed: Option<&Landed>) -> Fallible<u64> {
+fn prime(bench: &Bench, plan: &Plan, landed: Option<&Landed>) -> Fallible<u64> {
     let plan = Plan {
-        connections: 1,
-        threads: 1,
-        warm_up: Duration::ZERO,
         duration: Duration::from_millis(20),
-        rate: None,
-        // The runs proper count up from zero; see `Request::new` for the limit.
-        run: 8999 - plan.run,
-        ..plan.clone()
+        ..Plan::closed(plan.address, 1, bench.next_run())
     };
     let seen = load::run(&plan)?;
     if seen.accepted == 0 {
@@ -271,10 +253,4 @@ fn drain(landed: &Landed, accepted: u64) -> Fallible<InKafka> {
     let at_end = landed.count()?;
     let after_drain = landed.wait_for(accepted, DRAIN_MAX)?;
     Ok(InKafka { at_end, after_drain, drain: end_of_load.elapsed() })
-}
-
-/// For figures in a table: counts here are far below 2^53.
-#[expect(clippy::cast_precision_loss, reason = "exact for every count a benchmark reaches")]
-pub(crate) fn real(count: u64) -> f64 {
-    count as f64
 }

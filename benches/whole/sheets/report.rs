@@ -1,13 +1,14 @@
-//! From the rounds to the table: medians, ratios within a round, and the same as JSON.
+//! From the intake's rounds to its table: medians, ratios within a round, and the same as JSON.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::cell::{Measured, Setting, Subject, System, real};
-use super::machine::Machine;
+use super::cell::{Load, Measured, Subject, System};
+use crate::whole::bench::Target;
+use crate::whole::stats::{median, mib, millis, real};
+use crate::whole::table::Table;
 
 /// All rounds of all cells.
 #[derive(Debug, Default)]
@@ -40,8 +41,8 @@ struct Row {
 }
 
 impl Results {
-    pub(crate) fn new(setting: &Setting) -> Self {
-        Self { open_loop: setting.rate.is_some(), ..Self::default() }
+    pub(crate) fn new(load: &Load) -> Self {
+        Self { open_loop: load.rate.is_some(), ..Self::default() }
     }
 
     pub(crate) fn add(&mut self, round: u32, subject: Subject, connections: u32, seen: Measured) {
@@ -105,14 +106,13 @@ impl Results {
             subject,
             connections,
             rate: of(|seen| seen.rate),
-            of_hyper: self.ratio(rounds, connections, System::Bare),
-            of_raw_log: self.ratio(rounds, connections, System::RawLog),
+            of_hyper: self.ratio(rounds, connections, System::Bare, |seen| seen.rate),
+            of_raw_log: self.ratio(rounds, connections, System::RawLog, |seen| seen.rate),
             p50: of(|seen| millis(seen.p50)),
             p99: of(|seen| millis(seen.p99)),
             p999: of(|seen| millis(seen.p999)),
             max: of(|seen| millis(seen.max)),
-            memory: rounds.values().map(|seen| real(seen.peak_memory)).fold(0.0, f64::max)
-                / f64::from(1 << 20),
+            memory: rounds.values().map(|seen| mib(seen.peak_memory)).fold(0.0, f64::max),
             cpu: of(|seen| seen.cpu.as_secs_f64() * 1e6),
             load_busy: of(|seen| seen.load_busy),
             in_kafka: (!kafka.is_empty()).then(|| {
@@ -130,77 +130,113 @@ impl Results {
         rounds: &BTreeMap<u32, Measured>,
         connections: u32,
         yardstick: System,
+        figure: fn(&Measured) -> f64,
     ) -> Option<f64> {
-        let base = self.cells.get(&(connections, self.best(yardstick, connections)?))?;
+        let base = self.rounds(yardstick, connections)?;
         let ratios: Vec<f64> = rounds
             .iter()
-            .filter_map(|(round, seen)| Some(seen.rate / base.get(round)?.rate))
+            .filter_map(|(round, seen)| Some(figure(seen) / figure(base.get(round)?)))
             .collect();
         (!ratios.is_empty()).then(|| median(ratios))
     }
 
-    /// The table as text.
-    pub(crate) fn table(&self) -> String {
-        let mut text = format!(
-            "{:<34}{:>6}{:>12}{:>8}{:>9}{:>9}{:>9}{:>9}{:>9}{:>7}  {}\n",
+    pub(crate) fn table(&self) -> Table {
+        let mut table = Table::new([
             "system",
-            "conns",
+            "connections",
             "callbacks/s",
-            "x hyper",
-            "x rawlog",
+            "of hyper",
+            "of raw log",
             "p50 ms",
             "p99 ms",
             "RSS MiB",
             "CPU us",
             "load",
-            "in Kafka at end, all after"
-        );
+            "in Kafka at end",
+            "all after",
+        ]);
         let mut last = None;
         for row in self.rows() {
             if last.replace(row.connections).is_some_and(|last| last != row.connections) {
-                text.push('\n');
+                table.gap();
             }
             let ratio = |ratio: Option<f64>| ratio.map_or("-".into(), |r| format!("{r:.2}"));
-            let kafka = row.in_kafka.map_or(String::new(), |(share, drain)| {
-                format!("{:.1} %, {drain:.2} s", share * 100.0)
+            let (share, drain) = row.in_kafka.map_or(Default::default(), |(share, drain)| {
+                (format!("{:.1} %", share * 100.0), format!("{drain:.2} s"))
             });
-            let _ = writeln!(
-                text,
-                "{:<34}{:>6}{:>12.0}{:>8}{:>9}{:>9.3}{:>9.3}{:>9.1}{:>9.1}{:>5.0} %  {kafka}",
+            table.row([
                 row.subject.to_string(),
-                row.connections,
-                row.rate,
+                row.connections.to_string(),
+                format!("{:.0}", row.rate),
                 ratio(row.of_hyper),
                 ratio(row.of_raw_log),
-                row.p50,
-                row.p99,
-                row.memory,
-                row.cpu,
-                row.load_busy * 100.0,
-            );
+                format!("{:.3}", row.p50),
+                format!("{:.3}", row.p99),
+                format!("{:.1}", row.memory),
+                format!("{:.1}", row.cpu),
+                format!("{:.0} %", row.load_busy * 100.0),
+                share,
+                drain,
+            ]);
         }
-        text
+        table
     }
 
-    /// Everything: the machine, how it was measured, the table and each round.
-    pub(crate) fn json(&self, machine: &Machine, setting: &Setting) -> Value {
+    /// What the closed loop is to reach where it was measured.
+    pub(crate) fn targets(&self, append_sync: Duration) -> Vec<Target> {
+        let mut targets = Vec::new();
+        if self.open_loop {
+            return targets;
+        }
+        let bridge = System::Livebridge;
+        for connections in [64, 512] {
+            let Some(rounds) = self.rounds(bridge, connections) else { continue };
+            let at = format!("intake, {connections} connections");
+            if let Some(ratio) = self.ratio(rounds, connections, System::Bare, |seen| seen.rate) {
+                targets.push(Target::at_least(
+                    format!("{at}: rate of bare hyper's"),
+                    0.65,
+                    ratio,
+                    "",
+                ));
+            }
+            let p99 = |seen: &Measured| millis(seen.p99);
+            if let Some(ratio) = self.ratio(rounds, connections, System::RawLog, p99) {
+                targets.push(Target::at_most(
+                    format!("{at}: p99 of the raw log's"),
+                    2.0,
+                    ratio,
+                    "",
+                ));
+            }
+        }
+        if let Some(rounds) = self.rounds(bridge, 1) {
+            let ratio = median(rounds.values().map(|seen| millis(seen.p50))) / millis(append_sync);
+            let what = "intake, 1 connection: p50 of a bare append + fdatasync";
+            targets.push(Target::at_most(what, 1.5, ratio, ""));
+        }
+        let rows = self.rows().into_iter().filter(|row| row.subject.system == bridge);
+        let memory = rows.map(|row| row.memory);
+        if let Some(memory) = memory.max_by(f64::total_cmp) {
+            targets.push(Target::at_most("intake: memory, at most", 150.0, memory, " MiB"));
+        }
+        targets
+    }
+
+    fn rounds(&self, system: System, connections: u32) -> Option<&BTreeMap<u32, Measured>> {
+        self.cells.get(&(connections, self.best(system, connections)?))
+    }
+
+    /// Everything: how it was measured, the table and each round.
+    pub(crate) fn json(&self, load: &Load) -> Value {
         json!({
-            "machine": {
-                "cores": machine.cores,
-                "cpu": machine.cpu,
-                "kernel": machine.kernel,
-                "load_average": machine.load_average,
-                "append_sync_ms": millis(machine.append_sync),
-            },
-            "seconds": setting.duration.as_secs_f64(),
-            "warm_up_seconds": setting.warm_up.as_secs_f64(),
-            "rate": setting.rate,
-            "load_threads": setting.threads,
+            "seconds": load.duration.as_secs_f64(),
+            "warm_up_seconds": load.warm_up.as_secs_f64(),
+            "rate": load.rate,
             "table": self.rows().iter().map(Row::json).collect::<Vec<_>>(),
             "rounds": self.cells.iter().flat_map(|((connections, subject), rounds)| {
                 rounds.iter().map(|(round, seen)| round_json(*connections, *subject, *round, seen))
             }).collect::<Vec<_>>(),
-            "faults": self.faults(),
         })
     }
 }
@@ -208,7 +244,8 @@ impl Results {
 impl Row {
     fn json(&self) -> Value {
         json!({
-            "system": self.subject.to_string(),
+            "system": self.subject.system.name(),
+            "subject": self.subject.to_string(),
             "connections": self.connections,
             "callbacks_per_second": self.rate,
             "of_bare_hyper": self.of_hyper,
@@ -246,19 +283,4 @@ fn round_json(connections: u32, subject: Subject, round: u32, seen: &Measured) -
         "in_kafka_after_drain": seen.kafka.map(|kafka| kafka.after_drain),
         "drain_seconds": seen.kafka.map(|kafka| kafka.drain.as_secs_f64()),
     })
-}
-
-fn millis(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
-}
-
-/// The middle figure, or the mean of the two in the middle; zero of none.
-fn median(figures: impl IntoIterator<Item = f64>) -> f64 {
-    let mut figures: Vec<f64> = figures.into_iter().collect();
-    figures.sort_by(f64::total_cmp);
-    match figures.len() {
-        0 => 0.0,
-        n if n % 2 == 1 => figures[n / 2],
-        n => f64::midpoint(figures[n / 2 - 1], figures[n / 2]),
-    }
 }

@@ -1,0 +1,215 @@
+//! The macro-benchmark: livebridge, whole and over TCP, beside what it could be.
+//!
+//! ```text
+//! cargo bench --bench whole                          all sheets: tables, JSON, a picture
+//! cargo bench --bench whole -- --quick               a smoke run of all
+//! cargo bench --bench whole -- publishing            one sheet; --help lists them
+//! cargo bench --bench whole -- intake --rate 20000 --connections 64
+//! ```
+//!
+//! Every measurement has processes of its own, rounds go through everything that is compared before
+//! any of it is measured again, and a ratio compares two figures of the same round: so what else
+//! the machine does falls on all alike. Load and servers share the cores. Settings of livebridge
+//! can be tried by its environment, e.g. `LIVEBRIDGE_KAFKA_DELIVERY=at-least-once`.
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+mod whole {
+    mod baseline;
+    pub(crate) mod bench;
+    mod bridge;
+    mod histogram;
+    mod kafka;
+    mod load;
+    pub(crate) mod machine;
+    pub(crate) mod plot;
+    mod process;
+    mod producer;
+    mod request;
+    pub(crate) mod server;
+    mod stats;
+    mod stock;
+    mod svg;
+    mod table;
+    mod watcher;
+
+    pub(crate) mod sheets {
+        mod cell;
+        pub(crate) mod flatness;
+        pub(crate) mod intake;
+        pub(crate) mod latency;
+        pub(crate) mod outage;
+        pub(crate) mod publishing;
+        mod report;
+        pub(crate) mod start;
+        pub(crate) mod steady;
+    }
+
+    /// Nothing here acts on an error but by printing it.
+    pub(crate) type Fallible<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+}
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use whole::Fallible;
+use whole::bench::{Bench, Common, Outcome, Target};
+use whole::plot;
+use whole::server::{self, Role};
+use whole::sheets::{flatness, intake, latency, outage, publishing, start, steady};
+
+/// Measures livebridge beside what it could be; without a command, everything.
+#[derive(Debug, Parser)]
+#[command(name = "cargo bench --bench whole --")]
+struct Options {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    sheet: Option<Sheet>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Sheet {
+    /// Rate and latency against connections, beside bare hyper, a raw log and a Kafka handler.
+    Intake(intake::Options),
+    /// How fast a backlog drains, beside a plain producer that sends the same records from memory.
+    Publishing,
+    /// The backlog while the intake runs at full rate.
+    Steady(steady::Options),
+    /// From request to a `read_committed` consumer of a real broker, beside its own commit.
+    Latency(latency::Options),
+    /// The intake's rate upon a backlog, beside that upon an empty log.
+    Flatness(flatness::Options),
+    /// Time to the first answer, memory, idle processor time, size.
+    Start,
+    /// Rate, publishing and backlog over time while Kafka is away and comes back.
+    Outage(outage::Options),
+    /// What the benchmark starts itself as.
+    #[command(hide = true)]
+    Server {
+        #[command(subcommand)]
+        role: Role,
+    },
+}
+
+/// In the order in which all are run.
+const SHEETS: [&str; 7] =
+    ["intake", "publishing", "steady", "latency", "flatness", "start", "outage"];
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let outcome = match options.sheet {
+        Some(Sheet::Server { role }) => server::play(role).map(|()| true),
+        sheet if options.common.bench => measure(options.common, sheet),
+        _ => {
+            println!("a benchmark; run it by `cargo bench --bench whole`");
+            Ok(true)
+        }
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(cause) => {
+            eprintln!("whole: {cause}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Measures and reports; whether everything went as it should. A target that is missed is no fault.
+fn measure(common: Common, sheet: Option<Sheet>) -> Fallible<bool> {
+    let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let directory = scratch.join(format!("bench-{}", std::process::id()));
+    remove_leftovers(scratch)?;
+    fs::create_dir_all(&directory)?;
+    let outcome = measure_in(directory.clone(), common, sheet);
+    fs::remove_dir_all(directory)?;
+    outcome
+}
+
+fn measure_in(directory: PathBuf, common: Common, sheet: Option<Sheet>) -> Fallible<bool> {
+    let bench = Bench::new(common, directory)?;
+    println!("{}", bench.machine);
+    let sheets = match sheet {
+        Some(sheet) => vec![sheet],
+        None => SHEETS.into_iter().filter_map(of_name).collect(),
+    };
+    let (mut targets, mut faults) = (Vec::new(), Vec::new());
+    for sheet in &sheets {
+        match run(sheet, &bench) {
+            Ok(outcome) => {
+                targets.extend(outcome.targets);
+                faults.extend(outcome.faults);
+            }
+            Err(cause) => faults.push(format!("{}: {cause}", sheet.name())),
+        }
+    }
+    println!("\n== targets\n");
+    for Target { what, wanted, seen, reached } in &targets {
+        println!(
+            "{} {what}: {seen} (wanted: {wanted})",
+            if *reached { "ok    " } else { "MISSED" }
+        );
+    }
+    if let Some(picture) = plot::draw(&bench.out)? {
+        println!("\nthe picture: {}", picture.display());
+    }
+    for fault in &faults {
+        println!("FAULT {fault}");
+    }
+    Ok(faults.is_empty())
+}
+
+/// A sheet with its defaults.
+fn of_name(name: &str) -> Option<Sheet> {
+    Options::try_parse_from(["whole", name]).ok()?.sheet
+}
+
+fn run(sheet: &Sheet, bench: &Bench) -> Fallible<Outcome> {
+    bench.begin(sheet.name())?;
+    let outcome = match sheet {
+        Sheet::Intake(options) => intake::run(bench, options),
+        Sheet::Publishing => publishing::run(bench),
+        Sheet::Steady(options) => steady::run(bench, options),
+        Sheet::Latency(options) => latency::run(bench, options),
+        Sheet::Flatness(options) => flatness::run(bench, options),
+        Sheet::Start => start::run(bench),
+        Sheet::Outage(options) => outage::run(bench, options),
+        Sheet::Server { .. } => Err("a server is not a sheet".into()),
+    }?;
+    bench.keep(sheet.name(), &outcome)?;
+    Ok(outcome)
+}
+
+impl Sheet {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Intake(_) => "intake",
+            Self::Publishing => "publishing",
+            Self::Steady(_) => "steady",
+            Self::Latency(_) => "latency",
+            Self::Flatness(_) => "flatness",
+            Self::Start => "start",
+            Self::Outage(_) => "outage",
+            Self::Server { .. } => "server",
+        }
+    }
+}
+
+/// Directories of runs that were killed, told by their process being gone.
+fn remove_leftovers(scratch: &Path) -> Fallible<()> {
+    let Ok(entries) = fs::read_dir(scratch) else { return Ok(()) };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix("bench-"));
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}

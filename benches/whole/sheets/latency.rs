@@ -1,0 +1,287 @@
+//! End to end at a fixed rate: from the moment a callback is due to the moment a `read_committed`
+//! consumer of a real broker holds its event; beside the broker's own time for a transaction of one
+//! message, by a plain producer.
+
+use std::collections::HashMap;
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::consumer::BaseConsumer;
+use rdkafka::message::Message as _;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use serde_json::{Value, json};
+
+use crate::support::kafka::create_topic;
+use crate::support::unique;
+use crate::whole::Fallible;
+use crate::whole::bench::{Bench, Outcome, Target};
+use crate::whole::bridge::{Bridge, Brokers};
+use crate::whole::histogram::Histogram;
+use crate::whole::kafka::{self, PARTITIONS};
+use crate::whole::load::{self, Plan};
+use crate::whole::request;
+use crate::whole::stats::{median, millis, real};
+use crate::whole::table::Table;
+
+/// How long one thing may take that takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(20);
+const POLL: Duration = Duration::from_millis(5);
+
+const P50_WANTED: f64 = 25.0;
+const P99_WANTED: f64 = 100.0;
+/// Or so many times the broker's own, if that is more.
+const OF_BROKER: f64 = 3.0;
+
+/// What of it is to be measured.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Callbacks per second.
+    #[arg(long, default_value_t = 1000)]
+    rate: u32,
+    /// Connections that they come on.
+    #[arg(long, default_value_t = 64)]
+    connections: u32,
+}
+
+/// One thing in one round, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    count: u64,
+    p50: f64,
+    p99: f64,
+    max: f64,
+}
+
+#[derive(Debug)]
+struct Line {
+    name: &'static str,
+    rounds: Vec<Times>,
+}
+
+/// Measures and prints.
+pub(crate) fn run(bench: &Bench, options: &Options) -> Fallible<Outcome> {
+    let broker = match bench.kafka() {
+        Ok(broker) => broker.bootstrap(),
+        Err(missing) => {
+            println!("not measured without a real broker: {missing}");
+            return Ok(Outcome::default());
+        }
+    };
+    let names = [
+        "the broker's own commit",
+        "the same, seen by a consumer",
+        "request to 200",
+        "request to consumer",
+    ];
+    let mut lines = names.map(|name| Line { name, rounds: Vec::new() });
+    let mut faults = Vec::new();
+    // A broker is slow at first: what it learns on is not measured.
+    own_commit(broker, bench.time(4.0, 1.0) / 2)?;
+    let rounds = bench.rounds(3);
+    for round in 1..=rounds {
+        eprintln!("round {round}/{rounds}: the broker's own, then {} callbacks/s", options.rate);
+        let own = own_commit(broker, bench.time(12.0, 1.5) / 3)?;
+        let bridge = end_to_end(bench, broker, options, bench.time(12.0, 1.5), &mut faults)?;
+        for (line, times) in lines.iter_mut().zip(own.into_iter().chain(bridge)) {
+            line.rounds.push(times);
+        }
+    }
+    println!(
+        "{} callbacks/s (open loop, {} connections), {rounds} rounds; medians of each round's quantiles",
+        options.rate, options.connections
+    );
+    let mut table = Table::new(["what", "times", "p50 ms", "p99 ms", "max ms"]);
+    for line in &lines {
+        table.row(line.row());
+    }
+    println!("\n{table}");
+    let [_, own, _, whole] = &lines;
+    let bound = P99_WANTED.max(OF_BROKER * own.median(|times| times.p99));
+    let (p50, p99) = (whole.median(|times| times.p50), whole.median(|times| times.p99));
+    Ok(Outcome {
+        figures: json!({
+            "rate": options.rate,
+            "connections": options.connections,
+            "table": lines.iter().map(Line::json).collect::<Vec<_>>(),
+        }),
+        targets: vec![
+            Target::at_most("latency: p50 from request to consumer", P50_WANTED, p50, " ms"),
+            Target::at_most("latency: p99 from request to consumer", bound.round(), p99, " ms"),
+        ],
+        faults,
+    })
+}
+
+impl Line {
+    fn median(&self, figure: fn(&Times) -> f64) -> f64 {
+        median(self.rounds.iter().map(figure))
+    }
+
+    fn row(&self) -> [String; 5] {
+        [
+            self.name.to_owned(),
+            self.rounds.iter().map(|times| times.count).sum::<u64>().to_string(),
+            format!("{:.2}", self.median(|times| times.p50)),
+            format!("{:.2}", self.median(|times| times.p99)),
+            format!("{:.2}", self.rounds.iter().map(|times| times.max).fold(0.0, f64::max)),
+        ]
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "what": self.name,
+            "p50_ms": self.rounds.iter().map(|times| times.p50).collect::<Vec<_>>(),
+            "p99_ms": self.rounds.iter().map(|times| times.p99).collect::<Vec<_>>(),
+            "max_ms": self.rounds.iter().map(|times| times.max).collect::<Vec<_>>(),
+        })
+    }
+}
+
+impl Times {
+    fn of(histogram: &Histogram, count: u64) -> Self {
+        Self {
+            count,
+            p50: millis(histogram.quantile(500)),
+            p99: millis(histogram.quantile(990)),
+            max: millis(histogram.max()),
+        }
+    }
+}
+
+/// Transactions of one message, one after another: until the commit returns, and until a consumer
+/// has the message.
+fn own_commit(broker: &str, duration: Duration) -> Fallible<[Times; 2]> {
+    let topic = unique("own");
+    create_topic(broker, &topic, PARTITIONS, 1);
+    let consumer = kafka::reader(broker, &topic)?;
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", broker)
+        .set("acks", "all")
+        .set("linger.ms", "0")
+        .set("transactional.id", &topic)
+        .create()?;
+    producer.init_transactions(PATIENCE)?;
+    let (mut commits, mut seen) = (Histogram::new(), Histogram::new());
+    let mut count = 0;
+    let body = [b'x'; request::BODY_BYTES];
+    let transaction = |number: u64| -> Fallible<(Duration, Duration)> {
+        let key = number.to_string();
+        let start = Instant::now();
+        producer.begin_transaction()?;
+        let record = BaseRecord::<str, [u8]>::to(&topic).key(&key).payload(&body);
+        producer.send(record).map_err(|(cause, _)| cause)?;
+        // A commit waits for reports that nobody takes in by looking every tenth of a second.
+        while producer.in_flight_count() > 0 {
+            producer.poll(POLL);
+        }
+        let (committed, read) = thread::scope(|scope| {
+            let reading = scope.spawn(|| next(&consumer));
+            producer.commit_transaction(PATIENCE)?;
+            let committed = start.elapsed();
+            let read = reading.join().map_err(|_| "the reader panicked")??;
+            Fallible::Ok((committed, read.saturating_duration_since(start)))
+        })?;
+        Ok((committed, read))
+    };
+    // The first finds out who coordinates.
+    transaction(0)?;
+    let end = Instant::now() + duration;
+    while Instant::now() < end {
+        count += 1;
+        let (committed, read) = transaction(count)?;
+        commits.record(committed);
+        seen.record(read);
+    }
+    Ok([Times::of(&commits, count), Times::of(&seen, count)])
+}
+
+/// When the next message is there.
+fn next(consumer: &BaseConsumer) -> Fallible<Instant> {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        if let Some(message) = consumer.poll(POLL) {
+            message?;
+            return Ok(Instant::now());
+        }
+    }
+    Err("a committed message does not arrive".into())
+}
+
+/// Callbacks at the rate: until the answer, and until a consumer has the event.
+fn end_to_end(
+    bench: &Bench,
+    broker: &str,
+    options: &Options,
+    duration: Duration,
+    faults: &mut Vec<String>,
+) -> Fallible<[Times; 2]> {
+    let directory = bench.new_directory()?;
+    let prefix = unique("latency");
+    let brokers = Brokers::Real { bootstrap: broker.to_owned(), prefix: prefix.clone() };
+    let bridge = Bridge::start(bench, &directory, &brokers)?;
+    let greeted = bridge.greet(bench)?;
+    bridge.wait_until_published(greeted, PATIENCE)?;
+    let consumer = kafka::reader(broker, &format!("{prefix}.push"))?;
+    for _ in 0..greeted {
+        next(&consumer)?;
+    }
+    let plan = Plan {
+        rate: Some(options.rate),
+        threads: bench.load_threads(),
+        warm_up: duration / 5,
+        duration,
+        trace: true,
+        ..Plan::closed(bridge.address()?, options.connections.max(1), bench.next_run())
+    };
+    let is_over = AtomicBool::new(false);
+    let (seen, arrivals) = thread::scope(|scope| {
+        let reading = scope.spawn(|| arrivals(&consumer, &is_over));
+        let seen = load::run(&plan);
+        let published = seen.as_ref().map_or(Ok(()), |seen| {
+            bridge.wait_until_published(greeted + seen.accepted, PATIENCE).map(drop)
+        });
+        is_over.store(true, Ordering::Release);
+        let arrivals = reading.join().map_err(|_| "the reader panicked")?;
+        published?;
+        Fallible::Ok((seen?, arrivals?))
+    })?;
+    drop(bridge);
+    fs::remove_dir_all(directory)?;
+    let mut whole = Histogram::new();
+    let mut missing = 0;
+    for (sequence, due) in &seen.sent {
+        match arrivals.get(sequence) {
+            Some(arrived) => whole.record(arrived.saturating_duration_since(*due)),
+            None => missing += 1,
+        }
+    }
+    if missing > 0 {
+        faults.push(format!("latency: {missing} callbacks reached no consumer"));
+    }
+    if real(seen.unsent) > 0.0 {
+        faults.push(format!("latency: {} callbacks were due and not sent", seen.unsent));
+    }
+    faults.extend(seen.errors.iter().map(|(what, count)| format!("latency: {count} x {what}")));
+    let count = seen.sent.len() as u64;
+    Ok([Times::of(&seen.latency, count), Times::of(&whole, count)])
+}
+
+/// When each event arrived, by its sequence number, until it is over and nothing more comes.
+fn arrivals(consumer: &BaseConsumer, is_over: &AtomicBool) -> Fallible<HashMap<u64, Instant>> {
+    let mut arrivals = HashMap::new();
+    let mut last = Instant::now();
+    // A consumer has a committed event long before this.
+    let quiet = Duration::from_secs(1);
+    while !is_over.load(Ordering::Acquire) || last.elapsed() < quiet {
+        let Some(message) = consumer.poll(POLL) else { continue };
+        let message = message?;
+        last = Instant::now();
+        if let Some(sequence) = message.payload().and_then(request::sequence) {
+            arrivals.entry(sequence).or_insert(last);
+        }
+    }
+    Ok(arrivals)
+}

@@ -1,0 +1,83 @@
+//! Logs full of callbacks that Kafka has not seen, made once and lent to many runs.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::Fallible;
+use super::bench::Bench;
+use super::bridge::{Bridge, Brokers};
+use super::load::{self, Plan};
+use super::stats::real;
+
+/// Connections that fill a log.
+const CONNECTIONS: u32 = 64;
+
+/// Files from this size on are segments' data, which nobody writes to again: their bytes are shared.
+const SHARED_FROM: u64 = 1 << 20;
+
+/// The longest that is filled without looking how much there is.
+const STEP: Duration = Duration::from_secs(5);
+
+/// A directory as livebridge leaves it when it ends while Kafka is away.
+#[derive(Debug)]
+pub(crate) struct Stock {
+    directory: PathBuf,
+    pub(crate) records: u64,
+}
+
+impl Stock {
+    /// A log of at least `records` callbacks; they lie upon those of `below`, if that is given.
+    pub(crate) fn fill(bench: &Bench, records: u64, below: Option<&Self>) -> Fallible<Self> {
+        eprintln!("filling a log with {records} callbacks");
+        let directory = bench.new_directory()?;
+        let mut filled = below.map_or(0, |stock| stock.records);
+        if let Some(below) = below {
+            below.lend(&directory)?;
+        }
+        let bridge = Bridge::start(bench, &directory, &Brokers::away()?)?;
+        let mut rate = 20_000.0;
+        while filled < records {
+            let missing = Duration::from_secs_f64(real(records - filled) / rate);
+            let duration = missing.clamp(Duration::from_millis(50), STEP);
+            let plan = Plan::closed(bridge.address()?, CONNECTIONS, bench.next_run());
+            let seen = load::run(&Plan { duration, ..plan })?;
+            if !seen.errors.is_empty() || seen.accepted == 0 {
+                return Err(format!("filling a log: {:?}", seen.errors).into());
+            }
+            filled += seen.accepted;
+            rate = real(seen.accepted) / duration.as_secs_f64();
+        }
+        Ok(Self { directory, records: filled })
+    }
+
+    /// Puts the log where a livebridge that is started in `directory` looks for it.
+    pub(crate) fn lend(&self, directory: &Path) -> io::Result<()> {
+        share(&self.directory.join("data"), &directory.join("data"))
+    }
+}
+
+impl Drop for Stock {
+    fn drop(&mut self) {
+        // What cannot be removed goes with the directory of the whole run.
+        drop(fs::remove_dir_all(&self.directory));
+    }
+}
+
+fn share(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        let metadata = entry.metadata()?;
+        if metadata.is_dir() {
+            share(&source, &target)?;
+        } else if metadata.len() >= SHARED_FROM {
+            fs::hard_link(source, target)?;
+        } else {
+            fs::copy(source, target)?;
+        }
+    }
+    Ok(())
+}
