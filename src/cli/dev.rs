@@ -175,7 +175,7 @@ fn line(landed: &Landed) -> String {
     let body: String = String::from_utf8_lossy(&landed.value).chars().take(BODY_SHOWN).collect();
     let place = format!("{}/{}", landed.partition, landed.offset);
     format!(
-        "{:<26} {place:<6} key={key:<10} {} id={:.8}… {body}…",
+        "{:<26} {place:<6} key={key:<10} {} id={} {body}…",
         landed.topic,
         header("ce_time"),
         header("ce_id")

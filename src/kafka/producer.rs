@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::stats::ProducerStats;
 use super::{Config, Context, Delivery, SetupError};
+use crate::metrics;
 use crate::record::Timestamp;
 
 /// What goes to Kafka.
@@ -81,6 +82,9 @@ const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(30);
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(25);
 /// How long one call of the transaction API blocks before it is resumed.
 const CALL: Duration = Duration::from_secs(2);
+/// A silence of Kafka that is longer is said: one that is frozen keeps its connections, and nothing
+/// else would tell.
+const SILENCE: Duration = Duration::from_secs(10);
 /// How long to leave Kafka alone between two looks for delivery reports. `BaseProducer::poll` spins
 /// through what is left of its time-out below a millisecond, so it is given none.
 const PAUSE: Duration = Duration::from_micros(200);
@@ -415,15 +419,30 @@ impl Producer {
 
     /// Calls until the answer is not that the call should be resumed.
     fn resume(&self, call: impl Fn(&BaseProducer<Reports>) -> KafkaResult<()>) -> KafkaResult<()> {
+        let started = Instant::now();
+        let mut said = false;
         loop {
             match call(&self.client) {
                 Err(KafkaError::Transaction(error))
                     if error.is_retriable() && !self.give_up.is_cancelled() =>
                 {
+                    if started.elapsed() > SILENCE && !std::mem::replace(&mut said, true) {
+                        metrics::kafka_up(false);
+                        tracing::error!(
+                            %error,
+                            "Kafka does not answer; callbacks are still taken and stored"
+                        );
+                    }
                     // An answer that comes at once must not become a busy loop.
                     std::thread::sleep(Duration::from_millis(20));
                 }
-                outcome => return outcome,
+                outcome => {
+                    if said {
+                        let after_seconds = started.elapsed().as_secs();
+                        tracing::info!(after_seconds, "Kafka answers again");
+                    }
+                    return outcome;
+                }
             }
         }
     }
