@@ -1,6 +1,5 @@
 //! One history: processes on one directory, one after another, and what was sent to each.
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -31,12 +30,12 @@ impl Run {
     /// answers.
     pub(crate) fn load(&mut self, bridge: &Bridge, connections: u32, count: u32, bytes: u32) {
         let answered = &AtomicUsize::new(0);
-        let to = (bridge.process(), bridge.address());
-        let numbers = self.take(connections);
+        let clients = self.connect(bridge, connections);
         thread::scope(|scope| {
-            let clients: Vec<_> = numbers
-                .map(|number| scope.spawn(move || send(to, number, count, bytes, answered)))
-                .collect();
+            let send = |(number, client)| {
+                scope.spawn(move || send(client, number, count, bytes, answered))
+            };
+            let clients: Vec<_> = clients.into_iter().map(send).collect();
             self.sent.extend(clients.into_iter().map(|client| client.join().expect("a client")));
         });
         let answered = answered.load(Ordering::Relaxed);
@@ -53,12 +52,12 @@ impl Run {
         answers: usize,
     ) {
         let answered = &AtomicUsize::new(0);
-        let to = (bridge.process(), bridge.address());
-        let numbers = self.take(connections);
+        let clients = self.connect(&bridge, connections);
         thread::scope(|scope| {
-            let clients: Vec<_> = numbers
-                .map(|number| scope.spawn(move || send(to, number, u32::MAX, bytes, answered)))
-                .collect();
+            let send = |(number, client)| {
+                scope.spawn(move || send(client, number, u32::MAX, bytes, answered))
+            };
+            let clients: Vec<_> = clients.into_iter().map(send).collect();
             while answered.load(Ordering::Relaxed) < answers
                 && clients.iter().any(|client| !client.is_finished())
             {
@@ -90,22 +89,24 @@ impl Run {
         self.site.kill(bridge);
     }
 
-    fn take(&mut self, connections: u32) -> impl Iterator<Item = u32> + use<> {
+    /// New connections, with their numbers: all of them before any sends, so that none comes too late
+    /// for a process that is killed after so many answers.
+    fn connect(&mut self, bridge: &Bridge, connections: u32) -> Vec<(u32, Client)> {
         let first = self.connections;
         self.connections += connections;
-        first..self.connections
+        let client = |number| (number, Client::connect(bridge.process(), bridge.address()));
+        (first..self.connections).map(client).collect()
     }
 }
 
 /// Sends callbacks one after another on a connection of their own.
 fn send(
-    (process, address): (u32, SocketAddr),
+    mut client: Client,
     connection: u32,
     count: u32,
     bytes: u32,
     answered: &AtomicUsize,
 ) -> Sent {
-    let mut client = Client::connect(process, address);
     for number in 0..count {
         // From two thirds of the size to all of it.
         let bytes = bytes - number % 7 * (bytes / 20);
