@@ -297,15 +297,18 @@ impl Caller {
 
     async fn call_until_end(&mut self) {
         let mut last_answer = Instant::now();
+        // However late a busy machine lets it begin, each connection sends one.
+        let mut is_first = true;
         loop {
             let from = match &self.schedule {
-                None if last_answer < self.clock.end => last_answer,
+                None if is_first || last_answer < self.clock.end => last_answer,
                 None => return,
                 Some(schedule) => match schedule.next().await {
                     Some(due) => due,
                     None => return,
                 },
             };
+            is_first = false;
             let outcome = self.connection.exchange(self.request.next()).await;
             last_answer = Instant::now();
             match outcome {

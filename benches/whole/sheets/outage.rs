@@ -121,8 +121,8 @@ impl Course {
     fn table(&self, rate: u32) -> Table {
         let highest = self.samples.iter().map(|sample| sample.backlog).fold(0.0, f64::max);
         let before = published_at(&self.samples, self.comes);
-        // Callbacks of a twentieth of a second always wait somewhere.
-        let few = f64::from(rate) / 20.0;
+        // Those of a moment always wait somewhere.
+        let few = f64::from(rate) / 4.0;
         let mut table = Table::new([
             "accepted",
             "highest backlog",
