@@ -238,7 +238,7 @@ impl Bed {
         let config = config.expect("a configuration");
         let listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a port");
         let (appender, reader, log) = wal::open(&config.wal).expect("a log");
-        let gate = Live::new(Gate::new(config.verifier, config.access));
+        let gate = Live::new(Gate::new(config.verifier, config.access, config.omit));
         let stop = CancellationToken::new();
         let intake = Intake::start(&listener, &config.http, &gate, &appender, &stop);
         Self {

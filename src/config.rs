@@ -32,6 +32,8 @@ pub struct Config {
     pub admin: admin::Config,
     /// How callbacks prove where they come from.
     pub verifier: Verifier,
+    /// Members of a callback that are not kept.
+    pub omit: Vec<String>,
     /// The log.
     pub wal: wal::Config,
     /// Kafka.

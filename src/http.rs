@@ -58,15 +58,16 @@ pub struct Config {
     pub deadline: Duration,
     /// At an order to stop, how long callbacks are still taken, and only said not to be wanted.
     pub drain: Duration,
-    /// Members of the body that are not kept.
-    pub omit: Vec<String>,
 }
 
 /// From the headers to the end of the body. Tencent gives up a call after 20 s.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of bodies that came in part and are waited for, whatever connections and their limits would
-/// allow.
+/// allow. Of each, [`BODY_BYTES_FREE`] do not count.
 const BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// A body that is not longer always has its place, however many long ones are on their way: it is as
+/// long as usual ones are, and takes no more than its connection does.
+const BODY_BYTES_FREE: usize = 16 * 1024;
 /// Connections that the kernel keeps for us.
 const BACKLOG: i32 = 4096;
 /// At a stop, the longest that open requests are waited for.
@@ -260,6 +261,8 @@ struct Caller<'a> {
     /// The other end of the connection, or whom a proxy's header names.
     peer: IpAddr,
     visit: &'a Visit,
+    /// The one that let the connection in.
+    gate: &'a Arc<Gate>,
 }
 
 /// Why a request is not answered 200.
@@ -354,6 +357,8 @@ async fn answer(
         }
     };
     let last = caller.visit.is_answered(response.status() == StatusCode::OK);
+    // What was found out when it connected may not be what the gate asks now.
+    let last = last || !shared.gate.is(caller.gate);
     if last || shared.leaving.load(Ordering::Relaxed) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
@@ -381,7 +386,7 @@ async fn receive(
     };
     caller.visit.works();
     let received_at = Timestamp::now();
-    let record = shared.gate.get().admit(&body, received_at, &config.omit)?;
+    let record = shared.gate.get().admit(&body, received_at)?;
     let type_name = type_name(record.event_type);
     let noted = recent::due(&record);
     match timeout(config.deadline, shared.line.append(record)).await {
@@ -413,10 +418,10 @@ async fn read_body(shared: &Shared, mut body: Incoming) -> Result<Bytes, Refusal
         if whole.is_empty() && body.is_end_stream() {
             return Ok(data);
         }
-        if !held.add(data.len()) {
+        whole.extend_from_slice(&data);
+        if !held.grow_to(whole.len().saturating_sub(BODY_BYTES_FREE)) {
             return Err(Refusal::Overloaded);
         }
-        whole.extend_from_slice(&data);
     }
     Ok(whole.freeze())
 }
@@ -429,10 +434,10 @@ struct Held<'a> {
 }
 
 impl Held<'_> {
-    /// Whether there was room for so many more.
-    fn add(&mut self, bytes: usize) -> bool {
-        self.bytes += bytes;
-        self.total.fetch_add(bytes, Ordering::Relaxed) + bytes <= BODIES_BYTES_MAX
+    /// Whether there was room for so many.
+    fn grow_to(&mut self, bytes: usize) -> bool {
+        let more = bytes - std::mem::replace(&mut self.bytes, bytes);
+        more == 0 || self.total.fetch_add(more, Ordering::Relaxed) + more <= BODIES_BYTES_MAX
     }
 }
 

@@ -145,6 +145,8 @@ impl Config {
         // A broker that is frozen keeps its connections. Kafka has another leader after some ten
         // seconds; librdkafka would wait for a minute.
         client.set("socket.timeout.ms", SOCKET_TIMEOUT.as_millis().to_string());
+        // It would let up to ten seconds pass before it sees that a broker is back.
+        client.set("reconnect.backoff.max.ms", "1000");
         for (name, value) in &self.client {
             client.set(name, value);
         }

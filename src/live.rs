@@ -23,6 +23,12 @@ impl<T> Live<T> {
         self.0.load()
     }
 
+    /// Whether `value` is that of now.
+    #[must_use]
+    pub fn is(&self, value: &Arc<T>) -> bool {
+        Arc::ptr_eq(&self.0.load(), value)
+    }
+
     /// Replaces it, for all.
     pub fn set(&self, value: T) {
         self.0.store(Arc::new(value));

@@ -58,7 +58,7 @@ fn gate(config: &Config) -> Gate {
     if expires.is_some_and(|expires| expires < SystemTime::now()) {
         tracing::error!("the certificate of tls.certificate has expired; callers may turn away");
     }
-    Gate::new(config.verifier.clone(), config.access.clone())
+    Gate::new(config.verifier.clone(), config.access.clone(), config.omit.clone())
 }
 
 /// What tells one state of a file from another: a rename changes its number, a write its time.
@@ -129,6 +129,7 @@ impl Source {
         // What waits for a restart is still what it was.
         self.config.verifier = config.verifier;
         self.config.access = config.access;
+        self.config.omit = config.omit;
         self.config.log = config.log;
         let taken = |setting: &Setting| {
             let limit = setting.table == "wal" && setting.key != "dir";

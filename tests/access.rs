@@ -203,6 +203,10 @@ mod from_networks {
         for start in ["PROXY TCP4 198.51.100.1 10.0.0.1 5 80\r\n", "PROXY nonsense\r\n", ""] {
             assert_eq!(ask(&bed, start, &request), None, "{start:?}");
         }
+        // Whom a proxy does not know writes that header alone.
+        let forged = post_with("X-Forwarded-For: 192.0.2.7\r\n");
+        assert_eq!(ask(&bed, "PROXY UNKNOWN\r\n", &forged), None);
+        assert_eq!(ask(&bed, b"\r\n\r\n\0\r\nQUIT\n\x21\0\0\0", &forged), None);
         // What the header names is not trusted to name others.
         let forged = post_with("X-Forwarded-For: 192.0.2.7\r\n");
         assert_eq!(ask(&bed, "PROXY TCP4 198.51.100.1 10.0.0.1 5 80\r\n", &forged), None);
@@ -218,6 +222,29 @@ mod from_networks {
         let answer = ask(&bed, "PROXY TCP4 192.0.2.7 10.0.0.1 5 80\r\n", &request);
         assert_ne!(answer.map(|answer| answer.status), Some(200));
         bed.works();
+    }
+
+    #[test]
+    fn a_connection_outlives_the_rules_that_let_it_in_by_one_answer() {
+        let here = || Access { allow: networks(&["127.0.0.1"]), ..Access::default() };
+        let bed = Bed::behind(here(), |_, _| {});
+        let mut held: Vec<Wire> = (0..2).map(|_| Wire::connect(bed.address)).collect();
+        for wire in &mut held {
+            wire.send(post("/callback", &push()));
+            let answer = wire.answer().unwrap();
+            taken(&answer);
+            assert_eq!(answer.header("connection"), None);
+        }
+        bed.set_access(here());
+        held[0].send(post("/callback", &push()));
+        let answer = held[0].answer().unwrap();
+        taken(&answer);
+        assert_eq!(answer.header("connection"), Some("close"));
+        bed.set_access(Access { allow: networks(&["192.0.2.0/24"]), ..Access::default() });
+        held[1].send(post("/callback", &push()));
+        let answer = held[1].answer().unwrap();
+        refused(&answer, 403, "access.allow");
+        assert_eq!(answer.header("connection"), Some("close"));
     }
 
     #[test]

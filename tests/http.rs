@@ -680,7 +680,13 @@ mod others {
         };
         refused(&answer, 503, "at once");
         assert_eq!(answer.header("retry-after"), Some("10"));
-        bed.works();
+        // A usual one is taken, in whatever parts it comes.
+        let usual = post("/callback", &push());
+        let mut wire = Wire::connect(bed.address);
+        wire.send(&usual[..usual.len() - 5]);
+        thread::sleep(Duration::from_millis(50));
+        wire.send(&usual[usual.len() - 5..]);
+        taken(&wire.answer().unwrap());
         holders.truncate(100);
         let started = Instant::now();
         while bed.send(&large).status != 200 {

@@ -137,6 +137,25 @@ fn keys_are_rotated_without_a_restart_and_their_use_shows_when_the_old_one_can_g
 }
 
 #[test]
+fn members_are_left_out_from_the_next_callback_on() {
+    let bed = Bed::new("old aaaa\n");
+    assert_eq!(bed.send("aaaa"), 200);
+    bed.configure("omit = [\"stream_id\"]\n");
+    bed.order();
+    bed.comes_to(APPLIED, 1.0);
+    assert_eq!(bed.send("aaaa"), 200);
+    let mut bodies = Vec::new();
+    livebridge::wal::visit(&bed.path("log"), |entry| {
+        bodies.push(String::from_utf8(entry.record.body.to_vec()).unwrap());
+        Ok::<_, livebridge::wal::OpenError>(())
+    })
+    .unwrap();
+    let kept: Vec<bool> = bodies.iter().map(|body| body.contains("stream_id")).collect();
+    assert_eq!(kept, [true, false]);
+    assert!(!bed.process.stderr.text().contains("next start"), "nothing waits for a restart");
+}
+
+#[test]
 fn a_changed_file_is_taken_without_being_told() {
     let bed = Bed::new("old aaaa\n");
     // As Kubernetes and careful people do it: another file under the same name.

@@ -313,8 +313,8 @@ impl Raw {
                 max_connections_per_address: self.http.max_connections_per_address,
                 deadline: self.http.deadline.0,
                 drain: self.http.drain.0,
-                omit: self.callback.omit.clone(),
             },
+            omit: self.callback.omit.clone(),
             access: self.access.check(&self.tls)?,
             admin: admin::Config {
                 listen: self.admin.listen,

@@ -14,8 +14,9 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use super::guests::{Guest, Visit};
-use super::{Caller, Shared, answer, proxied};
+use super::guests::Guest;
+use super::proxied::Source;
+use super::{Access, Caller, Shared, answer, proxied};
 use crate::metrics::{self, Ended};
 
 /// From a connection's opening to the end of a PROXY header and of TLS's handshake.
@@ -36,14 +37,20 @@ pub(super) async fn serve(stream: TcpStream, peer: IpAddr, shared: Arc<Shared>, 
     // Answers are single small packets.
     let _ = stream.set_nodelay(true);
     let visit = Arc::clone(&guest.visit);
+    let gate = Arc::clone(&shared.gate.get());
     let greeted = tokio::select! {
-        greeted = timeout(GREETING_TIMEOUT, greet(stream, peer, &shared, &mut guest)) => greeted,
+        greeted = timeout(GREETING_TIMEOUT, greet(stream, peer, gate.access(), &mut guest)) => greeted,
         reason = visit.has_to_leave() => Ok(Err(reason)),
         () = lingered(shared.stop.clone()) => return metrics::connection_closed(),
     };
     match greeted {
-        Ok(Ok((Stream::Plain(stream), peer))) => talk(stream, peer, &shared, &visit).await,
-        Ok(Ok((Stream::Tls(stream), peer))) => talk(*stream, peer, &shared, &visit).await,
+        Ok(Ok((stream, peer))) => {
+            let caller = Caller { peer, visit: &visit, gate: &gate };
+            match stream {
+                Stream::Plain(stream) => talk(stream, &shared, caller).await,
+                Stream::Tls(stream) => talk(*stream, &shared, caller).await,
+            }
+        }
         Ok(Err(reason)) => metrics::ended(reason),
         Err(_) => metrics::ended(Ended::GreetingLate),
     }
@@ -59,20 +66,23 @@ enum Stream {
 async fn greet(
     mut stream: TcpStream,
     mut peer: IpAddr,
-    shared: &Shared,
+    access: &Access,
     guest: &mut Guest,
 ) -> Result<(Stream, IpAddr), Ended> {
-    let gate = Arc::clone(&shared.gate.get());
-    let access = gate.access();
     let mut trusted = access.is_trusted(peer);
     if trusted && access.proxy_protocol {
         let source = proxied::read(&mut stream).await.map_err(|error| {
             tracing::debug!(%error, %peer, "a proxy does not say whom it speaks for");
             Ended::ProxyHeader
         })?;
-        if let Some(source) = source {
-            peer = source.to_canonical();
-            trusted = access.is_trusted(peer);
+        match source {
+            Source::Address(source) => {
+                peer = source.to_canonical();
+                trusted = access.is_trusted(peer);
+            }
+            Source::Itself => {}
+            // It is not the proxy that speaks then, so nothing it sends is a proxy's word.
+            Source::Unknown => return Err(Ended::ProxyHeader),
         }
     }
     // Whom a trusted proxy speaks for is told by each request, and it may have many connections.
@@ -92,13 +102,7 @@ async fn greet(
     Ok((Stream::Tls(Box::new(stream)), peer))
 }
 
-async fn talk(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
-    peer: IpAddr,
-    shared: &Shared,
-    visit: &Visit,
-) {
-    let caller = Caller { peer, visit };
+async fn talk(stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared, caller: Caller<'_>) {
     let service = service_fn(|request| answer(shared, caller, request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -113,7 +117,7 @@ async fn talk(
         // Mostly it is the connection that has something to do.
         biased;
         ended = &mut connection => ended,
-        reason = visit.has_to_leave() => return metrics::ended(reason),
+        reason = caller.visit.has_to_leave() => return metrics::ended(reason),
         () = lingered(shared.stop.clone()) => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -123,7 +127,7 @@ async fn talk(
         if let Some(reason) = reason(&error) {
             metrics::ended(reason);
         }
-        tracing::debug!(%error, %peer, "a connection ended early");
+        tracing::debug!(%error, peer = %caller.peer, "a connection ended early");
     }
 }
 

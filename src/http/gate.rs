@@ -15,16 +15,18 @@ use crate::record::{Record, Timestamp};
 pub struct Gate {
     verifier: Verifier,
     access: Access,
+    /// Members of the body that are not kept.
+    omit: Vec<String>,
     /// One for each key.
     uses: Vec<KeyUse>,
 }
 
 impl Gate {
-    /// Admits what both do.
+    /// Admits what both do, less the members `omit`.
     #[must_use]
-    pub fn new(verifier: Verifier, access: Access) -> Self {
+    pub fn new(verifier: Verifier, access: Access, omit: Vec<String>) -> Self {
         let uses = verifier.keys.iter().map(|key| KeyUse::of(key.name())).collect();
-        Self { verifier, access, uses }
+        Self { verifier, access, omit, uses }
     }
 
     pub(super) fn access(&self) -> &Access {
@@ -33,10 +35,8 @@ impl Gate {
 
     /// Whether a request with these headers, over a connection from `peer`, is worth reading on.
     pub(super) fn expects(&self, peer: IpAddr, headers: &HeaderMap) -> Result<(), Refusal> {
-        // Others were sent away when they connected.
-        if self.access.is_trusted(peer)
-            && !self.access.is_allowed(self.access.caller(peer, headers))
-        {
+        // Also of those who were let in when they connected: that may have been another gate.
+        if !self.access.is_allowed(self.access.caller(peer, headers)) {
             return Err(Refusal::Address);
         }
         if self.access.knows_secret(headers) { Ok(()) } else { Err(Refusal::Secret) }
@@ -47,12 +47,11 @@ impl Gate {
         &self,
         body: &Bytes,
         received_at: Timestamp,
-        omit: &[String],
     ) -> Result<Record, CallbackError> {
         let callback = Unverified::parse(body)?.verify(&self.verifier, received_at)?;
         if let Some(used) = callback.key().and_then(|key| self.uses.get(key)) {
             used.count(received_at);
         }
-        callback.into_record(received_at, omit)
+        callback.into_record(received_at, &self.omit)
     }
 }

@@ -14,9 +14,19 @@ const V1_MAX: usize = 107;
 /// The longest part of version 2 behind its length: addresses and what a cloud's balancers add.
 const V2_MAX: u16 = 1024;
 
-/// Reads the header and not a byte more. `None` when the proxy speaks for itself, as its health
-/// checks do.
-pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<IpAddr>> {
+/// Whom a proxy speaks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// For whoever called from there.
+    Address(IpAddr),
+    /// For itself, as its health checks do.
+    Itself,
+    /// For somebody of whom it does not know where they are.
+    Unknown,
+}
+
+/// Reads the header and not a byte more.
+pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Source> {
     let mut start = [0; START];
     stream.read_exact(&mut start).await?;
     if start == *V2 {
@@ -40,11 +50,11 @@ fn wrong(problem: &'static str) -> io::Error {
 }
 
 /// `PROXY TCP4 <source> <destination> <source port> <destination port>`, or `PROXY UNKNOWN …`.
-fn version_1(line: &[u8]) -> io::Result<Option<IpAddr>> {
+fn version_1(line: &[u8]) -> io::Result<Source> {
     let line = str::from_utf8(line).unwrap_or_default();
     let words: Vec<&str> = line.trim_end_matches("\r\n").split(' ').skip(1).collect();
     if words.first() == Some(&"UNKNOWN") {
-        return Ok(None);
+        return Ok(Source::Unknown);
     }
     let source = || {
         let [family, source, destination, from, to] = words[..] else { return None };
@@ -59,10 +69,10 @@ fn version_1(line: &[u8]) -> io::Result<Option<IpAddr>> {
         };
         matches.then_some(source)
     };
-    source().map(Some).ok_or_else(|| wrong("the PROXY header makes no sense"))
+    source().map(Source::Address).ok_or_else(|| wrong("the PROXY header makes no sense"))
 }
 
-async fn version_2(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<IpAddr>> {
+async fn version_2(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Source> {
     const LOCAL: u8 = 0x20;
     const PROXY: u8 = 0x21;
     let command = stream.read_u8().await?;
@@ -74,18 +84,18 @@ async fn version_2(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<I
     let mut rest = vec![0; usize::from(length)];
     stream.read_exact(&mut rest).await?;
     // The high half of a family is 1 for IPv4 and 2 for IPv6; sources stand first.
-    match (command, family >> 4) {
-        (LOCAL, _) | (PROXY, 0 | 3) => Ok(None),
+    let source: Option<IpAddr> = match (command, family >> 4) {
+        (LOCAL, _) => return Ok(Source::Itself),
+        (PROXY, 0 | 3) => return Ok(Source::Unknown),
         (PROXY, 1) if rest.len() >= 12 => {
-            let source = rest.first_chunk::<4>().map(|bytes| Ipv4Addr::from(*bytes).into());
-            Ok(source)
+            rest.first_chunk::<4>().map(|bytes| Ipv4Addr::from(*bytes).into())
         }
         (PROXY, 2) if rest.len() >= 36 => {
-            let source = rest.first_chunk::<16>().map(|bytes| Ipv6Addr::from(*bytes).into());
-            Ok(source)
+            rest.first_chunk::<16>().map(|bytes| Ipv6Addr::from(*bytes).into())
         }
-        _ => Err(wrong("the PROXY header makes no sense")),
-    }
+        _ => None,
+    };
+    source.map(Source::Address).ok_or_else(|| wrong("the PROXY header makes no sense"))
 }
 
 #[cfg(test)]
@@ -93,7 +103,7 @@ mod tests {
     use super::*;
 
     /// What `bytes` say, and how many of them were not read.
-    fn said(bytes: &[u8]) -> (io::Result<Option<IpAddr>>, usize) {
+    fn said(bytes: &[u8]) -> (io::Result<Source>, usize) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let mut rest = bytes;
         let said = runtime.block_on(read(&mut rest));
@@ -113,19 +123,19 @@ mod tests {
         let v4: [u8; 12] = [203, 0, 113, 7, 10, 0, 0, 1, 1, 2, 0, 80];
         let mut v6 = [0; 40];
         v6[..2].copy_from_slice(&[0x20, 0x01]);
+        let address = |text: &str| Source::Address(text.parse().unwrap());
         for (header, source) in [
-            (b"PROXY TCP4 203.0.113.7 10.0.0.1 56324 443\r\n".to_vec(), Some("203.0.113.7")),
-            (b"PROXY TCP6 2001:db8::7 ::1 1 65535\r\n".to_vec(), Some("2001:db8::7")),
-            (b"PROXY UNKNOWN\r\n".to_vec(), None),
-            (b"PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n".to_vec(), None),
-            (version_2(0x21, 0x11, &v4), Some("203.0.113.7")),
-            (version_2(0x21, 0x21, &v6), Some("2001::")),
-            (version_2(0x20, 0x00, &[]), None),
-            (version_2(0x20, 0x11, &v4), None),
-            (version_2(0x21, 0x00, &[1; 7]), None),
+            (b"PROXY TCP4 203.0.113.7 10.0.0.1 56324 443\r\n".to_vec(), address("203.0.113.7")),
+            (b"PROXY TCP6 2001:db8::7 ::1 1 65535\r\n".to_vec(), address("2001:db8::7")),
+            (b"PROXY UNKNOWN\r\n".to_vec(), Source::Unknown),
+            (b"PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n".to_vec(), Source::Unknown),
+            (version_2(0x21, 0x11, &v4), address("203.0.113.7")),
+            (version_2(0x21, 0x21, &v6), address("2001::")),
+            (version_2(0x20, 0x00, &[]), Source::Itself),
+            (version_2(0x20, 0x11, &v4), Source::Itself),
+            (version_2(0x21, 0x00, &[1; 7]), Source::Unknown),
         ] {
             let (said, left) = said(&[&header[..], b"POST "].concat());
-            let source: Option<IpAddr> = source.map(|source| source.parse().unwrap());
             assert_eq!((said.unwrap(), left), (source, 5), "{}", header.escape_ascii());
         }
     }

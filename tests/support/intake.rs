@@ -29,6 +29,16 @@ pub(crate) struct Bed {
     pub(crate) log: Option<wal::Log>,
     pub(crate) reader: Option<wal::Reader>,
     pub(crate) dir: TempDir,
+    gate: Live<Gate>,
+}
+
+fn gate(access: Access) -> Gate {
+    let verifier = Verifier {
+        keys: vec![CallbackKey::new(KEY).unwrap()],
+        leeway: Duration::from_mins(20),
+        unsigned: Unsigned::Types(vec![EventType(1)]),
+    };
+    Gate::new(verifier, access, Vec::new())
 }
 
 impl Bed {
@@ -56,22 +66,29 @@ impl Bed {
             max_connections_per_address: usize::MAX,
             deadline: Duration::from_secs(5),
             drain: Duration::ZERO,
-            omit: Vec::new(),
         };
         let mut log_config =
             wal::Config { dir: dir.path().to_owned(), max_bytes: u64::MAX, min_free_bytes: 0 };
         change(&mut config, &mut log_config);
-        let verifier = Verifier {
-            keys: vec![CallbackKey::new(KEY).unwrap()],
-            leeway: Duration::from_mins(20),
-            unsigned: Unsigned::Types(vec![EventType(1)]),
-        };
-        let gate = Live::new(Gate::new(verifier, access));
+        let gate = Live::new(gate(access));
         let (appender, reader, log) = wal::open(&log_config).unwrap();
         let stop = CancellationToken::new();
         let intake = Intake::start(&listener, &config, &gate, &appender, &stop).unwrap();
         drop(appender);
-        Self { address, stop, intake: Some(intake), log: Some(log), reader: Some(reader), dir }
+        Self {
+            address,
+            stop,
+            intake: Some(intake),
+            log: Some(log),
+            reader: Some(reader),
+            dir,
+            gate,
+        }
+    }
+
+    /// As a reload does.
+    pub(crate) fn set_access(&self, access: Access) {
+        self.gate.set(gate(access));
     }
 
     /// Bodies in the log, in order.
