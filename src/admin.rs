@@ -1,6 +1,7 @@
 //! The second listener, for operators and their tools: a status page, `/metrics`, `/healthz`,
 //! `/readyz`.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +17,7 @@ use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -41,7 +42,7 @@ pub struct Config {
     pub token: Option<Secret>,
 }
 
-/// Connections at once: a few scrapers and a few people.
+/// Connections at once: a few scrapers and a few people. For one more, the oldest is closed.
 const CONNECTIONS_MAX: usize = 64;
 /// Idle connections, and headers that do not come, are given up after this time.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -81,7 +82,8 @@ pub async fn run(
     settings: Live<Value>,
     stop: CancellationToken,
 ) {
-    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    // The oldest first.
+    let mut connections: VecDeque<JoinHandle<()>> = VecDeque::new();
     let shared = Arc::new(Shared {
         token,
         exporter,
@@ -103,16 +105,16 @@ pub async fn run(
             _ = upkeep.tick() => shared.exporter.upkeep(),
             _ = sampling.tick() => shared.history().sample(&shared.exporter),
             accepted = listener.accept() => {
-                // Over the limit the connection is closed at once.
-                if let (Ok((stream, _)), Ok(permit)) =
-                    (accepted, Arc::clone(&connections).try_acquire_owned())
+                let Ok((stream, _)) = accepted else { continue };
+                connections.retain(|connection| !connection.is_finished());
+                // Whoever asks now is answered: clients that do not read cannot keep others out.
+                if connections.len() >= CONNECTIONS_MAX
+                    && let Some(oldest) = connections.pop_front()
                 {
-                    let shared = Arc::clone(&shared);
-                    tokio::spawn(async move {
-                        serve(stream, &shared).await;
-                        drop(permit);
-                    });
+                    oldest.abort();
                 }
+                let shared = Arc::clone(&shared);
+                connections.push_back(tokio::spawn(async move { serve(stream, &shared).await }));
             }
         }
     }

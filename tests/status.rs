@@ -6,7 +6,10 @@ mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write;
+use std::net::TcpStream;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use livebridge::kafka::embedded::Embedded;
 use livebridge::publisher::Topics;
@@ -90,6 +93,22 @@ fn samples_are_sent_once_to_those_who_say_what_they_have() {
     }
     let new = then["history"].as_array().expect("a list");
     assert!(new.iter().all(|sample| sample["at"].as_i64() > Some(first)), "{new:?}");
+}
+
+#[test]
+fn clients_that_do_not_read_keep_nobody_from_the_health_checks() {
+    let bridge = bridge("status-full", NOWHERE);
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        let mut client = TcpStream::connect(bridge.admin_address()).expect("a connection");
+        // The answers to so many fill every buffer; whoever was closed cannot write any more.
+        client.set_nonblocking(true).expect("an option");
+        let _ = client.write(&b"GET /metrics HTTP/1.1\r\nHost: l\r\n\r\n".repeat(1000));
+        silent.push(client);
+    }
+    let asked = Instant::now();
+    assert_eq!(bridge.get("/healthz"), "alive\n");
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
 }
 
 #[test]
