@@ -123,6 +123,12 @@ impl CallbackKey {
         self.secret == other.secret
     }
 
+    /// Whether it is the example of the documentation, which everybody knows.
+    #[must_use]
+    pub fn is_example(&self) -> bool {
+        self.secret == "change-me"
+    }
+
     /// `MD5(key + t)`, the signature of protocol.md section 2.
     #[must_use]
     pub fn sign(&self, t: &str) -> [u8; 16] {

@@ -58,6 +58,13 @@ fn gate(config: &Config) -> Gate {
     if expires.is_some_and(|expires| expires < SystemTime::now()) {
         tracing::error!("the certificate of tls.certificate has expired; callers may turn away");
     }
+    for key in config.verifier.keys.iter().filter(|key| key.is_example()) {
+        tracing::warn!(
+            key = key.name(),
+            "the callback key is change-me, which everybody knows: anybody who reaches the port \
+             can write to Kafka; put in the CallbackKey of the callback template"
+        );
+    }
     Gate::new(config.verifier.clone(), config.access.clone(), config.omit.clone())
 }
 

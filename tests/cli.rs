@@ -395,6 +395,17 @@ mod check {
     }
 
     #[test]
+    fn says_that_everybody_knows_the_key_of_the_documentation() {
+        let home = Home::new(NOWHERE, "");
+        let mut command = home.command("check");
+        let checked =
+            run(command.arg("--offline").env("LIVEBRIDGE_CALLBACK_KEYS", "a-real-key,change-me"));
+        assert_eq!(checked.code, Some(1), "{checked:?}");
+        let line = checked.stdout.lines().find(|line| line.starts_with("BAD")).unwrap();
+        assert!(line.contains("keys") && line.contains("key-2 is change-me"), "{line}");
+    }
+
+    #[test]
     fn says_what_to_do_about_a_directory_that_cannot_be_written() {
         let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
         let home = Home::new(&kafka.brokers(), "");

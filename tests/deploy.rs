@@ -24,9 +24,18 @@ fn words<'a>(text: &'a str, prefix: &str) -> BTreeSet<&'a str> {
 }
 
 #[test]
-fn the_sample_configuration_is_the_defaults_and_its_two_examples() {
-    let examples = "[callback]\nkeys = [\"change-me\"]\n[kafka]\ninstance = \"livebridge-1\"\n";
-    assert_eq!(config(SAMPLE, &[]), config(examples, &[]));
+fn the_sample_configuration_is_the_defaults_and_the_name_of_an_instance() {
+    let key = ("LIVEBRIDGE_CALLBACK_KEYS".to_owned(), "a-real-key".to_owned());
+    let examples = "[kafka]\ninstance = \"livebridge-1\"\n";
+    let environment = [key];
+    assert_eq!(config(SAMPLE, &environment), config(examples, &environment));
+}
+
+#[test]
+fn the_sample_configuration_starts_nothing_without_a_real_key() {
+    let table = SAMPLE.parse().expect("TOML");
+    let error = Config::from_parts(table, std::iter::empty()).expect_err("no key is in it");
+    assert!(error.to_string().starts_with("callback.keys: is empty"), "{error}");
 }
 
 #[test]

@@ -165,6 +165,16 @@ fn clock(findings: &mut Findings) {
 
 fn keys(config: &Config, findings: &mut Findings) {
     let verifier = &config.verifier;
+    for key in verifier.keys.iter().filter(|key| key.is_example()) {
+        findings.bad(
+            "keys",
+            format_args!(
+                "{} is change-me, which everybody knows; put in the CallbackKey of the callback \
+                 template",
+                key.name()
+            ),
+        );
+    }
     match (&verifier.unsigned, verifier.keys.len()) {
         (Unsigned::All, _) => findings.note(
             "keys",
