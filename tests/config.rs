@@ -508,6 +508,34 @@ mod a_secret {
     }
 
     #[test]
+    fn is_not_repeated_when_it_stands_in_place_of_a_table() {
+        for section in
+            ["http", "tls", "access", "admin", "callback", "wal", "kafka", "dedup", "log"]
+        {
+            for value in ["\"s3cret\"", "[\"s3cret\"]"] {
+                let message = refusal(&format!("{section} = {value}"), &[]);
+                assert!(message.contains(&format!("[{section}] must be a table")), "{message}");
+                assert!(!message.contains("s3cret"), "{message}");
+            }
+        }
+    }
+
+    #[test]
+    fn part_of_the_path_is_not_shown() {
+        for (path, shown) in [
+            ("/callback/s3cret", "/callback/(hidden)"),
+            ("/a/b/s3cret/", "/a/(hidden)"),
+            ("/callback/", "/callback/"),
+            ("/callback", "/callback"),
+        ] {
+            let config = file(&format!("{LEAST}[http]\npath = \"{path}\""));
+            let settings = config.settings.to_json();
+            assert_eq!(settings["http.path"]["value"], shown);
+            assert!(!settings.to_string().contains("s3cret"));
+        }
+    }
+
+    #[test]
     fn is_not_repeated_when_the_file_is_not_toml() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("livebridge.toml");
@@ -580,6 +608,30 @@ mod access {
     }
 
     #[test]
+    fn a_key_that_lost_the_ends_of_its_lines_is_in_no_message() {
+        certificate();
+        let dir = tempfile::tempdir().unwrap();
+        let damaged = dir.path().join("damaged.key");
+        let key = fs::read_to_string(format!("{TLS}/a.key")).unwrap();
+        let bytes = key.lines().nth(1).unwrap();
+        for text in [key.replace('\n', " "), key.replace('\n', ""), key.replacen('\n', "", 1)] {
+            fs::write(&damaged, text).unwrap();
+            let path = damaged.display();
+            let error = load(
+                &format!("{LEAST}[tls]\ncertificate = \"{TLS}/a.pem\"\nprivate_key = \"{path}\""),
+                &[],
+            )
+            .expect_err("a refusal");
+            let said = format!("{error} {error:?}");
+            assert!(error.to_string().contains("are the ends of its lines lost?"), "{said}");
+            assert!(!said.contains(&bytes[..16]), "{said}");
+            // As numbers, too.
+            let numbers = format!("{:?}", &bytes.as_bytes()[..8]);
+            assert!(!said.contains(numbers.trim_matches(['[', ']'])), "{said}");
+        }
+    }
+
+    #[test]
     fn certificate_and_key_must_be_there_and_belong_together() {
         certificate();
         let not_pem = "Cargo.toml".to_owned();
@@ -599,6 +651,15 @@ mod access {
             let message = refusal(&text, &[]);
             assert!(message.contains(says), "{message}");
         }
+    }
+}
+
+#[test]
+fn an_empty_variable_does_not_open_the_intake() {
+    for empty in ["", " ", ","] {
+        let message = refusal(LEAST, &[("LIVEBRIDGE_ACCESS_ALLOW", empty)]);
+        assert!(message.contains("LIVEBRIDGE_ACCESS_ALLOW: is empty"), "{message}");
+        assert!(message.contains("leave the variable out"), "{message}");
     }
 }
 

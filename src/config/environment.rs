@@ -39,7 +39,13 @@ pub(super) fn put(
     let known = KEYS.iter().find(|(s, k, _)| *s == section && *k == key);
     let map = |map: &str| key.strip_prefix(map).filter(|_| section == "kafka");
     let (path, value) = if let Some((_, _, kind)) = known {
-        (vec![section.to_owned(), key.to_owned()], kind.read(text).map_err(bad)?)
+        let value = kind.read(text).map_err(bad)?;
+        // A variable whose value got lost must not open the intake.
+        if (section, key) == ("access", "allow") && value.as_array().is_some_and(Vec::is_empty) {
+            let problem = "is empty; to take callbacks from everywhere, leave the variable out";
+            return Err(bad(problem.to_owned()));
+        }
+        (vec![section.to_owned(), key.to_owned()], value)
     } else if let Some(setting) = map("client_") {
         let path = vec![section.to_owned(), "client".to_owned(), setting.replace('_', ".")];
         (path, Value::String(text))

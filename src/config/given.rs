@@ -165,6 +165,14 @@ impl Given {
     /// # Errors
     /// [`ConfigError`], when a value is of the wrong kind or makes no sense.
     pub fn check(self) -> Result<Config, ConfigError> {
+        // The parser would repeat what stands there, which may be a secret.
+        if let Some((section, _)) = self.table.iter().find(|(_, value)| !value.is_table()) {
+            let source = self.sources.get(&vec![section.clone()]);
+            return Err(ConfigError::Key {
+                place: source.map_or_else(String::new, |source| format!("{source}: ")),
+                problem: format!("[{section}] must be a table, with its keys below it"),
+            });
+        }
         let settings = Settings(self.settings());
         let raw: file::Raw =
             self.table.try_into().map_err(|cause| ConfigError::Shape(Box::new(cause)))?;
@@ -231,10 +239,20 @@ fn is_secret(table: &str, key: &str) -> bool {
 fn hide(table: &str, key: &str, value: Value) -> Value {
     let hidden = || Value::String(HIDDEN.to_owned());
     match value {
+        // What follows the first part may be one that nobody can guess.
+        Value::String(path) if (table, key) == ("http", "path") => Value::String(shorten(path)),
         value if !is_secret(table, key) => value,
         // How many there are tells whether a rotation has arrived.
         Value::Array(values) => Value::Array(values.iter().map(|_| hidden()).collect()),
         _ => hidden(),
+    }
+}
+
+/// The first part of a path; what follows it is hidden.
+fn shorten(path: String) -> String {
+    match path.match_indices('/').find(|(at, _)| *at > 0) {
+        Some((at, _)) if at + 1 < path.len() => format!("{}/{HIDDEN}", &path[..at]),
+        _ => path,
     }
 }
 

@@ -36,7 +36,7 @@ pub enum TlsError {
         path: PathBuf,
         /// Why it is not.
         #[source]
-        cause: pem::Error,
+        cause: PemError,
     },
     /// The certificate makes no sense.
     #[error("{path} has a certificate that makes no sense: {cause}", path = path.display())]
@@ -61,6 +61,36 @@ pub enum TlsError {
     },
 }
 
+/// What is wrong with a file in PEM form. The parser's own errors have lines of the file in them,
+/// which in a key without line ends is the whole key: none of them is kept.
+#[derive(Debug, thiserror::Error)]
+pub enum PemError {
+    /// It cannot be read.
+    #[error(transparent)]
+    Io(io::Error),
+    /// It has not the form.
+    #[error("{0}")]
+    Form(&'static str),
+}
+
+impl From<pem::Error> for PemError {
+    fn from(error: pem::Error) -> Self {
+        Self::Form(match error {
+            pem::Error::Io(cause) => return Self::Io(cause),
+            pem::Error::MissingSectionEnd { .. } => {
+                "a section has no line -----END …-----; are the ends of its lines lost?"
+            }
+            pem::Error::IllegalSectionStart { .. } => {
+                "a line -----BEGIN …----- has more on it; are the ends of its lines lost?"
+            }
+            pem::Error::Base64Decode(_) => "a section is not base64",
+            pem::Error::NoItemsFound => "there is none in it",
+            pem::Error::SectionTooLarge => "a section is too large",
+            _ => "it cannot be understood",
+        })
+    }
+}
+
 impl Tls {
     /// Reads the chain of certificates, the server's own first, and its key.
     ///
@@ -69,7 +99,7 @@ impl Tls {
     pub fn load(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
         let file = |wanted, path: &Path| {
             let path = path.to_owned();
-            move |cause| TlsError::File { wanted, path, cause }
+            move |cause: pem::Error| TlsError::File { wanted, path, cause: cause.into() }
         };
         let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(certificate)
             .and_then(Iterator::collect)
