@@ -8,11 +8,14 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use livebridge::callback::CallbackKey;
+use livebridge::kafka::{Config, Delivery, KafkaError, follow};
 use livebridge::record::{EventType, Timestamp};
 use livebridge::sample::Samples;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use support::bridge::{Bridge, KEY};
 use support::consumer::{self, Isolation, Message};
 use support::kafka::{self, Kafka};
@@ -197,4 +200,52 @@ fn another_topic_is_only_one_that_there_is_and_never_the_ledger() {
     let (code, _, complaint) = replay(&bridge, &["--export", file]);
     assert_eq!(code, Some(64));
     assert!(complaint.contains("export.jsonl:1: not a line that"), "{complaint}");
+}
+
+#[test]
+fn a_partition_to_which_others_write_does_not_end_the_reading_of_another() {
+    const QUIET: usize = 30_000;
+    let Some(kafka) = Kafka::shared_or_skip("live traffic") else { return };
+    let topic = support::unique("live");
+    kafka::create_topic(kafka.bootstrap(), &topic, 2, 1);
+    let producer: BaseProducer =
+        kafka::client(kafka.bootstrap()).set("linger.ms", "1").create().unwrap();
+    let put = |partition: i32, value: &[u8]| {
+        let record = BaseRecord::<[u8], [u8]>::to(&topic).partition(partition).payload(value);
+        producer.send(record).map_err(|(error, _)| error).unwrap();
+    };
+    for number in 0..QUIET {
+        put(0, &[0; 1000]);
+        if number % 1000 == 0 {
+            producer.flush(DRAIN).unwrap();
+        }
+    }
+    producer.flush(DRAIN).unwrap();
+    let config = Config {
+        brokers: kafka.bootstrap().to_owned(),
+        instance: topic.clone(),
+        delivery: Delivery::ExactlyOnce,
+        create_topics: false,
+        partitions: 2,
+        replication: 1,
+        client: std::iter::once(("fetch.message.max.bytes".into(), "100000".into())).collect(),
+    };
+    let done = AtomicBool::new(false);
+    let mut seen = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                put(1, b"live");
+                producer.poll(Duration::from_millis(2));
+            }
+        });
+        let beginning = Timestamp::from_millis(0);
+        let read = follow::read_to_end(&config, &topic, beginning, |landed| {
+            seen += usize::from(landed.partition == 0);
+            Ok::<_, KafkaError>(())
+        });
+        done.store(true, Ordering::Relaxed);
+        read.unwrap();
+    });
+    assert_eq!(seen, QUIET);
 }

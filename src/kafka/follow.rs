@@ -1,5 +1,6 @@
 //! Reads topics of events: on and on for `livebridge dev`, up to their end for `livebridge replay`.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -110,34 +111,46 @@ pub fn read_to_end<E: From<KafkaError>>(
         .set("group.id", "livebridge-replay")
         .set("enable.auto.commit", "false")
         .set("enable.partition.eof", "true")
+        // Retention may remove what was found: then from what is left, not from the end.
+        .set("auto.offset.reset", "earliest")
         .set("isolation.level", "read_committed")
         // That there is no more is not news for which to wait longer.
         .set("fetch.wait.max.ms", "50")
         .create_with_context(Context)?;
     let metadata = consumer.fetch_metadata(Some(topic), METADATA_TIMEOUT)?;
     let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
-    let mut wanted = TopicPartitionList::new();
-    for partition in partitions {
-        let since = Offset::Offset(since.as_millis().max(0));
-        wanted.add_partition_offset(topic, partition.id(), since)?;
+    // By number: while others write, a partition's end is met more than once.
+    let mut open: HashSet<i32> = partitions.map(MetadataPartition::id).collect();
+    if open.is_empty() {
+        // A topic that is not there yet has nothing in it.
+        return Ok(());
     }
-    let mut open = wanted.count();
+    let mut wanted = TopicPartitionList::new();
+    for partition in &open {
+        let since = Offset::Offset(since.as_millis().max(0));
+        wanted.add_partition_offset(topic, *partition, since)?;
+    }
     let found = consumer.offsets_for_times(wanted, METADATA_TIMEOUT)?;
     consumer.assign(&found)?;
     let mut last = Instant::now();
-    while open > 0 {
-        match consumer.poll(Duration::from_millis(100)) {
-            Some(Ok(message)) => visit(landed(&message))?,
-            Some(Err(KafkaError::PartitionEOF(_))) => open -= 1,
+    while !open.is_empty() {
+        let moved = match consumer.poll(Duration::from_millis(100)) {
+            Some(Ok(message)) => {
+                visit(landed(&message))?;
+                open.contains(&message.partition())
+            }
+            Some(Err(KafkaError::PartitionEOF(partition))) => open.remove(&partition),
             // Brokers that come and go are librdkafka's to deal with, as long as something comes.
             Some(Err(cause)) if last.elapsed() > STALLED => return Err(cause.into()),
             None if last.elapsed() > STALLED => {
                 let cause = RDKafkaErrorCode::OperationTimedOut;
                 return Err(KafkaError::MessageConsumption(cause).into());
             }
-            Some(Err(_)) | None => continue,
+            Some(Err(_)) | None => false,
+        };
+        if moved {
+            last = Instant::now();
         }
-        last = Instant::now();
     }
     Ok(())
 }
