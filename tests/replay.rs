@@ -249,3 +249,45 @@ fn a_partition_to_which_others_write_does_not_end_the_reading_of_another() {
     });
     assert_eq!(seen, QUIET);
 }
+
+#[test]
+fn what_an_open_transaction_hides_is_not_sent_again() {
+    let Some(kafka) = Kafka::shared_or_skip("open transaction") else { return };
+    let prefix = support::unique("hidden");
+    let push = format!("{prefix}.push");
+    let bridge = Bridge::new(&prefix, kafka.bootstrap(), &prefix);
+    bridge.start();
+    assert_eq!(post(&bridge, &body(1, 10)), 200);
+    bridge.drain(DRAIN);
+    // A host begins and is not heard of again; one partition is its, and the bridge's next event
+    // lands behind it in whichever it is.
+    let dead: BaseProducer = kafka::client(kafka.bootstrap())
+        .set("transactional.id", format!("{prefix}.dead"))
+        .create()
+        .unwrap();
+    dead.init_transactions(DRAIN).unwrap();
+    dead.begin_transaction().unwrap();
+    let metadata = dead.client().fetch_metadata(Some(&push), DRAIN).unwrap();
+    for partition in metadata.topics()[0].partitions() {
+        let record = BaseRecord::<[u8], [u8]>::to(&push).partition(partition.id()).payload(b"{}");
+        dead.send(record).map_err(|(error, _)| error).unwrap();
+    }
+    dead.flush(DRAIN).unwrap();
+    assert_eq!(post(&bridge, &body(1, 20)), 200);
+    bridge.drain(DRAIN);
+
+    let mut export = Command::new(env!("CARGO_BIN_EXE_livebridge"));
+    let output = export.args(["wal", "export", "--dir"]).arg(bridge.wal()).output().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("export.jsonl");
+    fs::write(&file, output.stdout).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_secs(3));
+            dead.abort_transaction(DRAIN).unwrap();
+        });
+        let (code, said, complaint) = replay(&bridge, &["--export", file.to_str().unwrap()]);
+        assert_eq!(code, Some(0), "{said}{complaint}");
+        assert!(said.contains(&format!("  {push:<26} 0 to send, ")), "{said}");
+    });
+}

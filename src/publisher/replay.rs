@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Topics;
 use super::batch::{self, DEAD_REASON, DEAD_TOPIC};
-use crate::kafka::follow::{Landed, read_to_end};
+use crate::kafka::follow::{Landed, read_to_end, wait_until_decided};
 use crate::kafka::{self, Failure, KafkaError, Message, Producer, SET_BYTES, SetupError};
 use crate::ledger::Commit;
 use crate::record::{EventId, EventType, Lsn, Record, Timestamp};
@@ -193,11 +193,14 @@ impl Plan {
         })
     }
 
-    /// Leaves out what is in its topic already.
+    /// Leaves out what is in its topic already, or is about to be: the open transaction of a host
+    /// that died hides what others committed behind it.
     ///
     /// # Errors
     /// [`ReplayError::Read`]
     pub fn leave_out_what_is_there(&mut self, kafka: &kafka::Config) -> Result<(), ReplayError> {
+        let topics: Vec<&str> = self.topics.keys().map(String::as_str).collect();
+        wait_until_decided(kafka, &topics)?;
         for (topic, wanted) in &mut self.topics {
             read_to_end(kafka, topic, wanted.oldest, |landed| {
                 if let Some(to_send) = id_of(&landed.headers).and_then(|id| wanted.ids.get_mut(&id))
