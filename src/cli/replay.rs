@@ -59,7 +59,9 @@ Examples:
 What a consumer sees: the event as it was, with the same ce_id, key, value and timestamp, and the
 header livebridge-replayed-at. It comes behind what was published meanwhile, and retention counts
 from its own time. An event that is in its topic already is left out, so that running this twice
-sends nothing twice. A running livebridge is not disturbed.";
+sends nothing twice. What it leaves out is found out before it sends. So with --export, stop the
+livebridge whose log it is, and do not run this twice at once: an event that is published in
+between is there twice. Other running instances are not disturbed.";
 
 pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let config = Config::load(options.config.config.as_deref())?;
