@@ -264,8 +264,10 @@ async fn finish(
         give_up.cancel();
         end = timeout(GIVE_UP, publisher).await.ok();
     }
-    let end = end?.unwrap_or(Ok(()));
-    Some(end.map_err(StopError::Publisher))
+    Some(match end? {
+        Ok(end) => end.map_err(StopError::Publisher),
+        Err(_) => Err(StopError::PublisherPanicked),
+    })
 }
 
 fn listen_error(address: SocketAddr, key: &'static str) -> impl FnOnce(io::Error) -> StartError {

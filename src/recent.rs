@@ -133,9 +133,11 @@ pub fn all_set_aside() -> Vec<SetAside> {
 
 /// Once in a while. Two at the same moment may both be: that is one more to read.
 fn is_due(again_at: &AtomicI64, now: i64) -> bool {
-    let due = now >= again_at.load(Ordering::Relaxed);
+    let again_at_most = now + PACE_MILLIS;
+    // Later than that it is of a clock that was set back since.
+    let due = !(now + 1..=again_at_most).contains(&again_at.load(Ordering::Relaxed));
     if due {
-        again_at.store(now + PACE_MILLIS, Ordering::Relaxed);
+        again_at.store(again_at_most, Ordering::Relaxed);
     }
     due
 }
@@ -173,6 +175,7 @@ mod tests {
         let again_at = AtomicI64::new(0);
         let noted = (0..1000).filter(|millis| is_due(&again_at, 1_000_000 + millis)).count();
         assert_eq!(noted, 10);
+        assert!(is_due(&again_at, 5), "a clock was set back");
     }
 
     #[test]

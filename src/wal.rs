@@ -291,8 +291,9 @@ pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
     let Recovered { found, next_number } = recover(&segments_dir, id)?;
 
     let oldest = oldest(&segments_dir, &found, id);
-    let (copy, account) = account::Copy::open(&config.dir, id);
+    let (copy, account) = account::Copy::open(&config.dir, id, next_number);
     let account = account.unwrap_or_else(|| Account::new(Timestamp::now()));
+    let done = account.done;
     let state = Arc::new(State::new(&found, oldest, account, config.limits()));
     let (jobs, keeper_jobs) = mpsc::channel();
     let (keeper, spares) = Keeper::new(config, next_number, keeper_jobs, Arc::clone(&state), copy);
@@ -319,7 +320,7 @@ pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
             }
         })
         .map_err(io("start a thread for", &config.dir))?;
-    let reader = Reader::new(Arc::clone(&state), &config.dir, id, jobs, next_number);
+    let reader = Reader::new(Arc::clone(&state), &config.dir, id, jobs, next_number, done);
     Ok((appender, reader, Log { id, state, writer: Some(writer_end), keeper }))
 }
 

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use livebridge::record::{Entry, Lsn, Record};
-use livebridge::wal::{Next, OpenError, ReadError};
+use livebridge::wal::{self, Next, OpenError, ReadError};
 use log_support::{OpenLog, block_on, cases, copy_dir, record, temp_dir, visit};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -429,6 +429,29 @@ fn what_is_released_is_not_read_again_even_if_the_ledger_has_forgotten_it() {
     log.reader.resume(Lsn::ZERO).unwrap();
     let read = log.read();
     assert_eq!(read.iter().map(|entry| entry.lsn).collect::<Vec<_>>(), [lsns[2]]);
+    log.close().unwrap();
+}
+
+/// The account is synced before a segment is removed, the progress is not.
+#[test]
+fn what_the_account_has_counted_is_not_counted_again_when_the_progress_is_lost() {
+    let dir = temp_dir();
+    let mut log = OpenLog::open(dir.path()).unwrap();
+    let lsns = log.append_all((0..3).map(|n| record(n, 100)).collect());
+    assert_eq!(log.read().len(), 3);
+    let fates = wal::Fates { absorbed: 2, ..wal::Fates::default() };
+    log.reader.settle(lsns[1], None, fates);
+    log.close().unwrap();
+    std::fs::remove_file(dir.path().join("progress")).unwrap();
+
+    let mut log = OpenLog::open(dir.path()).unwrap();
+    log.reader.resume(Lsn::ZERO).unwrap();
+    let read = log.read();
+    assert_eq!(read.iter().map(|entry| entry.lsn).collect::<Vec<_>>(), [lsns[2]]);
+    let fates = wal::Fates { published: 1, ..wal::Fates::default() };
+    log.reader.settle(lsns[2], None, fates);
+    let audit = log.log.probe().audit();
+    assert_eq!((audit.accepted, audit.pending, audit.missing()), (3, 0, 0));
     log.close().unwrap();
 }
 

@@ -433,6 +433,9 @@ impl Producer {
                             "Kafka does not answer; callbacks are still taken and stored"
                         );
                     }
+                    // What librdkafka has to say piles up until it is asked for: its statistics would
+                    // fill the memory while Kafka is away.
+                    self.client.poll(Duration::ZERO);
                     // An answer that comes at once must not become a busy loop.
                     std::thread::sleep(Duration::from_millis(20));
                 }

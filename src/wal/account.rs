@@ -197,21 +197,34 @@ pub(super) struct Copy {
 
 impl Copy {
     /// With what the last process left; `None` when that is nothing, or torn.
-    pub(super) fn open(dir: &Path, log: LogId) -> (Self, Option<Account>) {
+    ///
+    /// If it names a segment that is yet to be made, segments were taken away, and numbers are given
+    /// again: its places are none then, and must not become some when the segment has been made.
+    pub(super) fn open(dir: &Path, log: LogId, first_new: u32) -> (Self, Option<Account>) {
         let path = dir.join(NAME);
         let text = fs::read_to_string(&path).unwrap_or_default();
-        let found = Account::parse(&text, log);
+        let mut found = Account::parse(&text, log);
+        let restarted = found.is_some_and(|account| account.done.segment() >= first_new);
+        if restarted && let Some(account) = &mut found {
+            account.through = Lsn::ZERO;
+            account.done = Lsn::ZERO;
+        }
         if found.is_none() && !text.is_empty() {
             tracing::warn!(
                 path = %path.display(),
                 "the log's account of itself cannot be read; a new one begins"
             );
         }
-        let file = File::options().create(true).write(true).truncate(found.is_none()).open(&path);
+        let truncate = found.is_none() || restarted;
+        let file = File::options().create(true).write(true).truncate(truncate).open(&path);
+        let file = match file {
+            Ok(file) if restarted => file.sync_all().map(|()| file),
+            file => file,
+        };
         if let Err(error) = &file {
             tracing::warn!(%error, path = %path.display(), "cannot keep a copy of the account");
         }
-        (Self { log, path, saved: found, file: file.ok() }, found)
+        (Self { log, path, saved: found.filter(|_| !truncate), file: file.ok() }, found)
     }
 
     /// Not synced: a kill does not undo it, and after a power cut an older one does.
@@ -285,11 +298,11 @@ mod tests {
     #[test]
     fn the_copy_is_believed_whole_or_not_at_all() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut copy, found) = Copy::open(dir.path(), LOG);
+        let (mut copy, found) = Copy::open(dir.path(), LOG, u32::MAX);
         assert_eq!(found, None);
         let account = account();
         copy.save(&account);
-        assert_eq!(Copy::open(dir.path(), LOG).1, Some(account));
+        assert_eq!(Copy::open(dir.path(), LOG, u32::MAX).1, Some(account));
         let text = fs::read_to_string(dir.path().join(NAME)).unwrap();
         assert!(text.len() <= 512, "{} bytes", text.len());
         for at in 0..text.len() {

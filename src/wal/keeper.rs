@@ -208,7 +208,7 @@ mod tests {
     use crate::wal::LogId;
 
     fn keeper(dir: &Path, limits: Limits) -> (Keeper, Receiver<Segment>) {
-        let (account, _) = account::Copy::open(dir, LogId::unique());
+        let (account, _) = account::Copy::open(dir, LogId::unique(), 1);
         let fresh = account::Account::new(Timestamp::now());
         let state = Arc::new(State::new(&[], None, fresh, limits));
         let (_, jobs) = mpsc::channel();

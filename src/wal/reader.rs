@@ -104,8 +104,12 @@ impl Reader {
         log: LogId,
         jobs: Sender<Job>,
         first_new: u32,
+        accounted: Lsn,
     ) -> Self {
         let (progress, done) = Progress::open(dir, log, first_new);
+        // The account is synced and the progress is not, so a power cut leaves it ahead: what it has
+        // counted must not be read and counted again.
+        let done = done.max(accounted);
         let mut reader = Self {
             state,
             segments: dir.join(SEGMENTS),
