@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use rdkafka::ClientContext;
@@ -14,6 +15,7 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::types::RDKafkaErrorCode as Code;
+use tokio_util::sync::CancellationToken;
 
 use crate::metrics;
 
@@ -97,6 +99,8 @@ const STATISTICS_INTERVAL_MS: &str = "5000";
 const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a broker may take for an answer before it is asked over another connection.
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a command waits for the first answer about transactions.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How long making topics may take.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the ledger topic keeps its records at least: an instance that was away for days still
@@ -209,6 +213,27 @@ impl Config {
         Ok(())
     }
 
+    /// A producer for a command: unlike a bridge, it does not wait for Kafka for ever.
+    ///
+    /// # Errors
+    /// [`SetupError`]
+    pub fn producer_soon(&self) -> Result<Producer, SetupError> {
+        let give_up = CancellationToken::new();
+        let late = give_up.clone();
+        let (connected, waiting) = mpsc::channel::<()>();
+        std::thread::spawn(move || {
+            if waiting.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                late.cancel();
+            }
+        });
+        let outcome = Producer::connect(self, SET_BYTES, give_up.clone());
+        drop(connected);
+        if give_up.is_cancelled() {
+            return Err(SetupError::Unanswered(PATIENCE));
+        }
+        outcome
+    }
+
     /// Those of `topics` that Kafka does not have.
     ///
     /// # Errors
@@ -265,6 +290,14 @@ pub enum SetupError {
         #[source]
         cause: KafkaError,
     },
+    /// Nobody says whether there are transactions.
+    #[error(
+        "Kafka does not answer about transactions for {}s; it may be unable to make the topic \
+         __transaction_state: set transaction.state.log.replication.factor of the brokers to as \
+         many as there are, or start those that are missing",
+        .0.as_secs()
+    )]
+    Unanswered(Duration),
     /// The ledger cannot be read.
     #[error("cannot read the ledger topic {topic}: {cause}")]
     Ledger {

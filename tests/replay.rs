@@ -18,7 +18,7 @@ use livebridge::sample::Samples;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use support::bridge::{Bridge, KEY};
 use support::consumer::{self, Isolation, Message};
-use support::kafka::{self, Kafka};
+use support::kafka::{self, Cluster, Kafka, Setup};
 
 const DRAIN: Duration = Duration::from_mins(1);
 
@@ -290,4 +290,17 @@ fn what_an_open_transaction_hides_is_not_sent_again() {
         assert_eq!(code, Some(0), "{said}{complaint}");
         assert!(said.contains(&format!("  {push:<26} 0 to send, ")), "{said}");
     });
+}
+
+#[test]
+fn where_kafka_cannot_keep_transactions_check_says_so_instead_of_waiting_for_ever() {
+    let setup = Setup::nodes(1).property("transaction.state.log.replication.factor", "3");
+    let Some(cluster) = Cluster::start_or_skip("no transactions", &setup) else { return };
+    let prefix = support::unique("unanswered");
+    let bridge = Bridge::new(&prefix, &cluster.bootstrap(), &prefix);
+    let mut check = Command::new(env!("CARGO_BIN_EXE_livebridge"));
+    let output = check.arg("check").envs(bridge.environment()).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(69), "{said}");
+    assert!(said.contains("__transaction_state"), "{said}");
 }

@@ -7,10 +7,9 @@ use std::path::Path;
 use clap::Args;
 use livebridge::callback::Unsigned;
 use livebridge::config::Config;
-use livebridge::kafka::{Delivery, Producer, SET_BYTES};
+use livebridge::kafka::Delivery;
 use livebridge::record::Timestamp;
 use livebridge::wal;
-use tokio_util::sync::CancellationToken;
 
 use super::{CliError, ConfigFile};
 
@@ -218,7 +217,8 @@ fn kafka(config: &Config, findings: &mut Findings) {
     let mut rehearsal = config.kafka.clone();
     rehearsal.instance.push_str(".check");
     let present: Vec<&str> = all().filter(|name| !missing.iter().any(|m| m == name)).collect();
-    let rehearsed = Producer::connect(&rehearsal, SET_BYTES, CancellationToken::new())
+    let rehearsed = rehearsal
+        .producer_soon()
         .map_err(|error| error.to_string())
         .and_then(|producer| producer.rehearse(&present));
     match rehearsed {

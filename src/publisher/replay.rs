@@ -10,12 +10,11 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio_util::sync::CancellationToken;
 
 use super::Topics;
 use super::batch::{self, DEAD_REASON, DEAD_TOPIC};
 use crate::kafka::follow::{Landed, read_to_end, wait_until_decided};
-use crate::kafka::{self, Failure, KafkaError, Message, Producer, SET_BYTES, SetupError};
+use crate::kafka::{self, Failure, KafkaError, Message, Producer, SetupError};
 use crate::ledger::Commit;
 use crate::record::{EventId, EventType, Lsn, Record, Timestamp};
 use crate::wal::LogId;
@@ -241,7 +240,7 @@ impl Sender {
     pub fn connect(kafka: &kafka::Config, ledger: Option<&str>) -> Result<Self, ReplayError> {
         let mut kafka = kafka.clone();
         kafka.instance.push_str(".replay");
-        let producer = Producer::connect(&kafka, SET_BYTES, CancellationToken::new())?;
+        let producer = kafka.producer_soon()?;
         Ok(Self {
             producer,
             log: LogId::unique(),
