@@ -296,17 +296,27 @@ impl History<'_> {
     }
 }
 
-/// What the log in `dir` has noted as published; nothing when the note is torn.
+/// What the log in `dir` has noted as published, in its progress or its account; nothing when the
+/// notes are torn.
 fn noted_progress(dir: &Path) -> Lsn {
     let text = |name| fs::read_to_string(dir.join(name)).unwrap_or_default();
-    let (identity, note) = (text("log"), text("progress"));
-    let noted = || {
-        let (_, id) = identity.trim().split_once(", id ")?;
-        let (place, checksum) = note.trim().split_once(' ')?;
-        let expected = crc32fast::hash(format!("{id} {place}").as_bytes());
-        (checksum == format!("{expected:08x}")).then(|| Lsn::parse(place)).flatten()
+    let identity = text("log");
+    let Some((_, id)) = identity.trim().split_once(", id ") else { return Lsn::ZERO };
+    let sums_up = |text: &str, checksum: &str| {
+        checksum == format!("{:08x}", crc32fast::hash(format!("{id} {text}").as_bytes()))
     };
-    noted().unwrap_or(Lsn::ZERO)
+    let progress = || {
+        let note = text("progress");
+        let (place, checksum) = note.trim().split_once(' ')?;
+        sums_up(place, checksum).then(|| Lsn::parse(place)).flatten()
+    };
+    let account = || {
+        let note = text("account");
+        let (figures, checksum) = note.trim().split_once("checksum ")?;
+        let done = figures.lines().find_map(|line| line.strip_prefix("done "))?;
+        sums_up(figures, checksum).then(|| Lsn::parse(done)).flatten()
+    };
+    progress().max(account()).unwrap_or(Lsn::ZERO)
 }
 
 /// A bridge starts on what the cut left, loses nothing of it, and takes a callback under a number
