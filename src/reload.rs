@@ -77,6 +77,8 @@ pub struct Source {
     file: Option<PathBuf>,
     config: Config,
     read: Vec<Stamp>,
+    /// Why it was refused when it was last read, if it was.
+    refused: Option<String>,
 }
 
 impl Source {
@@ -84,7 +86,7 @@ impl Source {
     #[must_use]
     pub fn new(file: Option<PathBuf>, config: Config) -> Self {
         let read = look(&config.files);
-        Self { file, config, read }
+        Self { file, config, read, refused: None }
     }
 
     /// Keeps `parts` as the files say, for ever; `hangup` completes at each order to read them.
@@ -103,12 +105,16 @@ impl Source {
             if ordered || (settled && now != self.read) {
                 self.read = now;
                 self.reload(&parts);
+            } else if settled && self.refused.is_some() {
+                // It may name a file that is not looked at yet, and only that was wrong.
+                self.read_again(&parts);
             }
         }
     }
 
     fn reload(&mut self, parts: &Parts) {
         service::tell(Stage::Reloading);
+        self.refused = None;
         self.read_again(parts);
         service::tell(Stage::Ready);
     }
@@ -117,10 +123,16 @@ impl Source {
         let config = match Config::load(self.file.as_deref()) {
             Ok(config) => config,
             Err(error) => {
-                metrics::reloaded(false);
-                return tracing::error!(%error, "new configuration refused; the old one stays");
+                let reason = error.to_string();
+                if self.refused.as_ref() != Some(&reason) {
+                    metrics::reloaded(false);
+                    tracing::error!(%error, "new configuration refused; the old one stays");
+                }
+                self.refused = Some(reason);
+                return;
             }
         };
+        self.refused = None;
         parts.take(&config);
         metrics::reloaded(true);
         let keys: Vec<&str> = config.verifier.keys.iter().map(CallbackKey::name).collect();

@@ -202,6 +202,17 @@ fn a_wrong_one_changes_nothing_and_is_told_until_it_is_mended() {
 }
 
 #[test]
+fn a_refused_one_is_taken_once_the_file_is_there_that_it_newly_names() {
+    let bed = Bed::new("old");
+    let text = config(bed.dir.path(), "").replace("/keys\"", "/other-keys\"");
+    fs::write(bed.path("livebridge.toml"), text).unwrap();
+    bed.comes_to("livebridge_config_ok", 0.0);
+    fs::write(bed.path("other-keys"), "new").unwrap();
+    bed.comes_to("livebridge_config_ok", 1.0);
+    assert_eq!((bed.send("new"), bed.send("old")), (200, 401));
+}
+
+#[test]
 fn a_new_certificate_is_shown_to_whoever_connects_after_it_and_a_wrong_one_to_nobody() {
     let bed = Bed::new("aaaa");
     let expiry = "livebridge_tls_certificate_expiry_timestamp_seconds";
