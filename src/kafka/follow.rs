@@ -172,7 +172,7 @@ pub struct Held {
 /// hides what was committed behind it. Returns the partitions that are not empty.
 ///
 /// # Errors
-/// librdkafka's.
+/// librdkafka's; a time-out when a transaction stays open.
 pub fn wait_until_decided(config: &Config, topics: &[&str]) -> KafkaResult<Vec<Held>> {
     /// Between two looks at an open transaction.
     const PAUSE: Duration = Duration::from_millis(50);
@@ -193,7 +193,11 @@ pub fn wait_until_decided(config: &Config, topics: &[&str]) -> KafkaResult<Vec<H
             }
             held.push(Held { topic: topic.name().to_owned(), partition, begin, end });
             let stable = || decided.fetch_watermarks(topic.name(), partition, METADATA_TIMEOUT);
-            while stable()?.1 < end && started.elapsed() < STALLED {
+            while stable()?.1 < end {
+                // Whoever took what is hidden for absent would send it again, or miss it.
+                if started.elapsed() > STALLED {
+                    return Err(KafkaError::Global(RDKafkaErrorCode::OperationTimedOut));
+                }
                 std::thread::sleep(PAUSE);
             }
         }

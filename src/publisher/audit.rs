@@ -176,12 +176,16 @@ impl Audit<'_> {
         let held = self.quarantine()?;
         report.quarantined = held.len() as u64;
 
-        report.log.pending = stored.iter().filter(|(lsn, _)| *lsn > progress).count() as u64;
-        let done = stored.into_iter().filter(|(lsn, _)| *lsn <= progress);
+        let (done, pending): (Vec<_>, Vec<_>) =
+            stored.into_iter().partition(|(lsn, _)| *lsn <= progress);
+        report.log.pending = pending.len() as u64;
         let mut wanted: HashMap<EventId, String> =
             ledger.iter().map(|id| (*id, "ledger".to_owned())).collect();
-        wanted.extend(done.map(|(lsn, id)| (id, format!("log {lsn}"))));
-        wanted.retain(|id, _| !seen.contains_key(id) && !held.contains(id));
+        wanted.extend(done.into_iter().map(|(lsn, id)| (id, format!("log {lsn}"))));
+        // What was released from the quarantine stands in the log once more.
+        let pending: HashSet<EventId> = pending.into_iter().map(|(_, id)| id).collect();
+        wanted
+            .retain(|id, _| !seen.contains_key(id) && !held.contains(id) && !pending.contains(id));
         if !wanted.is_empty() {
             look_everywhere(self.kafka, &names, &mut wanted)?;
         }
