@@ -259,6 +259,11 @@ impl Probe {
         self.0.stored()
     }
 
+    /// Has the metrics say what the log holds now.
+    pub fn show(&self) {
+        self.0.show();
+    }
+
     /// The log's account of itself.
     #[must_use]
     pub fn audit(&self) -> Audit {

@@ -113,7 +113,7 @@ impl Keeper {
         self.audit();
         let free_bytes = free_bytes(&self.segments);
         let stored = self.state.stored();
-        metrics::stored(stored.records, stored.disk_bytes, stored.segments, stored.oldest);
+        self.state.show();
         let limits = self.state.limits();
         let room_bytes = limits.max_bytes.saturating_sub(stored.disk_bytes);
         let floor = |free: u64| free.saturating_sub(limits.min_free_bytes);

@@ -13,6 +13,7 @@ use super::appender::AppendError;
 use super::dir::Found;
 use super::frame::Frame;
 use super::writer::OVERGROWN_BYTES;
+use crate::metrics;
 use crate::record::{Lsn, Timestamp};
 
 /// Bytes of the newest frames kept in memory, so that a reader that keeps up reads no files.
@@ -280,6 +281,12 @@ impl State {
             inner.segments.remove(number);
         }
         removable
+    }
+
+    /// Has the metrics say what is stored now.
+    pub(super) fn show(&self) {
+        let Stored { records, disk_bytes, segments, oldest } = self.stored();
+        metrics::stored(records, disk_bytes, segments, oldest);
     }
 
     pub(super) fn stored(&self) -> Stored {
