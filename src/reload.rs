@@ -152,7 +152,8 @@ impl Source {
         self.config.log = config.log;
         let taken = |setting: &Setting| {
             let limit = setting.table == "wal" && setting.key != "dir";
-            limit || TAKEN.contains(&setting.table.as_str())
+            let format = setting.table == "log" && setting.key == "format";
+            !format && (limit || TAKEN.contains(&setting.table.as_str()))
         };
         let kept = self.config.settings.0.iter().filter(|setting| !taken(setting));
         let new = config.settings.0.iter().filter(|setting| taken(setting));

@@ -278,7 +278,7 @@ impl Raw {
         }
         let path = self.http.path.trim_end_matches('/').to_owned();
         if !path.is_empty() && !path.starts_with('/') {
-            return Err(bad("http.path", format!("{path:?} must begin with a slash")));
+            return Err(bad("http.path", "must begin with a slash".to_owned()));
         }
         if self.http.max_connections == 0 {
             return Err(bad("http.max_connections", "must be at least 1".into()));
