@@ -13,7 +13,7 @@ use super::appender::AppendError;
 use super::dir::{self, GONE, SEGMENTS};
 use super::state::State;
 use super::store::Segment;
-use super::{Audit, Config, Fates, free_bytes};
+use super::{Audit, Config, free_bytes};
 use crate::metrics;
 
 /// How often the space is looked at, and a segment that could not be made is tried again: short
@@ -94,9 +94,6 @@ impl Keeper {
         self.account.save(&account);
         let missing = audit.missing();
         let Audit { accepted, pending, fates, by_ledger, damaged, since } = audit;
-        let Fates { published, absorbed, dead_lettered, quarantined } = fates;
-        let settled = [published, absorbed, dead_lettered, quarantined, by_ledger, damaged];
-        metrics::audit(&metrics::Account { accepted, settled, pending, missing, since });
         if missing == std::mem::replace(&mut self.missing, missing) {
             return;
         }

@@ -8,7 +8,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Limits;
-use super::account::{Account, Audit, Word};
+use super::account::{Account, Audit, Fates, Word};
 use super::appender::AppendError;
 use super::dir::Found;
 use super::frame::Frame;
@@ -283,10 +283,16 @@ impl State {
         removable
     }
 
-    /// Has the metrics say what is stored now.
+    /// Has the metrics say what is stored now, and the account of it.
     pub(super) fn show(&self) {
         let Stored { records, disk_bytes, segments, oldest } = self.stored();
         metrics::stored(records, disk_bytes, segments, oldest);
+        let (_, audit) = self.account();
+        let missing = audit.missing();
+        let Audit { accepted, pending, fates, by_ledger, damaged, since } = audit;
+        let Fates { published, absorbed, dead_lettered, quarantined } = fates;
+        let settled = [published, absorbed, dead_lettered, quarantined, by_ledger, damaged];
+        metrics::audit(&metrics::Account { accepted, settled, pending, missing, since });
     }
 
     pub(super) fn stored(&self) -> Stored {

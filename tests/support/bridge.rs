@@ -228,14 +228,14 @@ impl Bridge {
     /// Waits until everything stored is published.
     pub fn drain(&self, within: Duration) {
         let deadline = Instant::now() + within;
-        loop {
+        let mut empty = 0;
+        // Twice: what follows upon it, such as the removal of segments, takes a moment.
+        while empty < 2 {
             self.assert_running();
             let left = self.metric("livebridge_wal_records");
-            if left == Some(0.0) {
-                return;
-            }
+            empty = if left == Some(0.0) { empty + 1 } else { 0 };
             assert!(Instant::now() < deadline, "{left:?} left: {}", self.last_lines());
-            thread::sleep(Duration::from_millis(50));
+            thread::sleep(Duration::from_millis(150));
         }
     }
 
