@@ -5,10 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +15,8 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
+#[path = "support/door.rs"]
+mod door;
 #[path = "support/metrics.rs"]
 mod metrics;
 #[path = "support/process.rs"]
@@ -25,6 +24,7 @@ mod process;
 #[path = "support/wire.rs"]
 mod wire;
 
+use door::Door;
 use metrics::scrape;
 use process::{Running, livebridge, run};
 use wire::{PATIENCE, Wire, post};
@@ -181,40 +181,4 @@ fn people_get_text_and_a_level_that_is_none_is_refused() {
     assert_eq!(said.code, Some(0), "{said:?}");
     let line = said.stderr.lines().find(|line| line.contains("intake listening")).unwrap();
     assert!(line.contains(" INFO intake listening address=127.0.0.1:"), "{line}");
-}
-
-/// A way to a Kafka that is closed at first: connections end at once.
-struct Door {
-    address: SocketAddr,
-    open: Arc<AtomicBool>,
-}
-
-impl Door {
-    fn to(brokers: String) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let open = Arc::new(AtomicBool::new(false));
-        let opened = Arc::clone(&open);
-        thread::spawn(move || {
-            for inside in listener.incoming().map_while(Result::ok) {
-                if !opened.load(Ordering::Relaxed) {
-                    continue;
-                }
-                let outside = TcpStream::connect(&brokers).unwrap();
-                for (mut from, mut to) in
-                    [(inside.try_clone().unwrap(), outside.try_clone().unwrap()), (outside, inside)]
-                {
-                    thread::spawn(move || {
-                        let _ = io::copy(&mut from, &mut to);
-                        let _ = to.shutdown(Shutdown::Both);
-                    });
-                }
-            }
-        });
-        Self { address, open }
-    }
-
-    fn open(&self) {
-        self.open.store(true, Ordering::Relaxed);
-    }
 }

@@ -6,11 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,6 +23,8 @@ use rustix::process::Signal;
 use serde_json::json;
 use tempfile::TempDir;
 
+#[path = "support/door.rs"]
+mod door;
 #[path = "support/metrics.rs"]
 mod metrics;
 #[path = "support/process.rs"]
@@ -32,6 +32,7 @@ mod process;
 #[path = "support/wire.rs"]
 mod wire;
 
+use door::Door;
 use metrics::{moved, scrape};
 use process::{Running, livebridge, run};
 use wire::{PATIENCE, Wire, exchange, get, post};
@@ -467,40 +468,4 @@ fn a_full_log_refuses_until_kafka_is_back_and_then_takes_more_by_itself() {
         thread::sleep(Duration::from_millis(50));
     }
     assert_eq!(scrape(serving.admin)["livebridge_kafka_up"], 1.0);
-}
-
-/// A way to a Kafka that is closed at first: connections end at once.
-struct Door {
-    address: SocketAddr,
-    open: Arc<AtomicBool>,
-}
-
-impl Door {
-    fn to(brokers: String) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let open = Arc::new(AtomicBool::new(false));
-        let opened = Arc::clone(&open);
-        thread::spawn(move || {
-            for inside in listener.incoming().map_while(Result::ok) {
-                if !opened.load(Ordering::Relaxed) {
-                    continue;
-                }
-                let outside = TcpStream::connect(&brokers).unwrap();
-                for (mut from, mut to) in
-                    [(inside.try_clone().unwrap(), outside.try_clone().unwrap()), (outside, inside)]
-                {
-                    thread::spawn(move || {
-                        let _ = io::copy(&mut from, &mut to);
-                        let _ = to.shutdown(Shutdown::Both);
-                    });
-                }
-            }
-        });
-        Self { address, open }
-    }
-
-    fn open(&self) {
-        self.open.store(true, Ordering::Relaxed);
-    }
 }

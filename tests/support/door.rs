@@ -1,0 +1,45 @@
+//! A way to a Kafka that a test opens when it is time.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+/// A way to a Kafka that is closed at first: connections end at once.
+pub(crate) struct Door {
+    pub(crate) address: SocketAddr,
+    open: Arc<AtomicBool>,
+}
+
+impl Door {
+    pub(crate) fn to(brokers: String) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let open = Arc::new(AtomicBool::new(false));
+        let opened = Arc::clone(&open);
+        thread::spawn(move || {
+            for inside in listener.incoming().map_while(Result::ok) {
+                if !opened.load(Ordering::Relaxed) {
+                    continue;
+                }
+                let outside = TcpStream::connect(&brokers).unwrap();
+                for (mut from, mut to) in
+                    [(inside.try_clone().unwrap(), outside.try_clone().unwrap()), (outside, inside)]
+                {
+                    thread::spawn(move || {
+                        let _ = io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(Shutdown::Both);
+                    });
+                }
+            }
+        });
+        Self { address, open }
+    }
+
+    pub(crate) fn open(&self) {
+        self.open.store(true, Ordering::Relaxed);
+    }
+}
