@@ -689,7 +689,7 @@ mod keys_of_a_file {
     fn have_the_names_before_them_or_that_of_their_place() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("keys");
-        fs::write(&path, "2026-11\tfirst\n\n  old.one   second \nthird").unwrap();
+        fs::write(&path, "2026-11\tthe-first\n\n  old.one   the-second \nthird").unwrap();
         let text = format!(
             "[callback]\nkeys_file = \"{}\"\nkeys = [\"own\", \"\", \"a_name its-key\"]",
             path.display()
@@ -697,7 +697,7 @@ mod keys_of_a_file {
         let names: Vec<String> =
             file(&text).verifier.keys.iter().map(|key| key.name().to_owned()).collect();
         assert_eq!(names, ["key-1", "a_name", "2026-11", "old.one", "key-5"]);
-        let by_environment = load("", &[("LIVEBRIDGE_CALLBACK_KEYS", "new abc, old def,ghi")]);
+        let by_environment = load("", &[("LIVEBRIDGE_CALLBACK_KEYS", "new abcd, old efgh,ijk")]);
         let shown = shown(&by_environment.unwrap());
         assert!(shown.contains("[CallbackKey(new, ..), CallbackKey(old, ..), CallbackKey(key-3"));
     }
@@ -706,16 +706,45 @@ mod keys_of_a_file {
     fn that_are_not_clear_are_refused_and_not_shown() {
         for (keys, says) in [
             ("[\"a s3cret s3cret\"]", "entry 1 has more than a name and a key"),
-            ("[\"b\", \"s3cret/s3cret a\"]", "entry 2 has a name that is not"),
-            ("[\"s3cret_s3cret_s3cret_s3cret_s3cret a\"]", "entry 1 has a name that is not"),
-            ("[\"s3cret a\", \"s3cret b\"]", "entry 2 has the name of one before it"),
-            ("[\"key-2 a\", \"s3cret\"]", "entry 2 has the name of one before it"),
-            ("[\"a s3cret\", \"b c\", \"d s3cret\"]", "entry 3 is the same key as one before it"),
+            ("[\"b\", \"s3cret/a long-s3cret\"]", "entry 2 has a name that is not made of"),
+            (
+                "[\"s3cret_s3cret_s3cret_s3cret_s3cre s3cret_s3cret_s3cret_s3cret_s3cret\"]",
+                "entry 1 has a name that is not made of",
+            ),
+            ("[\"a s3cret\", \"a s3cret2\"]", "entry 2 has the name of one before it"),
+            ("[\"key-2 s3cret\", \"s3cret2\"]", "entry 2 has the name of one before it"),
+            ("[\"a s3cret\", \"b cd\", \"d s3cret\"]", "entry 3 is the same key as one before it"),
         ] {
             let message = refusal(&format!("[callback]\nkeys = {keys}"), &[]);
             assert!(message.starts_with("callback.keys: ") && message.contains(says), "{message}");
             assert!(!message.contains("s3cret"), "{message}");
         }
+    }
+
+    #[test]
+    fn are_never_taken_for_their_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys");
+        let text = format!("[callback]\nkeys_file = \"{}\"\n", path.display());
+        for (name, key) in [
+            ("new", "s3cretS3CRET"),
+            ("production-2026.11_b", "s3cretS3CRETs3cretS3CRET"),
+            ("abc", "s3cr"),
+        ] {
+            fs::write(&path, format!("\nfirst another-key\n{name} {key}\n")).unwrap();
+            assert_eq!(file(&text).verifier.keys[1].name(), name);
+            // The wrong way round its key would be shown by the metrics.
+            fs::write(&path, format!("\nfirst another-key\n{key} {name}\n")).unwrap();
+            let message = refusal(&text, &[]);
+            let line = format!("callback.keys_file: line 3 of {} has a name", path.display());
+            assert!(message.starts_with(&line), "{message}");
+            assert!(message.contains("write the name first"), "{message}");
+            assert!(!message.contains(key) && !message.contains(name), "{message}");
+        }
+        // As long as each other, both ways round would do.
+        let message = refusal("", &[("LIVEBRIDGE_CALLBACK_KEYS", "good a-key, s3cret letter")]);
+        assert!(message.contains("entry 2 has a name that is not shorter"), "{message}");
+        assert!(!message.contains("s3cret") && !message.contains("letter"), "{message}");
     }
 
     #[test]

@@ -164,14 +164,14 @@ fn a_changed_file_is_taken_without_being_told() {
     bed.comes_to(APPLIED, 1.0);
     assert_eq!((bed.send("aaaa"), bed.send("bbbb")), (401, 200));
     // In place, in the configuration itself.
-    bed.configure("keys = [\"more cccc\"]\n");
+    bed.configure("keys = [\"add cccc\"]\n");
     bed.comes_to(APPLIED, 2.0);
     assert_eq!((bed.send("bbbb"), bed.send("cccc")), (200, 200));
 }
 
 #[test]
 fn a_wrong_one_changes_nothing_and_is_told_until_it_is_mended() {
-    let bed = Bed::new("good aaaa\n");
+    let bed = Bed::new("ok aaaa\n");
     bed.comes_to("livebridge_config_ok", 1.0);
     let mut refused = 0.0;
     let mut wrong = |bed: &Bed, says: &str| {
@@ -183,7 +183,7 @@ fn a_wrong_one_changes_nothing_and_is_told_until_it_is_mended() {
         bed.process.stderr.wait_for(|line| line.contains(says).then_some(()));
     };
     fs::write(bed.path("keys"), "name s3cret more\n").unwrap();
-    wrong(&bed, "entry 1 has more than a name and a key");
+    wrong(&bed, "/keys has more than a name and a key");
     fs::write(bed.path("keys"), "").unwrap();
     wrong(&bed, "callback.keys: is empty");
     fs::remove_file(bed.path("keys")).unwrap();
@@ -314,7 +314,7 @@ fn callbacks_are_taken_through_a_hundred_changes() {
     thread::scope(|scope| {
         let changing = scope.spawn(|| {
             for round in 0..100 {
-                fs::write(bed.path("next"), format!("one aaaa\nround-{round} b{round}")).unwrap();
+                fs::write(bed.path("next"), format!("one aaaa\nr{round} second-{round}")).unwrap();
                 fs::rename(bed.path("next"), bed.path("keys")).unwrap();
                 bed.order();
                 thread::sleep(Duration::from_millis(5));

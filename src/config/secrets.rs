@@ -1,4 +1,4 @@
-//! Callback keys as they are written: `NAME KEY`, or the key alone.
+//! Callback keys as they are written: `NAME KEY`, the name the shorter of the two, or the key alone.
 
 use std::fs;
 use std::path::Path;
@@ -16,13 +16,15 @@ pub(super) fn read(
     file: Option<&Path>,
 ) -> Result<Vec<CallbackKey>, ConfigError> {
     let mut keys: Vec<CallbackKey> = Vec::new();
-    add(&mut keys, "callback.keys", written.iter().map(String::as_str))?;
+    let entry = |number| format!("entry {number}");
+    add(&mut keys, "callback.keys", entry, written.iter().map(String::as_str))?;
     if let Some(path) = file {
         let text = fs::read_to_string(path).map_err(|cause| ConfigError::Value {
             key: FILE,
             problem: format!("cannot read {}: {cause}", path.display()),
         })?;
-        add(&mut keys, FILE, text.lines())?;
+        let line = |number| format!("line {number} of {}", path.display());
+        add(&mut keys, FILE, line, text.lines())?;
     }
     Ok(keys)
 }
@@ -33,18 +35,26 @@ const FILE: &str = "callback.keys_file";
 fn add<'a>(
     keys: &mut Vec<CallbackKey>,
     source: &'static str,
+    called: impl Fn(usize) -> String,
     written: impl Iterator<Item = &'a str>,
 ) -> Result<(), ConfigError> {
-    for (entry, text) in (1..).zip(written) {
+    for (number, text) in (1..).zip(written) {
         let bad = |problem: &str| ConfigError::Value {
             key: source,
-            problem: format!("entry {entry} {problem}"),
+            problem: format!("{} {problem}", called(number)),
         };
         let place = format!("key-{}", keys.len() + 1);
         let words: Vec<&str> = text.split_whitespace().collect();
         let (name, secret) = match words[..] {
             [] => continue,
             [secret] => (&*place, secret),
+            // A name is shown to everybody, so a line must not be right both ways round.
+            [name, secret] if name.len() >= secret.len() => {
+                return Err(bad(
+                    "has a name that is not shorter than its key; write the name first, then the \
+                     key, and choose a short name",
+                ));
+            }
             [name, secret] => (name, secret),
             _ => return Err(bad("has more than a name and a key, in this order")),
         };
