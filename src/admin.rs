@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,19 +11,21 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
+use hyper::http::uri::Authority;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::live::Live;
-use crate::metrics::Exporter;
+use crate::metrics::{self, Ended, Exporter};
 use crate::pulse::{self, Pulse};
 use crate::secret::Secret;
 use crate::wal::Probe;
@@ -44,8 +46,9 @@ pub struct Config {
 
 /// Connections at once: a few scrapers and a few people. For one more, the oldest is closed.
 const CONNECTIONS_MAX: usize = 64;
-/// Idle connections, and headers that do not come, are given up after this time.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// From a connection's opening, or its last request, to the end of the next one's headers: nobody
+/// takes a seat for longer by sending nothing, or by not reading the answer.
+const IDLE_MAX: Duration = Duration::from_secs(30);
 /// How often histograms are folded; each keeps every sample until then.
 const UPKEEP: Duration = Duration::from_secs(1);
 /// What needs no token: health checks, and the page, which knows nothing before it has asked.
@@ -112,6 +115,7 @@ pub async fn run(
                     && let Some(oldest) = connections.pop_front()
                 {
                     oldest.abort();
+                    metrics::admin_ended(Ended::Crowded);
                 }
                 let shared = Arc::clone(&shared);
                 connections.push_back(tokio::spawn(async move { serve(stream, &shared).await }));
@@ -121,19 +125,20 @@ pub async fn run(
 }
 
 async fn serve(stream: TcpStream, shared: &Shared) {
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .serve_connection(
-            TokioIo::new(stream),
-            service_fn(async |request| Ok::<_, Infallible>(answer(shared, &request))),
-        );
+    let asked = Notify::new();
+    let service = service_fn(async |request| {
+        asked.notify_one();
+        Ok::<_, Infallible>(answer(shared, &request))
+    });
+    let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let idle = async { while timeout(IDLE_MAX, asked.notified()).await.is_ok() {} };
     tokio::select! {
         ended = connection => {
             if let Err(error) = ended {
                 tracing::debug!(%error, "an admin connection ended early");
             }
         }
+        () = idle => metrics::admin_ended(Ended::Idle),
         () = shared.stop.cancelled() => {}
     }
 }
@@ -146,6 +151,19 @@ fn is_operator(shared: &Shared, request: &Request<Incoming>) -> bool {
         scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
     };
     shared.token.as_ref().is_none_or(|token| said().is_some_and(|said| token.is(said)))
+}
+
+/// The name by which a browser found its way here, if somebody else may have given it to the page
+/// that asks: whoever has a domain can let it lead to any address, and their page, in the browser of
+/// somebody who reaches this listener, then reads every answer. Addresses are nobody's, and names
+/// without a dot, such as `localhost`, no stranger's.
+fn strange_name(request: &Request<Incoming>) -> Option<&str> {
+    let hosts = request.headers().get_all(header::HOST).iter();
+    hosts.map(|host| host.to_str().unwrap_or("?.")).find(|host| {
+        let Ok(authority) = host.parse::<Authority>() else { return true };
+        let name = authority.host();
+        name.contains('.') && name.parse::<Ipv4Addr>().is_err()
+    })
 }
 
 /// What a restart might help.
@@ -162,25 +180,35 @@ fn standstill(shared: &Shared) -> Option<&'static str> {
 fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     const TEXT: &str = "text/plain; charset=utf-8";
     let nonce = Uuid::new_v4().simple().to_string();
+    // Whoever knows the token is no stranger, and without it there is nothing to be read.
+    let stranger = strange_name(request).filter(|_| shared.token.is_none());
     let (status, kind, text) = match (request.method(), request.uri().path()) {
         (_, path) if !OPEN.contains(&path) && !is_operator(shared, request) => {
             let text = "this needs the header Authorization: Bearer and the token of admin.token\n";
             (StatusCode::UNAUTHORIZED, TEXT, text.to_owned())
+        }
+        (_, "/" | "/status") if let Some(name) = stranger => {
+            let text = format!(
+                "without admin.token this is not shown under the name {name}, which could be \
+                 anybody's; set admin.token, or use the address or localhost\n"
+            );
+            (StatusCode::MISDIRECTED_REQUEST, TEXT, text)
         }
         (&Method::GET | &Method::HEAD, "/") => {
             (StatusCode::OK, "text/html; charset=utf-8", PAGE.replace(NONCE, &nonce))
         }
         (&Method::GET | &Method::HEAD, "/status") => {
             let query = request.uri().query().unwrap_or_default();
-            let after = query.split('&').find_map(|part| part.strip_prefix("after=")?.parse().ok());
-            let text = status::status(
-                &shared.exporter,
-                &shared.probe,
-                &shared.history(),
-                &shared.settings.get(),
-                after.unwrap_or(0),
-            );
-            (StatusCode::OK, "application/json", text)
+            let after = query.split('&').find_map(|part| part.strip_prefix("after="));
+            if let Ok(after) = after.map_or(Ok(0), str::parse) {
+                let (history, settings) = (shared.history(), shared.settings.get());
+                let text =
+                    status::status(&shared.exporter, &shared.probe, &history, &settings, after);
+                (StatusCode::OK, "application/json", text)
+            } else {
+                let text = "after must be a moment, in milliseconds since 1970\n";
+                (StatusCode::BAD_REQUEST, TEXT, text.to_owned())
+            }
         }
         (&Method::GET | &Method::HEAD, "/metrics") => {
             // As of now: the log looks at itself ten times a second, and later when its disk is slow.

@@ -17,7 +17,7 @@ mod process;
 mod snapshot;
 mod table;
 
-pub use door::{Ended, KeyUse, certificate_expires, ended};
+pub use door::{Ended, KeyUse, admin_ended, certificate_expires, ended};
 pub use snapshot::Snapshot;
 
 use table::{Kind, Metric, TABLE};

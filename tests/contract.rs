@@ -173,7 +173,7 @@ fn the_running_server_answers_as_the_contract_says() {
     ]);
     let server = Running::start(&mut command);
     for (tag, listening, operations) in
-        [("intake", "intake listening", 2), ("admin", "admin listening", 6)]
+        [("intake", "intake listening", 2), ("admin", "admin listening", 10)]
     {
         let mut schemathesis = Command::new(python.with_file_name("st"));
         let hooks = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/contract/hooks.py");

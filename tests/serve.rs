@@ -122,7 +122,8 @@ fn with_a_token_operators_see_what_others_do_not() {
     fs::write(home.config(), config.replace("[admin]", "[admin]\ntoken = \"s3cret\"")).unwrap();
     let serving = home.serve();
     let ask = |path: &str, line: &str| {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: t\r\n{line}\r\n");
+        // By any name: whoever has the token is no stranger.
+        let request = format!("GET {path} HTTP/1.1\r\nHost: any.example\r\n{line}\r\n");
         exchange(serving.admin, request).unwrap()
     };
     for path in ["/healthz", "/readyz"] {
@@ -145,8 +146,50 @@ fn with_a_token_operators_see_what_others_do_not() {
     for line in ["Authorization: Bearer s3cret\r\n", "authorization: bearer s3cret\r\n"] {
         assert!(ask("/metrics", line).body.contains("livebridge_build_info"), "{line:?}");
     }
+    assert_eq!(ask("/status", "Authorization: Bearer s3cret\r\n").status, 200);
     assert_eq!(ask("/nothing", "Authorization: Bearer s3cret\r\n").status, 404);
     assert!(!serving.process.stderr.text().contains("s3cret"));
+}
+
+#[test]
+fn without_a_token_the_status_is_not_shown_under_a_name_that_could_be_anybodys() {
+    let home = Home::new(NOWHERE, "");
+    let serving = home.serve();
+    let ask = |path: &str, hosts: &[&str]| {
+        let lines =
+            hosts.iter().fold(String::new(), |lines, host| lines + "Host: " + host + "\r\n");
+        exchange(serving.admin, format!("GET {path} HTTP/1.1\r\n{lines}\r\n")).unwrap()
+    };
+    for path in ["/", "/status"] {
+        for host in
+            ["127.0.0.1:9464", "10.1.2.3", "[::1]:9464", "[fe80::1]", "localhost:1", "livebridge"]
+        {
+            assert_eq!(ask(path, &[host]).status, 200, "{path} {host}");
+        }
+        assert_eq!(ask(path, &[]).status, 200, "{path}: every browser says its host");
+        for host in [
+            "rebound.example",
+            "rebound.example:9464",
+            "127.0.0.1.rebound.example",
+            "localhost.rebound.example:9464",
+            "127.0.0.1@rebound.example",
+            "rebound.",
+            "127.0.0.1:9464, rebound.example",
+            "\u{fc}.example",
+            "",
+        ] {
+            let answer = ask(path, &[host]);
+            assert_eq!(answer.status, 421, "{path} {host}");
+            assert!(answer.body.contains("set admin.token"), "{}", answer.body);
+            assert!(!answer.body.contains("<html"), "{path} {host}");
+            assert_eq!(ask(path, &["localhost", host]).status, 421, "{path} localhost, {host}");
+        }
+        assert!(ask(path, &["rebound.example:1"]).body.contains("the name rebound.example:1,"));
+    }
+    // Prometheus and Kubernetes ask by any name.
+    for path in ["/metrics", "/healthz", "/readyz"] {
+        assert_eq!(ask(path, &["livebridge-0.livebridge.live.svc:9464"]).status, 200, "{path}");
+    }
 }
 
 #[test]

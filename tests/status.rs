@@ -1,12 +1,14 @@
 //! The status page, in a real browser, and the JSON behind it.
 
+#[path = "support/metrics.rs"]
+mod metrics;
 mod support;
 #[path = "support/wire.rs"]
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -46,6 +48,12 @@ fn send(bridge: &Bridge, event_type: i64, stream: &str, number: u32) -> u16 {
 
 fn status(bridge: &Bridge, path: &str) -> Value {
     serde_json::from_str(&bridge.get(path)).expect("JSON")
+}
+
+/// How many connections were ended.
+fn ended(bridge: &Bridge, reason: &str) -> f64 {
+    let series = format!("livebridge_admin_connections_ended_total{{reason=\"{reason}\"}}");
+    metrics::scrape(bridge.admin_address())[&series]
 }
 
 #[test]
@@ -93,6 +101,9 @@ fn samples_are_sent_once_to_those_who_say_what_they_have() {
     }
     let new = then["history"].as_array().expect("a list");
     assert!(new.iter().all(|sample| sample["at"].as_i64() > Some(first)), "{new:?}");
+    let answer = wire::get(bridge.admin_address(), "/status?after=yesterday");
+    assert_eq!(answer.status, 400);
+    assert!(answer.body.contains("milliseconds since 1970"), "{}", answer.body);
 }
 
 #[test]
@@ -109,6 +120,31 @@ fn clients_that_do_not_read_keep_nobody_from_the_health_checks() {
     let asked = Instant::now();
     assert_eq!(bridge.get("/healthz"), "alive\n");
     assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    let crowded = ended(&bridge, "crowded");
+    assert!(crowded >= 36.0, "{crowded} of 100 left for others");
+}
+
+#[test]
+#[ignore = "takes 30 s: the time-out of those who send nothing, or do not read"]
+fn clients_that_do_not_read_or_send_nothing_are_given_up() {
+    let bridge = bridge("status-idle", NOWHERE);
+    let admin = bridge.admin_address();
+    let mut silent = TcpStream::connect(admin).expect("a connection");
+    let mut deaf = TcpStream::connect(admin).expect("a connection");
+    deaf.set_nonblocking(true).expect("an option");
+    let _ = deaf.write(&b"GET /metrics HTTP/1.1\r\nHost: l\r\n\r\n".repeat(1000));
+    let mut reader = TcpStream::connect(admin).expect("a connection");
+    let started = Instant::now();
+    while ended(&bridge, "idle") < 2.0 {
+        assert!(started.elapsed() < Duration::from_secs(40), "let be for ever");
+        // Whoever asks now and then and reads is let be.
+        reader.write_all(b"GET /healthz HTTP/1.1\r\nHost: l\r\n\r\n").expect("open");
+        let mut answer = [0; 4096];
+        assert!(reader.read(&mut answer).expect("an answer") > 0);
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    assert!(started.elapsed() > Duration::from_secs(28), "{:?}", started.elapsed());
+    assert_eq!(silent.read(&mut [0]).expect("its end"), 0);
 }
 
 #[test]

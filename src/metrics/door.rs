@@ -47,8 +47,12 @@ const ENDS: [(Ended, &str); 10] = [
     (Ended::HeaderMalformed, "header_malformed"),
 ];
 
+/// Those for which the operators' listener ends one.
+const ADMIN_ENDS: [&str; 2] = ["crowded", "idle"];
+
 pub(super) struct Door {
     ended: Counters,
+    admin_ended: Counters,
     certificate: Gauge,
 }
 
@@ -57,13 +61,27 @@ pub(super) static DOOR: LazyLock<Door> = LazyLock::new(|| Door {
         ENDS.iter().map(|(_, label)| *label),
         |label| counter!("livebridge_http_connections_ended_total", "reason" => label),
     ),
+    admin_ended: Counters::new(
+        ADMIN_ENDS.into_iter(),
+        |label| counter!("livebridge_admin_connections_ended_total", "reason" => label),
+    ),
     certificate: gauge!("livebridge_tls_certificate_expiry_timestamp_seconds"),
 });
 
-/// A connection was ended.
+impl Ended {
+    fn label(self) -> &'static str {
+        ENDS.iter().find(|(known, _)| *known == self).map_or("", |(_, label)| label)
+    }
+}
+
+/// A connection to the intake was ended.
 pub fn ended(reason: Ended) {
-    let label = ENDS.iter().find(|(known, _)| *known == reason).map_or("", |(_, label)| label);
-    DOOR.ended.get(label).increment(1);
+    DOOR.ended.get(reason.label()).increment(1);
+}
+
+/// A connection to the operators' listener was ended.
+pub fn admin_ended(reason: Ended) {
+    DOOR.admin_ended.get(reason.label()).increment(1);
 }
 
 /// When the certificate in use ends; `None` when there is none.

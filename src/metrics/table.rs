@@ -80,6 +80,10 @@ pub(super) const TABLE: &[Metric] = &[
         "When the certificate of the intake ends; 0 when it has none",
     ),
     seconds("livebridge_acknowledge_seconds", &SECONDS, "From request to durable"),
+    counter(
+        "livebridge_admin_connections_ended_total",
+        "Connections to the admin listener that livebridge ended on its own, by reason",
+    ),
     // Log.
     seconds("livebridge_wal_commit_seconds", &SECONDS, "Writing and syncing one group"),
     seconds("livebridge_wal_sync_seconds", &SECONDS, "The syncing part of a commit"),
