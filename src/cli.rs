@@ -106,7 +106,7 @@ Examples:
   Two sample callbacks a second, until ctrl-C:
     livebridge dev --samples 2
   In another terminal, one callback of your own:
-    livebridge send --key dev-callback-key --event-type push";
+    LIVEBRIDGE_SEND_KEY=dev-callback-key livebridge send --event-type push";
 const CHECK_EXAMPLES: &str = "\
 Examples:
   livebridge check --config livebridge.toml
@@ -126,7 +126,7 @@ Examples:
   Is this the right key?
     LIVEBRIDGE_SEND_KEY=secret livebridge send --url http://host:8080/callback
   A thousand a second for a minute, of all event types:
-    livebridge send --key secret --rate 1000 --count 60000 --connections 8
+    livebridge send --key-file key --rate 1000 --count 60000 --connections 8
   A callback that was kept, byte for byte:
     livebridge send --file callback.json";
 const WAL_EXAMPLES: &str = "\

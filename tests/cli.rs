@@ -3,9 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -323,7 +324,8 @@ impl Home {
              [kafka]\nbrokers = \"{brokers}\"\ninstance = \"cli-test\"\n{more}",
             home.log().display()
         );
-        fs::write(home.0.path().join("livebridge.toml"), config).unwrap();
+        fs::write(home.config(), config).unwrap();
+        home.let_read("livebridge.toml", 0o640);
         home
     }
 
@@ -331,9 +333,16 @@ impl Home {
         self.0.path().join("log")
     }
 
+    fn config(&self) -> PathBuf {
+        self.0.path().join("livebridge.toml")
+    }
+
+    fn let_read(&self, file: &str, mode: u32) {
+        fs::set_permissions(self.0.path().join(file), Permissions::from_mode(mode)).unwrap();
+    }
+
     fn command(&self, name: &str) -> Command {
-        let config = self.0.path().join("livebridge.toml");
-        livebridge(&[name, "--config", config.to_str().unwrap()])
+        livebridge(&[name, "--config", self.config().to_str().unwrap()])
     }
 }
 
@@ -403,6 +412,54 @@ mod check {
         assert_eq!(checked.code, Some(1), "{checked:?}");
         let line = checked.stdout.lines().find(|line| line.starts_with("BAD")).unwrap();
         assert!(line.contains("keys") && line.contains("key-2 is change-me"), "{line}");
+    }
+
+    #[test]
+    fn says_which_files_of_secrets_everybody_may_read() {
+        let home = Home::new(NOWHERE, "");
+        let dir = home.0.path();
+        let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        fs::write(dir.join("cert"), pair.cert.pem()).unwrap();
+        fs::write(dir.join("private"), pair.signing_key.serialize_pem()).unwrap();
+        fs::write(dir.join("keys"), "a-key").unwrap();
+        let text = fs::read_to_string(home.config()).unwrap();
+        let named = format!(
+            "keys_file = \"{0}/keys\"\n[tls]\ncertificate = \"{0}/cert\"\nprivate_key = \"{0}/private\"\n[kafka]",
+            dir.display()
+        );
+        fs::write(home.config(), text.replace("[kafka]", &named)).unwrap();
+        let secret = ["keys", "livebridge.toml", "private"];
+        let notes = || {
+            let checked = run(home.command("check").arg("--offline"));
+            assert_eq!(checked.code, Some(0), "it does no harm where nobody else is: {checked:?}");
+            let lines = checked.stdout.lines().filter(|line| line.starts_with("note  files "));
+            let mut lines: Vec<String> = lines.map(str::to_owned).collect();
+            lines.sort_unstable();
+            lines
+        };
+        home.let_read("cert", 0o644);
+        for file in secret {
+            home.let_read(file, 0o640);
+        }
+        assert_eq!(
+            notes(),
+            Vec::<String>::new(),
+            "a group may be let in, and certificates are shown"
+        );
+        for file in secret {
+            home.let_read(file, 0o604);
+        }
+        let keys = ["callback.keys_file", "callback.keys", "tls.private_key"];
+        for ((line, file), key) in notes().iter().zip(secret).zip(keys) {
+            let path = dir.join(file).display().to_string();
+            assert!(line.contains(&format!("read {path}, which has {key}; ")), "{line}");
+            assert!(line.ends_with(&format!("chmod o-r {path}")), "{line}");
+        }
+        assert_eq!(notes().len(), secret.len());
+        // What the environment says stands in no file.
+        let text = fs::read_to_string(home.config()).unwrap();
+        fs::write(home.config(), text.replace("keys = [\"k\"]", "")).unwrap();
+        assert_eq!(notes().len(), secret.len() - 1);
     }
 
     #[test]
@@ -733,6 +790,44 @@ mod generated {
         let nowhere = run(&mut livebridge(&["man", "/nowhere/man1"]));
         assert_eq!(nowhere.code, Some(1), "{nowhere:?}");
         assert!(nowhere.stderr.contains("cannot write the manual pages"), "{nowhere:?}");
+    }
+}
+
+#[test]
+fn every_option_that_is_told_of_is_there() {
+    let mut texts: Vec<String> =
+        ["README.md", "deploy/operations.md", "deploy/runbook.md", "deploy/livebridge.toml"]
+            .map(|path| fs::read_to_string(path).unwrap())
+            .into();
+    for command in ["serve", "dev", "check", "ready", "config", "send", "wal", "replay", "audit"] {
+        texts.push(run(&mut livebridge(&[command, "--help"])).stdout);
+    }
+    let is_name = |word: &&str| word.chars().all(char::is_alphabetic);
+    let mut options = BTreeSet::new();
+    for text in &texts {
+        for told in text.split("livebridge ").skip(1) {
+            // A command ends with its line, its quotation, or what it hands on.
+            let told = told.split(['\n', '`', '|', '>', '&', ';']).next().unwrap();
+            let words: Vec<&str> = told.split_whitespace().collect();
+            let steps = if words.first() == Some(&"wal") { 2 } else { 1 };
+            let command: Vec<&str> =
+                words.iter().copied().take_while(is_name).take(steps).collect();
+            for option in words.iter().filter_map(|word| word.strip_prefix("--")) {
+                let end = option.find(|c: char| !c.is_alphabetic() && c != '-');
+                options
+                    .insert((command.join(" "), option[..end.unwrap_or(option.len())].to_owned()));
+            }
+        }
+    }
+    assert!(options.len() >= 20, "{options:?}");
+    for (command, option) in options {
+        let words: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
+        let help = run(&mut livebridge(&words));
+        assert_eq!(help.code, Some(0), "{command}: {help:?}");
+        let option_lines = help.stdout.lines().filter(|line| line.trim_start().starts_with('-'));
+        let mut known = option_lines.flat_map(|line| line.split_whitespace().take(2));
+        let there = known.any(|word| word == format!("--{option}"));
+        assert!(there, "livebridge {command} has no --{option}");
     }
 }
 

@@ -137,6 +137,30 @@ fn keys_are_rotated_without_a_restart_and_their_use_shows_when_the_old_one_can_g
 }
 
 #[test]
+fn the_key_of_the_documentation_is_warned_of_at_every_start_and_change() {
+    let bed = Bed::new("sample change-me\nown aaaa\n");
+    let warnings = || {
+        let said = bed.process.stderr.text();
+        let lines = said.lines().filter(|line| line.contains("change-me, which everybody knows"));
+        let lines: Vec<String> = lines.map(str::to_owned).collect();
+        for line in &lines {
+            assert!(line.contains("WARN") && line.contains("\"key\":\"sample\""), "{line}");
+            assert!(line.contains("put in the CallbackKey"), "{line}");
+        }
+        lines.len()
+    };
+    assert_eq!(warnings(), 1);
+    fs::write(bed.path("keys"), "own aaaa\n").unwrap();
+    bed.order();
+    bed.comes_to(APPLIED, 1.0);
+    assert_eq!(warnings(), 1, "of others nothing is said");
+    fs::write(bed.path("keys"), "sample change-me\n").unwrap();
+    bed.order();
+    bed.comes_to(APPLIED, 2.0);
+    assert_eq!(warnings(), 2);
+}
+
+#[test]
 fn members_are_left_out_from_the_next_callback_on() {
     let bed = Bed::new("old aaaa\n");
     assert_eq!(bed.send("aaaa"), 200);

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use clap::Args;
@@ -61,6 +62,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     directory(&config, &mut findings);
     clock(&mut findings);
     keys(&config, &mut findings);
+    files(&config, &mut findings);
     let bad_here = findings.bad;
     if !options.offline {
         kafka(&config, &mut findings);
@@ -185,6 +187,21 @@ fn keys(config: &Config, findings: &mut Findings) {
         ),
         (Unsigned::Refused, keys) => {
             findings.ok("keys", format_args!("{keys}; unsigned callbacks are refused"));
+        }
+    }
+}
+
+/// Says which files with secrets in them anybody on this machine may read. Not bad: where there is
+/// nobody else, as in a container, it does no harm.
+fn files(config: &Config, findings: &mut Findings) {
+    for (path, key) in config.settings.secret_files() {
+        let Ok(meta) = fs::metadata(&path) else { continue };
+        if meta.mode() & 0o004 != 0 {
+            let path = path.display();
+            findings.note(
+                "files",
+                format_args!("everybody may read {path}, which has {key}; chmod o-r {path}"),
+            );
         }
     }
 }

@@ -75,7 +75,33 @@ impl Settings {
         };
         self.0.iter().map(entry).collect::<serde_json::Map<_, _>>().into()
     }
+
+    /// The files that nobody else should read, each with a key that says so.
+    #[must_use]
+    pub fn secret_files(&self) -> BTreeMap<PathBuf, String> {
+        let file = |setting: &Setting| {
+            let name = format!("{}.{}", setting.table, setting.key);
+            let path = match (&setting.value, &setting.source) {
+                (Some(Value::String(path)), _) if SECRET_FILES.contains(&&*name) => path.into(),
+                (_, Source::File { path, .. }) if is_secret(&setting.table, &setting.key) => {
+                    path.clone()
+                }
+                _ => return None,
+            };
+            Some((path, name))
+        };
+        // Of several, the first key speaks.
+        self.0.iter().rev().filter_map(file).collect()
+    }
 }
+
+/// The keys whose value is the name of a file with secrets in it.
+const SECRET_FILES: [&str; 4] = [
+    "tls.private_key",
+    "callback.keys_file",
+    "kafka.client.ssl.key.location",
+    "kafka.client.ssl.keystore.location",
+];
 
 /// What is shown instead of a secret.
 pub const HIDDEN: &str = "(hidden)";
