@@ -357,9 +357,12 @@ async fn answer(
         }
     };
     let last = caller.visit.is_answered(response.status() == StatusCode::OK);
+    if let Some(reason) = last {
+        metrics::ended(reason);
+    }
     // What was found out when it connected may not be what the gate asks now.
-    let last = last || !shared.gate.is(caller.gate);
-    if last || shared.leaving.load(Ordering::Relaxed) {
+    let outdated = !shared.gate.is(caller.gate);
+    if last.is_some() || outdated || shared.leaving.load(Ordering::Relaxed) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)

@@ -106,11 +106,25 @@ mod dev {
     fn keeps_the_log_where_it_is_told_to_and_takes_no_settings_from_the_environment() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("kept");
-        let (mut dev, _temporary) =
-            start(&["--for", "500ms", "--dir", log.to_str().unwrap(), "--key", "k"]);
+        let (mut dev, _temporary) = start(&["--for", "500ms", "--dir", log.to_str().unwrap()]);
         assert_eq!(dev.wait(), Some(0), "{}", dev.stderr.text());
         assert!(log.is_dir());
-        assert!(dev.stdout.text().contains("(key \"k\")"));
+        assert!(dev.stdout.text().contains("(key \"dev-callback-key\")"));
+    }
+
+    #[test]
+    fn takes_keys_from_a_file_and_shows_none_of_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = dir.path().join("keys");
+        fs::write(&keys, "tencent s3cret-key\n").unwrap();
+        let (dev, _temporary) = start(&["--keys-file", keys.to_str().unwrap(), "--samples", "20"]);
+        dev.stdout.wait_for(|line| line.starts_with("live.").then_some(()));
+        let url = format!("http://{}/callback", dev.address("intake listening"));
+        let mut send = livebridge(&["send", "--url", &url, "--retries", "0"]);
+        let (theirs, ours) = ("s3cret-key", "dev-callback-key");
+        assert_eq!(run(send.env("LIVEBRIDGE_SEND_KEY", theirs)).code, Some(0));
+        assert_eq!(run(send.env("LIVEBRIDGE_SEND_KEY", ours)).code, Some(1));
+        assert!(!dev.stdout.text().contains(theirs) && !dev.stderr.text().contains(theirs));
     }
 
     #[test]

@@ -181,3 +181,19 @@ fn every_file_says_what_it_is_and_is_of_a_size_to_be_read() {
         }
     }
 }
+
+#[test]
+fn every_dependency_has_its_reason() {
+    let text = include_str!("../Cargo.toml").to_owned() + include_str!("../fuzz/Cargo.toml");
+    let mut count = 0;
+    for section in text.split("\n[").filter(|section| {
+        section.starts_with("dependencies]") || section.starts_with("dev-dependencies]")
+    }) {
+        for line in section.lines().skip(1).filter(|line| line.contains(" = ")) {
+            let reason = line.split_once(" # ").map_or("", |(_, reason)| reason.trim());
+            assert!(!reason.is_empty(), "why is it there? {line}");
+            count += 1;
+        }
+    }
+    assert!(count > 40, "{count} were found");
+}

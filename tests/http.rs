@@ -62,7 +62,7 @@ mod a_callback {
     }
 
     #[test]
-    fn is_taken_whatever_its_content_type() {
+    fn is_taken_whatever_its_content_type_and_its_offers() {
         let bed = Bed::new();
         for kind in [
             "",
@@ -72,6 +72,8 @@ mod a_callback {
             "Content-Type: multipart/form-data\r\n",
             "Content-Type: \r\n",
             "Content-Encoding: identity\r\n",
+            // HTTP/2 is offered, and not spoken.
+            "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
         ] {
             let body = push();
             let request = format!(
@@ -481,6 +483,29 @@ mod a_request {
         }
         assert_eq!(bed.stored().len(), 2);
         bed.works();
+    }
+
+    #[test]
+    fn that_is_refused_as_the_sixteenth_in_a_row_is_the_connections_last() {
+        let bed = Bed::new();
+        let mut wire = Wire::connect(bed.address);
+        let refuse = |wire: &mut Wire| {
+            wire.send(post("/callback", "{}"));
+            let answer = wire.answer().unwrap();
+            refused(&answer, 401, "no signature");
+            answer.closes()
+        };
+        for _ in 0..15 {
+            assert!(!refuse(&mut wire));
+        }
+        // One that is taken shows that somebody is there who may be.
+        wire.send(post("/callback", &push()));
+        taken(&wire.answer().unwrap());
+        for _ in 0..15 {
+            assert!(!refuse(&mut wire));
+        }
+        assert!(refuse(&mut wire));
+        assert!(wire.is_closed());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use livebridge::callback::CallbackKey;
 use livebridge::record::Timestamp;
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 #[path = "support/metrics.rs"]
@@ -28,7 +28,7 @@ mod wire;
 use metrics::scrape;
 use process::{Running, livebridge};
 use tls::{Identity, VERSIONS};
-use wire::{PATIENCE, exchange, post};
+use wire::{PATIENCE, exchange, get, post};
 
 /// A livebridge without Kafka, its keys in a file.
 struct Bed {
@@ -330,6 +330,32 @@ fn what_needs_a_restart_is_said_to() {
         .stderr
         .wait_for(|line| (line.contains("next start") && line.contains("\"dedup\"")).then_some(()));
     assert_eq!(bed.send("aaaa"), 200);
+}
+
+#[test]
+fn what_is_shown_is_what_is_in_effect() {
+    let bed = Bed::new("aaaa");
+    let shown = |key: &str| {
+        let status = get(bed.admin, "/status").body;
+        let status: Value = serde_json::from_str(&status).unwrap();
+        status["config"][key]["value"].to_string()
+    };
+    let all = || ["callback.omit", "access.allow", "log.level", "wal.max_bytes"].map(shown);
+    let waiting = || ["wal.dir", "log.format", "dedup.window", "http.max_body"].map(shown);
+    assert_eq!(all(), ["[]", "[]", "\"info\"", "\"10GiB\""]);
+    let before = waiting();
+    let text = config(
+        bed.dir.path(),
+        "omit = [\"t\"]\n[access]\nallow = [\"127.0.0.0/8\"]\n[dedup]\nwindow = \"2h\"\n\
+         [log]\nlevel = \"warn\"\nformat = \"text\"\n",
+    );
+    let text = text.replace("[http]", "[http]\nmax_body = \"9KiB\"");
+    let text = text.replace("/log\"\n", "/another\"\nmax_bytes = \"5GiB\"\n");
+    fs::write(bed.path("livebridge.toml"), text).unwrap();
+    bed.order();
+    bed.comes_to(APPLIED, 1.0);
+    assert_eq!(all(), ["[\"t\"]", "[\"127.0.0.0/8\"]", "\"warn\"", "\"5GiB\""]);
+    assert_eq!(waiting(), before, "these wait for the next start");
 }
 
 #[test]

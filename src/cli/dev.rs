@@ -40,19 +40,22 @@ pub(super) struct Options {
     /// Keep the log in this directory instead of a temporary one.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// The callback key.
-    #[arg(long, value_name = "KEY", default_value = "dev-callback-key")]
-    key: String,
+    /// A file with callback keys, one a line, to take callbacks of Tencent's; instead of
+    /// dev-callback-key.
+    #[arg(long, value_name = "FILE")]
+    keys_file: Option<PathBuf>,
 }
 
+/// The callback key, unless told otherwise.
+const KEY: &str = "dev-callback-key";
 /// Partitions of each topic of the embedded Kafka.
 const PARTITIONS: i32 = 2;
 /// Characters of a body that fit on a line with the rest.
 const BODY_SHOWN: usize = 100;
 
 pub(super) fn run(options: &Options) -> Result<(), CliError> {
-    let key = CallbackKey::new(&options.key).ok_or(CliError::Usage("--key is empty".into()))?;
     let (mut config, temporary) = config(options)?;
+    let key = config.verifier.keys.first().cloned();
     let topics = config.topics.clone();
     let kafka = Embedded::start(&topics.all(), PARTITIONS, topics.ledger())
         .map_err(CliError::other("start the embedded Kafka"))?;
@@ -67,7 +70,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
         let dir = config.wal.dir.clone();
         let bridge = Bridge::start(config, exporter).await?;
         let url = format!("http://{}/callback", bridge.intake_address);
-        introduce(options, &url, &kafka, &topics, &bridge, &dir, &key);
+        introduce(options, &url, &kafka, &topics, &bridge, &dir, key.clone());
         let printer = thread::spawn({
             let stopping = Arc::clone(&stopping);
             move || print(&follower, &stopping)
@@ -109,10 +112,14 @@ fn config(options: &Options) -> Result<(Config, Option<PathBuf>), CliError> {
         .is_none()
         .then(|| std::env::temp_dir().join(format!("livebridge-dev-{}", std::process::id())));
     let dir = temporary.clone().or_else(|| options.dir.clone()).unwrap_or_default();
+    let keys = options.keys_file.as_ref().map_or_else(
+        || ("LIVEBRIDGE_CALLBACK_KEYS", KEY.to_owned()),
+        |file| ("LIVEBRIDGE_CALLBACK_KEYS_FILE", file.to_string_lossy().into_owned()),
+    );
     let variables = [
         ("LIVEBRIDGE_HTTP_LISTEN", options.listen.to_string()),
         ("LIVEBRIDGE_ADMIN_LISTEN", options.admin.to_string()),
-        ("LIVEBRIDGE_CALLBACK_KEYS", options.key.clone()),
+        keys,
         ("LIVEBRIDGE_WAL_DIR", dir.to_string_lossy().into_owned()),
         ("LIVEBRIDGE_WAL_MIN_FREE_BYTES", "256MiB".to_owned()),
         ("LIVEBRIDGE_KAFKA_INSTANCE", "dev".to_owned()),
@@ -129,14 +136,18 @@ fn introduce(
     topics: &Topics,
     bridge: &Bridge,
     dir: &std::path::Path,
-    key: &CallbackKey,
+    key: Option<CallbackKey>,
 ) {
-    println!("callbacks  {url}   (key {:?})", options.key);
+    let known = options
+        .keys_file
+        .as_ref()
+        .map_or_else(|| format!("key {KEY:?}"), |file| format!("keys in {}", file.display()));
+    println!("callbacks  {url}   ({known})");
     println!("Kafka      {}   (in memory, for any Kafka client)", kafka.brokers());
     println!("topics     {} and {} more", topics.of(None), topics.all().len() - 1);
     println!("status     http://{}/", bridge.admin_address);
     println!("log        {}", dir.display());
-    let samples = Samples::new(Some(key.clone()));
+    let samples = Samples::new(key);
     let push = serde_json::json!({
         "event_type": 1, "app": "push.example.com", "appname": "live", "stream_id": "my-stream",
         "sequence": "1", "event_time": Timestamp::now().as_millis() / 1000,
@@ -182,10 +193,10 @@ fn line(landed: &Landed) -> String {
     )
 }
 
-async fn send_samples(url: String, key: CallbackKey, rate: f64) {
+async fn send_samples(url: String, key: Option<CallbackKey>, rate: f64) {
     let policy = RetryPolicy { retries: 3, interval: Duration::from_secs(1) };
     let Ok(mut sender) = Sender::new(&url) else { return };
-    let samples = Samples::new(Some(key));
+    let samples = Samples::new(key);
     let mut pace = tokio::time::interval(Duration::from_secs_f64(1.0 / rate.min(1000.0)));
     for (count, event_type) in Samples::types().cycle().enumerate() {
         pace.tick().await;

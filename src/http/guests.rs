@@ -184,8 +184,8 @@ impl Visit {
         self.at_work.store(true, Ordering::Relaxed);
     }
 
-    /// The answer is ready. Whether it is the last on this connection.
-    pub(super) fn is_answered(&self, taken: bool) -> bool {
+    /// The answer is ready. Why it is the last on this connection, if it is.
+    pub(super) fn is_answered(&self, taken: bool) -> Option<Ended> {
         if taken {
             self.is_welcome();
             self.refusals.store(0, Ordering::Relaxed);
@@ -193,7 +193,13 @@ impl Visit {
         self.at_work.store(false, Ordering::Relaxed);
         let refusals = self.refusals.fetch_add(u32::from(!taken), Ordering::Relaxed);
         let requests = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
-        requests >= REQUESTS_MAX || (!taken && refusals + 1 >= REFUSALS_MAX)
+        if !taken && refusals + 1 >= REFUSALS_MAX {
+            Some(Ended::Refusals)
+        } else if requests >= REQUESTS_MAX {
+            Some(Ended::Requests)
+        } else {
+            None
+        }
     }
 
     /// Completes when the connection has to end, and says why.
@@ -230,5 +236,21 @@ fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_ends_with_its_last_request_and_the_next_one_begins_anew() {
+        let guests = Guests::new(1, 1);
+        for _ in 0..2 {
+            let guest = guests.try_seat().expect("the seat");
+            let last = (1..=REQUESTS_MAX).find(|_| guest.visit.is_answered(true).is_some());
+            assert_eq!(last, Some(REQUESTS_MAX));
+            assert_eq!(guest.visit.is_answered(true), Some(Ended::Requests));
+        }
     }
 }

@@ -20,6 +20,10 @@ pub enum Ended {
     Crowded,
     /// Nothing of it was taken for too long.
     Idle,
+    /// It has had as many requests as one may have.
+    Requests,
+    /// It has had as many refusals in a row as one may have.
+    Refusals,
     /// A trusted proxy did not say whom it speaks for.
     ProxyHeader,
     /// The TLS handshake failed.
@@ -34,11 +38,13 @@ pub enum Ended {
     HeaderMalformed,
 }
 
-const ENDS: [(Ended, &str); 10] = [
+const ENDS: [(Ended, &str); 12] = [
     (Ended::Address, "address"),
     (Ended::PerAddress, "per_address"),
     (Ended::Crowded, "crowded"),
     (Ended::Idle, "idle"),
+    (Ended::Requests, "requests"),
+    (Ended::Refusals, "refusals"),
     (Ended::ProxyHeader, "proxy_header"),
     (Ended::Tls, "tls"),
     (Ended::GreetingLate, "greeting_late"),
