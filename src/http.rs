@@ -1,7 +1,7 @@
 //! The intake: takes callbacks over HTTP, under limits, and answers 200 only for what is durable.
 //!
-//! One socket, one single-threaded runtime per core: connections stay on the core that accepted
-//! them. The one table from errors to status is `Rejection::status`.
+//! One socket, one single-threaded runtime per core: connections stay on the core that they are
+//! given to. The one table from errors to status is `Rejection::status`.
 
 use std::convert::Infallible;
 use std::io;
@@ -16,10 +16,8 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::callback::CallbackError;
 use crate::live::Live;
@@ -29,6 +27,7 @@ use crate::recent;
 use crate::record::{Timestamp, type_name};
 use crate::wal::{AppendError, Appender, Line};
 
+mod accept;
 mod access;
 mod connection;
 mod gate;
@@ -70,12 +69,6 @@ const BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
 const BODY_BYTES_FREE: usize = 16 * 1024;
 /// Connections that the kernel keeps for us.
 const BACKLOG: i32 = 4096;
-/// At a stop, the longest that open requests are waited for.
-const STOP_GRACE: Duration = Duration::from_secs(10);
-/// At a stop, the longest that further connections are taken out of the kernel's queue, and the
-/// pause between two that says that it is empty.
-const QUEUE_GRACE: Duration = Duration::from_millis(20);
-const QUEUE_GAP: Duration = Duration::from_millis(1);
 /// After a refusal for lack of room, the sender may come back in so many seconds.
 const RETRY_AFTER_SECONDS: &str = "10";
 
@@ -130,8 +123,6 @@ struct Shared {
     gate: Live<Gate>,
     line: Line,
     /// Of all cores.
-    guests: Arc<Guests>,
-    /// Of all cores.
     body_bytes: Arc<AtomicUsize>,
     /// Every answer is its connection's last.
     leaving: Arc<AtomicBool>,
@@ -155,8 +146,10 @@ impl Intake {
         let leaving = Arc::new(AtomicBool::new(false));
         let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let pulse = Pulse::new(cores);
-        let start = |core| {
-            let listener = listener.0.try_clone()?;
+        let (desks, arrivals): (Vec<_>, Vec<_>) = (0..cores).map(|_| accept::desk()).unzip();
+        let listener = listener.0.try_clone()?;
+        let mut acceptor = Some(accept::accept(listener, guests, desks, stop.clone()));
+        let start = |(core, arrivals)| {
             let beats = beat(pulse.clone(), core);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let entered = runtime.enter();
@@ -166,18 +159,19 @@ impl Intake {
                 config: config.clone(),
                 gate: gate.clone(),
                 line,
-                guests: Arc::clone(&guests),
                 body_bytes: Arc::clone(&body_bytes),
                 leaving: Arc::clone(&leaving),
                 // One of its own: every look at a token locks it.
                 stop: stop.child_token(),
             });
+            let acceptor = acceptor.take();
             thread::Builder::new().name(format!("intake-{core}")).spawn(move || {
                 runtime.spawn(beats);
-                runtime.block_on(accept(listener, shared));
+                acceptor.map(|acceptor| runtime.spawn(acceptor));
+                runtime.block_on(accept::serve(arrivals, shared));
             })
         };
-        let threads = (0..cores).map(start).collect::<io::Result<_>>()?;
+        let threads = arrivals.into_iter().enumerate().map(start).collect::<io::Result<_>>()?;
         Ok(Self { threads, leaving, pulse })
     }
 
@@ -208,50 +202,6 @@ async fn beat(pulse: Pulse, thread: usize) {
     loop {
         pulse.beat(thread);
         tokio::time::sleep(pulse::EVERY).await;
-    }
-}
-
-async fn accept(listener: std::net::TcpListener, shared: Arc<Shared>) {
-    /// Pause after the operating system refuses a connection, for lack of descriptors mostly.
-    const PAUSE: Duration = Duration::from_millis(50);
-    let listener = match TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => return tracing::error!(%error, "cannot accept connections"),
-    };
-    let tasks = TaskTracker::new();
-    let next = async || match listener.accept().await {
-        // Who waits for a seat is accepted: only then may somebody else have to leave for it.
-        Ok((stream, from)) => Ok((stream, from, shared.guests.seat().await)),
-        Err(error) => Err(error),
-    };
-    loop {
-        let next = tokio::select! {
-            () = shared.stop.cancelled() => break,
-            next = next() => next,
-        };
-        match next {
-            Ok((stream, from, guest)) => {
-                let peer = from.ip().to_canonical();
-                tasks.spawn(connection::serve(stream, peer, Arc::clone(&shared), guest));
-            }
-            Err(error) => {
-                tracing::debug!(%error, "cannot accept a connection");
-                tokio::time::sleep(PAUSE).await;
-            }
-        }
-    }
-    // Who is in the kernel's queue already would be cut off with the socket.
-    let until = Instant::now() + QUEUE_GRACE;
-    while Instant::now() < until
-        && let Ok(Ok((stream, from, guest))) = timeout(QUEUE_GAP, next()).await
-    {
-        let peer = from.ip().to_canonical();
-        tasks.spawn(connection::serve(stream, peer, Arc::clone(&shared), guest));
-    }
-    drop(listener);
-    tasks.close();
-    if timeout(STOP_GRACE, tasks.wait()).await.is_err() {
-        tracing::warn!(connections = tasks.len(), "connections cut off that did not end in time");
     }
 }
 
