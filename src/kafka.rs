@@ -24,6 +24,7 @@ pub mod follow;
 mod ledger_reader;
 mod producer;
 mod refusal;
+mod reports;
 mod stats;
 
 pub use ledger_reader::LedgerReader;

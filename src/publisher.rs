@@ -2,7 +2,9 @@
 //!
 //! A batch is whatever became durable while the last transaction ran. Its transaction carries the
 //! events and one ledger record, so that after any crash the ledger tells exactly what Kafka has.
+//! While Kafka is busy with a full one, the next is read.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -21,12 +23,14 @@ mod claims;
 pub mod quarantine;
 pub mod replay;
 mod topics;
+mod trouble;
 
 pub use replay::Exported;
 pub use topics::{Topics, TopicsError};
 
 use batch::Batch;
 use claims::Claims;
+use trouble::Trouble;
 
 /// Bytes of records per transaction.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
@@ -39,8 +43,6 @@ const IDLE: Duration = Duration::from_millis(500);
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Fenced again within this time after starting anew, this instance has a living namesake.
 const FENCED_AGAIN: Duration = Duration::from_mins(1);
-/// A reason for waiting is logged again after this time.
-const REMIND: Duration = Duration::from_mins(1);
 
 /// Why the publisher cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -81,8 +83,8 @@ pub struct Publisher {
     contests: u32,
     quarantine: PathBuf,
     give_up: CancellationToken,
-    /// Read from the log, and not known to be in Kafka.
-    unfinished: Vec<Entry>,
+    /// Read from the log at one time each, and not known to be in Kafka.
+    unfinished: VecDeque<Vec<Entry>>,
     /// When the last transaction began.
     began: Instant,
     /// Whether it was full, so that more is waiting.
@@ -130,7 +132,7 @@ impl Publisher {
             contests: 0,
             quarantine,
             give_up,
-            unfinished: Vec::new(),
+            unfinished: VecDeque::new(),
             began: Instant::now(),
             backlog: false,
             sets: Sets::new(),
@@ -223,26 +225,29 @@ impl Publisher {
     fn publish(&mut self, producer: &Producer) -> Result<Ended, PublisherError> {
         let progress = self.ledger.progress();
         self.reader.resume(progress)?;
-        self.unfinished.retain(|entry| entry.lsn > progress);
+        for entries in &mut self.unfinished {
+            entries.retain(|entry| entry.lsn > progress);
+        }
+        self.unfinished.retain(|entries| !entries.is_empty());
         while !self.give_up.is_cancelled() {
             if self.sets.grow() {
                 return Ok(Ended::Roomy);
             }
             std::thread::sleep(self.pace());
-            if self.unfinished.is_empty() {
-                match self.reader.next(BATCH_BYTES, IDLE)? {
-                    Next::Entries(entries) => self.unfinished = entries,
-                    Next::Idle => {
-                        producer.serve();
-                        self.follow_ledger();
-                        self.ledger.expire(Timestamp::now());
-                        continue;
-                    }
-                    Next::End => return Ok(Ended::Done),
-                }
-            }
+            let next = match self.unfinished.pop_front() {
+                Some(entries) => Next::Entries(entries),
+                None => self.reader.next(BATCH_BYTES, IDLE)?,
+            };
             self.follow_ledger();
-            let entries = std::mem::take(&mut self.unfinished);
+            let entries = match next {
+                Next::Entries(entries) => entries,
+                Next::Idle => {
+                    producer.serve();
+                    self.ledger.expire(Timestamp::now());
+                    continue;
+                }
+                Next::End => return Ok(Ended::Done),
+            };
             self.began = Instant::now();
             let bytes: usize = entries.iter().map(|entry| entry.record.encoded_len()).sum();
             self.backlog = bytes >= BATCH_BYTES / 2;
@@ -250,13 +255,13 @@ impl Publisher {
             match self.deliver(producer, &mut batch)? {
                 Ok(commit) => self.settle(&batch, commit.as_ref()),
                 Err(Ended::Contested) => {
-                    self.unfinished = entries;
+                    self.unfinished.push_front(entries);
                     if let Err(cause) = self.settle_ledger() {
                         return Ok(Ended::Setup(cause));
                     }
                 }
                 Err(ended) => {
-                    self.unfinished = entries;
+                    self.unfinished.push_front(entries);
                     return Ok(ended);
                 }
             }
@@ -279,7 +284,20 @@ impl Publisher {
         loop {
             let Some(commit) = batch.commit(self.reader.log()) else { return Ok(Ok(None)) };
             let started = Instant::now();
-            let handed = producer.hand_over(&batch.messages(&self.topics, &self.kafka, &commit));
+            let ledger = batch.ledger(&self.topics, &self.kafka, &commit);
+            let messages = || batch.messages(&self.topics, &self.kafka);
+            let (reader, unfinished) = (&mut self.reader, &mut self.unfinished);
+            let mut read = Ok(());
+            let handed = producer.hand_over(Some(&ledger), messages, || {
+                if self.backlog && unfinished.is_empty() {
+                    read = reader.next(BATCH_BYTES, Duration::ZERO).map(|next| {
+                        if let Next::Entries(entries) = next {
+                            unfinished.push_back(entries);
+                        }
+                    });
+                }
+            });
+            read?;
             let outcome = handed
                 .and_then(|mine| self.come_first(producer, &commit, mine))
                 .and_then(|mine| producer.commit().map(|()| mine));
@@ -379,9 +397,9 @@ impl Publisher {
         if self.unfinished.is_empty()
             && let Ok(Next::Entries(entries)) = self.reader.next(1, Duration::ZERO)
         {
-            self.unfinished = entries;
+            self.unfinished.push_back(entries);
         }
-        let oldest = self.unfinished.iter().map(|entry| entry.record.received_at).min();
+        let oldest = self.unfinished.iter().flatten().map(|entry| entry.record.received_at).min();
         oldest.unwrap_or_else(Timestamp::now)
     }
 
@@ -452,40 +470,5 @@ impl Sets {
             *self = Self::new();
         }
         due
-    }
-}
-
-/// Says once that Kafka is in trouble, reminds now and then, and says once that it is over; of a Kafka
-/// that comes and goes, no more than that.
-#[derive(Debug, Default)]
-struct Trouble {
-    since: Option<Instant>,
-    /// When it was last said that there is trouble.
-    said: Option<Instant>,
-    /// Whether that is the last word.
-    open: bool,
-}
-
-impl Trouble {
-    fn is(&mut self, cause: &dyn std::fmt::Display) {
-        metrics::kafka_up(false);
-        let since = *self.since.get_or_insert_with(Instant::now);
-        if self.said.is_none_or(|said| said.elapsed() >= REMIND) {
-            self.said = Some(Instant::now());
-            self.open = true;
-            tracing::error!(
-                %cause,
-                for_seconds = since.elapsed().as_secs(),
-                "cannot publish to Kafka; callbacks are still taken and stored, trying again"
-            );
-        }
-    }
-
-    fn over(&mut self) {
-        metrics::kafka_up(true);
-        let since = self.since.take();
-        if let Some(since) = since.filter(|_| std::mem::take(&mut self.open)) {
-            tracing::info!(after_seconds = since.elapsed().as_secs(), "publishing to Kafka again");
-        }
     }
 }

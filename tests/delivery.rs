@@ -16,6 +16,9 @@ use livebridge::publisher::Topics;
 use livebridge::record::Timestamp;
 use livebridge::sample::Samples;
 use livebridge::sender::{RetryPolicy, Sender};
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::mocking::MockCluster;
 use support::bridge::Bridge;
 use support::consumer::{self, Isolation, Message};
 use support::kafka::{self, Kafka};
@@ -229,6 +232,43 @@ fn without_transactions_every_payload_is_there_and_retries_are_absorbed_across_a
     let read = consumer::read(kafka.bootstrap(), &names.all(), Isolation::Uncommitted);
     let Some(messages) = support::or_skip("at least once", read) else { return };
     assert_delivered(expected, &messages);
+}
+
+#[test]
+fn without_transactions_the_ledger_tells_of_an_event_only_when_it_is_there() {
+    const PAUSE: Duration = Duration::from_millis(2);
+    let (mock, names) =
+        (MockCluster::new(2).unwrap(), Topics::new("late", &BTreeMap::new()).unwrap());
+    for topic in names.all().into_iter().chain([names.ledger()]) {
+        // Its thread can miss an order right after the last.
+        std::thread::sleep(PAUSE);
+        mock.create_topic(topic, 1, 2).unwrap();
+        std::thread::sleep(PAUSE);
+        let leader = if topic == names.ledger() { 2 } else { 1 };
+        mock.partition_leader(topic, 0, Some(leader)).unwrap();
+    }
+    let looker: BaseConsumer =
+        ClientConfig::new().set("bootstrap.servers", mock.bootstrap_servers()).create().unwrap();
+    let count = |topic| looker.fetch_watermarks(topic, 0, Duration::from_secs(10)).unwrap().1;
+    let bridge = bridge("late", &mock.bootstrap_servers(), "late")
+        .set("KAFKA_DELIVERY", "at-least-once")
+        .set("KAFKA_CREATE_TOPICS", "false");
+    bridge.start();
+    let event =
+        |number: u32| format!(r#"{{"event_type":1,"stream_id":"s","sequence":"{number}"}}"#);
+    assert_eq!(post(&bridge, event(1).as_bytes()).0, 200);
+    bridge.drain(DRAIN);
+    assert_eq!((count("late.push"), count(names.ledger())), (1, 1));
+
+    mock.broker_down(1).unwrap();
+    assert_eq!(post(&bridge, event(2).as_bytes()).0, 200);
+    for _ in 0..40 {
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(count(names.ledger()), 1, "the event has nowhere to go yet");
+    }
+    mock.broker_up(1).unwrap();
+    bridge.drain(DRAIN);
+    assert_eq!((count("late.push"), count(names.ledger())), (2, 2));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Reads the ledger topic, `read_committed`, from a moment on and then as it grows.
 
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -36,8 +37,9 @@ pub struct LedgerReader {
     open: BaseConsumer<Context>,
     /// Where `open` stands, once it reads.
     open_next: Option<i64>,
-    /// Where a record of this instance lands if nobody else has written meanwhile.
-    expected: i64,
+    /// Where a record of this instance lands if nobody else has written meanwhile: at once behind
+    /// what is known, or behind the marker of that. (The Kafka in memory writes none.)
+    expected: RangeInclusive<i64>,
     topic: String,
     /// Everything before this offset is read.
     next: i64,
@@ -86,7 +88,7 @@ impl LedgerReader {
             consumer,
             open,
             open_next: None,
-            expected: 0,
+            expected: 0..=0,
             topic,
             next: 0,
             marker: 0,
@@ -162,7 +164,9 @@ impl LedgerReader {
             }
             std::thread::sleep(OPEN);
         }
-        self.expected = self.expected.max(self.next + self.marker);
+        if self.next + self.marker > *self.expected.end() {
+            self.expected = self.next..=self.next + self.marker;
+        }
         Ok(records)
     }
 
@@ -177,7 +181,7 @@ impl LedgerReader {
         give_up: &CancellationToken,
         mut visit: impl FnMut(i64, &[u8]),
     ) -> KafkaResult<()> {
-        if mine == self.expected || !self.transactional {
+        if self.expected.contains(&mine) || !self.transactional {
             return Ok(());
         }
         if mine < self.next {
@@ -212,7 +216,7 @@ impl LedgerReader {
 
     /// This instance's record at `mine` is committed.
     pub fn committed(&mut self, mine: i64) {
-        self.expected = mine + 1 + i64::from(self.transactional);
+        self.expected = mine + 1..=mine + 1 + i64::from(self.transactional);
     }
 
     /// Everything before this offset is decided and read.

@@ -1,22 +1,18 @@
 //! The producer: one batch, one transaction, and what its failure means.
 
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaError};
-use rdkafka::message::{Header, Message as _, OwnedHeaders};
-use rdkafka::producer::{
-    BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig,
-};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, PurgeConfig};
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio_util::sync::CancellationToken;
 
-use super::stats::ProducerStats;
-use super::{Config, Context, Delivery, SetupError};
+use super::reports::{Failed, Reports};
+use super::{Config, Delivery, SetupError};
 use crate::metrics;
 use crate::record::Timestamp;
 
@@ -114,78 +110,6 @@ impl std::fmt::Debug for Producer {
     }
 }
 
-/// Collects what deliveries failed, and where the last message of a batch got to.
-#[derive(Default)]
-struct Reports {
-    failed: Mutex<Vec<Failed>>,
-    last: AtomicUsize,
-    last_offset: AtomicI64,
-    stats: ProducerStats,
-}
-
-/// A delivery that failed.
-struct Failed {
-    place: usize,
-    error: KafkaError,
-    /// It did not leave this process.
-    here: bool,
-}
-
-impl ClientContext for Reports {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        Context.log(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        Context.error(error, reason);
-    }
-
-    fn stats_raw(&self, statistics: &[u8]) {
-        self.stats.report(statistics);
-    }
-}
-
-impl Failed {
-    /// librdkafka dropped it after another message had failed.
-    fn is_purged(&self) -> bool {
-        let code = self.error.rdkafka_error_code();
-        matches!(code, Some(Code::PurgeQueue | Code::PurgeInflight))
-    }
-}
-
-impl ProducerContext for Reports {
-    type DeliveryOpaque = usize;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, place: usize) {
-        match result {
-            Ok(message) if place == self.last.load(Ordering::Relaxed) => {
-                self.last_offset.store(message.offset(), Ordering::Relaxed);
-            }
-            Ok(_) => {}
-            Err((error, message)) => {
-                tracing::debug!(%error, topic = message.topic(), "delivery failed");
-                self.failed(Failed { place, error: error.clone(), here: false });
-            }
-        }
-    }
-}
-
-impl Reports {
-    fn failed(&self, failed: Failed) {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner).push(failed);
-    }
-
-    /// Whether deliveries failed, and whether it is known why.
-    fn look(&self) -> (bool, bool) {
-        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        (!failed.is_empty(), failed.iter().any(|failed| !failed.is_purged()))
-    }
-
-    fn take(&self) -> Vec<Failed> {
-        std::mem::take(&mut self.failed.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
 impl Producer {
     /// Connects. Blocks while Kafka is away, until `give_up`. Messages are sent in sets of up to
     /// `set_bytes`, or one by one when they are larger.
@@ -238,25 +162,41 @@ impl Producer {
         Ok(producer)
     }
 
-    /// Hands `batch` to Kafka, all of it or none: until [`Self::commit`], nobody sees it. Returns
-    /// the offset of its last message.
+    /// Hands a batch to Kafka, all of it or none: until [`Self::commit`], nobody sees it. `meanwhile`
+    /// is done while Kafka is busy with it. Returns the offset of its `ledger` record.
     ///
-    /// Without transactions everybody sees it, and some of it may be there after a failure.
+    /// Within a transaction that record goes ahead: whoever looks for it need not wait for the rest.
+    /// Without one everybody sees what is there, and some of it may be there after a failure; so the
+    /// record, which says that the rest is, goes last.
     ///
     /// # Errors
     /// [`Failure`]
-    pub fn hand_over(&self, batch: &[Message<'_>]) -> Result<i64, Failure> {
+    pub fn hand_over<'m, M: Iterator<Item = Message<'m>>>(
+        &self,
+        ledger: Option<&Message<'_>>,
+        messages: impl Fn() -> M,
+        meanwhile: impl FnOnce(),
+    ) -> Result<i64, Failure> {
         let reports = self.client.context();
-        reports.last.store(batch.last().map_or(0, |message| message.place), Ordering::Relaxed);
+        reports.expect(ledger.map(|ledger| ledger.place));
         self.begin()?;
-        for (index, message) in batch.iter().enumerate() {
-            self.send(message);
+        if let Some(ledger) = ledger.filter(|_| self.transactional) {
+            self.send(ledger);
+        }
+        for (index, message) in messages().enumerate() {
+            self.send(&message);
             if index % POLL_EVERY == POLL_EVERY - 1 {
                 self.client.poll(Duration::ZERO);
             }
         }
-        match self.drain(batch) {
-            Ok(()) => Ok(reports.last_offset.load(Ordering::Relaxed)),
+        meanwhile();
+        let mut outcome = self.drain(ledger, &messages);
+        if let Some(ledger) = ledger.filter(|_| !self.transactional && outcome.is_ok()) {
+            self.send(ledger);
+            outcome = self.drain(Some(ledger), &messages);
+        }
+        match outcome {
+            Ok(()) => Ok(reports.ledger_offset()),
             Err(failure) => {
                 self.abort()?;
                 Err(failure)
@@ -335,7 +275,11 @@ impl Producer {
 
     /// Waits until Kafka has answered for every message, or has failed one: librdkafka then sends
     /// no more of the transaction, and the rest would time out.
-    fn drain(&self, batch: &[Message<'_>]) -> Result<(), Failure> {
+    fn drain<'m, M: Iterator<Item = Message<'m>>>(
+        &self,
+        ledger: Option<&Message<'_>>,
+        messages: impl Fn() -> M,
+    ) -> Result<(), Failure> {
         let mut purged: Option<Instant> = None;
         while self.poll() {
             if self.give_up.is_cancelled() {
@@ -352,9 +296,11 @@ impl Producer {
         let (refused, passing): (Vec<_>, Vec<_>) =
             failed.into_iter().partition(|failed| is_refusal(&failed.error));
         if !refused.is_empty() {
+            let lengths = messages().map(|message| (message.place, message.len()));
+            let ledger = ledger.map(|ledger| (ledger.place, ledger.len()));
+            let lengths: HashMap<usize, usize> = lengths.chain(ledger).collect();
             let refused = refused.into_iter().map(|Failed { place, error, here }| {
-                let found = batch.binary_search_by_key(&place, |message| message.place);
-                let length = found.map_or(0, |index| batch[index].len());
+                let length = lengths.get(&place).copied().unwrap_or_default();
                 let alone = here || length >= self.set_bytes;
                 let too_large = error.rdkafka_error_code() == Some(Code::MessageSizeTooLarge);
                 Refused { place, alone, by_size: too_large && !self.compresses, reason: error }

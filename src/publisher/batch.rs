@@ -98,15 +98,13 @@ impl<'a> Batch<'a> {
         })
     }
 
-    /// What goes to Kafka: a message for each chosen entry, in order, and the ledger's record last.
+    /// What goes to Kafka: a message for each chosen entry that is not quarantined, in order.
     pub(super) fn messages<'m>(
         &'m self,
         topics: &'m Topics,
         kafka: &'m kafka::Config,
-        commit: &Commit,
-    ) -> Vec<Message<'m>> {
-        let mut messages = Vec::with_capacity(self.chosen.len() + 1);
-        for (place, chosen) in self.chosen.iter().enumerate() {
+    ) -> impl Iterator<Item = Message<'m>> {
+        self.chosen.iter().enumerate().filter_map(|(place, chosen)| {
             let record = &chosen.entry.record;
             let topic = topics.of(record.event_type);
             let mut message = message(record, topic, &kafka.instance, place);
@@ -117,19 +115,27 @@ impl<'a> Batch<'a> {
                     message.headers.push((DEAD_TOPIC, Cow::Borrowed(topic)));
                     message.headers.push((DEAD_REASON, Cow::Borrowed(reason)));
                 }
-                Fate::Quarantined => continue,
+                Fate::Quarantined => return None,
             }
-            messages.push(message);
-        }
-        messages.push(Message {
+            Some(message)
+        })
+    }
+
+    /// What goes to the ledger topic with them.
+    pub(super) fn ledger<'m>(
+        &self,
+        topics: &'m Topics,
+        kafka: &'m kafka::Config,
+        commit: &Commit,
+    ) -> Message<'m> {
+        Message {
             topic: topics.ledger(),
             key: Some(kafka.instance.as_bytes()),
             value: Cow::Owned(commit.encode()),
             timestamp: commit.newest,
             headers: Vec::new(),
             place: self.chosen.len(),
-        });
-        messages
+        }
     }
 
     /// Moves a refused record to the dead-letter topic, or, refused there as well, to disk.

@@ -285,19 +285,17 @@ impl Sender {
             let (first, last) = (place(self.sent + 1), place(self.sent + count));
             (topic, Commit { log: self.log, first, last, newest, ids })
         });
-        let mut messages: Vec<Message<'_>> =
-            batch.iter().enumerate().map(|(place, event)| self.message(event, place)).collect();
-        if let Some((topic, commit)) = &ledger {
-            messages.push(Message {
-                topic,
-                key: Some(b"replay"),
-                value: Cow::Owned(commit.encode()),
-                timestamp: newest,
-                headers: Vec::new(),
-                place: batch.len(),
-            });
-        }
-        let handed = self.producer.hand_over(&messages).and_then(|_| self.producer.commit());
+        let ledger = ledger.map(|(topic, commit)| Message {
+            topic,
+            key: Some(b"replay"),
+            value: Cow::Owned(commit.encode()),
+            timestamp: newest,
+            headers: Vec::new(),
+            place: batch.len(),
+        });
+        let messages = || batch.iter().enumerate().map(|(place, event)| self.message(event, place));
+        let handed = self.producer.hand_over(ledger.as_ref(), messages, || {});
+        let handed = handed.and_then(|_| self.producer.commit());
         handed.map_err(|failure| match failure {
             Failure::Refused(refused) => {
                 let refused = refused.into_iter().next();
