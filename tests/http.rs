@@ -1,7 +1,7 @@
 //! The intake over TCP, byte by byte, in front of a real log: what it answers, and that exactly
 //! what it answered 200 is stored (I1, I2, I7).
 //!
-//! Two tests wait for time-outs of 10 and 15 seconds and are left out of the usual run:
+//! Three tests wait for time-outs of up to 30 seconds and are left out of the usual run:
 //! `cargo test --test http -- --ignored`.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]

@@ -1,5 +1,8 @@
 //! `livebridge serve` as a process: signals, exit codes, a log that is full or taken, and what
 //! operators see of it all.
+//!
+//! Three tests wait for time-outs of up to 30 seconds and are left out of the usual run:
+//! `cargo test --test serve -- --ignored`.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 #![expect(clippy::float_cmp, reason = "what is compared are whole numbers")]
@@ -245,6 +248,133 @@ fn every_refusal_moves_its_own_counter_and_no_other() {
     let accepted = "livebridge_callbacks_accepted_total{event_type=\"push\"}".to_owned();
     let expected = [(accepted, 1.0), ("livebridge_acknowledge_seconds_count".to_owned(), 1.0)];
     assert_eq!(moved_now, expected.into());
+
+    let proxied = "[access]\nallow = [\"192.0.2.0/24\"]\ntrusted_proxies = [\"127.0.0.1\"]";
+    for (reason, more) in [("secret", "[access]\nsecret = \"word\""), ("address", proxied)] {
+        let home = Home::new(NOWHERE, more);
+        let serving = home.serve();
+        let before = scrape(serving.admin);
+        assert_eq!(exchange(serving.intake, post(&push())).unwrap().status, 403, "{reason}");
+        let mut moved = moved(&before, &scrape(serving.admin));
+        moved.retain(|series, _| callbacks(series));
+        assert_eq!(moved, [(refused(reason), 1.0)].into(), "{reason}");
+    }
+}
+
+const ENDED: &str = "livebridge_http_connections_ended_total";
+
+fn reason(counter: &str, reason: &str) -> String {
+    format!("{counter}{{reason=\"{reason}\"}}")
+}
+
+/// Waits until as many connections were ended for a reason.
+fn wait_for_ends(admin: SocketAddr, counter: &str, because: &str, count: f64, patience: Duration) {
+    let started = Instant::now();
+    while scrape(admin)[&reason(counter, because)] < count {
+        assert!(started.elapsed() < patience, "{because}: {:?}", scrape(admin));
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn every_end_of_a_connection_is_counted_by_its_reason_and_no_other() {
+    let large = format!("POST /callback HTTP/1.1\r\nA: {}\r\n\r\n", "a".repeat(20_000));
+    let forged = post("/callback", "{}").repeat(16);
+    let proxied = "[access]\ntrusted_proxies = [\"127.0.0.1\"]\nproxy_protocol = true";
+    let certificate = tempfile::tempdir().unwrap();
+    let tls = tls(certificate.path());
+    for (because, http, more, request) in [
+        ("header_malformed", "", "", "nonsense\r\n\r\n"),
+        ("header_too_large", "", "", &large),
+        ("refusals", "", "", &forged),
+        ("address", "", "[access]\nallow = [\"192.0.2.0/24\"]", "POST"),
+        ("proxy_header", "", proxied, "POST / HTTP/1.1\r\n\r\n"),
+        ("tls", "", &tls, "POST / HTTP/1.1\r\n\r\n"),
+        ("per_address", "max_connections_per_address = 1", "", "POST"),
+        ("crowded", "max_connections = 1", "", "POST"),
+    ] {
+        let home = Home::new(NOWHERE, more);
+        let config = fs::read_to_string(home.config()).unwrap();
+        fs::write(home.config(), config.replace("[http]", &format!("[http]\n{http}"))).unwrap();
+        let serving = home.serve();
+        let before = scrape(serving.admin);
+        let mut wires: Vec<Wire> = (0..2).map(|_| Wire::connect(serving.intake)).collect();
+        for wire in &mut wires {
+            wire.send(request);
+        }
+        wait_for_ends(serving.admin, ENDED, because, 1.0, PATIENCE);
+        let mut moved = moved(&before, &scrape(serving.admin));
+        moved.retain(|series, _| series.starts_with(ENDED));
+        assert_eq!(moved.into_keys().collect::<Vec<_>>(), [reason(ENDED, because)]);
+    }
+}
+
+/// The section of a configuration that makes the intake speak TLS.
+fn tls(dir: &Path) -> String {
+    let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    fs::write(dir.join("certificate"), pair.cert.pem()).unwrap();
+    fs::write(dir.join("key"), pair.signing_key.serialize_pem()).unwrap();
+    let dir = dir.display();
+    format!("[tls]\ncertificate = \"{dir}/certificate\"\nprivate_key = \"{dir}/key\"")
+}
+
+#[test]
+#[ignore = "takes 10 s: the time-out of handshakes"]
+fn a_handshake_that_does_not_come_is_given_up_and_counted() {
+    let certificate = tempfile::tempdir().unwrap();
+    let home = Home::new(NOWHERE, &tls(certificate.path()));
+    let serving = home.serve();
+    let mut silent = Wire::connect(serving.intake).patience(Duration::from_secs(20));
+    let started = Instant::now();
+    assert!(silent.is_closed());
+    assert!(started.elapsed() > Duration::from_secs(9), "{:?}", started.elapsed());
+    wait_for_ends(serving.admin, ENDED, "greeting_late", 1.0, PATIENCE);
+}
+
+#[test]
+#[ignore = "takes 30 s: the time-outs of those of whom nothing comes, or nothing can be taken"]
+fn connections_of_which_nothing_comes_or_nothing_is_taken_are_given_up_and_counted() {
+    let home = Home::new(NOWHERE, "");
+    let serving = home.serve();
+    let mut silent = Wire::connect(serving.intake).patience(Duration::from_secs(20));
+    let mut forger = Wire::connect(serving.intake);
+    let started = Instant::now();
+    let mut sent = 0;
+    while forger.try_send(post("/callback", "{}")) {
+        sent += 1;
+        // Seldom enough not to be too many in a row.
+        thread::sleep(Duration::from_secs(3));
+        assert!(started.elapsed() < Duration::from_secs(40), "let be for ever");
+    }
+    assert!((9..16).contains(&sent), "{sent}");
+    wait_for_ends(serving.admin, ENDED, "idle", 1.0, PATIENCE);
+    wait_for_ends(serving.admin, ENDED, "header_late", 1.0, PATIENCE);
+    assert!(silent.is_closed());
+}
+
+#[test]
+#[ignore = "takes 30 s: the time-out of those who send nothing, or do not read"]
+fn operators_who_do_not_read_or_send_nothing_are_given_up_and_counted() {
+    let home = Home::new(NOWHERE, "");
+    let serving = home.serve();
+    let mut silent = Wire::connect(serving.admin);
+    let mut deaf = Wire::connect(serving.admin);
+    // The answers to so many fill every buffer.
+    deaf.try_send("GET /metrics HTTP/1.1\r\nHost: l\r\n\r\n".repeat(1000));
+    let mut reader = Wire::connect(serving.admin);
+    let ended = reason("livebridge_admin_connections_ended_total", "idle");
+    let started = Instant::now();
+    loop {
+        // Whoever asks now and then and reads is let be.
+        reader.send("GET /metrics HTTP/1.1\r\nHost: l\r\n\r\n");
+        if metrics::parse(&reader.answer().unwrap().body)[&ended] >= 2.0 {
+            break;
+        }
+        assert!(started.elapsed() < Duration::from_secs(40), "let be for ever");
+        thread::sleep(Duration::from_secs(1));
+    }
+    assert!(started.elapsed() > Duration::from_secs(28), "{:?}", started.elapsed());
+    assert!(silent.is_closed());
 }
 
 #[test]
