@@ -308,6 +308,20 @@ pub enum SetupError {
         #[source]
         cause: KafkaError,
     },
+    /// Kafka has lost track of a transaction: it ends none of them as late.
+    #[error(
+        "a transaction at offset {stable} of the ledger topic {topic} has been open for {}s and hides \
+         what is behind it; kafka-transactions.sh --bootstrap-server BROKER find-hanging --broker-id \
+         ID names it, and its abort ends it", .open.as_secs()
+    )]
+    Hidden {
+        /// The ledger topic's name.
+        topic: String,
+        /// Where it begins.
+        stable: i64,
+        /// For how long at least.
+        open: Duration,
+    },
     /// No resources for a helper.
     #[error("cannot start a runtime: {0}")]
     Runtime(#[source] std::io::Error),

@@ -151,7 +151,8 @@ impl LedgerReader {
                 break;
             }
             if moved.elapsed() > STALLED {
-                return Err(self.error(KafkaError::MessageConsumption(Code::OperationTimedOut)));
+                let topic = self.topic.clone();
+                return Err(SetupError::Hidden { topic, stable, open: moved.elapsed() });
             }
             if moved.elapsed() > LONG && !said {
                 said = true;

@@ -165,9 +165,8 @@ impl Producer {
     /// Hands a batch to Kafka, all of it or none: until [`Self::commit`], nobody sees it. `meanwhile`
     /// is done while Kafka is busy with it. Returns the offset of its `ledger` record.
     ///
-    /// Within a transaction that record goes ahead: whoever looks for it need not wait for the rest.
-    /// Without one everybody sees what is there, and some of it may be there after a failure; so the
-    /// record, which says that the rest is, goes last.
+    /// Without transactions everybody sees what is there, and some of it may be there after a failure;
+    /// so the record, which says that the rest is there, then waits for the rest.
     ///
     /// # Errors
     /// [`Failure`]
@@ -180,14 +179,14 @@ impl Producer {
         let reports = self.client.context();
         reports.expect(ledger.map(|ledger| ledger.place));
         self.begin()?;
-        if let Some(ledger) = ledger.filter(|_| self.transactional) {
-            self.send(ledger);
-        }
         for (index, message) in messages().enumerate() {
             self.send(&message);
             if index % POLL_EVERY == POLL_EVERY - 1 {
                 self.client.poll(Duration::ZERO);
             }
+        }
+        if let Some(ledger) = ledger.filter(|_| self.transactional) {
+            self.send(ledger);
         }
         meanwhile();
         let mut outcome = self.drain(ledger, &messages);
