@@ -29,6 +29,8 @@
 //! - **I7** Everything has a limit, with a name: connections, headers, bodies, the inbox, frames,
 //!   segments, the log, the batch, the window, every wait.
 
+#![forbid(unsafe_code)]
+
 pub mod admin;
 pub mod bridge;
 pub mod callback;

@@ -52,11 +52,12 @@ const MAY_NAME: [(&str, &[&str]); 22] = [
 
 /// Foreign crate, and the rooms that name it. The command line is above the rooms and names what
 /// it needs.
-const NAMED_IN: [(&str, &[&str]); 18] = [
+const NAMED_IN: [(&str, &[&str]); 19] = [
     ("clap", &[]),
     ("hyper", &["admin", "http", "sender"]),
     ("hyper_util", &["admin", "http", "sender"]),
     ("ipnet", &["http"]),
+    ("libc", &[]),
     ("listenfd", &["service"]),
     ("md5", &["callback"]),
     ("metrics_exporter_prometheus", &["metrics"]),
