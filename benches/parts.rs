@@ -116,7 +116,7 @@ fn commit(bencher: Bencher<'_, '_>, records: usize) {
         .with_inputs(|| (0..records).map(|_| record(&mut request)).collect::<Vec<_>>())
         .bench_local_values(|records| {
             runtime.block_on(async {
-                let line = appender.line();
+                let line = appender.handle();
                 let mut appends = tokio::task::JoinSet::new();
                 for record in records {
                     let line = line.clone();

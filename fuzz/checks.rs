@@ -13,10 +13,10 @@ use std::{fs, str};
 use bytes::{Bytes, BytesMut};
 use livebridge::callback::{CallbackError, CallbackKey, Unsigned, Unverified, Verifier};
 use livebridge::config::Config;
-use livebridge::http::{Gate, Intake, Listener};
+use livebridge::intake::{Intake, IntakePolicy, Listener};
 use livebridge::ledger::{self, Commit, Known, Ledger};
-use livebridge::live::Live;
 use livebridge::record::{Lsn, Record, Timestamp};
+use livebridge::reloadable::Reloadable;
 use livebridge::wal::{self, LogId, Next, OpenError, Reader};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -238,7 +238,7 @@ impl Bed {
         let config = config.expect("a configuration");
         let listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a port");
         let (appender, reader, log) = wal::open(&config.wal).expect("a log");
-        let gate = Live::new(Gate::new(config.verifier, config.access, config.omit));
+        let gate = Reloadable::new(IntakePolicy::new(config.verifier, config.access, config.omit));
         let stop = CancellationToken::new();
         let intake = Intake::start(&listener, &config.http, &gate, &appender, &stop);
         Self {

@@ -24,9 +24,9 @@ use tokio::time::{MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::live::Live;
-use crate::metrics::{self, Ended, Exporter};
-use crate::pulse::{self, Pulse};
+use crate::heartbeat::{self, Heartbeat};
+use crate::metrics::{self, CloseReason, Exporter};
+use crate::reloadable::Reloadable;
 use crate::secret::Secret;
 use crate::wal::Probe;
 
@@ -63,8 +63,8 @@ struct Shared {
     token: Option<Secret>,
     exporter: Exporter,
     probe: Probe,
-    pulse: Pulse,
-    settings: Live<Value>,
+    heartbeat: Heartbeat,
+    settings: Reloadable<Value>,
     history: Mutex<History>,
     stop: CancellationToken,
 }
@@ -81,8 +81,8 @@ pub async fn run(
     token: Option<Secret>,
     exporter: Exporter,
     probe: Probe,
-    pulse: Pulse,
-    settings: Live<Value>,
+    heartbeat: Heartbeat,
+    settings: Reloadable<Value>,
     stop: CancellationToken,
 ) {
     // The oldest first.
@@ -91,7 +91,7 @@ pub async fn run(
         token,
         exporter,
         probe,
-        pulse,
+        heartbeat,
         settings,
         history: Mutex::default(),
         stop: stop.clone(),
@@ -115,7 +115,7 @@ pub async fn run(
                     && let Some(oldest) = connections.pop_front()
                 {
                     oldest.abort();
-                    metrics::admin_ended(Ended::Crowded);
+                    metrics::admin_ended(CloseReason::Evicted);
                 }
                 let shared = Arc::clone(&shared);
                 connections.push_back(tokio::spawn(async move { serve(stream, &shared).await }));
@@ -138,7 +138,7 @@ async fn serve(stream: TcpStream, shared: &Shared) {
                 tracing::debug!(%error, "an admin connection ended early");
             }
         }
-        () = idle => metrics::admin_ended(Ended::Idle),
+        () = idle => metrics::admin_ended(CloseReason::IdleTimeout),
         () = shared.stop.cancelled() => {}
     }
 }
@@ -168,9 +168,9 @@ fn strange_name(request: &Request<Incoming>) -> Option<&str> {
 
 /// What a restart might help.
 fn standstill(shared: &Shared) -> Option<&'static str> {
-    if shared.pulse.is_stuck() {
+    if shared.heartbeat.is_stuck() {
         Some("the intake")
-    } else if shared.probe.busy() >= pulse::STUCK {
+    } else if shared.probe.busy() >= heartbeat::STUCK {
         Some("the log")
     } else {
         None

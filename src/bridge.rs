@@ -12,13 +12,13 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::http::{Intake, Listener};
+use crate::intake::{Intake, Listener};
 use crate::metrics::Exporter;
 use crate::publisher::{Publisher, PublisherError, quarantine};
 use crate::reload::Parts;
 use crate::service::{self, Stage};
 use crate::wal::{Log, OpenError, Probe, StoreError};
-use crate::{admin, pulse, wal};
+use crate::{admin, heartbeat, wal};
 
 /// After an order to stop, the longest that records are still published. The rest waits on disk.
 const PUBLISH_GRACE: Duration = Duration::from_secs(10);
@@ -134,7 +134,7 @@ impl Bridge {
 
         let stop_intake = CancellationToken::new();
         let drain = config.http.drain;
-        let intake = Intake::start(&listener, &config.http, &parts.gate, &appender, &stop_intake)
+        let intake = Intake::start(&listener, &config.http, &parts.policy, &appender, &stop_intake)
             .map_err(StartError::Thread)?;
         drop(appender);
         tracing::info!(address = %intake_address, "intake listening");
@@ -142,8 +142,8 @@ impl Bridge {
         let is_open = config.admin.token.is_none() && !admin_address.ip().is_loopback();
         let (token, stop) = (config.admin.token, stop_admin.clone());
         let settings = parts.settings.clone();
-        let (probe, pulse) = (log.probe(), intake.pulse());
-        tokio::spawn(admin::run(admin_listener, token, exporter, probe, pulse, settings, stop));
+        let (probe, heartbeat) = (log.probe(), intake.heartbeat());
+        tokio::spawn(admin::run(admin_listener, token, exporter, probe, heartbeat, settings, stop));
         tracing::info!(address = %admin_address, "admin listening");
         if is_open {
             tracing::warn!(
@@ -167,8 +167,8 @@ impl Bridge {
 
     /// Tells whether intake and log are at work, however little there is to do.
     pub fn is_well(&self) -> impl Fn() -> bool + use<> {
-        let (pulse, log) = (self.intake.pulse(), self.log.probe());
-        move || !pulse.is_stuck() && log.busy() < pulse::STUCK
+        let (heartbeat, log) = (self.intake.heartbeat(), self.log.probe());
+        move || !heartbeat.is_stuck() && log.busy() < heartbeat::STUCK
     }
 
     /// Works until `stop`, or until a part ends on its own, which is an error.

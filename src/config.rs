@@ -10,24 +10,24 @@ use toml::Table;
 
 use crate::callback::Verifier;
 use crate::publisher::{Topics, TopicsError};
-use crate::{admin, http, kafka, ledger, logging, wal};
+use crate::{admin, intake, kafka, ledger, logging, wal};
 
 mod access;
 mod environment;
 mod file;
-mod given;
 mod keys;
+mod layers;
 mod secrets;
 
-pub use given::{Given, HIDDEN, Setting, Settings, Source};
+pub use layers::{ConfigLayers, HIDDEN, Setting, Settings, Source};
 
 /// Everything that `serve` needs to know.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The intake.
-    pub http: http::Config,
+    pub http: intake::Config,
     /// From where callbacks may come, and how.
-    pub access: http::Access,
+    pub access: intake::Access,
     /// The operators' listener.
     pub admin: admin::Config,
     /// How callbacks prove where they come from.
@@ -73,10 +73,10 @@ pub enum ConfigError {
         problem: String,
     },
     /// There is no such key.
-    #[error("{place}{problem}")]
+    #[error("{location}{problem}")]
     Key {
         /// File and line, followed by a colon and a space; empty when there is no file.
-        place: String,
+        location: String,
         /// Which key, and which may have been meant.
         problem: String,
     },
@@ -101,7 +101,7 @@ pub enum ConfigError {
     },
     /// The intake's certificate or its key.
     #[error("tls: {0}")]
-    Tls(#[from] http::TlsError),
+    Tls(#[from] intake::TlsError),
     /// Topic names.
     #[error("kafka.topics: {0}")]
     Topics(#[from] TopicsError),
@@ -113,7 +113,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError`]
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
-        let mut config = Given::read(file)?.check()?;
+        let mut config = ConfigLayers::read(file)?.check()?;
         config.files.extend(file.map(Path::to_owned));
         Ok(config)
     }
@@ -126,7 +126,7 @@ impl Config {
         table: Table,
         environment: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        Given::from_parts(table, environment)?.check()
+        ConfigLayers::from_parts(table, environment)?.check()
     }
 }
 

@@ -19,18 +19,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics;
 
+mod auth_error;
+mod delivery;
 pub mod embedded;
-pub mod follow;
 mod ledger_reader;
 mod producer;
-mod refusal;
-mod reports;
 mod stats;
+pub mod topic_reader;
 
+use auth_error::AuthErrors;
 pub use ledger_reader::LedgerReader;
-pub use producer::{Failure, Message, Producer, Refused, SET_BYTES};
+pub use producer::{Failure, Message, Producer, REQUEST_BYTES, RejectedMessage};
 pub use rdkafka::error::KafkaError;
-use refusal::Refusal;
 
 /// How Kafka is reached and what is promised there.
 #[derive(Clone)]
@@ -227,7 +227,7 @@ impl Config {
                 late.cancel();
             }
         });
-        let outcome = Producer::connect(self, SET_BYTES, give_up.clone());
+        let outcome = Producer::connect(self, REQUEST_BYTES, give_up.clone());
         drop(connected);
         if give_up.is_cancelled() {
             return Err(SetupError::Unanswered(PATIENCE));
@@ -243,10 +243,10 @@ impl Config {
         &self,
         topics: impl Iterator<Item = &'a str>,
     ) -> Result<Vec<String>, SetupError> {
-        let consumer: BaseConsumer<Refusal> =
-            self.base().create_with_context(Refusal::default()).map_err(SetupError::Client)?;
+        let consumer: BaseConsumer<AuthErrors> =
+            self.base().create_with_context(AuthErrors::default()).map_err(SetupError::Client)?;
         let metadata = consumer.fetch_metadata(None, METADATA_TIMEOUT).map_err(|cause| {
-            let refusal = refusal::heard(&consumer);
+            let refusal = auth_error::heard(&consumer);
             refusal.map_or(SetupError::Unreachable(cause), SetupError::TurnedAway)
         })?;
         let present = |name: &str| {

@@ -1,4 +1,4 @@
-//! livebridge: a durable bridge from Tencent Cloud Live event callbacks to Kafka.
+//! livebridge: a durable bridge from Tencent Cloud Reloadable event callbacks to Kafka.
 //!
 //! ```text
 //! HTTP POST ─ http ─ callback (parse, verify) ─ record ─ wal::Appender ─▶ wal writer ─ fdatasync ─▶ 200
@@ -8,11 +8,11 @@
 //!                                                               ledger (what is published)
 //! ```
 //! Modules in the order in which a callback meets them:
-//! [`http`], [`callback`], [`record`], [`wal`], [`publisher`], [`ledger`], [`kafka`]. Around them:
+//! [`intake`], [`callback`], [`record`], [`wal`], [`publisher`], [`ledger`], [`kafka`]. Around them:
 //! [`config`], [`metrics`], [`recent`], [`logging`], [`admin`], and [`bridge`], which starts and
 //! stops them;
-//! [`live`] and [`reload`] bring a new configuration to those that run; [`service`] speaks with
-//! systemd, and [`pulse`] tells it that nothing stands still; [`seldom`] keeps log lines few.
+//! [`reloadable`] and [`reload`] bring a new configuration to those that run; [`service`] speaks with
+//! systemd, and [`heartbeat`] tells it that nothing stands still; [`log_limit`] keeps log lines few.
 //!
 //! # Invariants
 //! - **I1** A callback is answered 200 only when its record is durable: written, flushed, and its
@@ -35,20 +35,20 @@ pub mod admin;
 pub mod bridge;
 pub mod callback;
 pub mod config;
-pub mod http;
+pub mod heartbeat;
+pub mod intake;
 pub mod kafka;
 pub mod ledger;
-pub mod live;
+pub mod log_limit;
 pub mod logging;
 pub mod metrics;
 pub mod publisher;
-pub mod pulse;
 pub mod recent;
 pub mod record;
 pub mod reload;
+pub mod reloadable;
 pub mod sample;
 pub mod secret;
-pub mod seldom;
 pub mod sender;
 pub mod service;
 pub mod wal;

@@ -12,12 +12,12 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use crate::callback::CallbackError;
 use crate::record::{EventType, OTHER, Timestamp};
 
-mod door;
+mod intake;
 mod process;
 mod snapshot;
 mod table;
 
-pub use door::{Ended, KeyUse, admin_ended, certificate_expires, ended};
+pub use intake::{CloseReason, KeyUse, admin_ended, certificate_expires, ended};
 pub use snapshot::Snapshot;
 
 use table::{Kind, Metric, TABLE};
@@ -39,7 +39,7 @@ pub fn install() -> Result<Exporter, BuildError> {
     }
     let exporter = Exporter(builder.install_recorder()?);
     LazyLock::force(&METRICS);
-    LazyLock::force(&door::DOOR);
+    LazyLock::force(&intake::INTAKE);
     METRICS.build.set(1.0);
     METRICS.reload_ok.set(1.0);
     Ok(exporter)
@@ -62,7 +62,7 @@ impl Exporter {
 
 /// How a request to the intake ended without a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum RequestError {
     /// Another method than POST.
     Method,
     /// Another path.
@@ -81,26 +81,29 @@ pub enum Refusal {
     Deadline,
 }
 
-const REFUSALS: [(Refusal, &str); 8] = [
-    (Refusal::Method, "method"),
-    (Refusal::Path, "path"),
-    (Refusal::Address, "address"),
-    (Refusal::Secret, "secret"),
-    (Refusal::TooLarge, "too_large"),
-    (Refusal::BodyIncomplete, "body_incomplete"),
-    (Refusal::Overloaded, "overloaded"),
-    (Refusal::Deadline, "deadline"),
+const REQUEST_ERRORS: [(RequestError, &str); 8] = [
+    (RequestError::Method, "method"),
+    (RequestError::Path, "path"),
+    (RequestError::Address, "address"),
+    (RequestError::Secret, "secret"),
+    (RequestError::TooLarge, "too_large"),
+    (RequestError::BodyIncomplete, "body_incomplete"),
+    (RequestError::Overloaded, "overloaded"),
+    (RequestError::Deadline, "deadline"),
 ];
-/// What becomes of a record, in the order of [`Account`].
-const FATES: [&str; 6] =
+/// What becomes of a record, in the order of [`SelfAuditTotals`].
+const OUTCOMES: [&str; 6] =
     ["published", "absorbed", "dead_lettered", "quarantined", "by_ledger", "damaged"];
 const APPEND_REASONS: [&str; 4] = ["busy", "log_full", "disk_full", "log_failed"];
 
-impl Refusal {
+impl RequestError {
     /// The metrics label.
     #[must_use]
     pub fn reason(self) -> &'static str {
-        REFUSALS.iter().find(|(refusal, _)| *refusal == self).map_or(OTHER, |(_, label)| label)
+        REQUEST_ERRORS
+            .iter()
+            .find(|(refusal, _)| *refusal == self)
+            .map_or(OTHER, |(_, label)| label)
     }
 }
 
@@ -177,7 +180,7 @@ fn type_labels() -> impl Iterator<Item = &'static str> {
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     describe();
-    let refusals = REFUSALS.iter().map(|(_, label)| *label);
+    let refusals = REQUEST_ERRORS.iter().map(|(_, label)| *label);
     Metrics {
         build: gauge!("livebridge_build_info", "version" => env!("CARGO_PKG_VERSION")),
         reloads: Counters::new(
@@ -215,7 +218,7 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         quarantined: counter!("livebridge_quarantined_total"),
         delay: histogram!("livebridge_publish_delay_seconds"),
         transactions: Counters::new(
-            ["committed", "aborted", "contested", "lost"].into_iter(),
+            ["committed", "aborted", "contended", "lost"].into_iter(),
             |label| counter!("livebridge_transactions_total", "outcome" => label),
         ),
         transaction: histogram!("livebridge_transaction_seconds"),
@@ -223,7 +226,7 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         kafka_up: gauge!("livebridge_kafka_up"),
         audit_accepted: counter!("livebridge_audit_accepted_total"),
         audit_settled: Counters::new(
-            FATES.into_iter(),
+            OUTCOMES.into_iter(),
             |label| counter!("livebridge_audit_settled_total", "fate" => label),
         ),
         audit_pending: gauge!("livebridge_audit_pending_records"),
@@ -349,7 +352,7 @@ pub enum Transaction {
     /// It was undone and is tried again.
     Aborted,
     /// It was undone because another instance came first with some of it.
-    Contested,
+    Contended,
     /// The producer is gone; the next one finds out.
     Lost,
 }
@@ -359,7 +362,7 @@ pub fn transaction(outcome: Transaction, records: usize, elapsed: Duration) {
     let label = match outcome {
         Transaction::Committed => "committed",
         Transaction::Aborted => "aborted",
-        Transaction::Contested => "contested",
+        Transaction::Contended => "contended",
         Transaction::Lost => "lost",
     };
     METRICS.transactions.get(label).increment(1);
@@ -429,7 +432,7 @@ pub fn producer(state: &ProducerState) {
 
 /// What the log's account of itself says; see `wal/account.rs`.
 #[derive(Clone, Copy, Debug)]
-pub struct Account {
+pub struct SelfAuditTotals {
     /// Records accepted.
     pub accepted: u64,
     /// What became of them: published, absorbed, dead-lettered, quarantined, done with by the
@@ -445,9 +448,9 @@ pub struct Account {
 
 /// The log's account of itself.
 #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; 2^53 is enough")]
-pub fn audit(account: &Account) {
+pub fn audit(account: &SelfAuditTotals) {
     METRICS.audit_accepted.absolute(account.accepted);
-    for (fate, records) in FATES.into_iter().zip(account.settled) {
+    for (fate, records) in OUTCOMES.into_iter().zip(account.settled) {
         METRICS.audit_settled.get(fate).absolute(records);
     }
     METRICS.audit_pending.set(float(account.pending));

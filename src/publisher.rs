@@ -12,25 +12,25 @@ use tokio_util::sync::CancellationToken;
 
 use crate::kafka::{self, Failure, LedgerReader, Producer, SetupError};
 use crate::ledger::{self, Commit, Ledger};
+use crate::log_limit::LogLimiter;
 use crate::metrics;
 use crate::record::{Entry, Timestamp};
-use crate::seldom::Seldom;
 use crate::wal::{Next, ReadError, Reader};
 
 pub mod audit;
 mod batch;
-mod claims;
+mod contention;
+mod outage;
 pub mod quarantine;
 pub mod replay;
 mod topics;
-mod trouble;
 
 pub use replay::Exported;
 pub use topics::{Topics, TopicsError};
 
 use batch::Batch;
-use claims::Claims;
-use trouble::Trouble;
+use contention::OpenCommits;
+use outage::OutageLog;
 
 /// Bytes of records per transaction.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
@@ -78,9 +78,9 @@ pub struct Publisher {
     ledger: Ledger,
     /// Where the ledger topic is read up to; kept from session to session.
     ledger_reader: Option<LedgerReader>,
-    claims: Claims,
+    open_commits: OpenCommits,
     /// Batches in a row that gave way to another instance.
-    contests: u32,
+    contentions: u32,
     quarantine: PathBuf,
     give_up: CancellationToken,
     /// Read from the log at one time each, and not known to be in Kafka.
@@ -89,13 +89,13 @@ pub struct Publisher {
     began: Instant,
     /// Whether it was full, so that more is waiting.
     backlog: bool,
-    sets: Sets,
-    trouble: Trouble,
+    request_size: RequestSize,
+    outage: OutageLog,
     fenced: Option<Instant>,
 }
 
 /// Why a session ended.
-enum Ended {
+enum SessionEnd {
     /// The log has ended and all of it is published, or there is an order to give up.
     Done,
     /// Start a new one.
@@ -103,11 +103,11 @@ enum Ended {
     /// So did the ledger, or its topic.
     Setup(SetupError),
     /// Kafka refuses messages that travel together: send fewer at once.
-    Crowded,
+    Shrink,
     /// That was long ago: try with more at once.
-    Roomy,
+    Grow,
     /// Another instance came first with some of the batch: see what becomes of it.
-    Contested,
+    Contended,
 }
 
 impl Publisher {
@@ -128,15 +128,15 @@ impl Publisher {
             topics,
             ledger,
             ledger_reader: None,
-            claims: Claims::default(),
-            contests: 0,
+            open_commits: OpenCommits::default(),
+            contentions: 0,
             quarantine,
             give_up,
             unfinished: VecDeque::new(),
             began: Instant::now(),
             backlog: false,
-            sets: Sets::new(),
-            trouble: Trouble::default(),
+            request_size: RequestSize::new(),
+            outage: OutageLog::default(),
             fenced: None,
         }
     }
@@ -151,26 +151,26 @@ impl Publisher {
             let started = Instant::now();
             let ended = match self.connect() {
                 Ok(producer) => {
-                    self.trouble.over();
+                    self.outage.resolved();
                     self.publish(&producer)?
                 }
                 Err(SetupError::Client(cause)) => {
                     return Err(PublisherError::Config(SetupError::Client(cause)));
                 }
-                Err(cause) => Ended::Setup(cause),
+                Err(cause) => SessionEnd::Setup(cause),
             };
             match ended {
-                Ended::Done => return Ok(()),
-                Ended::Lost(Failure::Fenced(cause)) => self.fenced(&cause)?,
-                Ended::Lost(failure) => self.trouble.is(&format_args!("{failure:?}")),
-                Ended::Crowded => {
-                    self.sets.shrink();
+                SessionEnd::Done => return Ok(()),
+                SessionEnd::Lost(Failure::Fenced(cause)) => self.fenced(&cause)?,
+                SessionEnd::Lost(failure) => self.outage.report(&format_args!("{failure:?}")),
+                SessionEnd::Shrink => {
+                    self.request_size.shrink();
                     continue;
                 }
-                Ended::Roomy | Ended::Contested => continue,
-                Ended::Setup(cause) => {
+                SessionEnd::Grow | SessionEnd::Contended => continue,
+                SessionEnd::Setup(cause) => {
                     self.ledger_reader = None;
-                    self.trouble.is(&cause);
+                    self.outage.report(&cause);
                 }
             }
             if started.elapsed() > BACKOFF.1 {
@@ -184,7 +184,8 @@ impl Publisher {
     /// A producer first, which settles what its predecessor left open; then what the ledger says.
     fn connect(&mut self) -> Result<Producer, SetupError> {
         self.kafka.make_topics(&self.topics.all(), self.topics.ledger())?;
-        let producer = Producer::connect(&self.kafka, self.sets.bytes, self.give_up.clone())?;
+        let producer =
+            Producer::connect(&self.kafka, self.request_size.bytes, self.give_up.clone())?;
         metrics::session();
         let started = Instant::now();
         let mut reader = if let Some(reader) = self.ledger_reader.take() {
@@ -192,7 +193,7 @@ impl Publisher {
         } else {
             let oldest = self.oldest();
             let since = self.ledger.horizon(oldest);
-            self.claims = Claims::default();
+            self.open_commits = OpenCommits::default();
             LedgerReader::open(&self.kafka, self.topics.ledger(), since)?
         };
         let ledger = &mut self.ledger;
@@ -211,18 +212,18 @@ impl Publisher {
     fn follow_ledger(&mut self) {
         let Some(reader) = &mut self.ledger_reader else { return };
         reader.read_arrived(|bytes| apply(&mut self.ledger, bytes));
-        self.claims.forget(reader.next());
+        self.open_commits.forget(reader.next());
     }
 
     /// Waits until everything in the ledger topic is decided, and takes it in.
     fn settle_ledger(&mut self) -> Result<(), SetupError> {
         let Some(reader) = &mut self.ledger_reader else { return Ok(()) };
         reader.read_to_end(&self.give_up, |bytes| apply(&mut self.ledger, bytes))?;
-        self.claims.forget(reader.next());
+        self.open_commits.forget(reader.next());
         Ok(())
     }
 
-    fn publish(&mut self, producer: &Producer) -> Result<Ended, PublisherError> {
+    fn publish(&mut self, producer: &Producer) -> Result<SessionEnd, PublisherError> {
         let progress = self.ledger.progress();
         self.reader.resume(progress)?;
         for entries in &mut self.unfinished {
@@ -230,8 +231,8 @@ impl Publisher {
         }
         self.unfinished.retain(|entries| !entries.is_empty());
         while !self.give_up.is_cancelled() {
-            if self.sets.grow() {
-                return Ok(Ended::Roomy);
+            if self.request_size.grow() {
+                return Ok(SessionEnd::Grow);
             }
             std::thread::sleep(self.pace());
             let next = match self.unfinished.pop_front() {
@@ -246,18 +247,18 @@ impl Publisher {
                     self.ledger.expire(Timestamp::now());
                     continue;
                 }
-                Next::End => return Ok(Ended::Done),
+                Next::End => return Ok(SessionEnd::Done),
             };
             self.began = Instant::now();
             let bytes: usize = entries.iter().map(|entry| entry.record.encoded_len()).sum();
             self.backlog = bytes >= BATCH_BYTES / 2;
-            let mut batch = Batch::judge(&entries, &self.ledger);
+            let mut batch = Batch::deduplicate(&entries, &self.ledger);
             match self.deliver(producer, &mut batch)? {
-                Ok(commit) => self.settle(&batch, commit.as_ref()),
-                Err(Ended::Contested) => {
+                Ok(commit) => self.finish(&batch, commit.as_ref()),
+                Err(SessionEnd::Contended) => {
                     self.unfinished.push_front(entries);
                     if let Err(cause) = self.settle_ledger() {
-                        return Ok(Ended::Setup(cause));
+                        return Ok(SessionEnd::Setup(cause));
                     }
                 }
                 Err(ended) => {
@@ -266,7 +267,7 @@ impl Publisher {
                 }
             }
         }
-        Ok(Ended::Done)
+        Ok(SessionEnd::Done)
     }
 
     /// How long to let records gather before the next transaction.
@@ -279,7 +280,7 @@ impl Publisher {
         &mut self,
         producer: &Producer,
         batch: &mut Batch<'_>,
-    ) -> Result<Result<Option<Commit>, Ended>, PublisherError> {
+    ) -> Result<Result<Option<Commit>, SessionEnd>, PublisherError> {
         let mut pause = BACKOFF.0;
         loop {
             let Some(commit) = batch.commit(self.reader.log()) else { return Ok(Ok(None)) };
@@ -299,50 +300,50 @@ impl Publisher {
             });
             read?;
             let outcome = handed
-                .and_then(|mine| self.come_first(producer, &commit, mine))
+                .and_then(|mine| self.ensure_first(producer, &commit, mine))
                 .and_then(|mine| producer.commit().map(|()| mine));
             let elapsed = started.elapsed();
             match outcome {
                 Ok(mine) => {
                     metrics::transaction(metrics::Transaction::Committed, batch.len(), elapsed);
-                    self.trouble.over();
-                    self.contests = 0;
+                    self.outage.resolved();
+                    self.contentions = 0;
                     if let Some(reader) = &mut self.ledger_reader {
                         reader.committed(mine);
                     }
                     return Ok(Ok(Some(commit)));
                 }
-                Err(Failure::Refused(refused)) => {
+                Err(Failure::Rejected(rejected)) => {
                     metrics::transaction(metrics::Transaction::Aborted, batch.len(), elapsed);
-                    if !refused.iter().any(|refused| refused.alone) {
-                        return Ok(Err(Ended::Crowded));
+                    if !rejected.iter().any(|rejected| rejected.alone) {
+                        return Ok(Err(SessionEnd::Shrink));
                     }
-                    for refused in refused.iter().filter(|refused| refused.alone) {
-                        batch.refuse(refused, &self.quarantine)?;
+                    for rejected in rejected.iter().filter(|rejected| rejected.alone) {
+                        batch.reject(rejected, &self.quarantine)?;
                     }
                 }
-                Err(Failure::Contested) => {
-                    metrics::transaction(metrics::Transaction::Contested, batch.len(), elapsed);
-                    self.part();
-                    return Ok(Err(Ended::Contested));
+                Err(Failure::Contended) => {
+                    metrics::transaction(metrics::Transaction::Contended, batch.len(), elapsed);
+                    self.back_off();
+                    return Ok(Err(SessionEnd::Contended));
                 }
                 Err(Failure::Retry(cause)) => {
                     metrics::transaction(metrics::Transaction::Aborted, batch.len(), elapsed);
                     if self.give_up.is_cancelled() {
-                        return Ok(Err(Ended::Done));
+                        return Ok(Err(SessionEnd::Done));
                     }
-                    self.trouble.is(&cause);
+                    self.outage.report(&cause);
                     // Topics may have been deleted under us; this makes them again.
                     if let Err(cause) =
                         self.kafka.make_topics(&self.topics.all(), self.topics.ledger())
                     {
-                        self.trouble.is(&cause);
+                        self.outage.report(&cause);
                     }
                     self.wait(&mut pause);
                 }
                 Err(failure) => {
                     metrics::transaction(metrics::Transaction::Lost, batch.len(), elapsed);
-                    return Ok(Err(Ended::Lost(failure)));
+                    return Ok(Err(SessionEnd::Lost(failure)));
                 }
             }
         }
@@ -352,17 +353,22 @@ impl Publisher {
     /// record `own` is, that it publishes one of its events: whether or not it has committed yet.
     ///
     /// Of two instances with the same event one finds the other, so one commits at most.
-    fn come_first(&mut self, producer: &Producer, own: &Commit, mine: i64) -> Result<i64, Failure> {
+    fn ensure_first(
+        &mut self,
+        producer: &Producer,
+        own: &Commit,
+        mine: i64,
+    ) -> Result<i64, Failure> {
         let Some(reader) = &mut self.ledger_reader else { return Ok(mine) };
-        let claims = &mut self.claims;
-        let read = reader.read_open(mine, &self.give_up, |at, bytes| claims.take(at, bytes));
+        let open_commits = &mut self.open_commits;
+        let read = reader.read_open(mine, &self.give_up, |at, bytes| open_commits.take(at, bytes));
         let outcome = match read {
             Err(cause) => {
                 self.ledger_reader = None;
                 Failure::Lost(cause)
             }
-            Ok(()) if self.give_up.is_cancelled() || claims.contest(own, mine) => {
-                Failure::Contested
+            Ok(()) if self.give_up.is_cancelled() || open_commits.is_contended(own, mine) => {
+                Failure::Contended
             }
             Ok(()) => return Ok(mine),
         };
@@ -371,24 +377,24 @@ impl Publisher {
     }
 
     /// Pauses for a time that chance chooses: two that gave way to each other must not meet again.
-    fn part(&mut self) {
+    fn back_off(&mut self) {
         /// The longest pause at the first time, in milliseconds; doubled up to six times.
         const FIRST: u32 = 10;
-        let span = Duration::from_millis(u64::from(FIRST << self.contests.min(6)));
-        self.contests += 1;
+        let span = Duration::from_millis(u64::from(FIRST << self.contentions.min(6)));
+        self.contentions += 1;
         let chance = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         std::thread::sleep(span.mul_f64(f64::from(chance.subsec_nanos() % 1000) / 1000.0));
     }
 
     /// The batch is in Kafka, for good: count it and let the log have its space back (I3).
-    fn settle(&mut self, batch: &Batch<'_>, commit: Option<&Commit>) {
+    fn finish(&mut self, batch: &Batch<'_>, commit: Option<&Commit>) {
         if let Some(commit) = commit {
             self.ledger.apply(commit);
         }
-        let fates = batch.count();
+        let outcomes = batch.count();
         if let Some(last) = batch.last() {
             self.ledger.expire(last.record.received_at);
-            self.reader.settle(last.lsn, Some(last.record.received_at), fates);
+            self.reader.settle(last.lsn, Some(last.record.received_at), outcomes);
         }
     }
 
@@ -409,7 +415,7 @@ impl Publisher {
             return Err(PublisherError::Fenced(self.kafka.instance.clone()));
         }
         self.fenced = Some(Instant::now());
-        self.trouble.is(&format_args!("fenced once, perhaps by a time-out: {cause}"));
+        self.outage.report(&format_args!("fenced once, perhaps by a time-out: {cause}"));
         Ok(())
     }
 
@@ -429,9 +435,9 @@ fn apply(ledger: &mut Ledger, bytes: &[u8]) {
     match Commit::decode(bytes) {
         Ok(commit) => ledger.apply(&commit),
         Err(error) => {
-            static PASSED: Seldom = Seldom::new();
-            if let Some(unsaid) = PASSED.may_say() {
-                tracing::error!(%error, unsaid, "passing over a record of the ledger topic");
+            static PASSED: LogLimiter = LogLimiter::new();
+            if let Some(suppressed) = PASSED.permit() {
+                tracing::error!(%error, suppressed, "passing over a record of the ledger topic");
             }
         }
     }
@@ -440,17 +446,17 @@ fn apply(ledger: &mut Ledger, bytes: &[u8]) {
 /// How much travels together: what brokers take unless they are told otherwise, until Kafka refuses
 /// a set. Then less and less, until it is known which of its messages Kafka refuses.
 #[derive(Debug)]
-struct Sets {
+struct RequestSize {
     bytes: usize,
     shrunk: Option<Instant>,
 }
 
-impl Sets {
+impl RequestSize {
     /// Small sets cost throughput, trying costs a few sessions.
     const KEPT: Duration = Duration::from_hours(1);
 
     fn new() -> Self {
-        Self { bytes: kafka::SET_BYTES, shrunk: None }
+        Self { bytes: kafka::REQUEST_BYTES, shrunk: None }
     }
 
     fn shrink(&mut self) {

@@ -105,7 +105,7 @@ pub fn refused(status: u16, outcome: &'static str, message: impl FnOnce() -> Str
 }
 
 /// Kafka refused a record, which went to `place`.
-pub fn set_aside(place: &'static str, lsn: String, record: &Record, reason: &str) {
+pub fn undelivered(place: &'static str, lsn: String, record: &Record, reason: &str) {
     note(
         &SET_ASIDE,
         SetAside {
@@ -127,7 +127,7 @@ pub fn callbacks() -> Vec<Seen> {
 
 /// The last records that were set aside, the newest first.
 #[must_use]
-pub fn all_set_aside() -> Vec<SetAside> {
+pub fn all_undelivered() -> Vec<SetAside> {
     lock(&SET_ASIDE).iter().rev().cloned().collect()
 }
 

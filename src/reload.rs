@@ -13,8 +13,8 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::callback::CallbackKey;
 use crate::config::{Config, Setting, Settings};
-use crate::http::{Gate, Tls};
-use crate::live::Live;
+use crate::intake::{IntakePolicy, Tls};
+use crate::reloadable::Reloadable;
 use crate::service::{self, Stage};
 use crate::wal::Probe;
 use crate::{logging, metrics};
@@ -30,29 +30,29 @@ const TAKEN: [&str; 4] = ["access", "callback", "log", "tls"];
 #[derive(Clone, Debug)]
 pub struct Parts {
     /// Who may call.
-    pub gate: Live<Gate>,
+    pub policy: Reloadable<IntakePolicy>,
     /// How large the log may become.
     pub log: Probe,
     /// What is in effect, to be shown.
-    pub settings: Live<Value>,
+    pub settings: Reloadable<Value>,
 }
 
 impl Parts {
     /// As `config` has them.
     #[must_use]
     pub fn new(config: &Config, log: Probe) -> Self {
-        let settings = Live::new(config.settings.to_json());
-        Self { gate: Live::new(gate(config)), settings, log }
+        let settings = Reloadable::new(config.settings.to_json());
+        Self { policy: Reloadable::new(policy(config)), settings, log }
     }
 
     fn take(&self, config: &Config) {
         logging::set_level(&config.log);
         self.log.set_limits(config.wal.limits());
-        self.gate.set(gate(config));
+        self.policy.set(policy(config));
     }
 }
 
-fn gate(config: &Config) -> Gate {
+fn policy(config: &Config) -> IntakePolicy {
     let expires = config.access.tls.as_ref().map(Tls::expires);
     metrics::certificate_expires(expires);
     if expires.is_some_and(|expires| expires < SystemTime::now()) {
@@ -65,7 +65,7 @@ fn gate(config: &Config) -> Gate {
              can write to Kafka; put in the CallbackKey of the callback template"
         );
     }
-    Gate::new(config.verifier.clone(), config.access.clone(), config.omit.clone())
+    IntakePolicy::new(config.verifier.clone(), config.access.clone(), config.omit.clone())
 }
 
 /// What tells one state of a file from another: a rename changes its number, a write its time.

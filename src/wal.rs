@@ -3,7 +3,7 @@
 //! ```text
 //! Appender ─▶ writer thread ─ sled segment + fdatasync ─▶ state (tail, segments) ─▶ Reader
 //!                  ▲ spare segments                                                   │ release
-//!                  └──────────────── keeper thread ◀──────────────────────────────────┘
+//!                  └──────────────── maintenance thread ◀──────────────────────────────────┘
 //! ```
 //! Segments are directories `segments/0000000001`, appended to by one process each and removed
 //! whole. The reader is fed from the tail in memory while it keeps up and from the segments' files
@@ -22,33 +22,33 @@ use uuid::Uuid;
 
 use crate::record::Timestamp;
 
-mod account;
 mod appender;
 mod dir;
 mod frame;
-mod keeper;
+mod inspect;
+mod maintenance;
 mod progress;
 mod reader;
+mod segment;
+mod self_audit;
 mod state;
-mod store;
-mod view;
 mod writer;
 
-pub use account::{Audit, Fates};
-pub use appender::{AppendError, Appender, Line};
+pub use appender::{AppendError, AppendHandle, Appender};
+pub use inspect::{LogView, SegmentContents, SegmentView, visit};
 pub use reader::{Next, ReadError, Reader};
+pub use segment::StoreError;
+pub use self_audit::{Audit, Outcomes};
 pub use state::Stored;
-pub use store::StoreError;
-pub use view::{Found, SegmentView, View, visit};
 
 pub(crate) use dir::{create_dir_durably, sync_dir, write_durably};
 
-use account::Account;
 use dir::{
     FORMAT, IDENTITY, Recovered, SEGMENTS, list, lock, make_identity, oldest, read_identity,
     recover,
 };
-use keeper::Keeper;
+use maintenance::Maintenance;
+use self_audit::AuditTotals;
 use state::State;
 use writer::Writer;
 
@@ -162,7 +162,7 @@ pub struct Log {
     id: LogId,
     state: Arc<State>,
     writer: Option<oneshot::Receiver<Result<(), StoreError>>>,
-    keeper: thread::JoinHandle<()>,
+    maintenance: thread::JoinHandle<()>,
 }
 
 impl Log {
@@ -197,8 +197,8 @@ impl Log {
 
     /// Waits until released segments are gone, after writer and [`Reader`] have ended.
     pub fn close(self) {
-        if self.keeper.join().is_err() {
-            tracing::error!("the log's keeper thread panicked; the next start tidies up");
+        if self.maintenance.join().is_err() {
+            tracing::error!("the log's maintenance thread panicked; the next start tidies up");
         }
     }
 }
@@ -267,7 +267,7 @@ impl Probe {
     /// The log's account of itself.
     #[must_use]
     pub fn audit(&self) -> Audit {
-        self.0.account().1
+        self.0.totals().1
     }
 }
 
@@ -296,22 +296,23 @@ pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
     let Recovered { found, next_number } = recover(&segments_dir, id)?;
 
     let oldest = oldest(&segments_dir, &found, id);
-    let (copy, account) = account::Copy::open(&config.dir, id, next_number);
-    let account = account.unwrap_or_else(|| Account::new(Timestamp::now()));
-    let done = account.done;
-    let state = Arc::new(State::new(&found, oldest, account, config.limits()));
-    let (jobs, keeper_jobs) = mpsc::channel();
-    let (keeper, spares) = Keeper::new(config, next_number, keeper_jobs, Arc::clone(&state), copy);
-    let keeper = thread::Builder::new()
-        .name("wal-keeper".into())
+    let (copy, totals) = self_audit::TotalsFile::open(&config.dir, id, next_number);
+    let totals = totals.unwrap_or_else(|| AuditTotals::new(Timestamp::now()));
+    let done = totals.done;
+    let state = Arc::new(State::new(&found, oldest, totals, config.limits()));
+    let (tasks, task_queue) = mpsc::channel();
+    let (maintenance, spares) =
+        Maintenance::new(config, next_number, task_queue, Arc::clone(&state), copy);
+    let maintenance = thread::Builder::new()
+        .name("wal-maint".into())
         .spawn(move || {
             // Held as long as anything may still be written or removed.
             let _lock = lock;
-            keeper.run();
+            maintenance.run();
         })
         .map_err(io("start a thread for", &config.dir))?;
-    let (appender, inbox, lines) = Appender::new(Arc::clone(&state));
-    let writer = Writer::new(id, (inbox, lines), Arc::clone(&state), spares, jobs.clone());
+    let (appender, inbox, routes) = Appender::new(Arc::clone(&state));
+    let writer = Writer::new(id, (inbox, routes), Arc::clone(&state), spares, tasks.clone());
     let (ended, writer_end) = oneshot::channel();
     thread::Builder::new()
         .name("wal-writer".into())
@@ -325,8 +326,8 @@ pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
             }
         })
         .map_err(io("start a thread for", &config.dir))?;
-    let reader = Reader::new(Arc::clone(&state), &config.dir, id, jobs, next_number, done);
-    Ok((appender, reader, Log { id, state, writer: Some(writer_end), keeper }))
+    let reader = Reader::new(Arc::clone(&state), &config.dir, id, tasks, next_number, done);
+    Ok((appender, reader, Log { id, state, writer: Some(writer_end), maintenance }))
 }
 
 /// Free space for this user on the file system of `dir`; `None` when it cannot be told.

@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use livebridge::http::{Access, Networks, Tls};
+use livebridge::intake::{Access, Networks, Tls};
 use livebridge::secret::Secret;
 use tokio_rustls::rustls::ProtocolVersion;
 

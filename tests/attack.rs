@@ -222,7 +222,7 @@ fn count(moved: &metrics::Series, name: &str, reason: &str) -> f64 {
     moved.get(&format!("{name}{{reason=\"{reason}\"}}")).copied().unwrap_or(0.0)
 }
 
-const ENDED: &str = "livebridge_http_connections_ended_total";
+const ENDED: &str = "livebridge_http_connections_closed_total";
 const REFUSED: &str = "livebridge_callbacks_refused_total";
 
 /// Holds more connections than there may be, says `start` on each, and `more` again and again.
@@ -286,7 +286,7 @@ fn connections_that_say_nothing_leave_their_place_to_others() {
         }
         drop(held);
     });
-    assert!(count(&moved, ENDED, "crowded") > 10.0, "{moved:?}");
+    assert!(count(&moved, ENDED, "evicted") > 10.0, "{moved:?}");
 }
 
 #[test]
@@ -294,7 +294,7 @@ fn headers_that_trickle_leave_their_place_to_others() {
     let moved = under("slow headers", FEW, |intake, over| {
         hold(intake, over, b"POST /callback HTTP/1.1\r\nHost: t\r\n", b"X-a: b\r\n");
     });
-    assert!(count(&moved, ENDED, "crowded") > 10.0, "{moved:?}");
+    assert!(count(&moved, ENDED, "evicted") > 10.0, "{moved:?}");
 }
 
 #[test]
@@ -303,7 +303,7 @@ fn bodies_that_trickle_leave_their_place_to_others() {
         let head = b"POST /callback HTTP/1.1\r\nHost: t\r\nContent-Length: 200000\r\n\r\n{";
         hold(intake, over, head, b" ");
     });
-    assert!(count(&moved, ENDED, "crowded") > 10.0, "{moved:?}");
+    assert!(count(&moved, ENDED, "evicted") > 10.0, "{moved:?}");
 }
 
 #[test]
@@ -323,7 +323,7 @@ fn one_address_gets_no_more_than_its_share() {
         thread::sleep(Duration::from_millis(if over.load(Ordering::Relaxed) { 0 } else { 200 }));
         drop(held);
     });
-    assert!(count(&moved, ENDED, "per_address") > 10.0, "{moved:?}");
+    assert!(count(&moved, ENDED, "per_address_limit") > 10.0, "{moved:?}");
 }
 
 #[test]

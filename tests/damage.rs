@@ -247,7 +247,7 @@ fn a_damaged_marker_changes_nothing() {
 /// Opening removed such a segment as an empty one: a single damaged bit could cost the only copy
 /// of what might have been put right by hand.
 #[test]
-fn a_segment_without_a_readable_record_is_set_aside() {
+fn a_segment_without_a_readable_record_is_undelivered() {
     for closed in [false, true] {
         let dir = temp_dir();
         let log = open(dir.path()).unwrap();

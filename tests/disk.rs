@@ -87,8 +87,9 @@ fn append_until_refused(log: &OpenLog, first: u64, max: u64) -> (Vec<Entry>, Opt
 
 fn append_one(log: &OpenLog, record: Record) -> Result<Lsn, AppendError> {
     let within = Duration::from_secs(10);
-    let outcome =
-        block_on(async { tokio::time::timeout(within, log.appender.line().append(record)).await });
+    let outcome = block_on(async {
+        tokio::time::timeout(within, log.appender.handle().append(record)).await
+    });
     outcome.expect("an append is answered within the deadline")
 }
 

@@ -169,7 +169,7 @@ impl Model {
             let acknowledged = Arc::clone(&acknowledged);
             move || {
                 block_on(async {
-                    let line = appender.line();
+                    let line = appender.handle();
                     let append = |record: Record| {
                         let (line, acknowledged) = (line.clone(), Arc::clone(&acknowledged));
                         async move {
@@ -439,8 +439,8 @@ fn what_the_account_has_counted_is_not_counted_again_when_the_progress_is_lost()
     let mut log = OpenLog::open(dir.path()).unwrap();
     let lsns = log.append_all((0..3).map(|n| record(n, 100)).collect());
     assert_eq!(log.read().len(), 3);
-    let fates = wal::Fates { absorbed: 2, ..wal::Fates::default() };
-    log.reader.settle(lsns[1], None, fates);
+    let outcomes = wal::Outcomes { absorbed: 2, ..wal::Outcomes::default() };
+    log.reader.settle(lsns[1], None, outcomes);
     log.close().unwrap();
     std::fs::remove_file(dir.path().join("progress")).unwrap();
 
@@ -448,8 +448,8 @@ fn what_the_account_has_counted_is_not_counted_again_when_the_progress_is_lost()
     log.reader.resume(Lsn::ZERO).unwrap();
     let read = log.read();
     assert_eq!(read.iter().map(|entry| entry.lsn).collect::<Vec<_>>(), [lsns[2]]);
-    let fates = wal::Fates { published: 1, ..wal::Fates::default() };
-    log.reader.settle(lsns[2], None, fates);
+    let outcomes = wal::Outcomes { published: 1, ..wal::Outcomes::default() };
+    log.reader.settle(lsns[2], None, outcomes);
     let audit = log.log.probe().audit();
     assert_eq!((audit.accepted, audit.pending, audit.missing()), (3, 0, 0));
     log.close().unwrap();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use livebridge::callback::CallbackKey;
 use livebridge::config::Config;
 use livebridge::kafka::embedded::Embedded;
-use livebridge::kafka::follow::{Follower, Landed};
+use livebridge::kafka::topic_reader::{ConsumedRecord, TopicReader};
 use livebridge::publisher::Topics;
 use livebridge::record::Timestamp;
 use rustix::process::Signal;
@@ -42,7 +42,7 @@ fn has(bytes: &[u8], text: &str) -> bool {
     bytes.windows(text.len()).any(|part| part == text.as_bytes())
 }
 
-fn next(follower: &Follower) -> Landed {
+fn next(follower: &TopicReader) -> ConsumedRecord {
     let deadline = Instant::now() + PATIENCE;
     loop {
         assert!(Instant::now() < deadline, "nothing landed");
@@ -78,7 +78,7 @@ fn life(omit: &str, callbacks: &[(String, u16)]) -> (String, Vec<u8>, String) {
     }
     let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value));
     let config = Config::from_parts(toml::Table::new(), variables).unwrap();
-    let landed = next(&Follower::new(&config.kafka, &["live.record"]).unwrap());
+    let landed = next(&TopicReader::new(&config.kafka, &["live.record"]).unwrap());
     assert_eq!(landed.key.as_deref(), Some(SECRET.as_bytes()), "the key needs no body");
     let mut files = Vec::new();
     contents(&log, &mut files);
@@ -112,8 +112,8 @@ fn no_line_of_the_log_shows_a_body_and_what_is_omitted_is_nowhere() {
             assert!(has(&files, SECRET), "the rest is in the log");
             assert!(!has(&files, "txSecret") && !has(&files, &sign), "the log never had them");
         }
-        for unsaid in [SECRET, "txSecret", &sign, KEY] {
-            assert!(!said.contains(unsaid), "{unsaid} is in:\n{said}");
+        for suppressed in [SECRET, "txSecret", &sign, KEY] {
+            assert!(!said.contains(suppressed), "{suppressed} is in:\n{said}");
         }
         assert!(said.contains("stopped"), "{said}");
     }

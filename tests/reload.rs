@@ -284,7 +284,7 @@ fn the_word_and_the_networks_are_changed_without_a_restart() {
     bed.order();
     bed.comes_to(APPLIED, 2.0);
     assert_eq!(exchange(bed.intake, post("/callback", &Bed::callback("aaaa"))), None);
-    bed.comes_to("livebridge_http_connections_ended_total{reason=\"address\"}", 1.0);
+    bed.comes_to("livebridge_http_connections_closed_total{reason=\"address\"}", 1.0);
     bed.configure("");
     bed.order();
     bed.comes_to(APPLIED, 3.0);

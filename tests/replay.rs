@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use livebridge::callback::CallbackKey;
-use livebridge::kafka::{Config, Delivery, KafkaError, follow};
+use livebridge::kafka::{Config, Delivery, KafkaError, topic_reader};
 use livebridge::record::{EventType, Timestamp};
 use livebridge::sample::Samples;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
@@ -240,7 +240,7 @@ fn a_partition_to_which_others_write_does_not_end_the_reading_of_another() {
             }
         });
         let beginning = Timestamp::from_millis(0);
-        let read = follow::read_to_end(&config, &topic, beginning, |landed| {
+        let read = topic_reader::read_to_end(&config, &topic, beginning, |landed| {
             seen += usize::from(landed.partition == 0);
             Ok::<_, KafkaError>(())
         });

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use livebridge::callback::CallbackKey;
 use livebridge::config::Config;
 use livebridge::kafka::embedded::Embedded;
-use livebridge::kafka::follow::Follower;
+use livebridge::kafka::topic_reader::TopicReader;
 use livebridge::publisher::Topics;
 use livebridge::record::{EventType, Timestamp};
 use livebridge::wal::{self, OpenError};
@@ -261,7 +261,7 @@ fn every_refusal_moves_its_own_counter_and_no_other() {
     }
 }
 
-const ENDED: &str = "livebridge_http_connections_ended_total";
+const ENDED: &str = "livebridge_http_connections_closed_total";
 
 fn reason(counter: &str, reason: &str) -> String {
     format!("{counter}{{reason=\"{reason}\"}}")
@@ -286,12 +286,12 @@ fn every_end_of_a_connection_is_counted_by_its_reason_and_no_other() {
     for (because, http, more, request) in [
         ("header_malformed", "", "", "nonsense\r\n\r\n"),
         ("header_too_large", "", "", &large),
-        ("refusals", "", "", &forged),
+        ("too_many_rejections", "", "", &forged),
         ("address", "", "[access]\nallow = [\"192.0.2.0/24\"]", "POST"),
         ("proxy_header", "", proxied, "POST / HTTP/1.1\r\n\r\n"),
         ("tls", "", &tls, "POST / HTTP/1.1\r\n\r\n"),
-        ("per_address", "max_connections_per_address = 1", "", "POST"),
-        ("crowded", "max_connections = 1", "", "POST"),
+        ("per_address_limit", "max_connections_per_address = 1", "", "POST"),
+        ("evicted", "max_connections = 1", "", "POST"),
     ] {
         let home = Home::new(NOWHERE, more);
         let config = fs::read_to_string(home.config()).unwrap();
@@ -328,7 +328,7 @@ fn a_handshake_that_does_not_come_is_given_up_and_counted() {
     let started = Instant::now();
     assert!(silent.is_closed());
     assert!(started.elapsed() > Duration::from_secs(9), "{:?}", started.elapsed());
-    wait_for_ends(serving.admin, ENDED, "greeting_late", 1.0, PATIENCE);
+    wait_for_ends(serving.admin, ENDED, "handshake_timeout", 1.0, PATIENCE);
 }
 
 #[test]
@@ -342,13 +342,13 @@ fn connections_of_which_nothing_comes_or_nothing_is_taken_are_given_up_and_count
     let mut sent = 0;
     while forger.try_send(post("/callback", "{}")) {
         sent += 1;
-        // Seldom enough not to be too many in a row.
+        // LogLimiter enough not to be too many in a row.
         thread::sleep(Duration::from_secs(3));
         assert!(started.elapsed() < Duration::from_secs(40), "let be for ever");
     }
     assert!((9..16).contains(&sent), "{sent}");
     wait_for_ends(serving.admin, ENDED, "idle", 1.0, PATIENCE);
-    wait_for_ends(serving.admin, ENDED, "header_late", 1.0, PATIENCE);
+    wait_for_ends(serving.admin, ENDED, "header_timeout", 1.0, PATIENCE);
     assert!(silent.is_closed());
 }
 
@@ -362,7 +362,7 @@ fn operators_who_do_not_read_or_send_nothing_are_given_up_and_counted() {
     // The answers to so many fill every buffer.
     deaf.try_send("GET /metrics HTTP/1.1\r\nHost: l\r\n\r\n".repeat(1000));
     let mut reader = Wire::connect(serving.admin);
-    let ended = reason("livebridge_admin_connections_ended_total", "idle");
+    let ended = reason("livebridge_admin_connections_closed_total", "idle");
     let started = Instant::now();
     loop {
         // Whoever asks now and then and reads is let be.
@@ -496,7 +496,7 @@ fn a_stop_while_busy_answers_and_publishes_what_was_taken_and_exits_0() {
     assert_eq!(serving.process.wait(), Some(0));
 
     let config = Config::load(Some(Path::new(&home.config()))).unwrap();
-    let follower = Follower::new(&config.kafka, &["live.push"]).unwrap();
+    let follower = TopicReader::new(&config.kafka, &["live.push"]).unwrap();
     let mut kept = stored(&home.log());
     let started = Instant::now();
     while !taken.is_subset(&kept) {

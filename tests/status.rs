@@ -52,7 +52,7 @@ fn status(bridge: &Bridge, path: &str) -> Value {
 
 /// How many connections were ended.
 fn ended(bridge: &Bridge, reason: &str) -> f64 {
-    let series = format!("livebridge_admin_connections_ended_total{{reason=\"{reason}\"}}");
+    let series = format!("livebridge_admin_connections_closed_total{{reason=\"{reason}\"}}");
     metrics::scrape(bridge.admin_address())[&series]
 }
 
@@ -120,7 +120,7 @@ fn clients_that_do_not_read_keep_nobody_from_the_health_checks() {
     let asked = Instant::now();
     assert_eq!(bridge.get("/healthz"), "alive\n");
     assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
-    let crowded = ended(&bridge, "crowded");
+    let crowded = ended(&bridge, "evicted");
     assert!(crowded >= 36.0, "{crowded} of 100 left for others");
 }
 
@@ -212,7 +212,7 @@ fn the_page_shows_in_a_browser_how_the_bridge_is_and_keeps_up_by_itself() {
     bridge.stop();
     browser.wait_until(&says("trying again"));
     bridge.start();
-    browser.wait_until("return document.getElementById('pulse').innerText === 'live'");
+    browser.wait_until("return document.getElementById('heartbeat').innerText === 'live'");
 }
 
 #[test]

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use livebridge::config::Config;
 use livebridge::kafka::embedded::Embedded;
-use livebridge::kafka::follow::Follower;
+use livebridge::kafka::topic_reader::TopicReader;
 use livebridge::publisher::Topics;
 use rustix::process::Signal;
 use serde_json::json;
@@ -107,7 +107,7 @@ fn send(address: SocketAddr, keeps: bool, stop: &AtomicBool) -> (Vec<String>, Ve
 /// Waits until every body of `taken` is in Kafka, and returns how many records are there.
 fn wait_for_all(config: &str, taken: &BTreeSet<String>) -> usize {
     let config = Config::load(Some(Path::new(config))).unwrap();
-    let follower = Follower::new(&config.kafka, &["live.push"]).unwrap();
+    let follower = TopicReader::new(&config.kafka, &["live.push"]).unwrap();
     let (mut found, mut count) = (BTreeSet::new(), 0);
     let started = Instant::now();
     while !taken.is_subset(&found) {

@@ -64,11 +64,11 @@ pub(crate) fn start() -> Fallible<MockCluster<'static, DefaultProducerContext>> 
 }
 
 /// Counts the callbacks in the push topic by its offsets (the mock writes no transaction markers).
-pub(crate) struct Landed {
+pub(crate) struct ConsumedRecord {
     consumer: BaseConsumer,
 }
 
-impl Landed {
+impl ConsumedRecord {
     pub(crate) fn new(brokers: &str) -> Fallible<Self> {
         let consumer = ClientConfig::new().set("bootstrap.servers", brokers).create()?;
         Ok(Self { consumer })
@@ -124,7 +124,7 @@ pub(crate) fn reader(brokers: &str, topic: &str) -> Fallible<BaseConsumer> {
 
 /// All that is in the push topic now.
 pub(crate) fn read_all(brokers: &str, longest: Duration) -> Fallible<Vec<OwnedMessage>> {
-    let expected = Landed::new(brokers)?.held()?;
+    let expected = ConsumedRecord::new(brokers)?.held()?;
     let consumer = reader(brokers, PUSH_TOPIC)?;
     let deadline = Instant::now() + longest;
     let mut messages = Vec::new();

@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use livebridge::kafka::SET_BYTES;
+use livebridge::kafka::REQUEST_BYTES;
 use rdkafka::ClientContext;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Message as _, OwnedMessage};
@@ -43,7 +43,7 @@ pub(crate) fn play(order: &Order) -> Fallible<()> {
         // As livebridge has them.
         .set("partitioner", "murmur2_random")
         .set("linger.ms", "1")
-        .set("batch.size", SET_BYTES.to_string())
+        .set("batch.size", REQUEST_BYTES.to_string())
         .set("queue.buffering.max.messages", "200000")
         .create_with_context(Failures::default())?;
     // One record ahead: the clock does not run while it connects and becomes idempotent.

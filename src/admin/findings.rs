@@ -103,13 +103,13 @@ type Rule = (&'static str, Level, fn(&Facts<'_>) -> Option<String>, &'static str
 /// The most telling first.
 const RULES: [Rule; 13] = [
     (
-        "CallbacksAreTurnedAway",
+        "LivebridgeRejectingCallbacks",
         Level::Critical,
         |facts| facts.not_ready.map(|reason| format!("No room: {reason}")),
         "Tencent tries again for about 12 minutes. Make room, or bring Kafka back.",
     ),
     (
-        "AuditIsOff",
+        "LivebridgeAuditMismatch",
         Level::Critical,
         |facts| {
             let missing = facts.missing;
@@ -118,13 +118,13 @@ const RULES: [Rule; 13] = [
         "Find out what is missing before anything else is changed.",
     ),
     (
-        "RecordsWereDamaged",
+        "LivebridgeRecordsDamaged",
         Level::Critical,
         |facts| moved(facts.moved.damaged, "records of the log could not be read"),
         "The disk lost them after they were acknowledged. Look at it, and move away from it.",
     ),
     (
-        "RoomIsLow",
+        "LivebridgeLogSpaceLow",
         Level::Critical,
         |facts| {
             let room = facts.get("wal_room_bytes");
@@ -134,13 +134,13 @@ const RULES: [Rule; 13] = [
         "Then callbacks are turned away. Make room, or bring Kafka back.",
     ),
     (
-        "KafkaIsUnreachable",
+        "LivebridgeKafkaUnreachable",
         Level::Warning,
         |facts| (facts.get("kafka_up") == 0.0).then(|| "Kafka does not answer".to_owned()),
         "The log lines say why. Nothing is lost while the log has room.",
     ),
     (
-        "EventsAreLate",
+        "LivebridgePublishingLate",
         Level::Warning,
         |facts| {
             let age = facts.get("oldest_unpublished_age_seconds");
@@ -149,25 +149,25 @@ const RULES: [Rule; 13] = [
         "Consumers see nothing new meanwhile. It is published as soon as Kafka takes it.",
     ),
     (
-        "RecordsAreInQuarantine",
+        "LivebridgeRecordsQuarantined",
         Level::Warning,
         |facts| moved(facts.moved.quarantined, "records were refused even as dead letters"),
         "livebridge wal quarantine shows them, livebridge wal release puts them back on the line.",
     ),
     (
-        "KafkaRefusesRecords",
+        "LivebridgeDeadLetters",
         Level::Warning,
         |facts| moved(facts.moved.dead, "records went to the dead letters"),
         "Kafka refused them in their topics; below is what it said.",
     ),
     (
-        "SignaturesAreWrong",
+        "LivebridgeSignatureFailures",
         Level::Warning,
         |facts| moved(facts.moved.authentication, "callbacks without a valid signature"),
         "Is the console's key the one configured here, and the clock right?",
     ),
     (
-        "CallbacksAreTurnedAway",
+        "LivebridgeRejectingCallbacks",
         Level::Warning,
         |facts| match facts.not_ready {
             None => moved(facts.moved.turned_away, "callbacks got 503"),
@@ -176,19 +176,19 @@ const RULES: [Rule; 13] = [
         "They are taken again now. Tencent tries again for about 12 minutes.",
     ),
     (
-        "InstanceIsFenced",
+        "LivebridgeInstanceFenced",
         Level::Warning,
         |facts| moved(facts.moved.fenced, "times another producer took this instance's name"),
         "Give every instance its own kafka.instance.",
     ),
     (
-        "DedupWindowIsSqueezed",
+        "LivebridgeDedupWindowTruncated",
         Level::Warning,
         |facts| moved(facts.moved.squeezed, "times dedup.max_ids cut the window short"),
         "Late retries may be published twice. Raise dedup.max_ids; an id takes about 22 bytes.",
     ),
     (
-        "ConfigurationIsRefused",
+        "LivebridgeConfigurationRejected",
         Level::Warning,
         |facts| {
             let refused = facts.get("config_ok") == 0.0;

@@ -116,10 +116,10 @@ pub(super) fn status(
             "missing": missing,
         },
         "recent": recent::callbacks(),
-        "set_aside": {
+        "undelivered": {
             "dead_letters": metrics.get("livebridge_dead_letters_total"),
             "quarantined": metrics.get("livebridge_quarantined_total"),
-            "recent": recent::all_set_aside(),
+            "recent": recent::all_undelivered(),
         },
         "config": settings,
     });

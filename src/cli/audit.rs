@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use livebridge::config::Config;
-use livebridge::kafka::follow::Held;
+use livebridge::kafka::topic_reader::PartitionRange;
 use livebridge::publisher::audit::{Audit, Findings, Report};
 use livebridge::record::Timestamp;
 
@@ -93,7 +93,7 @@ fn show(report: &Report) {
     list("doubled", &report.doubled);
     list("unaccounted", &report.unaccounted);
     if report.missing.count > 0 {
-        for Held { topic, partition, begin, .. } in &report.cut {
+        for PartitionRange { topic, partition, begin, .. } in &report.cut {
             println!(
                 "  {topic}/{partition} begins at offset {begin}: what was before it was removed, by \
                  retention or by somebody"

@@ -142,7 +142,7 @@ fn look_into(dir: &Path, config: &Config, findings: &mut Findings) {
 /// How many segments the log has and of how many bytes. Of its records only the first and those of
 /// the last segment are read: this should not take minutes, and `wal verify` reads the rest.
 fn log(dir: &Path) -> Result<(usize, u64), wal::OpenError> {
-    let view = wal::View::open(dir)?;
+    let view = wal::LogView::open(dir)?;
     if let Some(first) = view.segments.first() {
         view.oldest(first)?;
     }

@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use clap::Args;
-use livebridge::config::{Given, Setting, Settings};
+use livebridge::config::{ConfigLayers, Setting, Settings};
 
 use super::CliError;
 
@@ -20,12 +20,12 @@ pub(super) struct Options {
 }
 
 pub(super) fn run(options: &Options) -> Result<(), CliError> {
-    let given = Given::read(options.config.as_deref())?;
-    let settings = given.settings();
+    let layers = ConfigLayers::read(options.config.as_deref())?;
+    let settings = layers.settings();
     let text = if options.json { json(settings) } else { toml(&settings) };
     io::stdout().write_all(text.as_bytes()).map_err(CliError::other("print"))?;
     // Printed first, so that what is wrong can be looked for.
-    given.check()?;
+    layers.check()?;
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use livebridge::bridge::Bridge;
 use livebridge::callback::CallbackKey;
 use livebridge::config::Config;
 use livebridge::kafka::embedded::Embedded;
-use livebridge::kafka::follow::{Follower, Landed};
+use livebridge::kafka::topic_reader::{ConsumedRecord, TopicReader};
 use livebridge::metrics;
 use livebridge::publisher::Topics;
 use livebridge::record::Timestamp;
@@ -60,7 +60,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let kafka = Embedded::start(&topics.all(), PARTITIONS, topics.ledger())
         .map_err(CliError::other("start the embedded Kafka"))?;
     config.kafka.brokers = kafka.brokers();
-    let follower = Follower::new(&config.kafka, &topics.all())
+    let follower = TopicReader::new(&config.kafka, &topics.all())
         .map_err(CliError::other("read from the embedded Kafka"))?;
     let exporter = metrics::install().map_err(CliError::other("install metrics"))?;
     let stopping = Arc::new(AtomicBool::new(false));
@@ -161,7 +161,7 @@ fn introduce(
 }
 
 /// Prints records until `stopping`; returns how many.
-fn print(follower: &Follower, stopping: &AtomicBool) -> u64 {
+fn print(follower: &TopicReader, stopping: &AtomicBool) -> u64 {
     const WAIT: Duration = Duration::from_millis(200);
     let mut count = 0;
     loop {
@@ -177,7 +177,7 @@ fn print(follower: &Follower, stopping: &AtomicBool) -> u64 {
     }
 }
 
-fn line(landed: &Landed) -> String {
+fn line(landed: &ConsumedRecord) -> String {
     let header = |name: &str| {
         let found = landed.headers.iter().find(|(key, _)| key == name);
         found.map_or("-", |(_, value)| value.as_str())

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use clap::Args;
-use livebridge::config::Given;
+use livebridge::config::ConfigLayers;
 
 use super::{CliError, ConfigFile};
 
@@ -44,7 +44,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
 
 /// Not by way of the whole configuration: who asks may not be allowed to read the keys.
 fn configured(options: &Options) -> Result<SocketAddr, CliError> {
-    let settings = Given::read(options.config.config.as_deref())?.settings();
+    let settings = ConfigLayers::read(options.config.config.as_deref())?.settings();
     let listen =
         settings.iter().find(|setting| (&*setting.table, &*setting.key) == ("admin", "listen"));
     let listen = listen.and_then(|setting| setting.value.as_ref()?.as_str()?.parse().ok());

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use livebridge::config::Config;
-use livebridge::kafka::follow::read_to_end;
+use livebridge::kafka::topic_reader::read_to_end;
 use livebridge::publisher::replay::{Event, Plan, ReplayError, Sender};
 use livebridge::record::{EventType, Timestamp, type_name};
 

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 use livebridge::publisher::Exported;
-use livebridge::publisher::quarantine::{self, Held};
+use livebridge::publisher::quarantine::{self, QuarantinedRecord};
 use livebridge::record::{Entry, Lsn, type_name};
-use livebridge::wal::{self, View};
+use livebridge::wal::{self, LogView};
 use serde_json::json;
 
 use super::progress::Progress;
@@ -129,12 +129,12 @@ fn print(out: &mut impl Write, line: &impl Display) -> Result<(), CliError> {
 }
 
 /// The bar for reading all of `view`.
-fn bar(view: &View) -> Progress {
+fn bar(view: &LogView) -> Progress {
     Progress::bytes("reading", view.segments.iter().map(|segment| segment.bytes).sum())
 }
 
 fn export(options: &Export, out: &mut impl Write) -> Result<(), CliError> {
-    let view = View::open(&options.dir.dir)?;
+    let view = LogView::open(&options.dir.dir)?;
     let after = if options.unpublished { view.published } else { Lsn::ZERO };
     let is_meant = |Entry { lsn, record }: &Entry| {
         *lsn >= options.from
@@ -159,12 +159,12 @@ fn export(options: &Export, out: &mut impl Write) -> Result<(), CliError> {
     Ok(())
 }
 
-fn held(dir: &Path) -> Result<Vec<Held>, CliError> {
+fn held(dir: &Path) -> Result<Vec<QuarantinedRecord>, CliError> {
     quarantine::list(&quarantine::dir_of(dir)).map_err(CliError::other("read the quarantine"))
 }
 
 fn status(dir: &Path, json: bool, out: &mut impl Write) -> Result<(), CliError> {
-    let view = View::open(dir)?;
+    let view = LogView::open(dir)?;
     let mut counts = BTreeMap::<_, u64>::new();
     let mut unpublished = 0_u64;
     let mut times = None;
@@ -208,7 +208,7 @@ fn status(dir: &Path, json: bool, out: &mut impl Write) -> Result<(), CliError> 
 }
 
 fn list(dir: &Path, json: bool, out: &mut impl Write) -> Result<(), CliError> {
-    let view = View::open(dir)?;
+    let view = LogView::open(dir)?;
     if !json {
         print(out, &"segment        records        size  first received            state")?;
     }
@@ -249,7 +249,7 @@ fn list(dir: &Path, json: bool, out: &mut impl Write) -> Result<(), CliError> {
 }
 
 fn verify(dir: &Path, json: bool, out: &mut impl Write) -> Result<(), CliError> {
-    let view = View::open(dir)?;
+    let view = LogView::open(dir)?;
     let (mut records, mut missing) = (0_u64, 0_u64);
     let mut problems = Vec::new();
     let bar = bar(&view);
@@ -290,15 +290,15 @@ fn release(dir: &Path, out: &mut impl Write) -> Result<(), CliError> {
     let (appender, reader, mut log) = wal::open(&config)?;
     let bar = Progress::count("releasing", held.len() as u64);
     let released = block_on(async {
-        let line = appender.line();
+        let appends = appender.handle();
         drop(appender);
         for held in &held {
-            let append = line.append(held.record.clone()).await;
+            let append = appends.append(held.record.clone()).await;
             append.map_err(CliError::other("append to the log"))?;
             quarantine::remove(held).map_err(CliError::other("empty the quarantine"))?;
             bar.add(1);
         }
-        drop(line);
+        drop(appends);
         log.ended().await.map_err(CliError::other("close the log"))
     });
     drop(reader);

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use toml::Value;
 
 use super::ConfigError;
-use crate::http::{Access, Networks, Tls};
+use crate::intake::{Access, Networks, Tls};
 use crate::secret::Secret;
 
 #[derive(Default, Deserialize, Serialize)]

@@ -16,7 +16,7 @@ use crate::callback::{Unsigned, Verifier};
 use crate::kafka::{self, Delivery, RESERVED};
 use crate::publisher::Topics;
 use crate::record::{BODY_MAX, EventType};
-use crate::{admin, http, ledger, logging, wal};
+use crate::{admin, intake, ledger, logging, wal};
 
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -305,7 +305,7 @@ impl Raw {
         let kafka = self.kafka;
         let files = self.callback.keys_file.iter().cloned().chain(self.tls.files()).collect();
         Ok(Config {
-            http: http::Config {
+            http: intake::Config {
                 listen: self.http.listen,
                 path,
                 max_body,

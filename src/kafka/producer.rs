@@ -11,7 +11,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, PurgeConfig};
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio_util::sync::CancellationToken;
 
-use super::reports::{Failed, Reports};
+use super::delivery::{Failed, Reports};
 use super::{Config, Delivery, SetupError};
 use crate::metrics;
 use crate::record::Timestamp;
@@ -30,7 +30,7 @@ pub struct Message<'a> {
     /// The record's headers.
     pub headers: Vec<(&'a str, Cow<'a, str>)>,
     /// What the sender knows it by, should Kafka refuse it.
-    pub place: usize,
+    pub index: usize,
 }
 
 impl Message<'_> {
@@ -47,9 +47,9 @@ pub enum Failure {
     /// Nothing of it is visible: send the same again, later.
     Retry(KafkaError),
     /// Nothing of it is visible: another instance came first with some of it.
-    Contested,
+    Contended,
     /// Nothing of it is visible, and Kafka will never take these messages.
-    Refused(Vec<Refused>),
+    Rejected(Vec<RejectedMessage>),
     /// The producer is dead and it is not known whether the batch was committed: make a new one
     /// and read the ledger.
     Lost(KafkaError),
@@ -59,9 +59,9 @@ pub enum Failure {
 
 /// A message that Kafka will never take.
 #[derive(Debug)]
-pub struct Refused {
+pub struct RejectedMessage {
     /// The message's `place`.
-    pub place: usize,
+    pub index: usize,
     /// Whether it is this message that Kafka refused. Otherwise it was in company: Kafka refuses
     /// the messages that travel together because of one of them, or of all of them together.
     pub alone: bool,
@@ -85,7 +85,7 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// through what is left of its time-out below a millisecond, so it is given none.
 const PAUSE: Duration = Duration::from_micros(200);
 /// Bytes of messages that travel together: what brokers take unless they are told otherwise.
-pub const SET_BYTES: usize = 1024 * 1024;
+pub const REQUEST_BYTES: usize = 1024 * 1024;
 /// How long the cause is waited for when librdkafka has dropped messages.
 const CAUSE: Duration = Duration::from_secs(1);
 /// Messages between two polls while a batch is being sent.
@@ -96,7 +96,7 @@ pub struct Producer {
     client: BaseProducer<Reports>,
     transactional: bool,
     /// Messages that are not larger travel in sets that are not larger.
-    set_bytes: usize,
+    request_bytes: usize,
     /// What Kafka takes then does not go by length.
     compresses: bool,
     give_up: CancellationToken,
@@ -112,13 +112,13 @@ impl std::fmt::Debug for Producer {
 
 impl Producer {
     /// Connects. Blocks while Kafka is away, until `give_up`. Messages are sent in sets of up to
-    /// `set_bytes`, or one by one when they are larger.
+    /// `request_bytes`, or one by one when they are larger.
     ///
     /// # Errors
     /// [`SetupError`]
     pub fn connect(
         config: &Config,
-        set_bytes: usize,
+        request_bytes: usize,
         give_up: CancellationToken,
     ) -> Result<Self, SetupError> {
         let transactional = config.delivery == Delivery::ExactlyOnce;
@@ -140,8 +140,9 @@ impl Producer {
             }
         }
         let configured = config.client.get("batch.size").and_then(|bytes| bytes.parse().ok());
-        let set_bytes = configured.map_or(set_bytes, |bytes: usize| bytes.min(set_bytes));
-        client.set("batch.size", set_bytes.to_string());
+        let request_bytes =
+            configured.map_or(request_bytes, |bytes: usize| bytes.min(request_bytes));
+        client.set("batch.size", request_bytes.to_string());
         if transactional {
             client
                 .set("transactional.id", &config.instance)
@@ -153,7 +154,7 @@ impl Producer {
         let producer: BaseProducer<Reports> =
             client.create_with_context(Reports::default()).map_err(SetupError::Client)?;
         let compresses = config.client.keys().any(|name| name.starts_with("compression"));
-        let producer = Self { client: producer, transactional, set_bytes, compresses, give_up };
+        let producer = Self { client: producer, transactional, request_bytes, compresses, give_up };
         if transactional {
             producer.resume(|p| p.init_transactions(CALL)).map_err(|cause| {
                 SetupError::Transactions { instance: config.instance.clone(), cause }
@@ -177,7 +178,7 @@ impl Producer {
         meanwhile: impl FnOnce(),
     ) -> Result<i64, Failure> {
         let reports = self.client.context();
-        reports.expect(ledger.map(|ledger| ledger.place));
+        reports.expect(ledger.map(|ledger| ledger.index));
         self.begin()?;
         for (index, message) in messages().enumerate() {
             self.send(&message);
@@ -215,20 +216,20 @@ impl Producer {
     pub fn rehearse(&self, topics: &[&str]) -> Result<(), String> {
         let undone = |failure: Failure| format!("{failure:?}");
         self.begin().map_err(undone)?;
-        for (place, topic) in topics.iter().enumerate() {
+        for (index, topic) in topics.iter().enumerate() {
             self.send(&Message {
                 topic,
                 key: None,
                 value: Cow::Borrowed(b"{}"),
                 timestamp: Timestamp::now(),
                 headers: Vec::new(),
-                place,
+                index,
             });
         }
         while self.poll() {}
         let failed = self.client.context().take();
         self.abort().map_err(undone)?;
-        let line = |failed: &Failed| format!("{}: {}", topics[failed.place], failed.error);
+        let line = |failed: &Failed| format!("{}: {}", topics[failed.index], failed.error);
         if failed.is_empty() {
             return Ok(());
         }
@@ -255,7 +256,7 @@ impl Producer {
             key: message.key,
             timestamp: Some(message.timestamp.as_millis()),
             headers: Some(headers),
-            delivery_opaque: message.place,
+            delivery_opaque: message.index,
         };
         loop {
             match self.client.send(record) {
@@ -265,7 +266,7 @@ impl Producer {
                     self.poll();
                 }
                 Err((error, _)) => {
-                    let failed = Failed { place: message.place, error, here: true };
+                    let failed = Failed { index: message.index, error, here: true };
                     return self.client.context().failed(failed);
                 }
             }
@@ -295,16 +296,21 @@ impl Producer {
         let (refused, passing): (Vec<_>, Vec<_>) =
             failed.into_iter().partition(|failed| is_refusal(&failed.error));
         if !refused.is_empty() {
-            let lengths = messages().map(|message| (message.place, message.len()));
-            let ledger = ledger.map(|ledger| (ledger.place, ledger.len()));
+            let lengths = messages().map(|message| (message.index, message.len()));
+            let ledger = ledger.map(|ledger| (ledger.index, ledger.len()));
             let lengths: HashMap<usize, usize> = lengths.chain(ledger).collect();
-            let refused = refused.into_iter().map(|Failed { place, error, here }| {
-                let length = lengths.get(&place).copied().unwrap_or_default();
-                let alone = here || length >= self.set_bytes;
+            let refused = refused.into_iter().map(|Failed { index, error, here }| {
+                let length = lengths.get(&index).copied().unwrap_or_default();
+                let alone = here || length >= self.request_bytes;
                 let too_large = error.rdkafka_error_code() == Some(Code::MessageSizeTooLarge);
-                Refused { place, alone, by_size: too_large && !self.compresses, reason: error }
+                RejectedMessage {
+                    index,
+                    alone,
+                    by_size: too_large && !self.compresses,
+                    reason: error,
+                }
             });
-            return Err(Failure::Refused(refused.collect()));
+            return Err(Failure::Rejected(refused.collect()));
         }
         match passing.into_iter().min_by_key(Failed::is_purged) {
             Some(failed) => Err(Failure::Retry(failed.error)),

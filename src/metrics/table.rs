@@ -71,7 +71,7 @@ pub(super) const TABLE: &[Metric] = &[
     ),
     gauge("livebridge_http_connections", Unit::Count, "Open connections to the intake"),
     counter(
-        "livebridge_http_connections_ended_total",
+        "livebridge_http_connections_closed_total",
         "Connections that livebridge ended on its own, by reason",
     ),
     gauge(
@@ -81,7 +81,7 @@ pub(super) const TABLE: &[Metric] = &[
     ),
     seconds("livebridge_acknowledge_seconds", &SECONDS, "From request to durable"),
     counter(
-        "livebridge_admin_connections_ended_total",
+        "livebridge_admin_connections_closed_total",
         "Connections to the admin listener that livebridge ended on its own, by reason",
     ),
     // Log.

@@ -13,11 +13,11 @@ use serde::Serialize;
 
 use super::replay::id_of;
 use super::{Topics, quarantine};
-use crate::kafka::follow::{Held, Landed, read_to_end, wait_until_decided};
+use crate::kafka::topic_reader::{ConsumedRecord, PartitionRange, read_to_end, wait_until_decided};
 use crate::kafka::{self, Delivery, KafkaError};
 use crate::ledger::Commit;
 use crate::record::{EventId, Lsn, Timestamp};
-use crate::wal::{self, OpenError, View};
+use crate::wal::{self, LogView, OpenError};
 
 /// Records of topics carry the event's time, which is before that of its receipt.
 const SLACK: Duration = Duration::from_hours(1);
@@ -85,7 +85,7 @@ pub struct Report {
     /// In the topics, and not in the ledger.
     pub unaccounted: Findings,
     /// Partitions whose first records are gone: by retention, or because somebody removed them.
-    pub cut: Vec<Held>,
+    pub cut: Vec<PartitionRange>,
     /// Whether all is well.
     pub ok: bool,
 }
@@ -159,7 +159,7 @@ impl Audit<'_> {
             until: self.until.to_string(),
             ..Report::default()
         };
-        let view = View::open(&self.dir)?;
+        let view = LogView::open(&self.dir)?;
         let stored = self.read_log(&view, &mut report.log)?;
         step();
         let (ledger, progress) = self.read_ledger(view.id, &mut report.ledger)?;
@@ -210,7 +210,11 @@ impl Audit<'_> {
         (self.since..self.until).contains(&received_at)
     }
 
-    fn read_log(&self, view: &View, part: &mut LogPart) -> Result<Vec<(Lsn, EventId)>, AuditError> {
+    fn read_log(
+        &self,
+        view: &LogView,
+        part: &mut LogPart,
+    ) -> Result<Vec<(Lsn, EventId)>, AuditError> {
         let mut stored = Vec::new();
         for segment in &view.segments {
             let found = view.read(segment, |entry| {
@@ -335,7 +339,7 @@ fn look_everywhere(
     Ok(())
 }
 
-fn header<'a>(landed: &'a Landed, name: &str) -> Option<&'a str> {
+fn header<'a>(landed: &'a ConsumedRecord, name: &str) -> Option<&'a str> {
     let found = landed.headers.iter().find(|(header, _)| header == name);
     found.map(|(_, value)| value.as_str())
 }

@@ -5,13 +5,13 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use super::{PublisherError, Topics, quarantine};
-use crate::kafka::{self, Message, Refused};
+use crate::kafka::{self, Message, RejectedMessage};
 use crate::ledger::{Commit, Known, Ledger};
+use crate::log_limit::LogLimiter;
 use crate::metrics;
 use crate::recent;
 use crate::record::{Entry, EventId, Record, Timestamp, type_name};
-use crate::seldom::Seldom;
-use crate::wal::{Fates, LogId};
+use crate::wal::{LogId, Outcomes};
 
 /// CloudEvents' `source`: what `ce_id` is unique within, whichever instance received the event.
 const SOURCE: &str = "urn:tencent-cloud:live";
@@ -24,24 +24,24 @@ pub(super) const DEAD_REASON: &str = "livebridge-reason";
 /// Keys and headers of two records of one type differ in length by less than this.
 const HEADERS_SPREAD: usize = 4 * 1024;
 
-static LEDGER_REFUSED: Seldom = Seldom::new();
-static DEAD: Seldom = Seldom::new();
-static HELD: Seldom = Seldom::new();
+static LEDGER_REFUSED: LogLimiter = LogLimiter::new();
+static DEAD: LogLimiter = LogLimiter::new();
+static HELD: LogLimiter = LogLimiter::new();
 
 /// Entries of the log with what becomes of each.
 pub(super) struct Batch<'a> {
     entries: &'a [Entry],
-    chosen: Vec<Chosen<'a>>,
+    pending: Vec<Pending<'a>>,
     conflicts: u64,
 }
 
 /// An entry that is not a retry.
-struct Chosen<'a> {
+struct Pending<'a> {
     entry: &'a Entry,
-    fate: Fate,
+    disposition: Disposition,
 }
 
-enum Fate {
+enum Disposition {
     /// To its topic.
     Publish,
     /// To the dead-letter topic, because its own refused it.
@@ -52,22 +52,22 @@ enum Fate {
 
 impl<'a> Batch<'a> {
     /// Sorts out retries of what the ledger knows and of each other (I5).
-    pub(super) fn judge(entries: &'a [Entry], ledger: &Ledger) -> Self {
-        let mut twins: HashSet<EventId> = HashSet::with_capacity(entries.len());
-        let mut batch = Self { entries, chosen: Vec::with_capacity(entries.len()), conflicts: 0 };
+    pub(super) fn deduplicate(entries: &'a [Entry], ledger: &Ledger) -> Self {
+        let mut seen_in_batch: HashSet<EventId> = HashSet::with_capacity(entries.len());
+        let mut batch = Self { entries, pending: Vec::with_capacity(entries.len()), conflicts: 0 };
         for entry in entries {
             let known = ledger.known(entry.record.id);
-            if known == Known::Retry || !twins.insert(entry.record.id) {
+            if known == Known::Retry || !seen_in_batch.insert(entry.record.id) {
                 continue;
             }
             batch.conflicts += u64::from(known == Known::Conflict);
-            batch.chosen.push(Chosen { entry, fate: Fate::Publish });
+            batch.pending.push(Pending { entry, disposition: Disposition::Publish });
         }
         batch
     }
 
     pub(super) fn len(&self) -> usize {
-        self.chosen.len()
+        self.pending.len()
     }
 
     pub(super) fn last(&self) -> Option<&'a Entry> {
@@ -79,7 +79,7 @@ impl<'a> Batch<'a> {
         let (Some(first), Some(last)) = (self.entries.first(), self.entries.last()) else {
             return None;
         };
-        if self.chosen.is_empty() {
+        if self.pending.is_empty() {
             return None;
         }
         let received = self.entries.iter().map(|entry| entry.record.received_at);
@@ -90,10 +90,10 @@ impl<'a> Batch<'a> {
             newest: received.max().unwrap_or(last.record.received_at),
             // A quarantined record is not in Kafka: released one day, it must not pass for a retry.
             ids: self
-                .chosen
+                .pending
                 .iter()
-                .filter(|chosen| !matches!(chosen.fate, Fate::Quarantined))
-                .map(|chosen| chosen.entry.record.id)
+                .filter(|pending| !matches!(pending.disposition, Disposition::Quarantined))
+                .map(|pending| pending.entry.record.id)
                 .collect(),
         })
     }
@@ -104,18 +104,18 @@ impl<'a> Batch<'a> {
         topics: &'m Topics,
         kafka: &'m kafka::Config,
     ) -> impl Iterator<Item = Message<'m>> {
-        self.chosen.iter().enumerate().filter_map(|(place, chosen)| {
-            let record = &chosen.entry.record;
+        self.pending.iter().enumerate().filter_map(|(index, pending)| {
+            let record = &pending.entry.record;
             let topic = topics.of(record.event_type);
-            let mut message = message(record, topic, &kafka.instance, place);
-            match &chosen.fate {
-                Fate::Publish => {}
-                Fate::DeadLetter { reason } => {
+            let mut message = message(record, topic, &kafka.instance, index);
+            match &pending.disposition {
+                Disposition::Publish => {}
+                Disposition::DeadLetter { reason } => {
                     message.topic = topics.dead_letter();
                     message.headers.push((DEAD_TOPIC, Cow::Borrowed(topic)));
                     message.headers.push((DEAD_REASON, Cow::Borrowed(reason)));
                 }
-                Fate::Quarantined => return None,
+                Disposition::Quarantined => return None,
             }
             Some(message)
         })
@@ -134,93 +134,93 @@ impl<'a> Batch<'a> {
             value: Cow::Owned(commit.encode()),
             timestamp: commit.newest,
             headers: Vec::new(),
-            place: self.chosen.len(),
+            index: self.pending.len(),
         }
     }
 
     /// Moves a refused record to the dead-letter topic, or, refused there as well, to disk.
-    pub(super) fn refuse(
+    pub(super) fn reject(
         &mut self,
-        refused: &Refused,
+        rejected: &RejectedMessage,
         quarantine: &Path,
     ) -> Result<(), PublisherError> {
-        let Some(chosen) = self.chosen.get_mut(refused.place) else {
+        let Some(pending) = self.pending.get_mut(rejected.index) else {
             // The ledger's own record: nothing to set aside, so it is tried again.
-            if let Some(unsaid) = LEDGER_REFUSED.may_say() {
-                tracing::error!(reason = %refused.reason, unsaid, "Kafka refuses the ledger's record");
+            if let Some(suppressed) = LEDGER_REFUSED.permit() {
+                tracing::error!(reason = %rejected.reason, suppressed, "Kafka refuses the ledger's record");
             }
             return Ok(());
         };
-        let lsn = chosen.entry.lsn;
-        let reason = refused.reason.to_string();
-        if matches!(chosen.fate, Fate::Publish) {
-            let record = &chosen.entry.record;
-            chosen.fate = Fate::DeadLetter { reason: reason.clone() };
+        let lsn = pending.entry.lsn;
+        let reason = rejected.reason.to_string();
+        if matches!(pending.disposition, Disposition::Publish) {
+            let record = &pending.entry.record;
+            pending.disposition = Disposition::DeadLetter { reason: reason.clone() };
             let mut larger = 0;
-            if refused.by_size {
-                larger = self.refuse_larger(record, &reason);
+            if rejected.by_size {
+                larger = self.reject_larger(record, &reason);
             }
-            recent::set_aside("dead-letter", lsn.to_string(), record, &reason);
-            if let Some(unsaid) = DEAD.may_say() {
+            recent::undelivered("dead-letter", lsn.to_string(), record, &reason);
+            if let Some(suppressed) = DEAD.permit() {
                 tracing::error!(
-                    %lsn, %reason, larger, unsaid,
+                    %lsn, %reason, larger, suppressed,
                     "Kafka refuses a record; it goes to the dead letters"
                 );
             }
         } else {
-            quarantine::store(quarantine, chosen.entry, &reason)?;
-            recent::set_aside("quarantine", lsn.to_string(), &chosen.entry.record, &reason);
-            if let Some(unsaid) = HELD.may_say() {
+            quarantine::store(quarantine, pending.entry, &reason)?;
+            recent::undelivered("quarantine", lsn.to_string(), &pending.entry.record, &reason);
+            if let Some(suppressed) = HELD.permit() {
                 tracing::error!(
-                    %lsn, %reason, unsaid,
+                    %lsn, %reason, suppressed,
                     "the dead-letter topic refuses a record; it stays on disk"
                 );
             }
-            chosen.fate = Fate::Quarantined;
+            pending.disposition = Disposition::Quarantined;
         }
         Ok(())
     }
 
     /// Does not try one by one what is larger than a `record` that was too large.
-    fn refuse_larger(&mut self, record: &Record, reason: &str) -> usize {
-        let mut refused = 0;
-        for chosen in &mut self.chosen {
-            let other = &chosen.entry.record;
-            let same =
-                other.event_type == record.event_type && matches!(chosen.fate, Fate::Publish);
+    fn reject_larger(&mut self, record: &Record, reason: &str) -> usize {
+        let mut rejected = 0;
+        for pending in &mut self.pending {
+            let other = &pending.entry.record;
+            let same = other.event_type == record.event_type
+                && matches!(pending.disposition, Disposition::Publish);
             if same && other.body.len() >= record.body.len() + HEADERS_SPREAD {
-                chosen.fate = Fate::DeadLetter { reason: reason.to_owned() };
-                refused += 1;
+                pending.disposition = Disposition::DeadLetter { reason: reason.to_owned() };
+                rejected += 1;
             }
         }
-        refused
+        rejected
     }
 
     /// Counts what became of the entries.
-    pub(super) fn count(&self) -> Fates {
+    pub(super) fn count(&self) -> Outcomes {
         let now = Timestamp::now();
-        let absorbed = (self.entries.len() - self.chosen.len()) as u64;
-        let mut fates = Fates { absorbed, ..Fates::default() };
-        for chosen in &self.chosen {
-            let record = &chosen.entry.record;
-            match chosen.fate {
-                Fate::Publish => {
-                    fates.published += 1;
+        let absorbed = (self.entries.len() - self.pending.len()) as u64;
+        let mut outcomes = Outcomes { absorbed, ..Outcomes::default() };
+        for pending in &self.pending {
+            let record = &pending.entry.record;
+            match pending.disposition {
+                Disposition::Publish => {
+                    outcomes.published += 1;
                     metrics::published(type_name(record.event_type), now.since(record.received_at));
                 }
-                Fate::DeadLetter { .. } => {
-                    fates.dead_lettered += 1;
+                Disposition::DeadLetter { .. } => {
+                    outcomes.dead_lettered += 1;
                     metrics::dead_letter();
                 }
-                Fate::Quarantined => {
-                    fates.quarantined += 1;
+                Disposition::Quarantined => {
+                    outcomes.quarantined += 1;
                     metrics::quarantined();
                 }
             }
         }
         metrics::duplicates(absorbed);
         metrics::conflicts(self.conflicts);
-        fates
+        outcomes
     }
 }
 
@@ -229,7 +229,7 @@ pub(super) fn message<'m>(
     record: &'m Record,
     topic: &'m str,
     instance: &'m str,
-    place: usize,
+    index: usize,
 ) -> Message<'m> {
     let occurred_at = record.occurred_at.unwrap_or(record.received_at);
     let stream = record.key.as_deref().filter(|_| record.has_stream);
@@ -254,6 +254,6 @@ pub(super) fn message<'m>(
         // Brokers refuse timestamps from the future; `ce_time` keeps what the callback said.
         timestamp: occurred_at.min(record.received_at),
         headers,
-        place,
+        index,
     }
 }

@@ -12,7 +12,7 @@ use crate::wal;
 
 /// A record in quarantine.
 #[derive(Clone, Debug)]
-pub struct Held {
+pub struct QuarantinedRecord {
     /// Its file.
     pub path: PathBuf,
     /// The record.
@@ -43,7 +43,7 @@ pub(super) fn store(dir: &Path, entry: &Entry, reason: &str) -> Result<(), Publi
 ///
 /// # Errors
 /// The file system's; that a file is not a record is [`io::ErrorKind::InvalidData`].
-pub fn list(dir: &Path) -> io::Result<Vec<Held>> {
+pub fn list(dir: &Path) -> io::Result<Vec<QuarantinedRecord>> {
     let entries = match fs::read_dir(dir) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
@@ -57,7 +57,7 @@ pub fn list(dir: &Path) -> io::Result<Vec<Held>> {
         let record = Record::decode(Bytes::from(fs::read(&path)?))
             .map_err(|cause| io::Error::new(io::ErrorKind::InvalidData, cause))?;
         let reason = fs::read_to_string(path.with_extension("reason")).unwrap_or_default();
-        held.push(Held { path, record, reason });
+        held.push(QuarantinedRecord { path, record, reason });
     }
     held.sort_unstable_by_key(|held| held.record.received_at);
     Ok(held)
@@ -67,7 +67,7 @@ pub fn list(dir: &Path) -> io::Result<Vec<Held>> {
 ///
 /// # Errors
 /// The file system's.
-pub fn remove(held: &Held) -> io::Result<()> {
+pub fn remove(held: &QuarantinedRecord) -> io::Result<()> {
     fs::remove_file(&held.path)?;
     match fs::remove_file(held.path.with_extension("reason")) {
         Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(cause),

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Topics;
 use super::batch::{self, DEAD_REASON, DEAD_TOPIC};
-use crate::kafka::follow::{Landed, read_to_end, wait_until_decided};
+use crate::kafka::topic_reader::{ConsumedRecord, read_to_end, wait_until_decided};
 use crate::kafka::{self, Failure, KafkaError, Message, Producer, SetupError};
 use crate::ledger::Commit;
 use crate::record::{EventId, EventType, Lsn, Record, Timestamp};
@@ -128,8 +128,8 @@ impl Event {
     /// The event that a record of the dead-letter topic holds; `None` when livebridge did not put
     /// it there.
     #[must_use]
-    pub fn of_dead_letter(landed: Landed) -> Option<Self> {
-        let Landed { key, value, timestamp, mut headers, .. } = landed;
+    pub fn of_dead_letter(landed: ConsumedRecord) -> Option<Self> {
+        let ConsumedRecord { key, value, timestamp, mut headers, .. } = landed;
         let topic = headers.iter().find(|(name, _)| name == DEAD_TOPIC)?.1.clone();
         headers.retain(|(name, _)| name != DEAD_TOPIC && name != DEAD_REASON);
         Self::new(topic, key, value, timestamp?, headers)
@@ -280,9 +280,9 @@ impl Sender {
             return Ok(());
         };
         let ledger = self.ledger.as_deref().map(|topic| {
-            let place = |sent| Lsn::new(1, sent);
+            let index = |sent| Lsn::new(1, sent);
             let ids = batch.iter().map(|event| event.id).collect();
-            let (first, last) = (place(self.sent + 1), place(self.sent + count));
+            let (first, last) = (index(self.sent + 1), index(self.sent + count));
             (topic, Commit { log: self.log, first, last, newest, ids })
         });
         let ledger = ledger.map(|(topic, commit)| Message {
@@ -291,31 +291,32 @@ impl Sender {
             value: Cow::Owned(commit.encode()),
             timestamp: newest,
             headers: Vec::new(),
-            place: batch.len(),
+            index: batch.len(),
         });
-        let messages = || batch.iter().enumerate().map(|(place, event)| self.message(event, place));
+        let messages = || batch.iter().enumerate().map(|(index, event)| self.message(event, index));
         let handed = self.producer.hand_over(ledger.as_ref(), messages, || {});
         let handed = handed.and_then(|_| self.producer.commit());
         handed.map_err(|failure| match failure {
-            Failure::Refused(refused) => {
-                let refused = refused.into_iter().next();
-                let event = refused.as_ref().and_then(|refused| batch.get(refused.place));
+            Failure::Rejected(rejected) => {
+                let rejected = rejected.into_iter().next();
+                let event = rejected.as_ref().and_then(|rejected| batch.get(rejected.index));
                 ReplayError::Refused {
                     topic: event.map_or("Kafka", |event| &event.topic).to_owned(),
                     id: event.map_or_else(String::new, |event| event.id.to_string()),
-                    reason: refused.map_or_else(String::new, |refused| refused.reason.to_string()),
+                    reason: rejected
+                        .map_or_else(String::new, |rejected| rejected.reason.to_string()),
                 }
             }
             Failure::Retry(cause) | Failure::Lost(cause) | Failure::Fenced(cause) => {
                 ReplayError::Send(cause.to_string())
             }
-            Failure::Contested => ReplayError::Send("another came first".to_owned()),
+            Failure::Contended => ReplayError::Send("another came first".to_owned()),
         })?;
         self.sent += count;
         Ok(())
     }
 
-    fn message<'m>(&'m self, event: &'m Event, place: usize) -> Message<'m> {
+    fn message<'m>(&'m self, event: &'m Event, index: usize) -> Message<'m> {
         let headers = event.headers.iter();
         let mut headers: Vec<(&str, Cow<'_, str>)> = headers
             .filter(|(name, _)| name != REPLAYED_AT)
@@ -328,7 +329,7 @@ impl Sender {
             value: Cow::Borrowed(&event.value),
             timestamp: event.timestamp,
             headers,
-            place,
+            index,
         }
     }
 }

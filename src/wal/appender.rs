@@ -47,14 +47,14 @@ impl AppendError {
 pub(super) struct Append {
     pub(super) record: Record,
     pub(super) reply: Reply,
-    /// Which of [`Lines`] brings the answer.
-    line: usize,
+    /// Which of [`ReplyRoutes`] brings the answer.
+    route: usize,
 }
 
 type Outcome = Result<Lsn, AppendError>;
 type Reply = oneshot::Sender<Outcome>;
-/// The answers of one commit to the senders of one line.
-type Answers = Vec<(Reply, Outcome)>;
+/// The answers of one commit to the senders of one route.
+type Replies = Vec<(Reply, Outcome)>;
 
 /// The writer's end of the inbox.
 pub(super) type Inbox = mpsc::Receiver<Append>;
@@ -62,36 +62,36 @@ pub(super) type Inbox = mpsc::Receiver<Append>;
 /// The way back to the senders, of which each runtime has its own.
 ///
 /// To wake a task of another thread's runtime takes a system call. So a commit wakes one task per
-/// line, which then wakes those that wait on its own thread.
+/// route, which then wakes those that wait on its own thread.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Lines(Arc<Mutex<Vec<mpsc::UnboundedSender<Answers>>>>);
+pub(super) struct ReplyRoutes(Arc<Mutex<Vec<mpsc::UnboundedSender<Replies>>>>);
 
-impl Lines {
-    fn lock(&self) -> MutexGuard<'_, Vec<mpsc::UnboundedSender<Answers>>> {
+impl ReplyRoutes {
+    fn lock(&self) -> MutexGuard<'_, Vec<mpsc::UnboundedSender<Replies>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Answers the whole group.
+    /// Replies the whole group.
     pub(super) fn answer(&self, group: &mut Vec<Append>, mut outcome: impl FnMut() -> Outcome) {
         let size = group.len();
-        let mut by_line: Vec<(usize, Answers)> = Vec::new();
-        for Append { record, reply, line } in group.drain(..) {
+        let mut by_route: Vec<(usize, Replies)> = Vec::new();
+        for Append { record, reply, route } in group.drain(..) {
             // Before the answer: the connection can then use its buffer again.
             drop(record);
             let answer = (reply, outcome());
-            let found = by_line.iter_mut().find(|(known, _)| *known == line);
-            if let Some((_, answers)) = found {
-                answers.push(answer);
+            let found = by_route.iter_mut().find(|(known, _)| *known == route);
+            if let Some((_, replies)) = found {
+                replies.push(answer);
             } else {
-                let mut answers = Vec::with_capacity(size);
-                answers.push(answer);
-                by_line.push((line, answers));
+                let mut replies = Vec::with_capacity(size);
+                replies.push(answer);
+                by_route.push((route, replies));
             }
         }
-        let lines = self.lock();
-        for (line, answers) in by_line {
+        let routes = self.lock();
+        for (route, replies) in by_route {
             // A runtime that has ended does not want to know.
-            let _ = lines[line].send(answers);
+            let _ = routes[route].send(replies);
         }
     }
 
@@ -105,49 +105,49 @@ impl Lines {
 #[derive(Clone, Debug)]
 pub struct Appender {
     inbox: mpsc::Sender<Append>,
-    lines: Lines,
+    routes: ReplyRoutes,
     state: Arc<State>,
 }
 
 impl Appender {
-    pub(super) fn new(state: Arc<State>) -> (Self, Inbox, Lines) {
+    pub(super) fn new(state: Arc<State>) -> (Self, Inbox, ReplyRoutes) {
         let (inbox, receiver) = mpsc::channel(INBOX_MAX);
-        let lines = Lines::default();
-        (Self { inbox, lines: lines.clone(), state }, receiver, lines)
+        let routes = ReplyRoutes::default();
+        (Self { inbox, routes: routes.clone(), state }, receiver, routes)
     }
 
-    /// A handle for the tasks of the current runtime: one line for all of them.
+    /// A handle for the tasks of the current runtime: one route for all of them.
     ///
     /// # Panics
     /// Outside a runtime.
     #[must_use]
-    pub fn line(&self) -> Line {
-        let (sender, mut receiver) = mpsc::unbounded_channel::<Answers>();
-        let mut lines = self.lines.lock();
-        let place = lines.len();
-        lines.push(sender);
-        drop(lines);
+    pub fn handle(&self) -> AppendHandle {
+        let (sender, mut receiver) = mpsc::unbounded_channel::<Replies>();
+        let mut routes = self.routes.lock();
+        let route = routes.len();
+        routes.push(sender);
+        drop(routes);
         tokio::spawn(async move {
-            while let Some(answers) = receiver.recv().await {
-                for (reply, outcome) in answers {
+            while let Some(replies) = receiver.recv().await {
+                for (reply, outcome) in replies {
                     // A sender that went away does not want to know.
                     let _ = reply.send(outcome);
                 }
             }
         });
-        Line { inbox: self.inbox.clone(), state: Arc::clone(&self.state), place }
+        AppendHandle { inbox: self.inbox.clone(), state: Arc::clone(&self.state), route }
     }
 }
 
 /// A handle to append with, for the tasks of one runtime.
 #[derive(Clone, Debug)]
-pub struct Line {
+pub struct AppendHandle {
     inbox: mpsc::Sender<Append>,
     state: Arc<State>,
-    place: usize,
+    route: usize,
 }
 
-impl Line {
+impl AppendHandle {
     /// Appends `record`; when this returns `Ok`, it is durable (I1).
     ///
     /// # Errors
@@ -158,7 +158,7 @@ impl Line {
             return Err(AppendError::Busy);
         }
         let (reply, outcome) = oneshot::channel();
-        let append = Append { record, reply, line: self.place };
+        let append = Append { record, reply, route: self.route };
         if let Err(refused) = self.inbox.try_send(append) {
             self.state.unqueue(bytes);
             return Err(match refused {

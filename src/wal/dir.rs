@@ -152,7 +152,7 @@ pub(crate) fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
 
 /// A segment found on disk.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Found {
+pub(super) struct FoundSegment {
     pub(super) number: u32,
     /// Its last record's index.
     pub(super) records: u32,
@@ -162,7 +162,7 @@ pub(super) struct Found {
 /// What earlier processes left.
 pub(super) struct Recovered {
     /// The segments that hold records, in order.
-    pub(super) found: Vec<Found>,
+    pub(super) found: Vec<FoundSegment>,
     /// Behind the number of every segment that there ever was.
     pub(super) next_number: u32,
 }
@@ -186,7 +186,7 @@ pub(super) fn recover(segments: &Path, id: LogId) -> Result<Recovered, OpenError
         let disk_bytes = fs::metadata(data_file(&dir)).map_or(0, |meta| meta.len());
         let records = examine(number, &dir, id).map_err(io("read", &dir))?;
         if records > 0 {
-            found.push(Found { number, records, disk_bytes });
+            found.push(FoundSegment { number, records, disk_bytes });
         } else if number + 1 == next_number {
             empty(&dir).map_err(io("empty", &dir))?;
         } else {
@@ -204,7 +204,7 @@ pub(super) fn recover(segments: &Path, id: LogId) -> Result<Recovered, OpenError
 
 /// When the first readable record of the first segment was received: no record left to publish is
 /// older. Only a hint for operators, so that errors are the reader's to report.
-pub(super) fn oldest(segments: &Path, found: &[Found], id: LogId) -> Option<Timestamp> {
+pub(super) fn oldest(segments: &Path, found: &[FoundSegment], id: LogId) -> Option<Timestamp> {
     let dir = segment_dir(segments, found.first()?.number);
     let file = File::open(data_file(&dir)).ok()?;
     let frame = Scanner::new(file, id).next().ok()??;

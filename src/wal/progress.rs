@@ -60,9 +60,9 @@ pub(super) fn read(dir: &Path, log: LogId) -> Option<Lsn> {
 
 /// Always of the same length, so that a line overwrites the one before it whole.
 fn line(log: LogId, through: Lsn) -> String {
-    let place = format!("{:010}.{:010}", through.segment(), through.index());
-    let checksum = crc32fast::hash(format!("{log} {place}").as_bytes());
-    format!("{place} {checksum:08x}\n")
+    let location = format!("{:010}.{:010}", through.segment(), through.index());
+    let checksum = crc32fast::hash(format!("{log} {location}").as_bytes());
+    format!("{location} {checksum:08x}\n")
 }
 
 #[cfg(test)]

@@ -8,17 +8,17 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use super::LogId;
-use super::account::{Fates, Word};
 use super::dir::{self, SEGMENTS};
 use super::frame::{Frame, Scanner};
-use super::keeper::Job;
+use super::maintenance::MaintenanceTask;
 use super::progress::Progress;
-use super::state::{Place, State};
+use super::self_audit::{Outcomes, ReleasedBy};
+use super::state::{Location, State};
+use crate::log_limit::LogLimiter;
 use crate::metrics;
 use crate::record::{DecodeError, Entry, Lsn, Timestamp};
-use crate::seldom::Seldom;
 
-static DAMAGED: Seldom = Seldom::new();
+static DAMAGED: LogLimiter = LogLimiter::new();
 
 /// What there is to read.
 #[derive(Debug)]
@@ -72,7 +72,7 @@ pub struct Reader {
     state: Arc<State>,
     segments: PathBuf,
     log: LogId,
-    jobs: Sender<Job>,
+    tasks: Sender<MaintenanceTask>,
     progress: Progress,
     /// The first segment that this process may write.
     first_new: u32,
@@ -102,7 +102,7 @@ impl Reader {
         state: Arc<State>,
         dir: &Path,
         log: LogId,
-        jobs: Sender<Job>,
+        tasks: Sender<MaintenanceTask>,
         first_new: u32,
         accounted: Lsn,
     ) -> Self {
@@ -114,7 +114,7 @@ impl Reader {
             state,
             segments: dir.join(SEGMENTS),
             log,
-            jobs,
+            tasks,
             progress,
             first_new,
             resumed: false,
@@ -145,20 +145,20 @@ impl Reader {
         while bytes < max_bytes {
             let timeout = if entries.is_empty() { timeout } else { Duration::ZERO };
             let frame = match self.state.locate(&mut self.cursor, timeout) {
-                Place::Tail(frame) => {
+                Location::Tail(frame) => {
                     self.open = None;
                     frame
                 }
-                Place::File { records } => match self.read(records)? {
+                Location::File { records } => match self.read(records)? {
                     Some(frame) => frame,
                     None => continue,
                 },
-                end @ (Place::Nowhere | Place::End) if entries.is_empty() => {
+                end @ (Location::Nowhere | Location::End) if entries.is_empty() => {
                     // The last segment may only now be one that can go, and so may damaged records.
-                    self.settle(self.released, None, Fates::default());
-                    return Ok(if matches!(end, Place::End) { Next::End } else { Next::Idle });
+                    self.settle(self.released, None, Outcomes::default());
+                    return Ok(if matches!(end, Location::End) { Next::End } else { Next::Idle });
                 }
-                Place::Nowhere | Place::End => break,
+                Location::Nowhere | Location::End => break,
             };
             frame
                 .entries(self.cursor, &mut entries)
@@ -197,16 +197,16 @@ impl Reader {
     /// Everything up to `through` is done with, by the ledger's account: it may be removed.
     /// `newest` is when the record at `through` was received.
     pub fn release(&mut self, through: Lsn, newest: Option<Timestamp>) {
-        self.let_go(through, newest, Word::Ledger);
+        self.release_up_to(through, newest, ReleasedBy::Ledger);
     }
 
     /// As [`Self::release`], by the publisher's account: this became of the records since the last
     /// time, none left out.
-    pub fn settle(&mut self, through: Lsn, newest: Option<Timestamp>, fates: Fates) {
-        self.let_go(through, newest, Word::Publisher(fates));
+    pub fn settle(&mut self, through: Lsn, newest: Option<Timestamp>, outcomes: Outcomes) {
+        self.release_up_to(through, newest, ReleasedBy::Publisher(outcomes));
     }
 
-    fn let_go(&mut self, through: Lsn, newest: Option<Timestamp>, word: Word) {
+    fn release_up_to(&mut self, through: Lsn, newest: Option<Timestamp>, released_by: ReleasedBy) {
         self.released = through.max(self.released);
         if self.released >= self.returned {
             // With all that was returned goes the damage behind it.
@@ -216,12 +216,12 @@ impl Reader {
         let released = self.released;
         let gone = self.damage.extract_if(.., |(last, _)| *last <= released);
         let damaged = gone.map(|(_, records)| records).sum();
-        for number in self.state.release(released, newest, word, damaged) {
+        for number in self.state.release(released, newest, released_by, damaged) {
             if self.open.as_ref().is_some_and(|open| open.number == number) {
                 self.open = None;
             }
-            // Without a keeper the next start removes it.
-            let _ = self.jobs.send(Job::Remove(number));
+            // Without a maintenance the next start removes it.
+            let _ = self.tasks.send(MaintenanceTask::Remove(number));
         }
     }
 
@@ -247,9 +247,9 @@ impl Reader {
             let lost = next.index() - self.cursor.index();
             metrics::damaged(lost);
             self.damage.push((next.previous(), u64::from(lost)));
-            if let Some(unsaid) = DAMAGED.may_say() {
+            if let Some(suppressed) = DAMAGED.permit() {
                 tracing::error!(
-                    from = %self.cursor, records = lost, unsaid, path = %open.path.display(),
+                    from = %self.cursor, records = lost, suppressed, path = %open.path.display(),
                     "records are damaged on disk and cannot be published; going on behind them"
                 );
             }

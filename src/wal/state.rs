@@ -1,4 +1,4 @@
-//! What writer, reader and keeper share: which records there are, the newest of them in memory.
+//! What writer, reader and maintenance share: which records there are, the newest of them in memory.
 //!
 //! Locked once per commit and once per batch; nothing slow happens under the lock.
 
@@ -8,10 +8,10 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Limits;
-use super::account::{Account, Audit, Fates, Word};
 use super::appender::AppendError;
-use super::dir::Found;
+use super::dir::FoundSegment;
 use super::frame::Frame;
+use super::self_audit::{Audit, AuditTotals, Outcomes, ReleasedBy};
 use super::writer::OVERGROWN_BYTES;
 use crate::metrics;
 use crate::record::{Lsn, Timestamp};
@@ -54,7 +54,7 @@ struct Inner {
     released: Lsn,
     pending: u64,
     oldest: Option<Timestamp>,
-    account: Account,
+    totals: AuditTotals,
     room: Result<(), AppendError>,
     limits: Limits,
     spareless: bool,
@@ -72,7 +72,7 @@ struct SegmentState {
 }
 
 /// Where the record that a reader wants is.
-pub(super) enum Place {
+pub(super) enum Location {
     /// Here.
     Tail(Frame),
     /// In the file of the cursor's segment, which has records up to this index.
@@ -85,12 +85,12 @@ pub(super) enum Place {
 
 impl State {
     pub(super) fn new(
-        found: &[Found],
+        found: &[FoundSegment],
         oldest: Option<Timestamp>,
-        account: Account,
+        totals: AuditTotals,
         limits: Limits,
     ) -> Self {
-        let segment = |found: &Found| SegmentState {
+        let segment = |found: &FoundSegment| SegmentState {
             records: found.records,
             disk_bytes: found.disk_bytes,
             ended: true,
@@ -102,17 +102,17 @@ impl State {
             released: Lsn::ZERO,
             pending: found.iter().map(|found| u64::from(found.records)).sum(),
             oldest,
-            account,
+            totals,
             room: Ok(()),
             limits,
             spareless: false,
             ended: false,
         };
-        let up_to = inner.count_between(account.done, account.through);
-        let further = inner.count_between(account.through.max(account.done), LAST);
-        inner.account.go_on(up_to, further);
+        let up_to = inner.count_between(totals.done, totals.through);
+        let further = inner.count_between(totals.through.max(totals.done), LAST);
+        inner.totals.go_on(up_to, further);
         if let Some(last) = found.last() {
-            inner.account.through = Lsn::new(last.number, last.records).max(account.through);
+            inner.totals.through = Lsn::new(last.number, last.records).max(totals.through);
         }
         Self {
             inner: Mutex::new(inner),
@@ -157,7 +157,7 @@ impl State {
         }
         for frame in frames {
             inner.pending += u64::from(frame.count());
-            inner.account.accept(u64::from(frame.count()), frame.last());
+            inner.totals.accept(u64::from(frame.count()), frame.last());
             if let Some(segment) = inner.segments.get_mut(&frame.first().segment()) {
                 segment.records = frame.last().index();
                 segment.disk_bytes = disk_bytes;
@@ -244,11 +244,11 @@ impl State {
 
     /// Finds the record at `cursor`, moving `cursor` to the next segment at a segment's end; waits
     /// up to `timeout` for one to be written.
-    pub(super) fn locate(&self, cursor: &mut Lsn, timeout: Duration) -> Place {
+    pub(super) fn locate(&self, cursor: &mut Lsn, timeout: Duration) -> Location {
         let mut inner = self.lock();
         match inner.locate(cursor) {
-            Place::Nowhere if !timeout.is_zero() => {}
-            place => return place,
+            Location::Nowhere if !timeout.is_zero() => {}
+            location => return location,
         }
         inner = self.changed.wait_timeout(inner, timeout).unwrap_or_else(PoisonError::into_inner).0;
         inner.locate(cursor)
@@ -262,13 +262,13 @@ impl State {
         &self,
         through: Lsn,
         newest: Option<Timestamp>,
-        word: Word,
+        released_by: ReleasedBy,
         damaged: u64,
     ) -> Vec<u32> {
         let mut inner = self.lock();
-        let before = inner.released.max(inner.account.done);
+        let before = inner.released.max(inner.totals.done);
         let records = inner.count_between(before, through);
-        inner.account.release(records, through, word, damaged);
+        inner.totals.release(records, through, released_by, damaged);
         inner.pending -= inner.count_between(inner.released, through).min(inner.pending);
         inner.released = through.max(inner.released);
         inner.oldest = if inner.pending == 0 { None } else { newest.or(inner.oldest) };
@@ -287,12 +287,12 @@ impl State {
     pub(super) fn show(&self) {
         let Stored { records, disk_bytes, segments, oldest } = self.stored();
         metrics::stored(records, disk_bytes, segments, oldest);
-        let (_, audit) = self.account();
+        let (_, audit) = self.totals();
         let missing = audit.missing();
-        let Audit { accepted, pending, fates, by_ledger, damaged, since } = audit;
-        let Fates { published, absorbed, dead_lettered, quarantined } = fates;
+        let Audit { accepted, pending, outcomes, by_ledger, damaged, since } = audit;
+        let Outcomes { published, absorbed, dead_lettered, quarantined } = outcomes;
         let settled = [published, absorbed, dead_lettered, quarantined, by_ledger, damaged];
-        metrics::audit(&metrics::Account { accepted, settled, pending, missing, since });
+        metrics::audit(&metrics::SelfAuditTotals { accepted, settled, pending, missing, since });
     }
 
     pub(super) fn stored(&self) -> Stored {
@@ -308,11 +308,11 @@ impl State {
 
 impl State {
     /// The account, to be kept, and what it says.
-    pub(super) fn account(&self) -> (Account, Audit) {
+    pub(super) fn totals(&self) -> (AuditTotals, Audit) {
         let inner = self.lock();
-        let before = inner.released.max(inner.account.done);
+        let before = inner.released.max(inner.totals.done);
         let pending = inner.count_between(before, LAST);
-        (inner.account, inner.account.audit(pending))
+        (inner.totals, inner.totals.audit(pending))
     }
 }
 
@@ -329,21 +329,21 @@ impl Inner {
         }
     }
 
-    fn locate(&mut self, cursor: &mut Lsn) -> Place {
+    fn locate(&mut self, cursor: &mut Lsn) -> Location {
         loop {
             match self.segments.get(&cursor.segment()) {
                 Some(segment) if cursor.index() <= segment.records => {
                     let records = segment.records;
-                    return self.take(*cursor).map_or(Place::File { records }, Place::Tail);
+                    return self.take(*cursor).map_or(Location::File { records }, Location::Tail);
                 }
-                Some(segment) if !segment.ended => return Place::Nowhere,
+                Some(segment) if !segment.ended => return Location::Nowhere,
                 Some(_) | None => {}
             }
             let behind = cursor.segment().saturating_add(1)..;
             match self.segments.range(behind).next() {
                 Some((&number, _)) => *cursor = Lsn::new(number, 1),
-                None if self.ended => return Place::End,
-                None => return Place::Nowhere,
+                None if self.ended => return Location::End,
+                None => return Location::Nowhere,
             }
         }
     }

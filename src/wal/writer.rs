@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use super::appender::{Append, AppendError, Inbox, Lines};
+use super::appender::{Append, AppendError, Inbox, ReplyRoutes};
 use super::frame::{Builder, Frame};
-use super::keeper::Job;
+use super::maintenance::MaintenanceTask;
+use super::segment::{SEGMENT_BYTES, Segment};
 use super::state::State;
-use super::store::{SEGMENT_BYTES, Segment};
 use super::{LogId, StoreError};
 use crate::metrics;
 use crate::record::Lsn;
@@ -26,10 +26,10 @@ const SPARE_WAIT: Duration = Duration::from_secs(1);
 pub(super) struct Writer {
     log: LogId,
     inbox: Inbox,
-    lines: Lines,
+    routes: ReplyRoutes,
     state: Arc<State>,
     spares: Receiver<Segment>,
-    jobs: Sender<Job>,
+    tasks: Sender<MaintenanceTask>,
     builder: Builder,
     active: Option<Active>,
     /// Whether a segment was waited for in vain.
@@ -45,18 +45,18 @@ struct Active {
 impl Writer {
     pub(super) fn new(
         log: LogId,
-        (inbox, lines): (Inbox, Lines),
+        (inbox, routes): (Inbox, ReplyRoutes),
         state: Arc<State>,
         spares: Receiver<Segment>,
-        jobs: Sender<Job>,
+        tasks: Sender<MaintenanceTask>,
     ) -> Self {
         Self {
             log,
             inbox,
-            lines,
+            routes,
             state,
             spares,
-            jobs,
+            tasks,
             builder: Builder::new(),
             active: None,
             starving: false,
@@ -67,7 +67,7 @@ impl Writer {
     /// whatever waits are answered with an error, and the log takes nothing more (I6).
     pub(super) fn run(mut self) -> Result<(), StoreError> {
         let end = self.commit_groups();
-        self.lines.close();
+        self.routes.close();
         if let Some(active) = self.active.take() {
             match end {
                 Ok(()) => self.retire(active),
@@ -89,14 +89,14 @@ impl Writer {
             };
             self.state.unqueue(bytes);
             match committed {
-                Ok(Ok(mut next)) => self.lines.answer(&mut group, || {
+                Ok(Ok(mut next)) => self.routes.answer(&mut group, || {
                     let lsn = next;
                     next = lsn.next();
                     Ok(lsn)
                 }),
-                Ok(Err(full)) => self.lines.answer(&mut group, || Err(full)),
+                Ok(Err(full)) => self.routes.answer(&mut group, || Err(full)),
                 Err(error) => {
-                    self.lines.answer(&mut group, || Err(AppendError::Failed));
+                    self.routes.answer(&mut group, || Err(AppendError::Failed));
                     return Err(error);
                 }
             }
@@ -120,7 +120,7 @@ impl Writer {
     /// Makes the group durable and returns the first record's place.
     fn commit(&mut self, group: &[Append]) -> Result<Lsn, StoreError> {
         let Some(Active { segment, next }) = &mut self.active else {
-            return Err(StoreError::Panicked("keeper"));
+            return Err(StoreError::Panicked("maintenance"));
         };
         let started = Instant::now();
         let first = *next;
@@ -164,12 +164,12 @@ impl Writer {
                 self.starving = needed;
                 return Ok(());
             }
-            Err(RecvTimeoutError::Disconnected) => return Err(StoreError::Panicked("keeper")),
+            Err(RecvTimeoutError::Disconnected) => return Err(StoreError::Panicked("maintenance")),
         };
         self.starving = false;
         let number = spare.number();
-        // A keeper that is gone shows at the next rotation.
-        let _ = self.jobs.send(Job::MakeSpare);
+        // A maintenance that is gone shows at the next rotation.
+        let _ = self.tasks.send(MaintenanceTask::MakeSpare);
         let active = Active { segment: spare, next: Lsn::new(number, 1) };
         if let Some(full) = self.active.replace(active) {
             self.retire(full);
@@ -180,6 +180,6 @@ impl Writer {
     }
 
     fn retire(&self, Active { segment, next }: Active) {
-        let _ = self.jobs.send(Job::Close { segment, records: next.index() - 1 });
+        let _ = self.tasks.send(MaintenanceTask::Close { segment, records: next.index() - 1 });
     }
 }

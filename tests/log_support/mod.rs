@@ -105,7 +105,7 @@ pub(crate) fn read(reader: &mut Reader) -> Vec<Entry> {
 /// Appends all of `records` at once.
 pub(crate) fn append(appender: &Appender, records: Vec<Record>) -> Vec<Result<Lsn, AppendError>> {
     block_on(async {
-        let line = appender.line();
+        let line = appender.handle();
         let tasks: Vec<_> = records
             .into_iter()
             .map(|record| {

@@ -35,12 +35,12 @@ pub(crate) struct Seen {
     commits: Vec<Commit>,
     /// The end of the last commit whose events are all there.
     progress: Lsn,
-    gates: Vec<Gate>,
+    gates: Vec<IntakePolicy>,
 }
 
 /// The moment before a segment was removed.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Gate {
+pub(crate) struct IntakePolicy {
     /// The removal's offset in the trace.
     place: usize,
     /// How many callbacks were in Kafka.
@@ -61,7 +61,7 @@ impl Seen {
     }
 
     /// The last time before `place` that a segment was to be removed.
-    pub(crate) fn gate_before(&self, place: usize) -> Option<Gate> {
+    pub(crate) fn gate_before(&self, place: usize) -> Option<IntakePolicy> {
         self.gates.iter().rev().find(|gate| gate.place < place).copied()
     }
 
@@ -78,7 +78,7 @@ impl Seen {
     }
 
     /// Whether `callback` was in Kafka then.
-    pub(crate) fn had(&self, gate: Gate, callback: Callback) -> bool {
+    pub(crate) fn had(&self, gate: IntakePolicy, callback: Callback) -> bool {
         self.positions.get(&callback).is_some_and(|position| *position < gate.callbacks)
     }
 
@@ -205,7 +205,7 @@ impl Watcher {
                 self.catch_up();
                 let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
                 seen.settle();
-                let gate = Gate {
+                let gate = IntakePolicy {
                     place: usize::try_from(u64::from_le_bytes(place)).expect("an offset"),
                     callbacks: seen.positions.len(),
                     progress: seen.progress,

@@ -9,9 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use livebridge::callback::{CallbackKey, Unsigned, Verifier};
-use livebridge::http::{Access, Config, Gate, Intake, Listener};
-use livebridge::live::Live;
+use livebridge::intake::{Access, Config, Intake, IntakePolicy, Listener};
 use livebridge::record::{Entry, EventType};
+use livebridge::reloadable::Reloadable;
 use livebridge::wal::{self, OpenError};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -29,16 +29,16 @@ pub(crate) struct Bed {
     pub(crate) log: Option<wal::Log>,
     pub(crate) reader: Option<wal::Reader>,
     pub(crate) dir: TempDir,
-    gate: Live<Gate>,
+    policy: Reloadable<IntakePolicy>,
 }
 
-fn gate(access: Access) -> Gate {
+fn policy(access: Access) -> IntakePolicy {
     let verifier = Verifier {
         keys: vec![CallbackKey::new(KEY).unwrap()],
         leeway: Duration::from_mins(20),
         unsigned: Unsigned::Types(vec![EventType(1)]),
     };
-    Gate::new(verifier, access, Vec::new())
+    IntakePolicy::new(verifier, access, Vec::new())
 }
 
 impl Bed {
@@ -70,10 +70,10 @@ impl Bed {
         let mut log_config =
             wal::Config { dir: dir.path().to_owned(), max_bytes: u64::MAX, min_free_bytes: 0 };
         change(&mut config, &mut log_config);
-        let gate = Live::new(gate(access));
+        let policy = Reloadable::new(policy(access));
         let (appender, reader, log) = wal::open(&log_config).unwrap();
         let stop = CancellationToken::new();
-        let intake = Intake::start(&listener, &config, &gate, &appender, &stop).unwrap();
+        let intake = Intake::start(&listener, &config, &policy, &appender, &stop).unwrap();
         drop(appender);
         Self {
             address,
@@ -82,13 +82,13 @@ impl Bed {
             log: Some(log),
             reader: Some(reader),
             dir,
-            gate,
+            policy,
         }
     }
 
     /// As a reload does.
     pub(crate) fn set_access(&self, access: Access) {
-        self.gate.set(gate(access));
+        self.policy.set(policy(access));
     }
 
     /// Bodies in the log, in order.

@@ -301,7 +301,7 @@ pub struct Verdict {
 }
 
 /// A record, as far as it matters here.
-struct Landed<'a> {
+struct ConsumedRecord<'a> {
     topic: &'a str,
     place: &'a str,
     partition: &'a str,
@@ -365,7 +365,15 @@ impl Acknowledged {
             let topic = if is_dead { meant_for } else { topic };
             match self.identify(&names, prefix, topic, key, value) {
                 Ok((stream, number)) => seen.take(
-                    &Landed { topic, place: &place, partition, ce_id, is_dead, stream, number },
+                    &ConsumedRecord {
+                        topic,
+                        place: &place,
+                        partition,
+                        ce_id,
+                        is_dead,
+                        stream,
+                        number,
+                    },
                     &mut verdict,
                 ),
                 Err(Oddity::Unknown) => verdict.note(&Count::Unknown, &place),
@@ -440,8 +448,8 @@ struct Seen {
 }
 
 impl Seen {
-    fn take(&mut self, landed: &Landed<'_>, verdict: &mut Verdict) {
-        let &Landed { topic, place, partition, ce_id, is_dead, stream, number } = landed;
+    fn take(&mut self, landed: &ConsumedRecord<'_>, verdict: &mut Verdict) {
+        let &ConsumedRecord { topic, place, partition, ce_id, is_dead, stream, number } = landed;
         if let Some((first, first_id)) = self.events.get(&(stream, number)) {
             verdict.note(&Count::Duplicate, &format!("{place} is {first} once more"));
             if ce_id != first_id {

@@ -11,7 +11,7 @@ use crate::whole::Fallible;
 use crate::whole::baseline::Shape;
 use crate::whole::bench::Bench;
 use crate::whole::bridge::{Bridge, Brokers};
-use crate::whole::kafka::Landed;
+use crate::whole::kafka::ConsumedRecord;
 use crate::whole::load::{self, Plan};
 use crate::whole::process;
 use crate::whole::server::Server;
@@ -166,7 +166,7 @@ fn measure_in(
     load: &Load,
 ) -> Fallible<Measured> {
     let mock = subject.wants_kafka().then(|| Server::start(&["mock-kafka"])).transpose()?;
-    let landed = mock.as_ref().map(|mock| Landed::new(&mock.address)).transpose()?;
+    let landed = mock.as_ref().map(|mock| ConsumedRecord::new(&mock.address)).transpose()?;
     let mock = mock.as_ref().map(|mock| mock.address.as_str());
     let server = start(directory, bench, subject, mock)?;
     let plan = Plan {
@@ -230,7 +230,7 @@ fn start(
 
 /// Sends callbacks for a moment and, with Kafka, waits until they are there: the load then meets
 /// a server whose connection to Kafka stands. Returns how many were accepted.
-fn prime(bench: &Bench, plan: &Plan, landed: Option<&Landed>) -> Fallible<u64> {
+fn prime(bench: &Bench, plan: &Plan, landed: Option<&ConsumedRecord>) -> Fallible<u64> {
     let plan = Plan {
         duration: Duration::from_millis(20),
         ..Plan::closed(plan.address, 1, bench.next_run())
@@ -248,7 +248,7 @@ fn prime(bench: &Bench, plan: &Plan, landed: Option<&Landed>) -> Fallible<u64> {
     Ok(seen.accepted)
 }
 
-fn drain(landed: &Landed, accepted: u64) -> Fallible<InKafka> {
+fn drain(landed: &ConsumedRecord, accepted: u64) -> Fallible<InKafka> {
     let end_of_load = Instant::now();
     let at_end = landed.count()?;
     let after_drain = landed.wait_for(accepted, DRAIN_MAX)?;

@@ -65,7 +65,7 @@ impl Access {
     pub(super) fn caller(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let mut caller = peer;
         let lines = headers.get_all(FORWARDED).iter().rev();
-        let mut hops = lines.flat_map(|line| line.to_str().unwrap_or("?").rsplit(','));
+        let mut hops = lines.flat_map(|appends| appends.to_str().unwrap_or("?").rsplit(','));
         while self.is_trusted(caller) {
             match hops.next().map(|hop| address(hop.trim())) {
                 Some(Some(before)) => caller = before,
@@ -135,8 +135,8 @@ mod tests {
             ("10.0.0.1", &["198.51.100.1, "], "10.0.0.1"),
         ] {
             let mut headers = HeaderMap::new();
-            for line in lines {
-                headers.append(FORWARDED, line.parse().unwrap());
+            for appends in lines {
+                headers.append(FORWARDED, appends.parse().unwrap());
             }
             let found = access.caller(peer.parse().unwrap(), &headers);
             assert_eq!(found.to_string(), caller, "{peer} {lines:?}");

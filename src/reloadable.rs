@@ -7,9 +7,9 @@ use arc_swap::ArcSwap;
 
 /// One value for all that hold it. Whoever has taken it works on with what it has taken.
 #[derive(Debug)]
-pub struct Live<T>(Arc<ArcSwap<T>>);
+pub struct Reloadable<T>(Arc<ArcSwap<T>>);
 
-impl<T> Live<T> {
+impl<T> Reloadable<T> {
     /// Starts with `value`.
     #[must_use]
     pub fn new(value: T) -> Self {
@@ -35,7 +35,7 @@ impl<T> Live<T> {
     }
 }
 
-impl<T> Clone for Live<T> {
+impl<T> Clone for Reloadable<T> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }

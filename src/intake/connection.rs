@@ -14,45 +14,50 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use super::guests::Guest;
-use super::proxied::Source;
-use super::{Access, Caller, Shared, answer, proxied};
-use crate::metrics::{self, Ended};
+use super::admission::Permit;
+use super::proxy_protocol::Source;
+use super::{Access, Caller, Shared, answer, proxy_protocol};
+use crate::metrics::{self, CloseReason};
 
 /// From a connection's opening to the end of a PROXY header and of TLS's handshake.
-const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// From a connection's opening, or its last answer, to the end of the next request's headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 /// At a stop, the longest that a connection on which nothing happens is kept: a request that is on
 /// its way meets nobody when it is closed.
-const LINGER: Duration = Duration::from_secs(1);
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 /// Header bytes of a request. hyper takes no less than 8 KiB.
 const HEADER_BYTES_MAX: usize = 16 * 1024;
 /// Header fields of a request.
 const HEADERS_MAX: usize = 64;
 
 /// Serves the connection from `peer` until it ends, or has to.
-pub(super) async fn serve(stream: TcpStream, peer: IpAddr, shared: Arc<Shared>, mut guest: Guest) {
+pub(super) async fn serve(
+    stream: TcpStream,
+    peer: IpAddr,
+    shared: Arc<Shared>,
+    mut permit: Permit,
+) {
     metrics::connection_opened();
     // Answers are single small packets.
     let _ = stream.set_nodelay(true);
-    let visit = Arc::clone(&guest.visit);
-    let gate = Arc::clone(&shared.gate.get());
-    let greeted = tokio::select! {
-        greeted = timeout(GREETING_TIMEOUT, greet(stream, peer, gate.access(), &mut guest)) => greeted,
-        reason = visit.has_to_leave() => Ok(Err(reason)),
-        () = lingered(shared.stop.clone()) => return metrics::connection_closed(),
+    let activity = Arc::clone(&permit.activity);
+    let policy = Arc::clone(&shared.policy.get());
+    let outcome = tokio::select! {
+        outcome = timeout(HANDSHAKE_TIMEOUT, handshake(stream, peer, policy.access(), &mut permit)) => outcome,
+        reason = activity.evicted() => Ok(Err(reason)),
+        () = shutdown_grace(shared.stop.clone()) => return metrics::connection_closed(),
     };
-    match greeted {
+    match outcome {
         Ok(Ok((stream, peer))) => {
-            let caller = Caller { peer, visit: &visit, gate: &gate };
+            let caller = Caller { peer, activity: &activity, policy: &policy };
             match stream {
-                Stream::Plain(stream) => talk(stream, &shared, caller).await,
-                Stream::Tls(stream) => talk(*stream, &shared, caller).await,
+                Stream::Plain(stream) => serve_http(stream, &shared, caller).await,
+                Stream::Tls(stream) => serve_http(*stream, &shared, caller).await,
             }
         }
         Ok(Err(reason)) => metrics::ended(reason),
-        Err(_) => metrics::ended(Ended::GreetingLate),
+        Err(_) => metrics::ended(CloseReason::HandshakeTimeout),
     }
     metrics::connection_closed();
 }
@@ -63,17 +68,17 @@ enum Stream {
 }
 
 /// Finds out who is there, and whether they may stay.
-async fn greet(
+async fn handshake(
     mut stream: TcpStream,
     mut peer: IpAddr,
     access: &Access,
-    guest: &mut Guest,
-) -> Result<(Stream, IpAddr), Ended> {
+    permit: &mut Permit,
+) -> Result<(Stream, IpAddr), CloseReason> {
     let mut trusted = access.is_trusted(peer);
     if trusted && access.proxy_protocol {
-        let source = proxied::read(&mut stream).await.map_err(|error| {
+        let source = proxy_protocol::read(&mut stream).await.map_err(|error| {
             tracing::debug!(%error, %peer, "a proxy does not say whom it speaks for");
-            Ended::ProxyHeader
+            CloseReason::ProxyHeader
         })?;
         match source {
             Source::Address(source) => {
@@ -82,27 +87,31 @@ async fn greet(
             }
             Source::Itself => {}
             // It is not the proxy that speaks then, so nothing it sends is a proxy's word.
-            Source::Unknown => return Err(Ended::ProxyHeader),
+            Source::Unknown => return Err(CloseReason::ProxyHeader),
         }
     }
     // Whom a trusted proxy speaks for is told by each request, and it may have many connections.
     if !trusted {
         if !access.is_allowed(peer) {
-            return Err(Ended::Address);
+            return Err(CloseReason::Address);
         }
-        if !guest.comes_from(peer) {
-            return Err(Ended::PerAddress);
+        if !permit.charge_to(peer) {
+            return Err(CloseReason::PerAddressLimit);
         }
     }
     let Some(tls) = &access.tls else { return Ok((Stream::Plain(stream), peer)) };
     let stream = tls.accept(stream).await.map_err(|error| {
         tracing::debug!(%error, %peer, "a TLS handshake failed");
-        Ended::Tls
+        CloseReason::Tls
     })?;
     Ok((Stream::Tls(Box::new(stream)), peer))
 }
 
-async fn talk(stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared, caller: Caller<'_>) {
+async fn serve_http(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    shared: &Shared,
+    caller: Caller<'_>,
+) {
     let service = service_fn(|request| answer(shared, caller, request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -117,8 +126,8 @@ async fn talk(stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared, call
         // Mostly it is the connection that has something to do.
         biased;
         ended = &mut connection => ended,
-        reason = caller.visit.has_to_leave() => return metrics::ended(reason),
-        () = lingered(shared.stop.clone()) => {
+        reason = caller.activity.evicted() => return metrics::ended(reason),
+        () = shutdown_grace(shared.stop.clone()) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -132,19 +141,19 @@ async fn talk(stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared, call
 }
 
 /// Completes a moment after the order to stop.
-async fn lingered(stop: CancellationToken) {
+async fn shutdown_grace(stop: CancellationToken) {
     stop.cancelled().await;
-    sleep(LINGER).await;
+    sleep(SHUTDOWN_GRACE).await;
 }
 
 /// Which of the limits ended a connection; `None` when it was the other side.
-fn reason(error: &hyper::Error) -> Option<Ended> {
+fn reason(error: &hyper::Error) -> Option<CloseReason> {
     if error.is_timeout() {
-        Some(Ended::HeaderLate)
+        Some(CloseReason::HeaderTimeout)
     } else if error.is_parse_too_large() {
-        Some(Ended::HeaderTooLarge)
+        Some(CloseReason::HeaderTooLarge)
     } else if error.is_parse() {
-        Some(Ended::HeaderMalformed)
+        Some(CloseReason::HeaderMalformed)
     } else {
         None
     }

@@ -78,10 +78,10 @@ impl From<pem::Error> for PemError {
         Self::Form(match error {
             pem::Error::Io(cause) => return Self::Io(cause),
             pem::Error::MissingSectionEnd { .. } => {
-                "a section has no line -----END …-----; are the ends of its lines lost?"
+                "a section has no appends -----END …-----; are the ends of its lines lost?"
             }
             pem::Error::IllegalSectionStart { .. } => {
-                "a line -----BEGIN …----- has more on it; are the ends of its lines lost?"
+                "a appends -----BEGIN …----- has more on it; are the ends of its lines lost?"
             }
             pem::Error::Base64Decode(_) => "a section is not base64",
             pem::Error::NoItemsFound => "there is none in it",

@@ -14,9 +14,9 @@ use super::Context;
 
 /// Keeps the last refusal that librdkafka told of.
 #[derive(Debug, Default)]
-pub(super) struct Refusal(Mutex<Option<String>>);
+pub(super) struct AuthErrors(Mutex<Option<String>>);
 
-impl ClientContext for Refusal {
+impl ClientContext for AuthErrors {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         Context.log(level, facility, message);
     }
@@ -30,10 +30,10 @@ impl ClientContext for Refusal {
     }
 }
 
-impl ConsumerContext for Refusal {}
+impl ConsumerContext for AuthErrors {}
 
 /// What `consumer` was told since it was made; `None` when nobody turned it away.
-pub(super) fn heard(consumer: &BaseConsumer<Refusal>) -> Option<String> {
+pub(super) fn heard(consumer: &BaseConsumer<AuthErrors>) -> Option<String> {
     // Events that nobody has asked for yet. More there cannot have been in the time.
     const EVENTS: u32 = 64;
     for _ in 0..EVENTS {

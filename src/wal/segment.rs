@@ -120,7 +120,7 @@ impl Segment {
         sync_dir(&dir).map_err(io)?;
         sync_dir(segments).map_err(io)?;
         let data = File::open(data_file(&dir)).map_err(io)?;
-        quieten_pool(&tree);
+        park_io_threads(&tree);
         let database = Some(Database { db, tree });
         Ok(Self { number, database, data, tree_values: 0, trees: 1 })
     }
@@ -199,13 +199,13 @@ impl Drop for Segment {
 /// work: 70 µs of processor time a commit, a third of what a lone callback takes. Whoever fulfils a
 /// flush wakes its waiter; a waiter who does not return from being woken keeps that thread for good.
 /// Two are left, so that a write never waits for one of a segment that is opened or closed meanwhile.
-fn quieten_pool(tree: &sled::Tree) {
+fn park_io_threads(tree: &sled::Tree) {
     const KEPT_ASLEEP: usize = 5;
     /// A flush that is over before it is waited for puts nobody to sleep.
     const ATTEMPTS_MAX: usize = 200;
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let waker = Waker::from(Arc::new(Sleep));
+        let waker = Waker::from(Arc::new(ParkForever));
         let mut context = Context::from_waker(&waker);
         let mut flush = || pin!(tree.flush_async()).poll(&mut context).is_pending();
         (0..ATTEMPTS_MAX).filter(|_| flush()).take(KEPT_ASLEEP).for_each(drop);
@@ -213,9 +213,9 @@ fn quieten_pool(tree: &sled::Tree) {
 }
 
 /// Puts the thread to sleep that it is woken from.
-struct Sleep;
+struct ParkForever;
 
-impl Wake for Sleep {
+impl Wake for ParkForever {
     fn wake(self: Arc<Self>) {
         loop {
             thread::park();
@@ -240,8 +240,8 @@ mod tests {
             let name = fs::read_to_string(task.join("comm")).ok()?;
             let number: u32 = name.trim().strip_prefix("sled-io-")?.parse().ok()?;
             let status = fs::read_to_string(task.join("status")).ok()?;
-            let mut lines = status.lines();
-            let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+            let mut routes = status.lines();
+            let count = routes.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
             (number < 7).then(|| count.trim().parse().unwrap())
         };
         tasks.filter_map(of).collect()

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use crate::metrics::Ended;
+use crate::metrics::CloseReason;
 
 /// Requests on one connection; then the sender has to make another, which may land on another core or
 /// behind a balancer on another instance.
@@ -26,25 +26,25 @@ const REFUSALS_MAX: u32 = 16;
 /// given up earlier; this is for senders that are only refused, or do not take their answers.
 const IDLE_MAX: Duration = Duration::from_secs(30);
 /// When it is full, of whom nothing was taken for so long may have to leave.
-const PATIENCE: Duration = Duration::from_millis(250);
+const EVICTABLE_AFTER: Duration = Duration::from_millis(250);
 /// How often who has to leave is looked for, while somebody waits for a seat.
-const LOOK: Duration = Duration::from_millis(20);
+const SCAN_INTERVAL: Duration = Duration::from_millis(20);
 /// How many are looked at each time.
-const LOOKED_AT: usize = 128;
+const SCAN_MAX: usize = 128;
 
 /// All of them.
 #[derive(Debug)]
-pub(super) struct Guests {
-    room: Mutex<Room>,
-    seats_max: usize,
+pub(super) struct ConnectionLimiter {
+    slots: Mutex<Slots>,
+    slots_max: usize,
     per_address_max: usize,
     left: Notify,
     opened: Instant,
 }
 
 #[derive(Debug, Default)]
-struct Room {
-    seats: Vec<Option<Arc<Visit>>>,
+struct Slots {
+    entries: Vec<Option<Arc<Activity>>>,
     free: Vec<usize>,
     by_address: HashMap<IpAddr, usize>,
     /// Where the search for who has to leave goes on.
@@ -53,32 +53,32 @@ struct Room {
 
 /// One connection, from its acceptance to its end.
 #[derive(Debug)]
-pub(super) struct Guest {
-    guests: Arc<Guests>,
-    seat: usize,
+pub(super) struct Permit {
+    limiter: Arc<ConnectionLimiter>,
+    slot: usize,
     counted: Option<IpAddr>,
-    pub(super) visit: Arc<Visit>,
+    pub(super) activity: Arc<Activity>,
 }
 
 /// What a connection is doing.
 #[derive(Debug)]
-pub(super) struct Visit {
+pub(super) struct Activity {
     opened: Instant,
     /// When it was opened, or something of it last taken, in milliseconds after `opened`.
     since: AtomicU64,
     /// Its request is here as a whole and not answered yet.
-    at_work: AtomicBool,
+    in_request: AtomicBool,
     requests: AtomicU32,
     /// Refused since something was taken.
     refusals: AtomicU32,
-    leave: Notify,
+    evict: Notify,
 }
 
-impl Guests {
-    pub(super) fn new(seats_max: usize, per_address_max: usize) -> Arc<Self> {
+impl ConnectionLimiter {
+    pub(super) fn new(slots_max: usize, per_address_max: usize) -> Arc<Self> {
         Arc::new(Self {
-            room: Mutex::default(),
-            seats_max,
+            slots: Mutex::default(),
+            slots_max,
             per_address_max,
             left: Notify::new(),
             opened: Instant::now(),
@@ -86,134 +86,135 @@ impl Guests {
     }
 
     /// A seat, as soon as there is one.
-    pub(super) async fn seat(self: &Arc<Self>) -> Guest {
+    pub(super) async fn acquire(self: &Arc<Self>) -> Permit {
         loop {
-            if let Some(guest) = self.try_seat() {
-                return guest;
+            if let Some(permit) = self.try_acquire() {
+                return permit;
             }
-            self.make_room();
+            self.evict_idlest();
             // A seat that another thread was faster to take is no reason to wait for ever.
-            let _ = timeout(LOOK, self.left.notified()).await;
+            let _ = timeout(SCAN_INTERVAL, self.left.notified()).await;
         }
     }
 
-    fn try_seat(self: &Arc<Self>) -> Option<Guest> {
-        let mut room = self.room();
-        let seat = match room.free.pop() {
-            Some(seat) => seat,
-            None if room.seats.len() < self.seats_max => {
-                room.seats.push(None);
-                room.seats.len() - 1
+    fn try_acquire(self: &Arc<Self>) -> Option<Permit> {
+        let mut slots = self.slots();
+        let slot = match slots.free.pop() {
+            Some(slot) => slot,
+            None if slots.entries.len() < self.slots_max => {
+                slots.entries.push(None);
+                slots.entries.len() - 1
             }
             None => return None,
         };
-        let visit = Arc::new(Visit {
+        let activity = Arc::new(Activity {
             opened: self.opened,
             since: AtomicU64::default(),
-            at_work: AtomicBool::default(),
+            in_request: AtomicBool::default(),
             requests: AtomicU32::default(),
             refusals: AtomicU32::default(),
-            leave: Notify::new(),
+            evict: Notify::new(),
         });
-        visit.is_welcome();
-        room.seats[seat] = Some(Arc::clone(&visit));
-        Some(Guest { guests: Arc::clone(self), seat, counted: None, visit })
+        activity.touch();
+        slots.entries[slot] = Some(Arc::clone(&activity));
+        Some(Permit { limiter: Arc::clone(self), slot, counted: None, activity })
     }
 
     /// Asks one to leave who has been waiting for long, if there is such a one.
-    fn make_room(&self) {
-        let mut room = self.room();
-        let count = room.seats.len();
-        let start = room.next;
-        room.next = (start + LOOKED_AT) % count.max(1);
-        let looked_at = (start..start + LOOKED_AT.min(count)).map(|at| &room.seats[at % count]);
-        let waiting = looked_at.flatten().map(|visit| (visit.waiting(), visit));
-        let longest = waiting.max_by_key(|(waiting, _)| *waiting);
-        if let Some((_, visit)) = longest.filter(|(waiting, _)| *waiting >= PATIENCE) {
-            visit.leave.notify_one();
+    fn evict_idlest(&self) {
+        let mut slots = self.slots();
+        let count = slots.entries.len();
+        let start = slots.next;
+        slots.next = (start + SCAN_MAX) % count.max(1);
+        let scanned = (start..start + SCAN_MAX.min(count)).map(|at| &slots.entries[at % count]);
+        let idle_time = scanned.flatten().map(|activity| (activity.idle_time(), activity));
+        let longest = idle_time.max_by_key(|(idle_time, _)| *idle_time);
+        if let Some((_, activity)) = longest.filter(|(idle_time, _)| *idle_time >= EVICTABLE_AFTER)
+        {
+            activity.evict.notify_one();
         }
     }
 
-    fn room(&self) -> MutexGuard<'_, Room> {
-        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Guest {
+impl Permit {
     /// Counts it among those from `address`; false when there are too many already.
-    pub(super) fn comes_from(&mut self, address: IpAddr) -> bool {
+    pub(super) fn charge_to(&mut self, address: IpAddr) -> bool {
         let network = network(address);
-        let mut room = self.guests.room();
-        let count = room.by_address.entry(network).or_default();
-        if *count >= self.guests.per_address_max {
+        let mut slots = self.limiter.slots();
+        let count = slots.by_address.entry(network).or_default();
+        if *count >= self.limiter.per_address_max {
             return false;
         }
         *count += 1;
-        drop(room);
+        drop(slots);
         self.counted = Some(network);
         true
     }
 }
 
-impl Drop for Guest {
+impl Drop for Permit {
     fn drop(&mut self) {
-        let mut room = self.guests.room();
-        room.seats[self.seat] = None;
-        room.free.push(self.seat);
+        let mut slots = self.limiter.slots();
+        slots.entries[self.slot] = None;
+        slots.free.push(self.slot);
         if let Some(address) = self.counted {
-            let left = room.by_address.get(&address).map_or(0, |count| count - 1);
+            let left = slots.by_address.get(&address).map_or(0, |count| count - 1);
             if left == 0 {
-                room.by_address.remove(&address);
+                slots.by_address.remove(&address);
             } else {
-                room.by_address.insert(address, left);
+                slots.by_address.insert(address, left);
             }
         }
-        drop(room);
-        self.guests.left.notify_one();
+        drop(slots);
+        self.limiter.left.notify_one();
     }
 }
 
-impl Visit {
-    fn is_welcome(&self) {
+impl Activity {
+    fn touch(&self) {
         let millis = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.since.store(millis, Ordering::Relaxed);
     }
 
     /// The whole request is here.
-    pub(super) fn works(&self) {
-        self.at_work.store(true, Ordering::Relaxed);
+    pub(super) fn begin_request(&self) {
+        self.in_request.store(true, Ordering::Relaxed);
     }
 
     /// The answer is ready. Why it is the last on this connection, if it is.
-    pub(super) fn is_answered(&self, taken: bool) -> Option<Ended> {
+    pub(super) fn record_response(&self, taken: bool) -> Option<CloseReason> {
         if taken {
-            self.is_welcome();
+            self.touch();
             self.refusals.store(0, Ordering::Relaxed);
         }
-        self.at_work.store(false, Ordering::Relaxed);
+        self.in_request.store(false, Ordering::Relaxed);
         let refusals = self.refusals.fetch_add(u32::from(!taken), Ordering::Relaxed);
         let requests = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
         if !taken && refusals + 1 >= REFUSALS_MAX {
-            Some(Ended::Refusals)
+            Some(CloseReason::TooManyRejections)
         } else if requests >= REQUESTS_MAX {
-            Some(Ended::Requests)
+            Some(CloseReason::TooManyRequests)
         } else {
             None
         }
     }
 
     /// Completes when the connection has to end, and says why.
-    pub(super) async fn has_to_leave(&self) -> Ended {
+    pub(super) async fn evicted(&self) -> CloseReason {
         loop {
-            let waiting = self.waiting();
-            let Some(left) = IDLE_MAX.checked_sub(waiting).filter(|left| !left.is_zero()) else {
-                return Ended::Idle;
+            let idle_time = self.idle_time();
+            let Some(left) = IDLE_MAX.checked_sub(idle_time).filter(|left| !left.is_zero()) else {
+                return CloseReason::IdleTimeout;
             };
             tokio::select! {
-                () = self.leave.notified() => {
+                () = self.evict.notified() => {
                     // It may have begun to work since it was chosen.
-                    if self.waiting() >= PATIENCE {
-                        return Ended::Crowded;
+                    if self.idle_time() >= EVICTABLE_AFTER {
+                        return CloseReason::Evicted;
                     }
                 }
                 () = sleep(left) => {}
@@ -222,8 +223,8 @@ impl Visit {
     }
 
     /// For how long nothing of it was taken; none while it is being worked for.
-    fn waiting(&self) -> Duration {
-        if self.at_work.load(Ordering::Relaxed) {
+    fn idle_time(&self) -> Duration {
+        if self.in_request.load(Ordering::Relaxed) {
             return Duration::ZERO;
         }
         let since = Duration::from_millis(self.since.load(Ordering::Relaxed));
@@ -245,12 +246,12 @@ mod tests {
 
     #[test]
     fn a_connection_ends_with_its_last_request_and_the_next_one_begins_anew() {
-        let guests = Guests::new(1, 1);
+        let limiter = ConnectionLimiter::new(1, 1);
         for _ in 0..2 {
-            let guest = guests.try_seat().expect("the seat");
-            let last = (1..=REQUESTS_MAX).find(|_| guest.visit.is_answered(true).is_some());
+            let permit = limiter.try_acquire().expect("the slot");
+            let last = (1..=REQUESTS_MAX).find(|_| permit.activity.record_response(true).is_some());
             assert_eq!(last, Some(REQUESTS_MAX));
-            assert_eq!(guest.visit.is_answered(true), Some(Ended::Requests));
+            assert_eq!(permit.activity.record_response(true), Some(CloseReason::TooManyRequests));
         }
     }
 }

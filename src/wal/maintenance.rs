@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use super::account;
 use super::appender::AppendError;
 use super::dir::{self, GONE, SEGMENTS};
+use super::segment::Segment;
+use super::self_audit;
 use super::state::State;
-use super::store::Segment;
 use super::{Audit, Config, free_bytes};
 use crate::metrics;
 
@@ -20,7 +20,7 @@ use crate::metrics;
 /// against the time in which senders could fill the floor that `wal.min_free_bytes` leaves.
 const LOOK: Duration = Duration::from_millis(100);
 
-pub(super) enum Job {
+pub(super) enum MaintenanceTask {
     /// The spare was taken: make another.
     MakeSpare,
     /// Close a segment that has this many records.
@@ -30,13 +30,13 @@ pub(super) enum Job {
 }
 
 /// Runs until every sender of jobs is gone.
-pub(super) struct Keeper {
+pub(super) struct Maintenance {
     segments: PathBuf,
     next_number: u32,
-    jobs: Receiver<Job>,
+    tasks: Receiver<MaintenanceTask>,
     spares: SyncSender<Segment>,
     state: Arc<State>,
-    account: account::Copy,
+    totals: self_audit::TotalsFile,
     /// What was missing at the last look.
     missing: i64,
     room: Result<(), AppendError>,
@@ -44,28 +44,28 @@ pub(super) struct Keeper {
     failing: bool,
 }
 
-impl Keeper {
+impl Maintenance {
     /// With the channel on which one ready segment waits.
     pub(super) fn new(
         config: &Config,
         next_number: u32,
-        jobs: Receiver<Job>,
+        tasks: Receiver<MaintenanceTask>,
         state: Arc<State>,
-        account: account::Copy,
+        totals: self_audit::TotalsFile,
     ) -> (Self, Receiver<Segment>) {
         let (spares, ready) = sync_channel(1);
-        let keeper = Self {
+        let maintenance = Self {
             segments: config.dir.join(SEGMENTS),
             next_number,
-            jobs,
+            tasks,
             spares,
             state,
-            account,
+            totals,
             missing: 0,
             room: Ok(()),
             failing: false,
         };
-        (keeper, ready)
+        (maintenance, ready)
     }
 
     pub(super) fn run(mut self) {
@@ -77,10 +77,10 @@ impl Keeper {
                 looked = Some(Instant::now());
                 wanted = wanted && !self.make_spare();
             }
-            match self.jobs.recv_timeout(LOOK) {
-                Ok(Job::MakeSpare) => wanted = !self.make_spare(),
-                Ok(Job::Close { segment, records }) => self.close(segment, records),
-                Ok(Job::Remove(number)) => self.remove(number),
+            match self.tasks.recv_timeout(LOOK) {
+                Ok(MaintenanceTask::MakeSpare) => wanted = !self.make_spare(),
+                Ok(MaintenanceTask::Close { segment, records }) => self.close(segment, records),
+                Ok(MaintenanceTask::Remove(number)) => self.remove(number),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
@@ -90,16 +90,16 @@ impl Keeper {
 
     /// Keeps the copy of the account, and says when it does not add up.
     fn audit(&mut self) {
-        let (account, audit) = self.state.account();
-        self.account.save(&account);
+        let (totals, audit) = self.state.totals();
+        self.totals.save(&totals);
         let missing = audit.missing();
-        let Audit { accepted, pending, fates, by_ledger, damaged, since } = audit;
+        let Audit { accepted, pending, outcomes, by_ledger, damaged, since } = audit;
         if missing == std::mem::replace(&mut self.missing, missing) {
             return;
         }
         if missing != 0 {
             tracing::error!(
-                missing, accepted, pending, ?fates, by_ledger, damaged, %since,
+                missing, accepted, pending, ?outcomes, by_ledger, damaged, %since,
                 "the self-audit is off: nobody knows what became of some records of the log"
             );
         }
@@ -179,7 +179,7 @@ impl Keeper {
     /// Renames first: what is left after a crash is then known to be done with. The last segment's
     /// directory stays, so that numbers do not restart.
     fn remove(&mut self, number: u32) {
-        self.account.save_durably(&self.state.account().0);
+        self.totals.save_durably(&self.state.totals().0);
         let dir = dir::segment_dir(&self.segments, number);
         let gone = dir.with_extension(GONE);
         let removed: io::Result<()> = if number + 1 == self.next_number {
@@ -204,26 +204,26 @@ mod tests {
     use crate::record::Timestamp;
     use crate::wal::LogId;
 
-    fn keeper(dir: &Path, limits: Limits) -> (Keeper, Receiver<Segment>) {
-        let (account, _) = account::Copy::open(dir, LogId::unique(), 1);
-        let fresh = account::Account::new(Timestamp::now());
+    fn maintenance(dir: &Path, limits: Limits) -> (Maintenance, Receiver<Segment>) {
+        let (totals, _) = self_audit::TotalsFile::open(dir, LogId::unique(), 1);
+        let fresh = self_audit::AuditTotals::new(Timestamp::now());
         let state = Arc::new(State::new(&[], None, fresh, limits));
-        let (_, jobs) = mpsc::channel();
+        let (_, tasks) = mpsc::channel();
         let config = Config { dir: dir.to_owned(), max_bytes: 0, min_free_bytes: 0 };
-        Keeper::new(&config, 1, jobs, state, account)
+        Maintenance::new(&config, 1, tasks, state, totals)
     }
 
     #[test]
     fn without_a_segment_to_write_to_the_log_is_not_ready() {
         let dir = tempfile::tempdir().unwrap();
         let limits = Limits { max_bytes: u64::MAX, min_free_bytes: 0 };
-        let (mut keeper, _ready) = keeper(dir.path(), limits);
+        let (mut maintenance, _ready) = maintenance(dir.path(), limits);
         fs::write(dir.path().join(SEGMENTS), "in the way").unwrap();
-        assert!(!keeper.make_spare());
-        assert_eq!(keeper.state.ready(), Err(AppendError::DiskFull));
+        assert!(!maintenance.make_spare());
+        assert_eq!(maintenance.state.ready(), Err(AppendError::DiskFull));
         fs::remove_file(dir.path().join(SEGMENTS)).unwrap();
-        assert!(keeper.make_spare());
-        assert_eq!(keeper.state.ready(), Ok(()));
+        assert!(maintenance.make_spare());
+        assert_eq!(maintenance.state.ready(), Ok(()));
     }
 
     #[test]
@@ -231,14 +231,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join(SEGMENTS)).unwrap();
         let limits = Limits { max_bytes: u64::MAX, min_free_bytes: 0 };
-        let (mut keeper, _ready) = keeper(dir.path(), limits);
-        assert!(keeper.make_spare());
+        let (mut maintenance, _ready) = maintenance(dir.path(), limits);
+        assert!(maintenance.make_spare());
         for (min_free_bytes, room) in
             [(0, Ok(())), (u64::MAX, Err(AppendError::DiskFull)), (0, Ok(()))]
         {
-            keeper.state.set_limits(Limits { max_bytes: u64::MAX, min_free_bytes });
-            keeper.look();
-            assert_eq!(keeper.state.room(), room);
+            maintenance.state.set_limits(Limits { max_bytes: u64::MAX, min_free_bytes });
+            maintenance.look();
+            assert_eq!(maintenance.state.room(), room);
         }
     }
 }

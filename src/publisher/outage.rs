@@ -9,7 +9,7 @@ use crate::metrics;
 const REMIND: Duration = Duration::from_mins(1);
 
 #[derive(Debug, Default)]
-pub(super) struct Trouble {
+pub(super) struct OutageLog {
     since: Option<Instant>,
     /// When it was last said that there is trouble.
     said: Option<Instant>,
@@ -17,8 +17,8 @@ pub(super) struct Trouble {
     open: bool,
 }
 
-impl Trouble {
-    pub(super) fn is(&mut self, cause: &dyn std::fmt::Display) {
+impl OutageLog {
+    pub(super) fn report(&mut self, cause: &dyn std::fmt::Display) {
         metrics::kafka_up(false);
         let since = *self.since.get_or_insert_with(Instant::now);
         if self.said.is_none_or(|said| said.elapsed() >= REMIND) {
@@ -32,7 +32,7 @@ impl Trouble {
         }
     }
 
-    pub(super) fn over(&mut self) {
+    pub(super) fn resolved(&mut self) {
         metrics::kafka_up(true);
         let since = self.since.take();
         if let Some(since) = since.filter(|_| std::mem::take(&mut self.open)) {

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::guests::{Guest, Guests};
+use super::admission::{ConnectionLimiter, Permit};
 use super::{Shared, connection};
 
 /// At a stop, the longest that open requests are waited for.
@@ -28,50 +28,53 @@ const QUEUE_GAP: Duration = Duration::from_millis(1);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// A connection on its way to its core.
-struct Arrival {
+struct NewConnection {
     stream: std::net::TcpStream,
     peer: IpAddr,
-    guest: Guest,
+    permit: Permit,
     /// It counts as one of the core's from here on.
     counted: TaskTrackerToken,
 }
 
 /// The acceptor's end of a core.
-pub(super) struct Desk {
-    arrivals: mpsc::UnboundedSender<Arrival>,
+pub(super) struct WorkerHandle {
+    new_connections: mpsc::UnboundedSender<NewConnection>,
     connections: TaskTracker,
 }
 
 /// The core's end. What waits here has a seat, so their number bounds it.
-pub(super) struct Arrivals {
-    inbox: mpsc::UnboundedReceiver<Arrival>,
+pub(super) struct WorkerInbox {
+    inbox: mpsc::UnboundedReceiver<NewConnection>,
     connections: TaskTracker,
 }
 
 /// Both ends of one core.
-pub(super) fn desk() -> (Desk, Arrivals) {
-    let (arrivals, inbox) = mpsc::unbounded_channel();
+pub(super) fn worker_channel() -> (WorkerHandle, WorkerInbox) {
+    let (new_connections, inbox) = mpsc::unbounded_channel();
     let connections = TaskTracker::new();
-    (Desk { arrivals, connections: connections.clone() }, Arrivals { inbox, connections })
+    (
+        WorkerHandle { new_connections, connections: connections.clone() },
+        WorkerInbox { inbox, connections },
+    )
 }
 
 /// Accepts connections until `stop`, and then those that are in the kernel's queue already, who would
 /// be cut off with the socket.
 pub(super) async fn accept(
     listener: std::net::TcpListener,
-    guests: Arc<Guests>,
-    desks: Vec<Desk>,
+    limiter: Arc<ConnectionLimiter>,
+    workers: Vec<WorkerHandle>,
     stop: CancellationToken,
 ) {
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "cannot accept connections"),
     };
-    let next = async || -> io::Result<(std::net::TcpStream, SocketAddr, Guest)> {
+    let next = async || -> io::Result<(std::net::TcpStream, SocketAddr, Permit)> {
         let (stream, from) = listener.accept().await?;
         // Who waits for a seat is accepted: only then may somebody else have to leave for it.
-        let guest = guests.seat().await;
-        Ok((stream.into_std()?, from, guest))
+        let permit = limiter.acquire().await;
+        Ok((stream.into_std()?, from, permit))
     };
     loop {
         let next = tokio::select! {
@@ -79,7 +82,7 @@ pub(super) async fn accept(
             next = next() => next,
         };
         match next {
-            Ok((stream, from, guest)) => place(&desks, stream, from, guest),
+            Ok((stream, from, permit)) => place(&workers, stream, from, permit),
             Err(error) => {
                 tracing::debug!(%error, "cannot accept a connection");
                 tokio::time::sleep(PAUSE).await;
@@ -88,24 +91,24 @@ pub(super) async fn accept(
     }
     let until = Instant::now() + QUEUE_GRACE;
     while Instant::now() < until
-        && let Ok(Ok((stream, from, guest))) = timeout(QUEUE_GAP, next()).await
+        && let Ok(Ok((stream, from, permit))) = timeout(QUEUE_GAP, next()).await
     {
-        place(&desks, stream, from, guest);
+        place(&workers, stream, from, permit);
     }
 }
 
-fn place(desks: &[Desk], stream: std::net::TcpStream, from: SocketAddr, guest: Guest) {
-    let Some(desk) = desks.iter().min_by_key(|desk| desk.connections.len()) else { return };
+fn place(workers: &[WorkerHandle], stream: std::net::TcpStream, from: SocketAddr, permit: Permit) {
+    let Some(worker) = workers.iter().min_by_key(|worker| worker.connections.len()) else { return };
     let peer = from.ip().to_canonical();
-    let counted = desk.connections.token();
-    // A core is there for as long as its desk.
-    let _ = desk.arrivals.send(Arrival { stream, peer, guest, counted });
+    let counted = worker.connections.token();
+    // A core is there for as long as its worker.
+    let _ = worker.new_connections.send(NewConnection { stream, peer, permit, counted });
 }
 
 /// Serves a core's connections until the acceptor is gone and they have ended.
-pub(super) async fn serve(arrivals: Arrivals, shared: Arc<Shared>) {
-    let Arrivals { mut inbox, connections } = arrivals;
-    while let Some(Arrival { stream, peer, guest, counted }) = inbox.recv().await {
+pub(super) async fn serve(new_connections: WorkerInbox, shared: Arc<Shared>) {
+    let WorkerInbox { mut inbox, connections } = new_connections;
+    while let Some(NewConnection { stream, peer, permit, counted }) = inbox.recv().await {
         let stream = match TcpStream::from_std(stream) {
             Ok(stream) => stream,
             Err(error) => {
@@ -115,7 +118,7 @@ pub(super) async fn serve(arrivals: Arrivals, shared: Arc<Shared>) {
         };
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
-            connection::serve(stream, peer, shared, guest).await;
+            connection::serve(stream, peer, shared, permit).await;
             drop(counted);
         });
     }
@@ -135,10 +138,10 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
-        let (desks, mut cores): (Vec<_>, Vec<_>) = (0..2).map(|_| desk()).unzip();
+        let (workers, mut cores): (Vec<_>, Vec<_>) = (0..2).map(|_| worker_channel()).unzip();
         let stop = CancellationToken::new();
-        let guests = Guests::new(64, 64);
-        let acceptor = tokio::spawn(accept(listener, guests, desks, stop.clone()));
+        let limiter = ConnectionLimiter::new(64, 64);
+        let acceptor = tokio::spawn(accept(listener, limiter, workers, stop.clone()));
         let connect = || std::net::TcpStream::connect(address).unwrap();
 
         let mut clients: Vec<_> = (0..6).map(|_| connect()).collect();

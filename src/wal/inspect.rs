@@ -12,7 +12,7 @@ use crate::record::{Entry, Lsn, Timestamp};
 
 /// A log as it was found.
 #[derive(Clone, Debug)]
-pub struct View {
+pub struct LogView {
     /// The log's identity.
     pub id: LogId,
     /// Everything up to here is published, by the log's own account; the ledger may know of more.
@@ -36,7 +36,7 @@ pub struct SegmentView {
 
 /// What reading a segment found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Found {
+pub struct SegmentContents {
     /// The last record's index; 0 when there is none.
     pub last: u32,
     /// Records that should be there and are not, published ones left out.
@@ -46,7 +46,7 @@ pub struct Found {
     pub torn: bool,
 }
 
-impl View {
+impl LogView {
     /// Looks at the log in `dir`, which costs no more than listing its segments.
     ///
     /// # Errors
@@ -90,11 +90,13 @@ impl View {
         &self,
         segment: &SegmentView,
         mut visit: impl FnMut(Entry) -> Result<(), E>,
-    ) -> Result<Found, E> {
+    ) -> Result<SegmentContents, E> {
         let &SegmentView { number, ref path, closed, .. } = segment;
         let file = match File::open(path) {
             // Published and removed since it was listed.
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Found::default()),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+                return Ok(SegmentContents::default());
+            }
             file => file.map_err(failed(path))?,
         };
         let mut scanner = Scanner::new(file, self.id);
@@ -116,7 +118,7 @@ impl View {
         missing += self.unpublished(next, Lsn::new(number, closed.unwrap_or(last)).next());
         // It may have been removed while it was read, and is then no more than empty.
         let missing = if path.exists() { missing } else { 0 };
-        Ok(Found { last, missing, torn: scanner.passed_over_damage() })
+        Ok(SegmentContents { last, missing, torn: scanner.passed_over_damage() })
     }
 
     /// How many places of one segment from `from` to before `to` are not published.
@@ -151,6 +153,6 @@ pub fn visit<E: From<OpenError>>(
     dir: &Path,
     mut visit: impl FnMut(Entry) -> Result<(), E>,
 ) -> Result<(), E> {
-    let view = View::open(dir)?;
+    let view = LogView::open(dir)?;
     view.segments.iter().try_for_each(|segment| view.read(segment, &mut visit).map(|_| ()))
 }

@@ -7,12 +7,12 @@ use hyper::HeaderMap;
 
 use super::Access;
 use crate::callback::{CallbackError, Unverified, Verifier};
-use crate::metrics::{KeyUse, Refusal};
+use crate::metrics::{KeyUse, RequestError};
 use crate::record::{Record, Timestamp};
 
 /// What must be shown, and what becomes known of it.
 #[derive(Debug)]
-pub struct Gate {
+pub struct IntakePolicy {
     verifier: Verifier,
     access: Access,
     /// Members of the body that are not kept.
@@ -21,7 +21,7 @@ pub struct Gate {
     uses: Vec<KeyUse>,
 }
 
-impl Gate {
+impl IntakePolicy {
     /// Admits what both do, less the members `omit`.
     #[must_use]
     pub fn new(verifier: Verifier, access: Access, omit: Vec<String>) -> Self {
@@ -34,16 +34,20 @@ impl Gate {
     }
 
     /// Whether a request with these headers, over a connection from `peer`, is worth reading on.
-    pub(super) fn expects(&self, peer: IpAddr, headers: &HeaderMap) -> Result<(), Refusal> {
+    pub(super) fn check_request(
+        &self,
+        peer: IpAddr,
+        headers: &HeaderMap,
+    ) -> Result<(), RequestError> {
         // Also of those who were let in when they connected: that may have been another gate.
         if !self.access.is_allowed(self.access.caller(peer, headers)) {
-            return Err(Refusal::Address);
+            return Err(RequestError::Address);
         }
-        if self.access.knows_secret(headers) { Ok(()) } else { Err(Refusal::Secret) }
+        if self.access.knows_secret(headers) { Ok(()) } else { Err(RequestError::Secret) }
     }
 
     /// The record of a callback that proves where it comes from.
-    pub(super) fn admit(
+    pub(super) fn verify(
         &self,
         body: &Bytes,
         received_at: Timestamp,

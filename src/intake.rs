@@ -20,24 +20,24 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::callback::CallbackError;
-use crate::live::Live;
-use crate::metrics::{self, Refusal};
-use crate::pulse::{self, Pulse};
+use crate::heartbeat::{self, Heartbeat};
+use crate::metrics::{self, RequestError};
 use crate::recent;
 use crate::record::{Timestamp, type_name};
-use crate::wal::{AppendError, Appender, Line};
+use crate::reloadable::Reloadable;
+use crate::wal::{AppendError, AppendHandle, Appender};
 
-mod accept;
+mod acceptor;
 mod access;
+mod admission;
 mod connection;
-mod gate;
-mod guests;
-mod proxied;
+mod policy;
+mod proxy_protocol;
 mod tls;
 
 pub use access::{Access, Networks};
-pub use gate::Gate;
-use guests::{Guests, Visit};
+use admission::{Activity, ConnectionLimiter};
+pub use policy::IntakePolicy;
 pub use tls::{Tls, TlsError};
 
 /// Where callbacks are taken, and how much of what.
@@ -114,14 +114,14 @@ impl Listener {
 pub struct Intake {
     threads: Vec<thread::JoinHandle<()>>,
     leaving: Arc<AtomicBool>,
-    pulse: Pulse,
+    heartbeat: Heartbeat,
 }
 
 /// What every connection of a core needs.
 struct Shared {
     config: Config,
-    gate: Live<Gate>,
-    line: Line,
+    policy: Reloadable<IntakePolicy>,
+    appends: AppendHandle,
     /// Of all cores.
     body_bytes: Arc<AtomicUsize>,
     /// Every answer is its connection's last.
@@ -137,28 +137,30 @@ impl Intake {
     pub fn start(
         listener: &Listener,
         config: &Config,
-        gate: &Live<Gate>,
+        policy: &Reloadable<IntakePolicy>,
         appender: &Appender,
         stop: &CancellationToken,
     ) -> io::Result<Self> {
-        let guests = Guests::new(config.max_connections, config.max_connections_per_address);
+        let limiter =
+            ConnectionLimiter::new(config.max_connections, config.max_connections_per_address);
         let body_bytes = Arc::new(AtomicUsize::new(0));
         let leaving = Arc::new(AtomicBool::new(false));
         let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let pulse = Pulse::new(cores);
-        let (desks, arrivals): (Vec<_>, Vec<_>) = (0..cores).map(|_| accept::desk()).unzip();
+        let heartbeat = Heartbeat::new(cores);
+        let (workers, new_connections): (Vec<_>, Vec<_>) =
+            (0..cores).map(|_| acceptor::worker_channel()).unzip();
         let listener = listener.0.try_clone()?;
-        let mut acceptor = Some(accept::accept(listener, guests, desks, stop.clone()));
-        let start = |(core, arrivals)| {
-            let beats = beat(pulse.clone(), core);
+        let mut acceptor = Some(acceptor::accept(listener, limiter, workers, stop.clone()));
+        let start = |(core, new_connections)| {
+            let beats = beat(heartbeat.clone(), core);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let entered = runtime.enter();
-            let line = appender.line();
+            let appends = appender.handle();
             drop(entered);
             let shared = Arc::new(Shared {
                 config: config.clone(),
-                gate: gate.clone(),
-                line,
+                policy: policy.clone(),
+                appends,
                 body_bytes: Arc::clone(&body_bytes),
                 leaving: Arc::clone(&leaving),
                 // One of its own: every look at a token locks it.
@@ -168,17 +170,18 @@ impl Intake {
             thread::Builder::new().name(format!("intake-{core}")).spawn(move || {
                 runtime.spawn(beats);
                 acceptor.map(|acceptor| runtime.spawn(acceptor));
-                runtime.block_on(accept::serve(arrivals, shared));
+                runtime.block_on(acceptor::serve(new_connections, shared));
             })
         };
-        let threads = arrivals.into_iter().enumerate().map(start).collect::<io::Result<_>>()?;
-        Ok(Self { threads, leaving, pulse })
+        let threads =
+            new_connections.into_iter().enumerate().map(start).collect::<io::Result<_>>()?;
+        Ok(Self { threads, leaving, heartbeat })
     }
 
     /// The beats of its threads.
     #[must_use]
-    pub fn pulse(&self) -> Pulse {
-        self.pulse.clone()
+    pub fn heartbeat(&self) -> Heartbeat {
+        self.heartbeat.clone()
     }
 
     /// From now on every answer is its connection's last, so that who keeps connections open comes
@@ -198,10 +201,10 @@ impl Intake {
 }
 
 /// Beats as long as the thread's runtime gets to its tasks.
-async fn beat(pulse: Pulse, thread: usize) {
+async fn beat(heartbeat: Heartbeat, thread: usize) {
     loop {
-        pulse.beat(thread);
-        tokio::time::sleep(pulse::EVERY).await;
+        heartbeat.beat(thread);
+        tokio::time::sleep(heartbeat::INTERVAL).await;
     }
 }
 
@@ -210,15 +213,15 @@ async fn beat(pulse: Pulse, thread: usize) {
 struct Caller<'a> {
     /// The other end of the connection, or whom a proxy's header names.
     peer: IpAddr,
-    visit: &'a Visit,
+    activity: &'a Activity,
     /// The one that let the connection in.
-    gate: &'a Arc<Gate>,
+    policy: &'a Arc<IntakePolicy>,
 }
 
 /// Why a request is not answered 200.
 #[derive(Debug)]
 enum Rejection {
-    Request(Refusal),
+    Request(RequestError),
     Callback(CallbackError),
     Append(AppendError),
 }
@@ -227,12 +230,12 @@ impl Rejection {
     /// The table from errors to status.
     fn status(&self) -> StatusCode {
         match self {
-            Self::Request(Refusal::Method) => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Request(Refusal::Path) => StatusCode::NOT_FOUND,
-            Self::Request(Refusal::Address | Refusal::Secret) => StatusCode::FORBIDDEN,
-            Self::Request(Refusal::TooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Request(Refusal::BodyIncomplete) => StatusCode::REQUEST_TIMEOUT,
-            Self::Request(Refusal::Overloaded | Refusal::Deadline) | Self::Append(_) => {
+            Self::Request(RequestError::Method) => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Request(RequestError::Path) => StatusCode::NOT_FOUND,
+            Self::Request(RequestError::Address | RequestError::Secret) => StatusCode::FORBIDDEN,
+            Self::Request(RequestError::TooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Request(RequestError::BodyIncomplete) => StatusCode::REQUEST_TIMEOUT,
+            Self::Request(RequestError::Overloaded | RequestError::Deadline) | Self::Append(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::Callback(error) if error.is_authentication() => StatusCode::UNAUTHORIZED,
@@ -250,21 +253,27 @@ impl Rejection {
 
     fn message(&self, config: &Config) -> String {
         match self {
-            Self::Request(Refusal::Method) => "callbacks are sent with POST".to_owned(),
+            Self::Request(RequestError::Method) => "callbacks are sent with POST".to_owned(),
             // The path may have a secret part.
-            Self::Request(Refusal::Path) => "callbacks are not taken here (http.path)".to_owned(),
-            Self::Request(Refusal::Address) => {
+            Self::Request(RequestError::Path) => {
+                "callbacks are not taken here (http.path)".to_owned()
+            }
+            Self::Request(RequestError::Address) => {
                 "callbacks are not taken from this address (access.allow)".to_owned()
             }
-            Self::Request(Refusal::Secret) => {
+            Self::Request(RequestError::Secret) => {
                 "the header X-Livebridge-Secret is missing or wrong (access.secret)".to_owned()
             }
-            Self::Request(Refusal::TooLarge) => {
+            Self::Request(RequestError::TooLarge) => {
                 format!("the body is larger than {} bytes", config.max_body)
             }
-            Self::Request(Refusal::BodyIncomplete) => "the body did not arrive whole".to_owned(),
-            Self::Request(Refusal::Overloaded) => "too much is being received at once".to_owned(),
-            Self::Request(Refusal::Deadline) => "the log did not answer in time".to_owned(),
+            Self::Request(RequestError::BodyIncomplete) => {
+                "the body did not arrive whole".to_owned()
+            }
+            Self::Request(RequestError::Overloaded) => {
+                "too much is being received at once".to_owned()
+            }
+            Self::Request(RequestError::Deadline) => "the log did not answer in time".to_owned(),
             Self::Callback(error) => error.to_string(),
             Self::Append(error) => error.to_string(),
         }
@@ -272,12 +281,12 @@ impl Rejection {
 
     /// Whether the rest of the connection is of no use: its body was not read to the end.
     fn closes(&self) -> bool {
-        matches!(self, Self::Request(refusal) if *refusal != Refusal::Deadline)
+        matches!(self, Self::Request(refusal) if *refusal != RequestError::Deadline)
     }
 }
 
-impl From<Refusal> for Rejection {
-    fn from(refusal: Refusal) -> Self {
+impl From<RequestError> for Rejection {
+    fn from(refusal: RequestError) -> Self {
         Self::Request(refusal)
     }
 }
@@ -306,12 +315,12 @@ async fn answer(
             refuse(&rejection, &shared.config)
         }
     };
-    let last = caller.visit.is_answered(response.status() == StatusCode::OK);
+    let last = caller.activity.record_response(response.status() == StatusCode::OK);
     if let Some(reason) = last {
         metrics::ended(reason);
     }
     // What was found out when it connected may not be what the gate asks now.
-    let outdated = !shared.gate.is(caller.gate);
+    let outdated = !shared.policy.is(caller.policy);
     if last.is_some() || outdated || shared.leaving.load(Ordering::Relaxed) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
@@ -325,24 +334,24 @@ async fn receive(
     request: Request<Incoming>,
 ) -> Result<&'static str, Rejection> {
     let config = &shared.config;
-    shared.gate.get().expects(caller.peer, request.headers())?;
+    shared.policy.get().check_request(caller.peer, request.headers())?;
     let below = request.uri().path().strip_prefix(&*config.path);
     if !below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
-        return Err(Refusal::Path.into());
+        return Err(RequestError::Path.into());
     }
     if request.method() != Method::POST {
-        return Err(Refusal::Method.into());
+        return Err(RequestError::Method.into());
     }
     let body = match timeout(BODY_TIMEOUT, read_body(shared, request.into_body())).await {
         Ok(body) => body?,
-        Err(_) => return Err(Refusal::BodyIncomplete.into()),
+        Err(_) => return Err(RequestError::BodyIncomplete.into()),
     };
-    caller.visit.works();
+    caller.activity.begin_request();
     let received_at = Timestamp::now();
-    let record = shared.gate.get().admit(&body, received_at)?;
+    let record = shared.policy.get().verify(&body, received_at)?;
     let type_name = type_name(record.event_type);
     let noted = recent::due(&record);
-    match timeout(config.deadline, shared.line.append(record)).await {
+    match timeout(config.deadline, shared.appends.append(record)).await {
         Ok(Ok(_)) => {
             if let Some(noted) = noted {
                 noted.accepted();
@@ -351,29 +360,31 @@ async fn receive(
         }
         Ok(Err(error)) => Err(Rejection::Append(error)),
         // The record may still become durable; the sender's retry is then absorbed.
-        Err(_) => Err(Refusal::Deadline.into()),
+        Err(_) => Err(RequestError::Deadline.into()),
     }
 }
 
 /// The whole body, within the limits for one and for all.
-async fn read_body(shared: &Shared, mut body: Incoming) -> Result<Bytes, Refusal> {
+async fn read_body(shared: &Shared, mut body: Incoming) -> Result<Bytes, RequestError> {
     let max = shared.config.max_body;
     if body.size_hint().lower() > max as u64 {
-        return Err(Refusal::TooLarge);
+        return Err(RequestError::TooLarge);
     }
     let mut whole = BytesMut::new();
-    let mut held = Held { total: &shared.body_bytes, bytes: 0 };
+    let mut reservation = BodyReservation { total: &shared.body_bytes, bytes: 0 };
     while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(|_| Refusal::BodyIncomplete)?.into_data() else { continue };
+        let Ok(data) = frame.map_err(|_| RequestError::BodyIncomplete)?.into_data() else {
+            continue;
+        };
         if whole.len() + data.len() > max {
-            return Err(Refusal::TooLarge);
+            return Err(RequestError::TooLarge);
         }
         if whole.is_empty() && body.is_end_stream() {
             return Ok(data);
         }
         whole.extend_from_slice(&data);
-        if !held.grow_to(whole.len().saturating_sub(BODY_BYTES_FREE)) {
-            return Err(Refusal::Overloaded);
+        if !reservation.grow_to(whole.len().saturating_sub(BODY_BYTES_FREE)) {
+            return Err(RequestError::Overloaded);
         }
     }
     Ok(whole.freeze())
@@ -381,12 +392,12 @@ async fn read_body(shared: &Shared, mut body: Incoming) -> Result<Bytes, Refusal
 
 /// A share of [`BODIES_BYTES_MAX`], given back on drop. It is taken as bytes arrive: what a sender
 /// only says it will send holds up nobody.
-struct Held<'a> {
+struct BodyReservation<'a> {
     total: &'a AtomicUsize,
     bytes: usize,
 }
 
-impl Held<'_> {
+impl BodyReservation<'_> {
     /// Whether there was room for so many.
     fn grow_to(&mut self, bytes: usize) -> bool {
         let more = bytes - std::mem::replace(&mut self.bytes, bytes);
@@ -394,7 +405,7 @@ impl Held<'_> {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for BodyReservation<'_> {
     fn drop(&mut self) {
         self.total.fetch_sub(self.bytes, Ordering::Relaxed);
     }

@@ -19,7 +19,7 @@ const STALLED: Duration = Duration::from_mins(1);
 
 /// A record as found in Kafka.
 #[derive(Clone, Debug)]
-pub struct Landed {
+pub struct ConsumedRecord {
     /// Its topic.
     pub topic: String,
     /// Its partition.
@@ -37,15 +37,15 @@ pub struct Landed {
 }
 
 /// A consumer of all partitions of some topics.
-pub struct Follower(BaseConsumer<Context>);
+pub struct TopicReader(BaseConsumer<Context>);
 
-impl std::fmt::Debug for Follower {
+impl std::fmt::Debug for TopicReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Follower").finish()
+        f.debug_tuple("TopicReader").finish()
     }
 }
 
-impl Follower {
+impl TopicReader {
     /// Stands before the first record of each partition of `topics`.
     ///
     /// # Errors
@@ -72,14 +72,14 @@ impl Follower {
     ///
     /// # Errors
     /// librdkafka's.
-    pub fn next(&self, timeout: Duration) -> Result<Option<Landed>, KafkaError> {
+    pub fn next(&self, timeout: Duration) -> Result<Option<ConsumedRecord>, KafkaError> {
         Ok(self.0.poll(timeout).transpose()?.map(|message| landed(&message)))
     }
 }
 
-fn landed(message: &impl Message) -> Landed {
+fn landed(message: &impl Message) -> ConsumedRecord {
     let headers = message.headers().into_iter().flat_map(Headers::iter);
-    Landed {
+    ConsumedRecord {
         topic: message.topic().to_owned(),
         partition: message.partition(),
         offset: message.offset(),
@@ -104,7 +104,7 @@ pub fn read_to_end<E: From<KafkaError>>(
     config: &Config,
     topic: &str,
     since: Timestamp,
-    mut visit: impl FnMut(Landed) -> Result<(), E>,
+    mut visit: impl FnMut(ConsumedRecord) -> Result<(), E>,
 ) -> Result<(), E> {
     let consumer: BaseConsumer<Context> = config
         .base()
@@ -157,7 +157,7 @@ pub fn read_to_end<E: From<KafkaError>>(
 
 /// What a partition holds.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Held {
+pub struct PartitionRange {
     /// Its topic.
     pub topic: String,
     /// Its number.
@@ -173,7 +173,7 @@ pub struct Held {
 ///
 /// # Errors
 /// librdkafka's; a time-out when a transaction stays open.
-pub fn wait_until_decided(config: &Config, topics: &[&str]) -> KafkaResult<Vec<Held>> {
+pub fn wait_until_decided(config: &Config, topics: &[&str]) -> KafkaResult<Vec<PartitionRange>> {
     /// Between two looks at an open transaction.
     const PAUSE: Duration = Duration::from_millis(50);
     let consumer = |isolation: &str| -> KafkaResult<BaseConsumer<Context>> {
@@ -191,7 +191,7 @@ pub fn wait_until_decided(config: &Config, topics: &[&str]) -> KafkaResult<Vec<H
             if end == 0 {
                 continue;
             }
-            held.push(Held { topic: topic.name().to_owned(), partition, begin, end });
+            held.push(PartitionRange { topic: topic.name().to_owned(), partition, begin, end });
             let stable = || decided.fetch_watermarks(topic.name(), partition, METADATA_TIMEOUT);
             while stable()?.1 < end {
                 // Whoever took what is hidden for absent would send it again, or miss it.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How often a thread beats.
-pub const EVERY: Duration = Duration::from_secs(1);
+pub const INTERVAL: Duration = Duration::from_secs(1);
 
 /// A thread that does not get to its tasks for so long, or a commit that takes so long, is not slow
 /// but stuck.
@@ -13,13 +13,13 @@ pub const STUCK: Duration = Duration::from_secs(30);
 
 /// Some threads' last beats.
 #[derive(Clone, Debug)]
-pub struct Pulse {
+pub struct Heartbeat {
     made: Instant,
     /// Milliseconds after `made`.
     beats: Arc<Vec<AtomicU64>>,
 }
 
-impl Pulse {
+impl Heartbeat {
     /// Of so many threads, which have all just beaten.
     #[must_use]
     pub fn new(threads: usize) -> Self {
@@ -61,12 +61,12 @@ mod tests {
 
     #[test]
     fn one_thread_that_stands_still_is_enough() {
-        let pulse = Pulse::new(2);
+        let heartbeat = Heartbeat::new(2);
         sleep(Duration::from_millis(40));
-        assert!(pulse.oldest() >= Duration::from_millis(40));
-        pulse.beat(0);
-        assert!(pulse.oldest() >= Duration::from_millis(40), "the other has not");
-        pulse.beat(1);
-        assert!(pulse.oldest() < Duration::from_millis(40));
+        assert!(heartbeat.oldest() >= Duration::from_millis(40));
+        heartbeat.beat(0);
+        assert!(heartbeat.oldest() >= Duration::from_millis(40), "the other has not");
+        heartbeat.beat(1);
+        assert!(heartbeat.oldest() < Duration::from_millis(40));
     }
 }

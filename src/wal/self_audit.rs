@@ -20,7 +20,7 @@ const HEADING: &str = "livebridge account 1";
 
 /// What became of records that the publisher dealt with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Fates {
+pub struct Outcomes {
     /// In their topics.
     pub published: u64,
     /// Retries of what is.
@@ -33,9 +33,9 @@ pub struct Fates {
 
 /// Why records are done with.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Word {
+pub(super) enum ReleasedBy {
     /// The publisher says what became of them.
-    Publisher(Fates),
+    Publisher(Outcomes),
     /// The ledger says that they are done with; what became of each, it does not say.
     Ledger,
 }
@@ -50,7 +50,7 @@ pub struct Audit {
     /// Durable and not done with.
     pub pending: u64,
     /// Done with, by the publisher.
-    pub fates: Fates,
+    pub outcomes: Outcomes,
     /// Done with, by what the ledger says of a transaction whose end nobody saw.
     pub by_ledger: u64,
     /// Passed over because they could not be read.
@@ -61,7 +61,7 @@ impl Audit {
     /// Records of which nobody knows what became of them. More than were accepted, when negative.
     #[must_use]
     pub fn missing(&self) -> i64 {
-        let Fates { published, absorbed, dead_lettered, quarantined } = self.fates;
+        let Outcomes { published, absorbed, dead_lettered, quarantined } = self.outcomes;
         let done = published + absorbed + dead_lettered + quarantined;
         let known = done + self.by_ledger + self.damaged + self.pending;
         self.accepted.wrapping_sub(known).cast_signed()
@@ -70,7 +70,7 @@ impl Audit {
 
 /// What the account is kept in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Account {
+pub(super) struct AuditTotals {
     pub(super) since: Timestamp,
     pub(super) accepted: u64,
     /// The last of them.
@@ -79,12 +79,12 @@ pub(super) struct Account {
     released: u64,
     /// The last that was let go.
     pub(super) done: Lsn,
-    fates: Fates,
+    outcomes: Outcomes,
     by_ledger: u64,
     damaged: u64,
 }
 
-impl Account {
+impl AuditTotals {
     pub(super) fn new(since: Timestamp) -> Self {
         Self {
             since,
@@ -92,7 +92,7 @@ impl Account {
             through: Lsn::ZERO,
             released: 0,
             done: Lsn::ZERO,
-            fates: Fates::default(),
+            outcomes: Outcomes::default(),
             by_ledger: 0,
             damaged: 0,
         }
@@ -116,34 +116,40 @@ impl Account {
     }
 
     /// The log lets go of so many records, of which so many were damaged.
-    pub(super) fn release(&mut self, records: u64, through: Lsn, word: Word, damaged: u64) {
+    pub(super) fn release(
+        &mut self,
+        records: u64,
+        through: Lsn,
+        released_by: ReleasedBy,
+        damaged: u64,
+    ) {
         self.released += records;
         self.done = through.max(self.done);
         // Damage that an earlier process let go may be met again.
         let damaged = damaged.min(records);
         self.damaged += damaged;
-        match word {
-            Word::Publisher(more) => {
-                let fates = &mut self.fates;
-                fates.published += more.published;
-                fates.absorbed += more.absorbed;
-                fates.dead_lettered += more.dead_lettered;
-                fates.quarantined += more.quarantined;
+        match released_by {
+            ReleasedBy::Publisher(more) => {
+                let outcomes = &mut self.outcomes;
+                outcomes.published += more.published;
+                outcomes.absorbed += more.absorbed;
+                outcomes.dead_lettered += more.dead_lettered;
+                outcomes.quarantined += more.quarantined;
             }
-            Word::Ledger => self.by_ledger += records - damaged,
+            ReleasedBy::Ledger => self.by_ledger += records - damaged,
         }
     }
 
     pub(super) fn audit(&self, pending: u64) -> Audit {
-        let Self { since, accepted, fates, by_ledger, damaged, .. } = *self;
-        Audit { since, accepted, pending, fates, by_ledger, damaged }
+        let Self { since, accepted, outcomes, by_ledger, damaged, .. } = *self;
+        Audit { since, accepted, pending, outcomes, by_ledger, damaged }
     }
 
     /// Always of the same length, so that one overwrites the one before it whole, and shorter than
     /// what a disk writes at once.
     fn line(&self, log: LogId) -> String {
-        let Fates { published, absorbed, dead_lettered, quarantined } = self.fates;
-        let place = |lsn: Lsn| format!("{:010}.{:010}", lsn.segment(), lsn.index());
+        let Outcomes { published, absorbed, dead_lettered, quarantined } = self.outcomes;
+        let position = |lsn: Lsn| format!("{:010}.{:010}", lsn.segment(), lsn.index());
         let text = format!(
             "{HEADING}\n\
              since {:020}\naccepted {:020}\nthrough {}\nreleased {:020}\ndone {}\n\
@@ -152,9 +158,9 @@ impl Account {
              by_ledger {:020}\ndamaged {:020}\n",
             self.since.as_millis(),
             self.accepted,
-            place(self.through),
+            position(self.through),
             self.released,
-            place(self.done),
+            position(self.done),
             self.by_ledger,
             self.damaged,
         );
@@ -163,16 +169,16 @@ impl Account {
     }
 
     fn parse(text: &str, log: LogId) -> Option<Self> {
-        let word =
+        let released_by =
             |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        let number = |name| word(name)?.parse::<u64>().ok();
-        let account = Self {
-            since: Timestamp::from_millis(word("since")?.parse().ok()?),
+        let number = |name| released_by(name)?.parse::<u64>().ok();
+        let totals = Self {
+            since: Timestamp::from_millis(released_by("since")?.parse().ok()?),
             accepted: number("accepted")?,
-            through: Lsn::parse(word("through")?)?,
+            through: Lsn::parse(released_by("through")?)?,
             released: number("released")?,
-            done: Lsn::parse(word("done")?)?,
-            fates: Fates {
+            done: Lsn::parse(released_by("done")?)?,
+            outcomes: Outcomes {
                 published: number("published")?,
                 absorbed: number("absorbed")?,
                 dead_lettered: number("dead_lettered")?,
@@ -181,33 +187,33 @@ impl Account {
             by_ledger: number("by_ledger")?,
             damaged: number("damaged")?,
         };
-        (account.line(log) == text).then_some(account)
+        (totals.line(log) == text).then_some(totals)
     }
 }
 
 /// The copy on disk.
 #[derive(Debug)]
-pub(super) struct Copy {
+pub(super) struct TotalsFile {
     log: LogId,
     path: PathBuf,
-    saved: Option<Account>,
+    saved: Option<AuditTotals>,
     /// `None` when it cannot be written: then it is done without.
     file: Option<File>,
 }
 
-impl Copy {
+impl TotalsFile {
     /// With what the last process left; `None` when that is nothing, or torn.
     ///
     /// If it names a segment that is yet to be made, segments were taken away, and numbers are given
     /// again: its places are none then, and must not become some when the segment has been made.
-    pub(super) fn open(dir: &Path, log: LogId, first_new: u32) -> (Self, Option<Account>) {
+    pub(super) fn open(dir: &Path, log: LogId, first_new: u32) -> (Self, Option<AuditTotals>) {
         let path = dir.join(NAME);
         let text = fs::read_to_string(&path).unwrap_or_default();
-        let mut found = Account::parse(&text, log);
-        let restarted = found.is_some_and(|account| account.done.segment() >= first_new);
-        if restarted && let Some(account) = &mut found {
-            account.through = Lsn::ZERO;
-            account.done = Lsn::ZERO;
+        let mut found = AuditTotals::parse(&text, log);
+        let restarted = found.is_some_and(|totals| totals.done.segment() >= first_new);
+        if restarted && let Some(totals) = &mut found {
+            totals.through = Lsn::ZERO;
+            totals.done = Lsn::ZERO;
         }
         if found.is_none() && !text.is_empty() {
             tracing::warn!(
@@ -228,18 +234,18 @@ impl Copy {
     }
 
     /// Not synced: a kill does not undo it, and after a power cut an older one does.
-    pub(super) fn save(&mut self, account: &Account) {
-        if self.saved.as_ref() == Some(account) {
+    pub(super) fn save(&mut self, totals: &AuditTotals) {
+        if self.saved.as_ref() == Some(totals) {
             return;
         }
-        self.saved = Some(*account);
-        let line = account.line(self.log);
+        self.saved = Some(*totals);
+        let line = totals.line(self.log);
         self.write(|file| file.write_all_at(line.as_bytes(), 0));
     }
 
     /// Before records are removed: an older copy would miss them.
-    pub(super) fn save_durably(&mut self, account: &Account) {
-        self.save(account);
+    pub(super) fn save_durably(&mut self, totals: &AuditTotals) {
+        self.save(totals);
         self.write(File::sync_data);
     }
 
@@ -262,33 +268,33 @@ mod tests {
 
     const LOG: LogId = LogId::from_bytes([7; 16]);
 
-    fn account() -> Account {
-        let mut account = Account::new(Timestamp::from_millis(1_700_000_000_000));
-        account.accept(10, Lsn::new(1, 10));
-        let fates = Fates { published: 3, absorbed: 1, dead_lettered: 1, quarantined: 1 };
-        account.release(7, Lsn::new(1, 7), Word::Publisher(fates), 1);
-        account
+    fn totals() -> AuditTotals {
+        let mut totals = AuditTotals::new(Timestamp::from_millis(1_700_000_000_000));
+        totals.accept(10, Lsn::new(1, 10));
+        let outcomes = Outcomes { published: 3, absorbed: 1, dead_lettered: 1, quarantined: 1 };
+        totals.release(7, Lsn::new(1, 7), ReleasedBy::Publisher(outcomes), 1);
+        totals
     }
 
     #[test]
     fn what_became_of_each_record_adds_up_and_what_does_not_is_missing() {
-        let mut account = account();
-        assert_eq!(account.audit(3).missing(), 0);
-        account.release(1, Lsn::new(1, 8), Word::Ledger, 0);
-        assert_eq!(account.audit(2).missing(), 0);
-        account.release(1, Lsn::new(1, 9), Word::Publisher(Fates::default()), 0);
-        assert_eq!(account.audit(1).missing(), 1, "let go without a word");
-        let twice = Fates { published: 3, ..Fates::default() };
-        account.release(1, Lsn::new(1, 10), Word::Publisher(twice), 0);
-        assert_eq!(account.audit(0).missing(), -1);
+        let mut totals = totals();
+        assert_eq!(totals.audit(3).missing(), 0);
+        totals.release(1, Lsn::new(1, 8), ReleasedBy::Ledger, 0);
+        assert_eq!(totals.audit(2).missing(), 0);
+        totals.release(1, Lsn::new(1, 9), ReleasedBy::Publisher(Outcomes::default()), 0);
+        assert_eq!(totals.audit(1).missing(), 1, "let go without a released_by");
+        let twice = Outcomes { published: 3, ..Outcomes::default() };
+        totals.release(1, Lsn::new(1, 10), ReleasedBy::Publisher(twice), 0);
+        assert_eq!(totals.audit(0).missing(), -1);
     }
 
     #[test]
     fn a_start_finds_what_is_gone_and_takes_in_what_is_new() {
-        let mut whole = account();
+        let mut whole = totals();
         whole.go_on(3, 5);
         assert_eq!((whole.audit(8).missing(), whole.accepted), (0, 15));
-        let mut short = account();
+        let mut short = totals();
         short.go_on(1, 0);
         assert_eq!(short.audit(1).missing(), 2);
         short.go_on(1, 0);
@@ -298,19 +304,23 @@ mod tests {
     #[test]
     fn the_copy_is_believed_whole_or_not_at_all() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut copy, found) = Copy::open(dir.path(), LOG, u32::MAX);
+        let (mut copy, found) = TotalsFile::open(dir.path(), LOG, u32::MAX);
         assert_eq!(found, None);
-        let account = account();
-        copy.save(&account);
-        assert_eq!(Copy::open(dir.path(), LOG, u32::MAX).1, Some(account));
+        let totals = totals();
+        copy.save(&totals);
+        assert_eq!(TotalsFile::open(dir.path(), LOG, u32::MAX).1, Some(totals));
         let text = fs::read_to_string(dir.path().join(NAME)).unwrap();
         assert!(text.len() <= 512, "{} bytes", text.len());
         for at in 0..text.len() {
-            assert_eq!(Account::parse(&text[..at], LOG), None, "{at} bytes");
+            assert_eq!(AuditTotals::parse(&text[..at], LOG), None, "{at} bytes");
             let mut torn = text.clone().into_bytes();
             torn[at] ^= 1;
-            assert_eq!(Account::parse(&String::from_utf8(torn).unwrap(), LOG), None, "byte {at}");
+            assert_eq!(
+                AuditTotals::parse(&String::from_utf8(torn).unwrap(), LOG),
+                None,
+                "byte {at}"
+            );
         }
-        assert_eq!(Account::parse(&text, LogId::from_bytes([8; 16])), None, "another log's");
+        assert_eq!(AuditTotals::parse(&text, LogId::from_bytes([8; 16])), None, "another log's");
     }
 }

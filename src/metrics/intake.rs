@@ -11,89 +11,89 @@ use crate::record::Timestamp;
 
 /// Why livebridge ended a connection on its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub enum CloseReason {
     /// It comes from where callbacks are not taken from.
     Address,
     /// There are too many from the same address.
-    PerAddress,
+    PerAddressLimit,
     /// Nothing of it was taken while others waited for room.
-    Crowded,
+    Evicted,
     /// Nothing of it was taken for too long.
-    Idle,
+    IdleTimeout,
     /// It has had as many requests as one may have.
-    Requests,
+    TooManyRequests,
     /// It has had as many refusals in a row as one may have.
-    Refusals,
+    TooManyRejections,
     /// A trusted proxy did not say whom it speaks for.
     ProxyHeader,
     /// The TLS handshake failed.
     Tls,
     /// PROXY header and TLS handshake took too long.
-    GreetingLate,
+    HandshakeTimeout,
     /// No whole header came in time.
-    HeaderLate,
+    HeaderTimeout,
     /// The header is too large, or has too many fields.
     HeaderTooLarge,
     /// This is not HTTP.
     HeaderMalformed,
 }
 
-const ENDS: [(Ended, &str); 12] = [
-    (Ended::Address, "address"),
-    (Ended::PerAddress, "per_address"),
-    (Ended::Crowded, "crowded"),
-    (Ended::Idle, "idle"),
-    (Ended::Requests, "requests"),
-    (Ended::Refusals, "refusals"),
-    (Ended::ProxyHeader, "proxy_header"),
-    (Ended::Tls, "tls"),
-    (Ended::GreetingLate, "greeting_late"),
-    (Ended::HeaderLate, "header_late"),
-    (Ended::HeaderTooLarge, "header_too_large"),
-    (Ended::HeaderMalformed, "header_malformed"),
+const CLOSE_REASONS: [(CloseReason, &str); 12] = [
+    (CloseReason::Address, "address"),
+    (CloseReason::PerAddressLimit, "per_address_limit"),
+    (CloseReason::Evicted, "evicted"),
+    (CloseReason::IdleTimeout, "idle_timeout"),
+    (CloseReason::TooManyRequests, "too_many_requests"),
+    (CloseReason::TooManyRejections, "too_many_rejections"),
+    (CloseReason::ProxyHeader, "proxy_header"),
+    (CloseReason::Tls, "tls"),
+    (CloseReason::HandshakeTimeout, "handshake_timeout"),
+    (CloseReason::HeaderTimeout, "header_timeout"),
+    (CloseReason::HeaderTooLarge, "header_too_large"),
+    (CloseReason::HeaderMalformed, "header_malformed"),
 ];
 
 /// Those for which the operators' listener ends one.
-const ADMIN_ENDS: [&str; 2] = ["crowded", "idle"];
+const ADMIN_CLOSE_REASONS: [&str; 2] = ["evicted", "idle_timeout"];
 
-pub(super) struct Door {
+pub(super) struct IntakeMetrics {
     ended: Counters,
     admin_ended: Counters,
     certificate: Gauge,
 }
 
-pub(super) static DOOR: LazyLock<Door> = LazyLock::new(|| Door {
+pub(super) static INTAKE: LazyLock<IntakeMetrics> = LazyLock::new(|| IntakeMetrics {
     ended: Counters::new(
-        ENDS.iter().map(|(_, label)| *label),
-        |label| counter!("livebridge_http_connections_ended_total", "reason" => label),
+        CLOSE_REASONS.iter().map(|(_, label)| *label),
+        |label| counter!("livebridge_http_connections_closed_total", "reason" => label),
     ),
     admin_ended: Counters::new(
-        ADMIN_ENDS.into_iter(),
-        |label| counter!("livebridge_admin_connections_ended_total", "reason" => label),
+        ADMIN_CLOSE_REASONS.into_iter(),
+        |label| counter!("livebridge_admin_connections_closed_total", "reason" => label),
     ),
     certificate: gauge!("livebridge_tls_certificate_expiry_timestamp_seconds"),
 });
 
-impl Ended {
+impl CloseReason {
     fn label(self) -> &'static str {
-        ENDS.iter().find(|(known, _)| *known == self).map_or("", |(_, label)| label)
+        CLOSE_REASONS.iter().find(|(known, _)| *known == self).map_or("", |(_, label)| label)
     }
 }
 
 /// A connection to the intake was ended.
-pub fn ended(reason: Ended) {
-    DOOR.ended.get(reason.label()).increment(1);
+pub fn ended(reason: CloseReason) {
+    INTAKE.ended.get(reason.label()).increment(1);
 }
 
 /// A connection to the operators' listener was ended.
-pub fn admin_ended(reason: Ended) {
-    DOOR.admin_ended.get(reason.label()).increment(1);
+pub fn admin_ended(reason: CloseReason) {
+    INTAKE.admin_ended.get(reason.label()).increment(1);
 }
 
 /// When the certificate in use ends; `None` when there is none.
 pub fn certificate_expires(at: Option<SystemTime>) {
     let since_epoch = at.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
-    DOOR.certificate.set(since_epoch.unwrap_or_default().as_secs_f64());
+    INTAKE.certificate.set(since_epoch.unwrap_or_default().as_secs_f64());
 }
 
 /// The use of one callback key.

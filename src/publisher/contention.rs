@@ -11,9 +11,9 @@ use crate::record::EventId;
 
 /// Ledger records by offset, of which it is not yet known whether they hold.
 #[derive(Debug, Default)]
-pub(super) struct Claims(VecDeque<(i64, Commit)>);
+pub(super) struct OpenCommits(VecDeque<(i64, Commit)>);
 
-impl Claims {
+impl OpenCommits {
     /// Takes in a record of the topic, read whether or not it is committed.
     pub(super) fn take(&mut self, offset: i64, bytes: &[u8]) {
         // What cannot be decoded is reported when it is read as committed.
@@ -30,7 +30,7 @@ impl Claims {
     }
 
     /// Whether another log came first with an event of `own`, whose record is at `mine`.
-    pub(super) fn contest(&self, own: &Commit, mine: i64) -> bool {
+    pub(super) fn is_contended(&self, own: &Commit, mine: i64) -> bool {
         let earlier = self.0.iter().take_while(|(offset, _)| *offset < mine);
         let mut others = earlier.filter(|(_, commit)| commit.log != own.log).peekable();
         if others.peek().is_none() {
@@ -56,26 +56,26 @@ mod tests {
         Commit { log, first, last, newest: Timestamp::from_millis(0), ids }
     }
 
-    fn claims(written: &[(i64, LogId, u64)]) -> Claims {
-        let mut claims = Claims::default();
+    fn open_commits(written: &[(i64, LogId, u64)]) -> OpenCommits {
+        let mut open_commits = OpenCommits::default();
         for &(offset, log, number) in written {
-            claims.take(offset, &commit(log, number).encode());
+            open_commits.take(offset, &commit(log, number).encode());
         }
-        claims
+        open_commits
     }
 
     #[test]
     fn who_comes_second_with_an_event_gives_way() {
-        let claims = claims(&[(10, THEM, 7), (12, US, 7)]);
-        assert!(claims.contest(&commit(US, 7), 12));
-        assert!(!claims.contest(&commit(THEM, 7), 10));
+        let open_commits = open_commits(&[(10, THEM, 7), (12, US, 7)]);
+        assert!(open_commits.is_contended(&commit(US, 7), 12));
+        assert!(!open_commits.is_contended(&commit(THEM, 7), 10));
     }
 
     #[test]
     fn other_events_own_records_and_what_is_settled_do_not_count() {
-        let mut claims = claims(&[(10, THEM, 7), (12, US, 8), (14, US, 8)]);
-        assert!(!claims.contest(&commit(US, 8), 14));
-        claims.forget(11);
-        assert!(!claims.contest(&commit(US, 7), 14));
+        let mut open_commits = open_commits(&[(10, THEM, 7), (12, US, 8), (14, US, 8)]);
+        assert!(!open_commits.is_contended(&commit(US, 8), 14));
+        open_commits.forget(11);
+        assert!(!open_commits.is_contended(&commit(US, 7), 14));
     }
 }

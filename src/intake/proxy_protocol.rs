@@ -35,14 +35,14 @@ pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<So
     if !start.starts_with(b"PROXY ") {
         return Err(wrong("there is no PROXY header"));
     }
-    let mut line = start.to_vec();
-    while !line.ends_with(b"\r\n") {
-        if line.len() == V1_MAX {
+    let mut appends = start.to_vec();
+    while !appends.ends_with(b"\r\n") {
+        if appends.len() == V1_MAX {
             return Err(wrong("the PROXY header is too long"));
         }
-        line.push(stream.read_u8().await?);
+        appends.push(stream.read_u8().await?);
     }
-    version_1(&line)
+    version_1(&appends)
 }
 
 fn wrong(problem: &'static str) -> io::Error {
@@ -50,9 +50,9 @@ fn wrong(problem: &'static str) -> io::Error {
 }
 
 /// `PROXY TCP4 <source> <destination> <source port> <destination port>`, or `PROXY UNKNOWN …`.
-fn version_1(line: &[u8]) -> io::Result<Source> {
-    let line = str::from_utf8(line).unwrap_or_default();
-    let words: Vec<&str> = line.trim_end_matches("\r\n").split(' ').skip(1).collect();
+fn version_1(appends: &[u8]) -> io::Result<Source> {
+    let appends = str::from_utf8(appends).unwrap_or_default();
+    let words: Vec<&str> = appends.trim_end_matches("\r\n").split(' ').skip(1).collect();
     if words.first() == Some(&"UNKNOWN") {
         return Ok(Source::Unknown);
     }

@@ -26,7 +26,7 @@ pub(super) struct Reports {
 /// A delivery that failed.
 pub(super) struct Failed {
     /// The message's place.
-    pub(super) place: usize,
+    pub(super) index: usize,
     pub(super) error: KafkaError,
     /// It did not leave this process.
     pub(super) here: bool,
@@ -57,15 +57,15 @@ impl Failed {
 impl ProducerContext for Reports {
     type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, place: usize) {
+    fn delivery(&self, result: &DeliveryResult<'_>, index: usize) {
         match result {
-            Ok(message) if place == self.ledger.load(Ordering::Relaxed) => {
+            Ok(message) if index == self.ledger.load(Ordering::Relaxed) => {
                 self.ledger_offset.store(message.offset(), Ordering::Relaxed);
             }
             Ok(_) => {}
             Err((error, message)) => {
                 tracing::debug!(%error, topic = message.topic(), "delivery failed");
-                self.failed(Failed { place, error: error.clone(), here: false });
+                self.failed(Failed { index, error: error.clone(), here: false });
             }
         }
     }

@@ -108,30 +108,30 @@ pub const HIDDEN: &str = "(hidden)";
 
 /// Everything that was given, by key.
 #[derive(Default)]
-pub struct Given {
+pub struct ConfigLayers {
     table: Table,
     /// By the path of the key.
     sources: BTreeMap<Vec<String>, Source>,
 }
 
 /// Without the values: there are secrets among them.
-impl fmt::Debug for Given {
+impl fmt::Debug for ConfigLayers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Given").field("sources", &self.sources).finish_non_exhaustive()
+        f.debug_struct("ConfigLayers").field("sources", &self.sources).finish_non_exhaustive()
     }
 }
 
-impl Given {
+impl ConfigLayers {
     /// Reads `file`, if one is given, and the environment.
     ///
     /// # Errors
     /// [`ConfigError`] when either cannot be read, or names a key that there is not.
     pub fn read(file: Option<&Path>) -> Result<Self, ConfigError> {
-        let mut given = file.map_or_else(|| Ok(Self::default()), Self::read_file)?;
+        let mut layers = file.map_or_else(|| Ok(Self::default()), Self::read_file)?;
         for (name, value) in env::vars_os() {
             let Ok(name) = name.into_string() else { continue };
             match value.into_string() {
-                Ok(value) => given.add_variable(&name, value)?,
+                Ok(value) => layers.add_variable(&name, value)?,
                 Err(_) if environment::is_ours(&name) => {
                     let problem = "is not UTF-8, as every setting must be".to_owned();
                     return Err(ConfigError::Environment { name, problem });
@@ -139,7 +139,7 @@ impl Given {
                 Err(_) => {}
             }
         }
-        Ok(given)
+        Ok(layers)
     }
 
     /// From a table and environment variables.
@@ -151,13 +151,13 @@ impl Given {
         environment: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
         if let Some(unknown) = keys::unknown(&table) {
-            return Err(ConfigError::Key { place: String::new(), problem: unknown.problem });
+            return Err(ConfigError::Key { location: String::new(), problem: unknown.problem });
         }
-        let mut given = Self { table, sources: BTreeMap::new() };
+        let mut layers = Self { table, sources: BTreeMap::new() };
         for (name, value) in environment {
-            given.add_variable(&name, value)?;
+            layers.add_variable(&name, value)?;
         }
-        Ok(given)
+        Ok(layers)
     }
 
     fn read_file(path: &Path) -> Result<Self, ConfigError> {
@@ -169,8 +169,8 @@ impl Given {
         number(spans.get_ref(), &mut Vec::new(), &text, &mut lines);
         if let Some(unknown) = keys::unknown(&table) {
             let line = lines.get(&unknown.path).copied().unwrap_or(1);
-            let place = format!("{}:{line}: ", path.display());
-            return Err(ConfigError::Key { place, problem: unknown.problem });
+            let location = format!("{}:{line}: ", path.display());
+            return Err(ConfigError::Key { location, problem: unknown.problem });
         }
         let source = |line| Source::File { path: path.to_owned(), line };
         Ok(Self {
@@ -195,7 +195,7 @@ impl Given {
         if let Some((section, _)) = self.table.iter().find(|(_, value)| !value.is_table()) {
             let source = self.sources.get(&vec![section.clone()]);
             return Err(ConfigError::Key {
-                place: source.map_or_else(String::new, |source| format!("{source}: ")),
+                location: source.map_or_else(String::new, |source| format!("{source}: ")),
                 problem: format!("[{section}] must be a table, with its keys below it"),
             });
         }
