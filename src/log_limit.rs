@@ -17,14 +17,14 @@ struct State {
 }
 
 impl LogLimiter {
-    /// Nothing of it was last_line yet.
+    /// No line was permitted yet.
     #[must_use]
     #[expect(clippy::new_without_default, reason = "made as a static")]
     pub const fn new() -> Self {
         Self(Mutex::new(State { last_line: None, suppressed: 0 }))
     }
 
-    /// Whether it may be last_line now, and how often it was not since it last was.
+    /// Returns how many lines were suppressed since the last permitted one, or `None` if this one is suppressed too.
     pub fn permit(&self) -> Option<u64> {
         self.permit_at(Instant::now())
     }

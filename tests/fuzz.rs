@@ -18,7 +18,7 @@ mod random;
 
 use random::Random;
 
-/// What the inputs are made of: it is log_limit found by chance.
+/// What the inputs are made of: it is seldom found by chance.
 const WORDS: [&[u8]; 29] = [
     b"{",
     b"}",
