@@ -1,7 +1,7 @@
 //! The macro-benchmark: livebridge, whole and over TCP, beside what it could be.
 //!
 //! ```text
-//! cargo bench --bench whole                          all sheets: tables, JSON, a picture
+//! cargo bench --bench whole                          all sheets: tables and JSON
 //! cargo bench --bench whole -- --quick               a smoke run of all
 //! cargo bench --bench whole -- publishing            one sheet; --help lists them
 //! cargo bench --bench whole -- intake --rate 20000 --connections 64
@@ -23,14 +23,12 @@ mod whole {
     mod kafka;
     mod load;
     pub(crate) mod machine;
-    pub(crate) mod plot;
     mod process;
     mod producer;
     mod request;
     pub(crate) mod server;
     mod stats;
     mod stock;
-    mod svg;
     mod table;
     mod watcher;
 
@@ -58,7 +56,6 @@ use clap::{Parser, Subcommand};
 
 use whole::Fallible;
 use whole::bench::{Bench, Common, Outcome, Target};
-use whole::plot;
 use whole::server::{self, Role};
 use whole::sheets::{flatness, intake, latency, outage, publishing, start, steady};
 
@@ -154,9 +151,6 @@ fn measure_in(directory: PathBuf, common: Common, sheet: Option<Sheet>) -> Falli
             "{} {what}: {seen} (wanted: {wanted})",
             if *reached { "ok    " } else { "MISSED" }
         );
-    }
-    if let Some(picture) = plot::draw(&bench.out)? {
-        println!("\nthe picture: {}", picture.display());
     }
     for fault in &faults {
         println!("FAULT {fault}");

@@ -17,8 +17,6 @@ mod disk;
 mod kafka;
 #[path = "power/load.rs"]
 mod load;
-#[path = "power/rng.rs"]
-mod rng;
 #[path = "power/run.rs"]
 mod run;
 #[path = "power/shim.rs"]
@@ -34,9 +32,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cuts::{Cut, History, assert_complete, choose};
 use disk::{Disk, STRICT};
+use fastrand::Rng;
 use kafka::{Kafka, Seen};
 use load::{Callback, Client, acknowledged};
-use rng::Rng;
 use run::Run;
 use site::{Bridge, LOG, Options, PLAIN, Site};
 use trace::{Event, Trace};
@@ -70,10 +68,10 @@ fn cut_and_conclude(test: &str, seed: u64, run: &Run, kafka: Option<&Seen>) {
     let trace = run.site.trace();
     assert_complete(&run.site, &trace);
     let acknowledged = acknowledged(&trace, &run.sent);
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::with_seed(seed);
     let cuts = choose(&trace, cuts_wanted(), &mut rng);
     let history = History { trace: &trace, acknowledged: &acknowledged, kafka };
-    let outcome = history.cut(&cuts, &rng);
+    let outcome = history.cut(&cuts, seed);
     println!(
         "{test}: {outcome}; {} callbacks acknowledged, {} segments written, {} removed, seed {seed}",
         acknowledged.len(),
@@ -116,7 +114,7 @@ fn no_power_cut_loses_what_kafka_does_not_have() {
     let test = "no_power_cut_loses_what_kafka_does_not_have";
     let Some(shim) = shim::library(test) else { return };
     let seed = seed();
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::with_seed(seed);
     let kafka = Kafka::start();
     let brokers = kafka.brokers();
     let options = Options { brokers, gate: Some(kafka.gate), ..PLAIN };
@@ -133,7 +131,7 @@ fn no_power_cut_loses_what_kafka_does_not_have() {
         run.load_and_kill(bridge, 8, 300, 100);
         // Kills itself about when it has filled a segment, made the next and removed the last.
         for _ in 0..if is_long() { 4 } else { 1 } {
-            let kill_at = Some(6900 + rng.next() % 400);
+            let kill_at = Some(6900 + rng.u64(..400));
             let bridge = run.start(Options { kill_at, ..options });
             run.load_and_kill(bridge, 1, 200, usize::MAX);
         }
@@ -157,7 +155,7 @@ fn no_power_cut_loses_what_kafka_does_not_have() {
     let mut disk = Disk::new(&trace);
     trace.events.iter().for_each(|traced| disk.apply(&traced.event));
     let left = site::temporary();
-    disk.rebuild(STRICT, &mut Rng::new(0), left.path());
+    disk.rebuild(STRICT, &mut Rng::with_seed(0), left.path());
     let bridge = Bridge::start(&left.path().join(LOG), brokers).expect("a start after the cut");
     let mut client = Client::connect(bridge.process(), bridge.address());
     let last = Callback { connection: u32::MAX, number: 0, bytes: 100 };
@@ -186,7 +184,7 @@ fn a_bridge_whose_syncs_do_nothing_is_found_out() {
         let cuts: Vec<Cut> =
             acknowledged.iter().step_by(8).map(|(index, _)| Cut::strict(index + 1)).collect();
         let history = History { trace: &trace, acknowledged: &acknowledged, kafka: None };
-        let outcome = history.cut(&cuts, &Rng::new(0));
+        let outcome = history.cut(&cuts, 0);
         println!("{test}, without {what}: {outcome}");
         let failures = outcome.failures;
         assert_eq!(failures.len(), cuts.len(), "without {what} nothing holds: {failures:#?}");
@@ -320,7 +318,7 @@ fn a_kill_at_any_step_of_a_start_leaves_nothing_unsynced_behind() {
             acknowledged.iter().map(|(index, _)| Cut::strict(index + 1)).collect();
         cuts.push(Cut::strict(trace.events.len()).and_start());
         let history = History { trace: &trace, acknowledged: &acknowledged, kafka: None };
-        let outcome = history.cut(&cuts, &Rng::new(0));
+        let outcome = history.cut(&cuts, 0);
         assert!(outcome.failures.is_empty(), "killed at step {step}: {:#?}", outcome.failures);
     }
 }

@@ -38,7 +38,7 @@ pub(crate) struct Common {
     /// Another livebridge to measure.
     #[arg(long, global = true, default_value = env!("CARGO_BIN_EXE_livebridge"))]
     livebridge: PathBuf,
-    /// Where figures go as JSON and the picture as SVG [default: bench in the target directory].
+    /// Where figures go as JSON [default: bench in the target directory].
     #[arg(long, global = true)]
     out: Option<PathBuf>,
     /// Given by `cargo bench`.

@@ -13,9 +13,9 @@ use serde::Deserialize;
 use super::disk::{Disk, EVERYTHING, STRICT, Survival, TEARING, VARIANTS};
 use super::kafka::{Kafka, Seen};
 use super::load::{Callback, Client};
-use super::rng::Rng;
 use super::site::{self, Bridge, LOG, NO_KAFKA, Site};
 use super::trace::{Event, Trace};
+use fastrand::Rng;
 
 /// More than this the embedded Kafka might drop before it is read.
 const PUBLISHED_BYTES_MAX: u64 = 3_000_000;
@@ -140,7 +140,7 @@ pub(crate) fn choose(trace: &Trace, count: usize, rng: &mut Rng) -> Vec<Cut> {
         );
         let places = edges.entry(stage).or_default();
         // Between two writes there are more points than of any other kind: take some.
-        if !between || rng.chance(250) {
+        if !between || rng.u32(..1000) < 250 {
             places.extend([index, index + 1]);
         }
     }
@@ -154,13 +154,13 @@ pub(crate) fn choose(trace: &Trace, count: usize, rng: &mut Rng) -> Vec<Cut> {
             if left.is_empty() {
                 left.clone_from(places);
             }
-            let index = left.swap_remove(rng.below(left.len()));
+            let index = left.swap_remove(rng.usize(..left.len()));
             let survival = match stage {
-                Stage::Torn => TEARING[rng.below(TEARING.len())],
-                _ if rng.chance(333) => STRICT,
-                _ => VARIANTS[rng.below(VARIANTS.len())],
+                Stage::Torn => TEARING[rng.usize(..TEARING.len())],
+                _ if rng.u32(..1000) < 333 => STRICT,
+                _ => VARIANTS[rng.usize(..VARIANTS.len())],
             };
-            let then = match rng.below(15) {
+            let then = match rng.usize(..15) {
                 0 => Then::Publish,
                 1 | 2 => Then::Start,
                 _ => Then::Read,
@@ -218,12 +218,12 @@ pub(crate) struct History<'a> {
 
 impl History<'_> {
     /// Cuts at each of `cuts`, on all processors.
-    pub(crate) fn cut(&self, cuts: &[Cut], rng: &Rng) -> Outcome {
+    pub(crate) fn cut(&self, cuts: &[Cut], seed: u64) -> Outcome {
         let workers = thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8);
         let mut outcome = Outcome::default();
         thread::scope(|scope| {
             let work =
-                |worker| move || self.cut_some(cuts.iter().skip(worker).step_by(workers), rng);
+                |worker| move || self.cut_some(cuts.iter().skip(worker).step_by(workers), seed);
             let workers: Vec<_> = (0..workers).map(|worker| scope.spawn(work(worker))).collect();
             for worker in workers {
                 outcome.add(worker.join().expect("a worker that does not panic"));
@@ -232,7 +232,7 @@ impl History<'_> {
         outcome
     }
 
-    fn cut_some<'c>(&self, cuts: impl Iterator<Item = &'c Cut>, rng: &Rng) -> Outcome {
+    fn cut_some<'c>(&self, cuts: impl Iterator<Item = &'c Cut>, seed: u64) -> Outcome {
         let mut disk = Disk::new(self.trace);
         let mut applied = 0;
         let mut outcome = Outcome::default();
@@ -242,7 +242,7 @@ impl History<'_> {
             }
             applied = cut.index;
             // What a cut leaves depends on its place, not on who works on it.
-            let mut rng = rng.for_place(cut.index);
+            let mut rng = Rng::with_seed(seed.rotate_left(32) ^ cut.index as u64);
             let left = site::temporary();
             let left = left.path().join("disk");
             fs::create_dir(&left).expect("a directory");
@@ -393,7 +393,7 @@ pub(crate) fn assert_complete(site: &Site, trace: &Trace) {
             applied += 1;
         }
         let rebuilt = site::temporary();
-        disk.rebuild(EVERYTHING, &mut Rng::new(0), rebuilt.path());
+        disk.rebuild(EVERYTHING, &mut Rng::with_seed(0), rebuilt.path());
         let rebuilt = site::image(rebuilt.path());
         for (path, content) in image {
             let traced = rebuilt.get(path);

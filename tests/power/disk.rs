@@ -10,8 +10,8 @@ use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
-use super::rng::Rng;
 use super::trace::{Event, Trace};
+use fastrand::Rng;
 
 const SECTOR: u64 = 512;
 
@@ -206,7 +206,7 @@ impl<'a> Disk<'a> {
         };
         let mut entries = durable.clone();
         for change in pending {
-            if rng.chance(survival.names) {
+            if rng.u32(..1000) < survival.names {
                 change.apply(&mut entries);
             }
         }
@@ -249,14 +249,14 @@ impl<'a> Disk<'a> {
                 Change::Size(size) => *size,
             });
         }
-        let last = if survival.data == 1000 { sizes.len() - 1 } else { rng.below(sizes.len()) };
+        let last = if survival.data == 1000 { sizes.len() - 1 } else { rng.usize(..sizes.len()) };
         let mut content = durable.to_vec();
         let mut dead = HashSet::new();
         for (index, change) in pending.iter().enumerate() {
             match change {
                 Change::Write { offset, data } => {
                     let piece = if survival.piece == 0 { u64::MAX } else { survival.piece };
-                    let mut alive = rng.chance(survival.data);
+                    let mut alive = rng.u32(..1000) < survival.data;
                     let mut at = 0;
                     while at < data.len() {
                         let place = offset + at as u64;
@@ -264,7 +264,7 @@ impl<'a> Disk<'a> {
                         let length = usize::try_from(sector_end - place).expect("a sector");
                         let end = data.len().min(at + length);
                         if at > 0 && place.is_multiple_of(piece) {
-                            alive = rng.chance(survival.data);
+                            alive = rng.u32(..1000) < survival.data;
                         }
                         // A sector is written whole: without this change also without later ones.
                         if alive && !dead.contains(&(place / SECTOR)) {
@@ -294,7 +294,7 @@ impl<'a> Disk<'a> {
                 _ => None,
             })
             .collect();
-        if files.is_empty() { &[] } else { files[rng.below(files.len())] }
+        if files.is_empty() { &[] } else { files[rng.usize(..files.len())] }
     }
 }
 

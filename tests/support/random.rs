@@ -4,9 +4,9 @@ use std::env;
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
-/// `SplitMix64`: small, and good enough to choose moments.
+/// The source of a test's random choices.
 #[derive(Clone, Debug)]
-pub struct Random(u64);
+pub struct Random(fastrand::Rng);
 
 impl Random {
     /// Seeded by `LIVEBRIDGE_SEED` or by the clock.
@@ -18,24 +18,20 @@ impl Random {
         let given = env::var("LIVEBRIDGE_SEED").ok();
         let seed = given.map_or_else(clock, |seed| seed.parse().expect("LIVEBRIDGE_SEED"));
         eprintln!("{test}: LIVEBRIDGE_SEED={seed}");
-        Self(seed)
+        Self(fastrand::Rng::with_seed(seed))
     }
 
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
+        self.0.u64(..)
     }
 
     /// Another source, which this one's further course does not influence.
     pub fn fork(&mut self) -> Self {
-        Self(self.next())
+        Self(self.0.fork())
     }
 
     pub fn within(&mut self, range: Range<u64>) -> u64 {
-        range.start + self.next() % (range.end - range.start)
+        self.0.u64(range)
     }
 
     pub fn millis(&mut self, range: Range<u64>) -> Duration {
@@ -44,12 +40,11 @@ impl Random {
 
     /// A place in something that has so many.
     pub fn index(&mut self, length: usize) -> usize {
-        let length = u64::try_from(length).expect("a length");
-        usize::try_from(self.next() % length).expect("below a usize")
+        self.0.usize(..length)
     }
 
     pub fn percent(&mut self, chance: u64) -> bool {
-        self.next() % 100 < chance
+        self.0.u64(..100) < chance
     }
 
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
