@@ -25,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::heartbeat::{self, Heartbeat};
+use crate::log_limit::LogLimiter;
+use crate::logging;
 use crate::metrics::{self, CloseReason, Exporter};
 use crate::reloadable::Reloadable;
 use crate::secret::Secret;
@@ -97,6 +99,7 @@ pub async fn run(
         stop: stop.clone(),
     });
     let mut upkeep = tokio::time::interval(UPKEEP);
+    let mut dropped_lines = DroppedLines::default();
     let mut sampling = tokio::time::interval(Duration::from_secs(status::EVERY));
     sampling.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Who asks at once sees something.
@@ -105,7 +108,10 @@ pub async fn run(
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            _ = upkeep.tick() => shared.exporter.upkeep(),
+            _ = upkeep.tick() => {
+                shared.exporter.upkeep();
+                dropped_lines.report();
+            }
             _ = sampling.tick() => shared.history().sample(&shared.exporter),
             accepted = listener.accept() => {
                 let Ok((stream, _)) = accepted else { continue };
@@ -120,6 +126,24 @@ pub async fn run(
                 let shared = Arc::clone(&shared);
                 connections.push_back(tokio::spawn(async move { serve(stream, &shared).await }));
             }
+        }
+    }
+}
+
+/// Log lines that were dropped, as far as the log has told of them.
+#[derive(Default)]
+struct DroppedLines {
+    reported: u64,
+}
+
+impl DroppedLines {
+    fn report(&mut self) {
+        static LIMIT: LogLimiter = LogLimiter::new();
+        let dropped = logging::dropped_lines();
+        metrics::log_lines_dropped(dropped);
+        if dropped > self.reported && LIMIT.permit().is_some() {
+            let lines = dropped - std::mem::replace(&mut self.reported, dropped);
+            tracing::warn!(lines, "log lines were dropped: standard error is not read fast enough");
         }
     }
 }
@@ -213,6 +237,7 @@ fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>>
         (&Method::GET | &Method::HEAD, "/metrics") => {
             // As of now: the log looks at itself ten times a second, and later when its disk is slow.
             shared.probe.show();
+            metrics::log_lines_dropped(logging::dropped_lines());
             (StatusCode::OK, "text/plain; version=0.0.4", shared.exporter.render())
         }
         (&Method::GET | &Method::HEAD, "/healthz") => match standstill(shared) {

@@ -203,16 +203,18 @@ pub(crate) fn run() -> ExitCode {
         Command::Completions(options) => generate::completions(&options),
         Command::Man(options) => generate::man(&options),
     };
-    match outcome {
+    let code = match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(CliError::Found) => ExitCode::from(EXIT_FAILURE),
         Err(CliError::Unavailable) => ExitCode::from(EXIT_UNAVAILABLE),
         Err(error) => {
-            eprintln!("livebridge: {error}");
+            logging::print_last_line(&format!("livebridge: {error}"));
             let usage = matches!(error, CliError::Config(_) | CliError::Usage(_));
             ExitCode::from(if usage { EXIT_USAGE } else { EXIT_FAILURE })
         }
-    }
+    };
+    logging::flush();
+    code
 }
 
 fn serve(options: &ConfigFile) -> Result<(), CliError> {
@@ -269,6 +271,7 @@ fn stop_signal() -> Result<impl Future<Output = ()>, CliError> {
                 _ = interrupt.recv() => {}
             }
             tracing::warn!("stopped at once by a second signal");
+            logging::flush();
             std::process::exit(i32::from(EXIT_FAILURE));
         });
     })

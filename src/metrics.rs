@@ -133,6 +133,7 @@ struct Metrics {
     build: Gauge,
     reloads: Counters,
     reload_ok: Gauge,
+    log_lines_dropped: Counter,
     accepted: Counters,
     refused: Counters,
     connections: Gauge,
@@ -188,6 +189,7 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
             |label| counter!("livebridge_config_reloads_total", "outcome" => label),
         ),
         reload_ok: gauge!("livebridge_config_ok"),
+        log_lines_dropped: counter!("livebridge_log_lines_dropped_total"),
         accepted: Counters::new(
             type_labels(),
             |label| counter!("livebridge_callbacks_accepted_total", "event_type" => label),
@@ -279,6 +281,11 @@ pub fn refused(reason: &'static str) {
 pub fn reloaded(taken: bool) {
     METRICS.reloads.get(if taken { "applied" } else { "refused" }).increment(1);
     METRICS.reload_ok.set(if taken { 1.0 } else { 0.0 });
+}
+
+/// How many log lines were dropped since the start.
+pub fn log_lines_dropped(lines: u64) {
+    METRICS.log_lines_dropped.absolute(lines);
 }
 
 /// A connection was opened.

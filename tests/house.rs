@@ -26,7 +26,20 @@ const MAY_NAME: [(&str, &[&str]); 22] = [
         "intake",
         &["callback", "reloadable", "metrics", "heartbeat", "recent", "record", "secret", "wal"],
     ),
-    ("admin", &["reloadable", "metrics", "heartbeat", "recent", "record", "secret", "wal"]),
+    (
+        "admin",
+        &[
+            "reloadable",
+            "logging",
+            "log_limit",
+            "metrics",
+            "heartbeat",
+            "recent",
+            "record",
+            "secret",
+            "wal",
+        ],
+    ),
     (
         "config",
         &[

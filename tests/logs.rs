@@ -5,7 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::SocketAddr;
+use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,6 +15,7 @@ use livebridge::kafka::embedded::Embedded;
 use livebridge::publisher::Topics;
 use rustix::process::Signal;
 use serde_json::Value;
+use std::io::PipeReader;
 use tempfile::TempDir;
 
 #[path = "support/door.rs"]
@@ -73,7 +76,7 @@ impl Bed {
     }
 
     /// Level and message of every line that is `about` something.
-    fn said(&self, about: &str) -> Vec<(String, String)> {
+    fn lines_about(&self, about: &str) -> Vec<(String, String)> {
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         let said =
             self.lines().into_iter().map(|line| (text(&line["level"]), text(&line["message"])));
@@ -108,7 +111,7 @@ fn pair(first: (&str, &str), second: (&str, &str)) -> Vec<(String, String)> {
 #[test]
 fn no_callback_has_a_line_of_its_own_at_any_level() {
     let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
-    let bed = Bed::new(&kafka.brokers(), "min_free_bytes = 0\n[log]\nlevel = \"livebridge=trace\"");
+    let bed = Bed::new(&kafka.brokers(), "min_free_bytes = 0\n[log]\nlevel = \"trace\"");
     bed.send(1);
     let published = |bed: &Bed, count: f64| {
         let series = scrape(bed.admin);
@@ -132,15 +135,15 @@ fn a_disk_that_runs_low_and_has_room_again_is_a_line_each() {
     let bed = Bed::new("127.0.0.1:1", "min_free_bytes = 0");
     for round in 1..=2 {
         bed.reload("min_free_bytes = \"1EiB\"");
-        bed.wait_until(|bed| bed.said("refused with 503").len() == round);
+        bed.wait_until(|bed| bed.lines_about("refused with 503").len() == round);
         // Looked at several times meanwhile.
         thread::sleep(Duration::from_millis(400));
         bed.reload("min_free_bytes = 0");
-        bed.wait_until(|bed| bed.said("takes callbacks again").len() == round);
+        bed.wait_until(|bed| bed.lines_about("takes callbacks again").len() == round);
         thread::sleep(Duration::from_millis(400));
     }
-    let low = bed.said("refused with 503");
-    let fine = bed.said("takes callbacks again");
+    let low = bed.lines_about("refused with 503");
+    let fine = bed.lines_about("takes callbacks again");
     assert_eq!((low.len(), fine.len()), (2, 2));
     assert!(low.iter().all(|(level, _)| level == "ERROR"));
     assert!(fine.iter().all(|(level, _)| level == "INFO"));
@@ -152,14 +155,15 @@ fn kafka_lost_and_found_is_a_line_each() {
     let door = Door::to(kafka.brokers());
     let bed = Bed::new(&door.address.to_string(), "min_free_bytes = 0");
     let about = "to Kafka";
-    bed.wait_until(|bed| bed.said("cannot publish to Kafka").len() == 1);
+    bed.wait_until(|bed| bed.lines_about("cannot publish to Kafka").len() == 1);
     bed.send(20);
     thread::sleep(Duration::from_secs(2));
     door.open();
-    bed.wait_until(|bed| bed.said("publishing to Kafka again").len() == 1);
+    bed.wait_until(|bed| bed.lines_about("publishing to Kafka again").len() == 1);
     bed.send(20);
     bed.wait_until(|bed| scrape(bed.admin)["livebridge_wal_records"] == 0.0);
-    let said: Vec<_> = bed.said(about).into_iter().filter(|(_, m)| !m.contains("ledger")).collect();
+    let said: Vec<_> =
+        bed.lines_about(about).into_iter().filter(|(_, m)| !m.contains("ledger")).collect();
     let lost = "cannot publish to Kafka; callbacks are still taken and stored, trying again";
     assert_eq!(said, pair(("ERROR", lost), ("INFO", "publishing to Kafka again")));
 }
@@ -181,4 +185,93 @@ fn people_get_text_and_a_level_that_is_none_is_refused() {
     assert_eq!(said.code, Some(0), "{said:?}");
     let line = said.stderr.lines().find(|line| line.contains("intake listening")).unwrap();
     assert!(line.contains(" INFO intake listening address=127.0.0.1:"), "{line}");
+}
+
+/// A livebridge whose standard error is a pipe of 4 KiB. Reads the addresses of its listeners from
+/// it, and then nothing more.
+fn with_a_small_pipe(
+    level: &str,
+) -> (Child, BufReader<PipeReader>, SocketAddr, SocketAddr, TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("livebridge.toml");
+    let level = format!("min_free_bytes = 0\n[log]\nlevel = {level:?}");
+    fs::write(&path, Bed::config(&dir, "127.0.0.1:1", &level)).unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    rustix::pipe::fcntl_setpipe_size(&writer, 4096).unwrap();
+    let mut command = livebridge(&["serve", "--config", path.to_str().unwrap()]);
+    command.stdout(Stdio::null()).stderr(writer).env("LIVEBRIDGE_LOG_FORMAT", "json");
+    let child = Child(command.spawn().unwrap());
+    drop(command);
+    let mut reader = BufReader::with_capacity(1, reader);
+    let mut address = |message: &str| loop {
+        let mut line = String::new();
+        assert!(reader.read_line(&mut line).unwrap() > 0, "it ended");
+        let line: Value = serde_json::from_str(&line).unwrap();
+        if line["message"] == message {
+            break line["address"].as_str().unwrap().parse::<SocketAddr>().unwrap();
+        }
+    };
+    let intake = address("intake listening");
+    let admin = address("admin listening");
+    (child, reader, intake, admin, dir)
+}
+
+/// A process that ends with its test.
+struct Child(std::process::Child);
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_log_pipe_that_nobody_reads_never_stops_callbacks_or_the_end_of_the_process() {
+    let (mut child, mut reader, intake, admin, _dir) =
+        with_a_small_pipe("livebridge=debug,sled=trace,mio=trace");
+    for number in 0..3000 {
+        // Each on a connection of its own that ends with nonsense, which is a line at debug.
+        let mut wire = Wire::connect(intake).patience(PATIENCE);
+        wire.send(post("/callback", &format!(r#"{{"event_type":1,"n":{number}}}"#)));
+        let answer = wire.answer().unwrap_or_else(|| panic!("no answer to callback {number}"));
+        assert_eq!(answer.status, 200);
+        wire.send("nonsense\r\n\r\n");
+    }
+    assert!(scrape(admin)["livebridge_log_lines_dropped_total"] >= 0.0);
+    let started = Instant::now();
+    let pid = rustix::process::Pid::from_child(&child.0);
+    rustix::process::kill_process(pid, Signal::TERM).unwrap();
+    let code = loop {
+        if let Some(status) = child.0.try_wait().unwrap() {
+            break status.code();
+        }
+        assert!(started.elapsed() < PATIENCE, "it waits for the reader of its log");
+        thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(code, Some(0));
+    // What was written is whole lines of JSON, but for the last one, which may be cut.
+    let mut rest = String::new();
+    reader.read_to_string(&mut rest).unwrap();
+    // A line that does not fit into what is left of the pipe waits.
+    assert!(rest.len() > 2500, "the pipe was not full: {} bytes", rest.len());
+    let mut lines: Vec<&str> = rest.lines().collect();
+    lines.pop();
+    assert!(lines.iter().all(|line| serde_json::from_str::<Value>(line).is_ok()));
+}
+
+#[test]
+fn the_last_lines_before_the_end_are_written() {
+    let bed = Bed::new("127.0.0.1:1", "min_free_bytes = 0");
+    bed.process.signal(Signal::TERM);
+    bed.wait_until(|bed| !bed.lines_about("stopped").is_empty());
+    // A second process on the same log: its error is the last line.
+    let dir = bed.dir.path().join("livebridge.toml");
+    let second = Bed::new("127.0.0.1:1", "min_free_bytes = 0");
+    let config = Bed::config(&second.dir, "127.0.0.1:1", "min_free_bytes = 0");
+    fs::write(&dir, config).unwrap();
+    let refused = run(&mut livebridge(&["serve", "--config", dir.to_str().unwrap()]));
+    assert_eq!(refused.code, Some(1));
+    let last = refused.stderr.lines().last().unwrap();
+    assert!(last.starts_with("livebridge: the log in "), "{}", refused.stderr);
 }

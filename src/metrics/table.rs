@@ -60,6 +60,10 @@ pub(super) const TABLE: &[Metric] = &[
         Unit::Count,
         "1 while the configuration in use is the one last read, 0 while that was refused",
     ),
+    counter(
+        "livebridge_log_lines_dropped_total",
+        "Log lines dropped because standard error was not read fast enough",
+    ),
     // Intake.
     counter("livebridge_callbacks_accepted_total", "Callbacks answered 200: durable in the log"),
     counter("livebridge_callbacks_refused_total", "Requests answered with an error, by reason"),
