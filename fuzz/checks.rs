@@ -7,7 +7,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fs, str};
 
 use bytes::{Bytes, BytesMut};
@@ -204,11 +204,11 @@ pub fn ledger(data: &[u8]) {
         for bytes in [part, data] {
             let Ok(commit) = Commit::decode(bytes) else { continue };
             assert_eq!(commit.encode(), bytes);
-            ledger.apply(&commit);
+            ledger.apply(&commit, Instant::now());
             if let Some(id) = commit.ids.last() {
                 assert_eq!(ledger.known(*id), Known::Retry);
             }
-            ledger.expire(commit.newest);
+            ledger.expire(commit.newest, Instant::now());
         }
     }
 }

@@ -5,18 +5,20 @@
 //! instance has published (I5). Of that, only the progress has a copy on local disk (wal/progress.rs):
 //! nothing can be published while Kafka is away, so nobody asks for the ids then.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::hash::{BuildHasherDefault, Hasher};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::metrics;
 use crate::record::{EventId, Lsn, Timestamp};
 use crate::wal::LogId;
 
+mod window;
+
+use window::Window;
+
 /// How long and how many ids are remembered.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// A retry is known for what it is if it was received within this time of its original.
+    /// A retry is recognised if it was received within this time of its original.
     pub window: Duration,
     /// More ids than this are not kept, whatever the window says.
     pub max_ids: usize,
@@ -127,11 +129,11 @@ impl Ledger {
     /// How far back ids matter when the oldest record to publish was received at `oldest`.
     #[must_use]
     pub fn horizon(&self, oldest: Timestamp) -> Timestamp {
-        oldest.before(self.window.config.window)
+        oldest.before(self.window.config().window)
     }
 
-    /// Takes in a commit, be it this log's or another's.
-    pub fn apply(&mut self, commit: &Commit) {
+    /// Applies a commit of this log or of another; `now` is the monotonic clock's time.
+    pub fn apply(&mut self, commit: &Commit, now: Instant) {
         if commit.log == self.log {
             if commit.last <= self.progress {
                 return;
@@ -139,7 +141,7 @@ impl Ledger {
             self.progress = commit.last;
         }
         for id in &commit.ids {
-            self.window.insert(*id, commit.newest);
+            self.window.insert(*id, commit.newest, now);
         }
         metrics::dedup_ids(self.window.len());
     }
@@ -150,135 +152,10 @@ impl Ledger {
         self.window.known(id)
     }
 
-    /// Forgets ids that no record to come can be a retry of.
-    ///
-    /// The clock is the records' time of receipt: a retry that waited in the log through an outage
-    /// longer than the window still meets its original.
-    pub fn expire(&mut self, oldest: Timestamp) {
-        let horizon = self.horizon(oldest);
-        self.window.expire(horizon);
-    }
-}
-
-/// Ids in generations, which are dropped whole.
-#[derive(Debug)]
-struct Window {
-    config: Config,
-    generations: VecDeque<Generation>,
-    len: usize,
-}
-
-/// The window is this many generations, and up to one more while the oldest runs out.
-const GENERATIONS: u32 = 8;
-
-/// Ids that were published about the same time.
-#[derive(Debug)]
-struct Generation {
-    started: Timestamp,
-    newest: Timestamp,
-    /// Natural key to content.
-    ids: HashMap<u64, u64, BuildHasherDefault<AlreadyHashed>>,
-    /// Further contents under a natural key that is in `ids`.
-    conflicts: HashSet<EventId>,
-}
-
-impl Window {
-    fn new(config: Config) -> Self {
-        Self { config, generations: VecDeque::new(), len: 0 }
-    }
-
-    fn len(&self) -> usize {
-        self.len
-    }
-
-    fn known(&self, id: EventId) -> Known {
-        let mut known = Known::New;
-        for generation in self.generations.iter().rev() {
-            match generation.ids.get(&id.natural) {
-                Some(content) if *content == id.content => return Known::Retry,
-                Some(_) if generation.conflicts.contains(&id) => return Known::Retry,
-                Some(_) => known = Known::Conflict,
-                None => {}
-            }
-        }
-        known
-    }
-
-    fn insert(&mut self, id: EventId, received: Timestamp) {
-        let ids_max = (self.config.max_ids / GENERATIONS as usize).max(1);
-        let span = self.config.window / GENERATIONS;
-        let full = self.generations.back().is_none_or(|generation| {
-            generation.len() >= ids_max || received.since(generation.started) > span
-        });
-        if full {
-            // The next generation will be about as large as the last: spare it the growing.
-            let expected = self.generations.back().map_or(0, Generation::len).min(ids_max);
-            self.generations.push_back(Generation::new(received, expected));
-        }
-        while self.len >= self.config.max_ids && self.generations.len() > 1 {
-            self.drop_oldest();
-            metrics::dedup_squeezed();
-        }
-        if let Some(generation) = self.generations.back_mut() {
-            let before = generation.len();
-            generation.insert(id, received);
-            self.len += generation.len() - before;
-        }
-    }
-
-    fn expire(&mut self, horizon: Timestamp) {
-        while self.generations.front().is_some_and(|oldest| oldest.newest < horizon) {
-            self.drop_oldest();
-        }
-    }
-
-    fn drop_oldest(&mut self) {
-        if let Some(oldest) = self.generations.pop_front() {
-            self.len -= oldest.len();
-        }
-    }
-}
-
-impl Generation {
-    fn new(started: Timestamp, expected: usize) -> Self {
-        Self {
-            started,
-            newest: started,
-            ids: HashMap::with_capacity_and_hasher(expected, BuildHasherDefault::default()),
-            conflicts: HashSet::new(),
-        }
-    }
-
-    fn len(&self) -> usize {
-        self.ids.len() + self.conflicts.len()
-    }
-
-    fn insert(&mut self, id: EventId, received: Timestamp) {
-        self.newest = self.newest.max(received);
-        let content = *self.ids.entry(id.natural).or_insert(id.content);
-        if content != id.content {
-            self.conflicts.insert(id);
-        }
-    }
-}
-
-/// Natural keys are digests: hashing them again would spread them no better.
-#[derive(Default)]
-struct AlreadyHashed(u64);
-
-impl Hasher for AlreadyHashed {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        self.0 = number;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
+    /// Drops ids that no record to come can be a retry of: `oldest` is when the oldest record to
+    /// publish was received, `now` the monotonic clock's time (see [`window`]).
+    pub fn expire(&mut self, oldest: Timestamp, now: Instant) {
+        self.window.expire(self.horizon(oldest), now);
     }
 }
 

@@ -244,7 +244,7 @@ impl Publisher {
                 Next::Entries(entries) => entries,
                 Next::Idle => {
                     producer.serve();
-                    self.ledger.expire(Timestamp::now());
+                    self.ledger.expire(Timestamp::now(), Instant::now());
                     continue;
                 }
                 Next::End => return Ok(SessionEnd::Done),
@@ -389,11 +389,11 @@ impl Publisher {
     /// The batch is in Kafka, for good: count it and let the log have its space back (I3).
     fn finish(&mut self, batch: &Batch<'_>, commit: Option<&Commit>) {
         if let Some(commit) = commit {
-            self.ledger.apply(commit);
+            self.ledger.apply(commit, Instant::now());
         }
         let outcomes = batch.count();
         if let Some(last) = batch.last() {
-            self.ledger.expire(last.record.received_at);
+            self.ledger.expire(last.record.received_at, Instant::now());
             self.reader.settle(last.lsn, Some(last.record.received_at), outcomes);
         }
     }
@@ -433,7 +433,7 @@ impl Publisher {
 
 fn apply(ledger: &mut Ledger, bytes: &[u8]) {
     match Commit::decode(bytes) {
-        Ok(commit) => ledger.apply(&commit),
+        Ok(commit) => ledger.apply(&commit, Instant::now()),
         Err(error) => {
             static PASSED: LogLimiter = LogLimiter::new();
             if let Some(suppressed) = PASSED.permit() {

@@ -1,4 +1,6 @@
-//! The window against a naive one, and the bytes of a commit.
+//! The window against a naive model, and the bytes of a commit.
+
+use std::sync::LazyLock;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -21,6 +23,14 @@ fn id(natural: u64, content: u64) -> EventId {
 
 fn commit(log: LogId, last: Lsn, newest: Timestamp, ids: Vec<EventId>) -> Commit {
     Commit { log, first: last, last, newest, ids }
+}
+
+/// The monotonic clock's time at which every test starts.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// The monotonic clock's time so many seconds after [`START`].
+fn mono(secs: i64) -> Instant {
+    *START + Duration::from_secs(u64::try_from(secs).unwrap())
 }
 
 fn ledger(max_ids: usize) -> Ledger {
@@ -49,46 +59,53 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn what_is_within_the_window_is_known_and_what_never_was_is_not(ops in vec(any_op(), 1..80)) {
+    fn ids_within_the_window_are_known_and_unpublished_ids_are_not(ops in vec((any_op(), 0_i64..900), 1..80)) {
         let mut ledger = ledger(usize::MAX);
         // Every id ever published, with the latest time it was; and what must still be known.
         let mut ever: Vec<(EventId, Timestamp)> = Vec::new();
-        let mut within: Vec<(EventId, Timestamp)> = Vec::new();
+        let mut within: Vec<(EventId, Timestamp, i64)> = Vec::new();
         let (mut now, mut next) = (1_700_000_000, Lsn::new(1, 1));
-        for op in ops {
+        // The monotonic clock goes on by itself, whatever the system clock does.
+        let mut elapsed = 0;
+        for (op, pause) in ops {
+            elapsed += pause;
             match op {
                 Op::Commit { by, ids, after } => {
                     let newest = at(now + after);
                     now = now.max(now + after);
                     let ids: Vec<_> = ids.into_iter().map(|(n, c)| id(n, c)).collect();
                     ever.extend(ids.iter().map(|id| (*id, newest)));
-                    within.extend(ids.iter().map(|id| (*id, newest)));
-                    ledger.apply(&commit(log(by), next, newest, ids));
+                    within.extend(ids.iter().map(|id| (*id, newest, elapsed)));
+                    ledger.apply(&commit(log(by), next, newest, ids), mono(elapsed));
                     next = next.next();
                 }
                 Op::Expire { lag } => {
                     let oldest = at(now - lag);
-                    ledger.expire(oldest);
-                    within.retain(|(_, received)| *received >= oldest.before(HOUR));
+                    ledger.expire(oldest, mono(elapsed));
+                    within.retain(|(_, received, learned)| {
+                        *received >= oldest.before(HOUR) || elapsed - learned < 3600
+                    });
                 }
             }
             for natural in 0..60 {
                 for content in 0..3 {
                     let id = id(natural, content);
                     let known = ledger.known(id);
-                    let was = |list: &[(EventId, Timestamp)]| list.iter().any(|(other, _)| *other == id);
-                    let twin = |list: &[(EventId, Timestamp)]| list.iter().any(|(other, _)| other.natural == natural);
-                    prop_assert!(!was(&within) || known == Known::Retry, "{id} is forgotten: {known:?}");
-                    prop_assert!(was(&ever) || known != Known::Retry, "{id} was never published");
-                    prop_assert!(!twin(&within) || known != Known::New, "{id} has a twin");
-                    prop_assert!(twin(&ever) || known == Known::New, "{id} has no twin: {known:?}");
+                    let is_kept = within.iter().any(|(other, ..)| *other == id);
+                    let is_twin_kept = within.iter().any(|(other, ..)| other.natural == natural);
+                    let was = ever.iter().any(|(other, _)| *other == id);
+                    let was_twin = ever.iter().any(|(other, _)| other.natural == natural);
+                    prop_assert!(!is_kept || known == Known::Retry, "{id} is forgotten: {known:?}");
+                    prop_assert!(was || known != Known::Retry, "{id} was never published");
+                    prop_assert!(!is_twin_kept || known != Known::New, "{id} has a twin");
+                    prop_assert!(was_twin || known == Known::New, "{id} has no twin: {known:?}");
                 }
             }
         }
     }
 
     #[test]
-    fn what_has_run_out_is_forgotten_within_an_eighth_of_the_window(
+    fn expired_ids_are_dropped_within_an_eighth_of_the_window(
         gaps in vec(0_i64..600, 1..300),
         lag in 0_i64..7200,
     ) {
@@ -96,11 +113,12 @@ proptest! {
         let (mut now, mut published) = (1_700_000_000, Vec::new());
         for (number, gap) in (1..).zip(gaps) {
             now += gap;
-            ledger.apply(&commit(log(1), Lsn::new(1, number), at(now), vec![id(number.into(), 0)]));
+            let commit = commit(log(1), Lsn::new(1, number), at(now), vec![id(number.into(), 0)]);
+            ledger.apply(&commit, mono(now - 1_700_000_000));
             published.push((id(number.into(), 0), at(now)));
         }
         let oldest = at(now - lag);
-        ledger.expire(oldest);
+        ledger.expire(oldest, mono(now - 1_700_000_000));
         for (id, received) in published {
             let known = ledger.known(id);
             if received >= oldest.before(HOUR) {
@@ -111,10 +129,10 @@ proptest! {
         }
     }
 
-    /// Generations that ran out by their time were dropped one at a time while full ones came: the
-    /// window then grew to many times `dedup.max_ids`.
+    /// A failure of an earlier version: expired generations were dropped one at a time while full
+    /// ones came, and the window grew to many times `dedup.max_ids`.
     #[test]
-    fn no_more_ids_are_kept_than_allowed_and_the_newest_are(
+    fn at_most_max_ids_are_kept_and_the_newest_are_among_them(
         max_ids in 8_usize..400,
         commits in vec((0_usize..50, 0_i64..1000), 1..200),
     ) {
@@ -124,7 +142,7 @@ proptest! {
             now += gap;
             let new: Vec<_> = (ids.len()..ids.len() + count).map(|n| id(n as u64, 0)).collect();
             ids.extend(&new);
-            ledger.apply(&commit(log(1), next, at(now), new));
+            ledger.apply(&commit(log(1), next, at(now), new), mono(now - 1_700_000_000));
             next = next.next();
             prop_assert!(ledger.window.len() <= max_ids, "{} of {max_ids}", ledger.window.len());
         }
@@ -156,12 +174,12 @@ proptest! {
         }
         if let Ok(commit) = Commit::decode(&bytes) {
             prop_assert_eq!(commit.encode(), bytes);
-            // Whatever it says, it can be taken in.
+            // Whatever it contains, it can be applied.
             let mut ledger = ledger(10);
-            ledger.apply(&commit);
-            ledger.expire(commit.newest);
-            ledger.expire(Timestamp::from_millis(i64::MAX));
-            ledger.expire(Timestamp::from_millis(i64::MIN));
+            ledger.apply(&commit, mono(0));
+            ledger.expire(commit.newest, mono(0));
+            ledger.expire(Timestamp::from_millis(i64::MAX), mono(7200));
+            ledger.expire(Timestamp::from_millis(i64::MIN), mono(7200));
         }
     }
 }
@@ -197,12 +215,12 @@ fn a_second_content_under_one_key_is_a_conflict_once_and_then_a_retry() {
     let mut ledger = ledger(100);
     let (one, two) = (id(1, 1), id(1, 2));
     assert_eq!(ledger.known(one), Known::New);
-    ledger.apply(&commit(log(1), Lsn::new(1, 1), at(0), vec![one]));
+    ledger.apply(&commit(log(1), Lsn::new(1, 1), at(0), vec![one]), mono(0));
     assert_eq!((ledger.known(one), ledger.known(two)), (Known::Retry, Known::Conflict));
-    ledger.apply(&commit(log(1), Lsn::new(1, 2), at(1), vec![two]));
+    ledger.apply(&commit(log(1), Lsn::new(1, 2), at(1), vec![two]), mono(0));
     assert_eq!((ledger.known(one), ledger.known(two)), (Known::Retry, Known::Retry));
     // Also when they are remembered in different generations.
-    ledger.apply(&commit(log(1), Lsn::new(1, 3), at(2000), vec![id(1, 3)]));
+    ledger.apply(&commit(log(1), Lsn::new(1, 3), at(2000), vec![id(1, 3)]), mono(0));
     for content in 1..=3 {
         assert_eq!(ledger.known(id(1, content)), Known::Retry);
     }
@@ -212,10 +230,10 @@ fn a_second_content_under_one_key_is_a_conflict_once_and_then_a_retry() {
 #[test]
 fn progress_is_this_logs_own_and_never_goes_back() {
     let mut ledger = ledger(100);
-    ledger.apply(&commit(log(2), Lsn::new(9, 9), at(0), vec![id(1, 1)]));
+    ledger.apply(&commit(log(2), Lsn::new(9, 9), at(0), vec![id(1, 1)]), mono(0));
     assert_eq!(ledger.progress(), Lsn::ZERO);
-    ledger.apply(&commit(log(1), Lsn::new(2, 5), at(0), vec![id(2, 2)]));
-    ledger.apply(&commit(log(1), Lsn::new(2, 4), at(0), vec![id(3, 3)]));
+    ledger.apply(&commit(log(1), Lsn::new(2, 5), at(0), vec![id(2, 2)]), mono(0));
+    ledger.apply(&commit(log(1), Lsn::new(2, 4), at(0), vec![id(3, 3)]), mono(0));
     assert_eq!(ledger.progress(), Lsn::new(2, 5));
     assert_eq!(ledger.known(id(1, 1)), Known::Retry, "a peer's event is known");
 }
@@ -224,8 +242,76 @@ fn progress_is_this_logs_own_and_never_goes_back() {
 fn a_limit_of_no_ids_at_all_still_works() {
     let mut ledger = ledger(0);
     for number in 1..100 {
-        ledger.apply(&commit(log(1), Lsn::new(1, number), at(0), vec![id(number.into(), 0)]));
+        ledger.apply(
+            &commit(log(1), Lsn::new(1, number), at(0), vec![id(number.into(), 0)]),
+            mono(0),
+        );
         assert_eq!(ledger.known(id(number.into(), 0)), Known::Retry);
     }
     assert!(ledger.window.len() <= 1);
+}
+
+/// The system clock is set forward by more than the window at run time.
+#[test]
+fn system_clock_set_forward_expires_nothing() {
+    let mut ledger = ledger(100);
+    ledger.apply(&commit(log(1), Lsn::new(1, 1), at(0), vec![id(1, 1)]), mono(0));
+    // An hour later by the system clock, a second later in truth; then a year later.
+    for (jump, elapsed) in [(3600, 1), (3601, 2), (365 * 86_400, 3599)] {
+        ledger.expire(at(jump), mono(elapsed));
+        assert_eq!(ledger.known(id(1, 1)), Known::Retry, "{jump} s by the system clock");
+    }
+    // Ids that are learned after the jump do not push out the earlier ones either.
+    let later = at(365 * 86_400);
+    for number in 2..50 {
+        let commit = commit(log(1), Lsn::new(1, number), later, vec![id(number.into(), 1)]);
+        ledger.apply(&commit, mono(3500));
+        ledger.expire(later, mono(3500));
+    }
+    assert_eq!(ledger.known(id(1, 1)), Known::Retry);
+    // The window has passed by both clocks.
+    ledger.expire(later, mono(7200));
+    assert_eq!(ledger.known(id(1, 1)), Known::New);
+}
+
+#[test]
+fn system_clock_set_back_expires_nothing_early_and_everything_in_the_end() {
+    let mut ledger = ledger(100);
+    ledger.apply(&commit(log(1), Lsn::new(1, 1), at(90_000), vec![id(1, 1)]), mono(0));
+    // A day back: receipts are now earlier than those that are known.
+    for hour in 0..3 {
+        let (received, elapsed) = (at(3600 + hour * 3600), mono(hour * 3600));
+        let number = u32::try_from(hour).unwrap() + 2;
+        let commit = commit(log(1), Lsn::new(1, number), received, vec![id(number.into(), 1)]);
+        ledger.apply(&commit, elapsed);
+        ledger.expire(received, elapsed);
+        assert_eq!(ledger.known(id(1, 1)), Known::Retry);
+        assert_eq!(ledger.known(id(number.into(), 1)), Known::Retry);
+    }
+    // The clock is right again.
+    ledger.expire(at(100_800), mono(10_799));
+    assert_eq!(ledger.known(id(1, 1)), Known::New);
+    assert_eq!(ledger.known(id(2, 1)), Known::New);
+    assert_eq!(ledger.known(id(4, 1)), Known::Retry, "learned within the last hour");
+}
+
+#[test]
+fn ids_read_after_a_restart_are_kept_for_a_window_of_monotonic_time() {
+    let mut ledger = ledger(100);
+    // All read in one second from the ledger topic, published over the last hour.
+    for number in 1..=60 {
+        let commit = commit(
+            log(1),
+            Lsn::new(1, number),
+            at(i64::from(number) * 60),
+            vec![id(number.into(), 1)],
+        );
+        ledger.apply(&commit, mono(1));
+    }
+    ledger.expire(at(1_000_000), mono(3600));
+    for number in 1..=60 {
+        assert_eq!(ledger.known(id(number, 1)), Known::Retry);
+    }
+    ledger.expire(at(1_000_000), mono(3601));
+    assert_eq!(ledger.window.len(), 0);
 }

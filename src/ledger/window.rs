@@ -1,0 +1,160 @@
+//! The dedup window: the ids of published events, in generations that are dropped whole.
+//!
+//! Two clocks decide when an id expires, and both must agree. The records' times of receipt: a
+//! retry that waited in the log through a long outage still meets its original. A monotonic clock:
+//! a system clock that is set forward ages nothing, and set back it only delays expiry. Callers
+//! pass both times in, so that tests and models choose them.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::time::Instant;
+
+use super::{Config, Known};
+use crate::metrics;
+use crate::record::{EventId, Timestamp};
+
+/// The window is this many generations, and up to one more while the oldest expires.
+pub(super) const GENERATIONS: u32 = 8;
+
+#[derive(Debug)]
+pub(super) struct Window {
+    config: Config,
+    generations: VecDeque<Generation>,
+    len: usize,
+    /// The latest horizon that [`Window::expire`] was given.
+    horizon: Timestamp,
+}
+
+/// Ids that were published about the same time.
+#[derive(Debug)]
+struct Generation {
+    /// Of the first id: when its record was received, and when the id was learned.
+    started: (Timestamp, Instant),
+    /// When the newest of the records was received.
+    newest: Timestamp,
+    /// When the last of the ids was learned.
+    learned: Instant,
+    /// Natural key to content.
+    ids: HashMap<u64, u64, BuildHasherDefault<AlreadyHashed>>,
+    /// Further contents under a natural key that is in `ids`.
+    conflicts: HashSet<EventId>,
+}
+
+impl Window {
+    pub(super) fn new(config: Config) -> Self {
+        let horizon = Timestamp::from_millis(i64::MIN);
+        Self { config, generations: VecDeque::new(), len: 0, horizon }
+    }
+
+    pub(super) fn config(&self) -> Config {
+        self.config
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn known(&self, id: EventId) -> Known {
+        let mut known = Known::New;
+        for generation in self.generations.iter().rev() {
+            match generation.ids.get(&id.natural) {
+                Some(content) if *content == id.content => return Known::Retry,
+                Some(_) if generation.conflicts.contains(&id) => return Known::Retry,
+                Some(_) => known = Known::Conflict,
+                None => {}
+            }
+        }
+        known
+    }
+
+    /// Adds the id of a record received at `received`; `now` is the monotonic clock's time.
+    pub(super) fn insert(&mut self, id: EventId, received: Timestamp, now: Instant) {
+        let ids_max = (self.config.max_ids / GENERATIONS as usize).max(1);
+        let span = self.config.window / GENERATIONS;
+        let full = self.generations.back().is_none_or(|generation| {
+            let (started, learned) = generation.started;
+            generation.len() >= ids_max
+                || received.since(started) > span
+                || now.saturating_duration_since(learned) > span
+        });
+        if full {
+            // The next generation will be about as large as the last: allocate for it at once.
+            let expected = self.generations.back().map_or(0, Generation::len).min(ids_max);
+            self.generations.push_back(Generation::new(received, now, expected));
+        }
+        while self.len >= self.config.max_ids && self.generations.len() > 1 {
+            if self.drop_oldest().is_some_and(|newest| newest >= self.horizon) {
+                metrics::dedup_squeezed();
+            }
+        }
+        if let Some(generation) = self.generations.back_mut() {
+            let before = generation.len();
+            generation.insert(id, received, now);
+            self.len += generation.len() - before;
+        }
+    }
+
+    /// Drops the generations whose records were all received before `horizon` and whose ids were
+    /// all learned at least a window before `now`.
+    pub(super) fn expire(&mut self, horizon: Timestamp, now: Instant) {
+        self.horizon = horizon;
+        while self.generations.front().is_some_and(|oldest| {
+            let age = now.saturating_duration_since(oldest.learned);
+            oldest.newest < horizon && age >= self.config.window
+        }) {
+            self.drop_oldest();
+        }
+    }
+
+    /// Drops a generation. Returns when the newest of its records was received.
+    fn drop_oldest(&mut self) -> Option<Timestamp> {
+        let oldest = self.generations.pop_front()?;
+        self.len -= oldest.len();
+        Some(oldest.newest)
+    }
+}
+
+impl Generation {
+    fn new(received: Timestamp, now: Instant, expected: usize) -> Self {
+        Self {
+            started: (received, now),
+            newest: received,
+            learned: now,
+            ids: HashMap::with_capacity_and_hasher(expected, BuildHasherDefault::default()),
+            conflicts: HashSet::new(),
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.ids.len() + self.conflicts.len()
+    }
+
+    fn insert(&mut self, id: EventId, received: Timestamp, now: Instant) {
+        self.newest = self.newest.max(received);
+        self.learned = self.learned.max(now);
+        let content = *self.ids.entry(id.natural).or_insert(id.content);
+        if content != id.content {
+            self.conflicts.insert(id);
+        }
+    }
+}
+
+/// Natural keys are digests: hashing them again would spread them no better.
+#[derive(Default)]
+struct AlreadyHashed(u64);
+
+impl Hasher for AlreadyHashed {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
