@@ -94,6 +94,8 @@ pub const RESERVED: [&str; 11] = [
     "transactional.id",
 ];
 
+/// The one partition of the ledger topic: the order of its records is the order of commits.
+const LEDGER_PARTITION: i32 = 0;
 /// Statistics are about as old as a scrape of them.
 const STATISTICS_INTERVAL_MS: &str = "5000";
 /// How long a look at Kafka's metadata may take.

@@ -59,9 +59,6 @@ pub enum PublisherError {
         #[source]
         cause: std::io::Error,
     },
-    /// librdkafka does not take the configuration.
-    #[error(transparent)]
-    Config(SetupError),
     /// Two processes with one name.
     #[error(
         "another livebridge publishes as kafka.instance = {0:?}; give every instance its own name"
@@ -153,9 +150,6 @@ impl Publisher {
                 Ok(producer) => {
                     self.outage.resolved();
                     self.publish(&producer)?
-                }
-                Err(SetupError::Client(cause)) => {
-                    return Err(PublisherError::Config(SetupError::Client(cause)));
                 }
                 Err(cause) => SessionEnd::Setup(cause),
             };

@@ -10,11 +10,9 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, Context, Delivery, METADATA_TIMEOUT, SetupError};
+use super::{Config, Context, Delivery, LEDGER_PARTITION, METADATA_TIMEOUT, SetupError};
 use crate::record::Timestamp;
 
-/// The ledger has one partition: its order is the order of commits.
-const PARTITION: i32 = 0;
 /// How long one poll waits for a record.
 const POLL: Duration = Duration::from_millis(100);
 /// The ledger is given up when nothing of it has arrived for so long. Kafka ends an abandoned
@@ -101,23 +99,28 @@ impl LedgerReader {
     fn start(&mut self, since: Timestamp) -> KafkaResult<()> {
         let mut wanted = TopicPartitionList::new();
         let millis = Offset::Offset(since.as_millis().max(0));
-        wanted.add_partition_offset(&self.topic, PARTITION, millis)?;
+        wanted.add_partition_offset(&self.topic, LEDGER_PARTITION, millis)?;
         let found = self.consumer.offsets_for_times(wanted, METADATA_TIMEOUT)?;
         let (low, high) = self.bounds()?;
-        self.next = match found.find_partition(&self.topic, PARTITION).map(|found| found.offset()) {
-            Some(Offset::Offset(offset)) => offset,
-            // Nothing is as new: only what comes will matter.
-            _ => high,
-        };
+        self.next =
+            match found.find_partition(&self.topic, LEDGER_PARTITION).map(|found| found.offset()) {
+                Some(Offset::Offset(offset)) => offset,
+                // Nothing is as new: only what comes will matter.
+                _ => high,
+            };
         self.next = self.next.max(low);
         let mut assignment = TopicPartitionList::new();
-        assignment.add_partition_offset(&self.topic, PARTITION, Offset::Offset(self.next))?;
+        assignment.add_partition_offset(
+            &self.topic,
+            LEDGER_PARTITION,
+            Offset::Offset(self.next),
+        )?;
         self.consumer.assign(&assignment)
     }
 
     /// First offset, and the first that is not stable: it may belong to an open transaction.
     fn bounds(&self) -> KafkaResult<(i64, i64)> {
-        self.consumer.fetch_watermarks(&self.topic, PARTITION, METADATA_TIMEOUT)
+        self.consumer.fetch_watermarks(&self.topic, LEDGER_PARTITION, METADATA_TIMEOUT)
     }
 
     /// Reads everything that was committed before this call, by whomever. Returns the records read.
@@ -132,7 +135,7 @@ impl LedgerReader {
         give_up: &CancellationToken,
         mut apply: impl FnMut(&[u8]),
     ) -> Result<u64, SetupError> {
-        let end = self.open.fetch_watermarks(&self.topic, PARTITION, METADATA_TIMEOUT);
+        let end = self.open.fetch_watermarks(&self.topic, LEDGER_PARTITION, METADATA_TIMEOUT);
         let (_, end) = end.map_err(|cause| self.error(cause))?;
         let mut records = 0;
         let mut moved = Instant::now();
@@ -193,7 +196,7 @@ impl LedgerReader {
         if self.open_next.is_none_or(|next| next + OPEN_LAG < self.next) {
             let mut assignment = TopicPartitionList::new();
             let start = Offset::Offset(self.next);
-            assignment.add_partition_offset(&self.topic, PARTITION, start)?;
+            assignment.add_partition_offset(&self.topic, LEDGER_PARTITION, start)?;
             self.open.assign(&assignment)?;
             self.open_next = Some(self.next);
         }
@@ -236,7 +239,7 @@ impl LedgerReader {
         // A fresh fetch: an end that is reported from now on lies at `end` or behind it.
         let start = Offset::Offset(self.next);
         self.consumer
-            .seek(&self.topic, PARTITION, start, METADATA_TIMEOUT)
+            .seek(&self.topic, LEDGER_PARTITION, start, METADATA_TIMEOUT)
             .map_err(|cause| self.error(cause))?;
         let mut records = 0;
         let mut moved = Instant::now();

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaError};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, PurgeConfig};
@@ -12,7 +12,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio_util::sync::CancellationToken;
 
 use super::delivery::{Failed, Reports};
-use super::{Config, Delivery, SetupError};
+use super::{Config, Delivery, LEDGER_PARTITION, SetupError};
 use crate::metrics;
 use crate::record::Timestamp;
 
@@ -122,37 +122,12 @@ impl Producer {
         give_up: CancellationToken,
     ) -> Result<Self, SetupError> {
         let transactional = config.delivery == Delivery::ExactlyOnce;
-        let mut client = config.base();
-        client
-            .set("acks", "all")
-            .set("enable.idempotence", "true")
-            .set("statistics.interval.ms", config.statistics_interval())
-            .set_log_level(RDKafkaLogLevel::Warning);
-        for (name, default) in [
-            // Streams land where Java producers put them.
-            ("partitioner", "murmur2_random"),
-            // A batch is sent as a whole: waiting for more of it gains nothing.
-            ("linger.ms", "1"),
-            ("queue.buffering.max.messages", "200000"),
-        ] {
-            if !config.client.contains_key(name) {
-                client.set(name, default);
-            }
-        }
         let configured = config.client.get("batch.size").and_then(|bytes| bytes.parse().ok());
         let request_bytes =
             configured.map_or(request_bytes, |bytes: usize| bytes.min(request_bytes));
-        client.set("batch.size", request_bytes.to_string());
-        if transactional {
-            client
-                .set("transactional.id", &config.instance)
-                .set("transaction.timeout.ms", TRANSACTION_TIMEOUT.as_millis().to_string())
-                .set("message.timeout.ms", MESSAGE_TIMEOUT.as_millis().to_string());
-        } else {
-            client.set("message.timeout.ms", MESSAGE_TIMEOUT.as_millis().to_string());
-        }
-        let producer: BaseProducer<Reports> =
-            client.create_with_context(Reports::default()).map_err(SetupError::Client)?;
+        let producer: BaseProducer<Reports> = settings(config, request_bytes)
+            .create_with_context(Reports::default())
+            .map_err(SetupError::Client)?;
         let compresses = config.client.keys().any(|name| name.starts_with("compression"));
         let producer = Self { client: producer, transactional, request_bytes, compresses, give_up };
         if transactional {
@@ -181,18 +156,18 @@ impl Producer {
         reports.expect(ledger.map(|ledger| ledger.index));
         self.begin()?;
         for (index, message) in messages().enumerate() {
-            self.send(&message);
+            self.send(&message, None);
             if index % POLL_EVERY == POLL_EVERY - 1 {
                 self.client.poll(Duration::ZERO);
             }
         }
         if let Some(ledger) = ledger.filter(|_| self.transactional) {
-            self.send(ledger);
+            self.send(ledger, Some(LEDGER_PARTITION));
         }
         meanwhile();
         let mut outcome = self.drain(ledger, &messages);
         if let Some(ledger) = ledger.filter(|_| !self.transactional && outcome.is_ok()) {
-            self.send(ledger);
+            self.send(ledger, Some(LEDGER_PARTITION));
             outcome = self.drain(Some(ledger), &messages);
         }
         match outcome {
@@ -217,14 +192,15 @@ impl Producer {
         let undone = |failure: Failure| format!("{failure:?}");
         self.begin().map_err(undone)?;
         for (index, topic) in topics.iter().enumerate() {
-            self.send(&Message {
+            let message = Message {
                 topic,
                 key: None,
                 value: Cow::Borrowed(b"{}"),
                 timestamp: Timestamp::now(),
                 headers: Vec::new(),
                 index,
-            });
+            };
+            self.send(&message, None);
         }
         while self.poll() {}
         let failed = self.client.context().take();
@@ -243,15 +219,16 @@ impl Producer {
         self.client.begin_transaction().map_err(lost)
     }
 
-    /// Hands a message over; what is wrong with it shows in [`Self::drain`].
-    fn send(&self, message: &Message<'_>) {
+    /// Hands a message over, to `partition` or to the one that its key chooses; what is wrong with
+    /// it shows in [`Self::drain`].
+    fn send(&self, message: &Message<'_>, partition: Option<i32>) {
         let mut headers = OwnedHeaders::new_with_capacity(message.headers.len());
         for (key, value) in &message.headers {
             headers = headers.insert(Header { key, value: Some(value.as_bytes()) });
         }
         let mut record = BaseRecord {
             topic: message.topic,
-            partition: None,
+            partition,
             payload: Some(&*message.value),
             key: message.key,
             timestamp: Some(message.timestamp.as_millis()),
@@ -400,6 +377,35 @@ impl Producer {
             }
         }
     }
+}
+
+/// librdkafka's settings for a producer.
+pub(super) fn settings(config: &Config, request_bytes: usize) -> ClientConfig {
+    let mut client = config.base();
+    client
+        .set("acks", "all")
+        .set("enable.idempotence", "true")
+        .set("message.timeout.ms", MESSAGE_TIMEOUT.as_millis().to_string())
+        .set("batch.size", request_bytes.to_string())
+        .set("statistics.interval.ms", config.statistics_interval())
+        .set_log_level(RDKafkaLogLevel::Warning);
+    for (name, default) in [
+        // Streams land where Java producers put them.
+        ("partitioner", "murmur2_random"),
+        // A batch is sent as a whole: waiting for more of it gains nothing.
+        ("linger.ms", "1"),
+        ("queue.buffering.max.messages", "200000"),
+    ] {
+        if !config.client.contains_key(name) {
+            client.set(name, default);
+        }
+    }
+    if config.delivery == Delivery::ExactlyOnce {
+        client
+            .set("transactional.id", &config.instance)
+            .set("transaction.timeout.ms", TRANSACTION_TIMEOUT.as_millis().to_string());
+    }
+    client
 }
 
 fn lost(error: KafkaError) -> Failure {
