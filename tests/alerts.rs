@@ -19,9 +19,9 @@ use support::{Unavailable, or_skip};
 
 const ALERTS: &str = include_str!("../deploy/alerts.yml");
 const CASES: &str = include_str!("alerts.yml");
-const RUNBOOK: &str = include_str!("../deploy/runbook.md");
+const RUNBOOK: &str = include_str!("../docs/runbook.md");
 const DASHBOARD: &str = include_str!("../deploy/dashboard.json");
-const METRICS: &str = include_str!("../deploy/metrics.md");
+const METRICS: &str = include_str!("../docs/metrics.md");
 const FINDINGS: &str = include_str!("../src/admin/findings.rs");
 
 /// Each alert and its rule's text.
@@ -32,7 +32,7 @@ fn alerts() -> BTreeMap<&'static str, &'static str> {
     alerts
 }
 
-/// The tables of deploy/metrics.md.
+/// The tables of docs/metrics.md.
 fn metrics() -> BTreeSet<&'static str> {
     let rows = METRICS.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
     rows.filter(|name| name.starts_with("livebridge_") || name.starts_with("process_")).collect()
@@ -63,7 +63,7 @@ fn every_alert_has_a_case_for_and_a_case_against_and_a_section_of_the_runbook() 
         for annotation in ["summary: ", "description: "] {
             assert!(rule.contains(annotation), "{name} has no {annotation}");
         }
-        let link = format!("runbook: deploy/runbook.md#{}\n", name.to_lowercase());
+        let link = format!("runbook_url: docs/runbook.md#{}\n", name.to_lowercase());
         assert!(rule.contains(&link), "{name} does not point to {link}");
         let (_, section) =
             RUNBOOK.split_once(&format!("\n## {name}\n")).unwrap_or_else(|| panic!("no {name}"));
@@ -88,7 +88,7 @@ fn what_the_runbook_names_exists() {
         assert!(metrics().contains(name.as_str()), "there is no {name}");
     }
     let (_, keys) =
-        include_str!("../README.md").split_once("### Configuration").expect("the table");
+        include_str!("../docs/configuration.md").split_once("## Keys").expect("the table");
     let sections = ["http.", "access.", "tls.", "callback.", "wal.", "kafka.", "dedup.", "admin."];
     let code = RUNBOOK.split('`').skip(1).step_by(2);
     let named = code.filter(|code| sections.iter().any(|section| code.starts_with(section)));

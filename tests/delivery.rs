@@ -53,7 +53,7 @@ fn payloads() -> BTreeMap<String, Vec<u8>> {
     payloads
 }
 
-/// The topic of a body, by the README's table.
+/// The topic of a body, by the table in docs/kafka.md.
 fn topic_of(body: &[u8], prefix: &str) -> String {
     let event_type = match &event(body)["event_type"] {
         serde_json::Value::String(text) => text.parse().ok(),

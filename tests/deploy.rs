@@ -8,8 +8,8 @@ const SAMPLE: &str = include_str!("../deploy/livebridge.toml");
 const COMPOSE: &str = include_str!("../docker-compose.yml");
 const DOCKERFILE: &str = include_str!("../deploy/Dockerfile");
 const ALERTS: &str = include_str!("../deploy/alerts.yml");
-const METRICS: &str = include_str!("../deploy/metrics.md");
-const README: &str = include_str!("../README.md");
+const METRICS: &str = include_str!("../docs/metrics.md");
+const CONFIGURATION: &str = include_str!("../docs/configuration.md");
 
 fn config(toml: &str, environment: &[(String, String)]) -> String {
     let table = toml.parse().expect("TOML");
@@ -39,9 +39,9 @@ fn the_sample_configuration_starts_nothing_without_a_real_key() {
 }
 
 #[test]
-fn the_sample_configuration_has_every_key_of_the_readme() {
-    let (_, table) = README.split_once("### Configuration").expect("the section");
-    let (table, _) = table.split_once("###").expect("another section");
+fn the_sample_configuration_has_every_documented_key() {
+    let (_, table) = CONFIGURATION.split_once("## Keys").expect("the section");
+    let (table, _) = table.split_once("\n## ").expect("another section");
     let cells = table.lines().filter_map(|line| line.strip_prefix("| `")?.split('|').next());
     let names = cells.flat_map(|cell| cell.split('`')).filter_map(|name| name.split_once('.'));
     let sections = ["http", "tls", "access", "admin", "callback", "wal", "kafka", "dedup", "log"];

@@ -1,5 +1,5 @@
 //! The checks of `fuzz/` on stable Rust: every input of the corpora, and a few thousand changes of
-//! them that are others each time. `LIVEBRIDGE_SEED` repeats a run; README.md has the command for
+//! them that are others each time. `LIVEBRIDGE_SEED` repeats a run; docs/testing.md has the command for
 //! the real thing, which looks where it has not been.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]

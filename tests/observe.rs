@@ -1,4 +1,4 @@
-//! What operators see of a running bridge is what the files in `deploy/` say they see.
+//! What operators see of a running bridge is what `docs/` says they see.
 
 mod support;
 
@@ -13,7 +13,7 @@ use livebridge::publisher::Topics;
 use support::bridge::Bridge;
 use support::{Unavailable, or_skip};
 
-const METRICS: &str = include_str!("../deploy/metrics.md");
+const METRICS: &str = include_str!("../docs/metrics.md");
 
 /// A bridge that publishes to a Kafka in this process.
 struct Whole {
@@ -32,7 +32,7 @@ fn whole(name: &str) -> Whole {
 /// A metric as a table or an exposition has it: type, label names, help.
 type Families = BTreeMap<String, (String, BTreeSet<String>, String)>;
 
-/// The rows of the tables in deploy/metrics.md, and each metric's unit.
+/// The rows of the tables in docs/metrics.md, and each metric's unit.
 fn documented() -> (Families, BTreeMap<String, String>) {
     let rows = METRICS.lines().filter_map(|line| line.strip_prefix("| `")?.strip_suffix(" |"));
     let mut families = Families::new();

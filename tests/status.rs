@@ -20,7 +20,7 @@ use support::bridge::{Bridge, KEY};
 use support::browser::Browser;
 use support::or_skip;
 
-const DOCUMENT: &str = include_str!("../deploy/status.md");
+const DOCUMENT: &str = include_str!("../docs/status.md");
 /// Where no Kafka is: a port that nobody may listen on.
 const NOWHERE: &str = "127.0.0.1:1";
 /// A stream's name that would take over a page that did not watch out.

@@ -34,7 +34,7 @@ pub(super) struct Finding {
     pub(super) level: Level,
     title: String,
     advice: &'static str,
-    /// The alert that tells of it, and the section of deploy/runbook.md.
+    /// The alert that tells of it, and the section of docs/runbook.md.
     alert: &'static str,
 }
 

@@ -1,5 +1,5 @@
 //! What the status page shows, as JSON: the state of now, what is wrong with it, and the quarter of
-//! an hour before. `deploy/status.md` explains each member.
+//! an hour before. `docs/status.md` explains each member.
 
 use std::collections::VecDeque;
 

@@ -1,4 +1,4 @@
-//! What each metric is: the one place for name, kind, unit, labels and help. `deploy/metrics.md` is
+//! What each metric is: the one place for name, kind, unit, labels and help. `docs/metrics.md` is
 //! the same table for people, and a test compares it with what a running bridge prints.
 
 use metrics::Unit;
