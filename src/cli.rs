@@ -30,7 +30,7 @@ const EXIT_UNAVAILABLE: u8 = 69;
 /// Whatever else went wrong.
 const EXIT_FAILURE: u8 = 1;
 
-/// Takes Tencent Cloud Reloadable callbacks and delivers each to Kafka, once, whatever happens.
+/// Receives Tencent Cloud Live callbacks and delivers each to Kafka exactly once.
 #[derive(Debug, Parser)]
 #[command(version, about, max_term_width = 100, after_help = BEGIN)]
 struct Cli {

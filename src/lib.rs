@@ -1,4 +1,4 @@
-//! livebridge: a durable bridge from Tencent Cloud Reloadable event callbacks to Kafka.
+//! livebridge: a durable bridge from Tencent Cloud Live event callbacks to Kafka.
 //!
 //! ```text
 //! HTTP POST ─ http ─ callback (parse, verify) ─ record ─ wal::Appender ─▶ wal writer ─ fdatasync ─▶ 200

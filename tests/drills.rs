@@ -1,11 +1,10 @@
-//! The drills that operators are given do what they say. The long ones are theirs to run:
-//! `deploy/drills/drill all`.
+//! The drills for operators pass. `deploy/drills/drill all` runs the long ones, too.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
 use std::process::Command;
 
-/// Runs a drill; it ends with what it proved, or says what it lacks.
+/// Runs a drill; it prints what it proved, or what it needs.
 fn drill(name: &str, proves: &str) {
     let mut drill = Command::new("bash");
     drill.args([concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/drills/drill"), name]);
@@ -25,21 +24,21 @@ fn a_key_is_rotated() {
 }
 
 #[test]
-fn a_certificate_is_rotated_while_callbacks_come() {
+fn a_certificate_is_rotated_under_load() {
     drill("certificate-rotation", "proved: it presents the second one");
 }
 
 #[test]
-fn a_lost_hosts_log_is_rescued() {
-    drill("lost-host", "proved: run twice, replay sends nothing twice");
+fn the_log_of_a_lost_host_is_replayed() {
+    drill("lost-host", "proved: run twice, replay publishes nothing twice");
 }
 
 #[test]
-fn an_instance_moves() {
+fn an_instance_moves_to_another_host() {
     drill("move", "proved: 300 callbacks were answered 200, and each is in Kafka once");
 }
 
 #[test]
-fn an_upgrade_under_load_turns_nobody_away() {
-    drill("upgrade", "through three upgrades, none refused");
+fn an_upgrade_under_load_rejects_no_callback() {
+    drill("upgrade", "through three upgrades, none rejected");
 }
