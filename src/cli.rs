@@ -220,6 +220,9 @@ pub(crate) fn run() -> ExitCode {
 fn serve(options: &ConfigFile) -> Result<(), CliError> {
     let config = Config::load(options.config.as_deref())?;
     logging::install(&config.log);
+    for note in &config.notes {
+        tracing::warn!("{note}");
+    }
     let exporter = metrics::install().map_err(CliError::other("install metrics"))?;
     block_on(async {
         // First, so that a signal during the start does not end the process midway.

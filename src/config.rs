@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use toml::Table;
 
 use crate::callback::Verifier;
+use crate::kafka::{SettingError, settings};
 use crate::publisher::{Topics, TopicsError};
+use crate::secret::redact;
 use crate::{admin, intake, kafka, ledger, logging, wal};
 
 mod access;
@@ -18,8 +20,11 @@ mod file;
 mod keys;
 mod layers;
 mod secrets;
+mod values;
 
-pub use layers::{ConfigLayers, HIDDEN, Setting, Settings, Source};
+pub use crate::secret::HIDDEN;
+pub use layers::{ConfigLayers, Setting, Settings, Source};
+pub use values::listen_address;
 
 /// Everything that `serve` needs to know.
 #[derive(Clone, Debug)]
@@ -46,6 +51,8 @@ pub struct Config {
     pub log: logging::Config,
     /// The files that all this was read from.
     pub files: Vec<PathBuf>,
+    /// What is taken and probably not meant, for operators; no secrets.
+    pub notes: Vec<String>,
     /// The same as it was given, fit to be shown.
     pub settings: Settings,
 }
@@ -81,7 +88,7 @@ pub enum ConfigError {
         problem: String,
     },
     /// A value is of the wrong kind.
-    #[error("configuration: {}", .0.to_string().trim_end())]
+    #[error("configuration: {}", redact(.0.to_string().trim_end()))]
     Shape(#[source] Box<toml::de::Error>),
     /// An environment variable is unknown or has a value of the wrong kind.
     #[error("environment variable {name}: {problem}")]
@@ -98,6 +105,13 @@ pub enum ConfigError {
         key: &'static str,
         /// What is wrong and what to do.
         problem: String,
+    },
+    /// A setting of librdkafka.
+    #[error("kafka.client: {cause}{}", meant(.cause))]
+    KafkaClient {
+        /// Why it is refused.
+        #[from]
+        cause: SettingError,
     },
     /// The intake's certificate or its key.
     #[error("tls: {0}")]
@@ -128,6 +142,12 @@ impl Config {
     ) -> Result<Self, ConfigError> {
         ConfigLayers::from_parts(table, environment)?.check()
     }
+}
+
+/// The setting that an unknown one was probably meant to be.
+fn meant(cause: &SettingError) -> String {
+    let meant = cause.mistyped().and_then(|name| keys::nearest(name, settings::known()));
+    meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"))
 }
 
 fn not_toml(path: &Path, text: &str, cause: &toml::de::Error) -> ConfigError {

@@ -20,6 +20,8 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, Registry, fmt as lines, reload};
 
+use crate::secret::redact;
+
 mod writer;
 
 use writer::{Line, STANDARD_ERROR};
@@ -159,6 +161,7 @@ pub fn set_level(config: &Config) {
 ///
 /// Whether or not somebody reads standard error, this returns after a second at the latest.
 pub fn print_last_line(text: &str) {
+    let text = redact(text);
     if FILTER.get().is_some() {
         STANDARD_ERROR.push(format!("{text}\n").into_bytes());
         flush();

@@ -155,8 +155,8 @@ impl Publisher {
             };
             match ended {
                 SessionEnd::Done => return Ok(()),
-                SessionEnd::Lost(Failure::Fenced(cause)) => self.fenced(&cause)?,
-                SessionEnd::Lost(failure) => self.outage.report(&format_args!("{failure:?}")),
+                SessionEnd::Lost(Failure::Fenced(cause)) => self.fenced(&kafka::text(&cause))?,
+                SessionEnd::Lost(failure) => self.outage.report(&failure),
                 SessionEnd::Shrink => {
                     self.request_size.shrink();
                     continue;
@@ -326,7 +326,7 @@ impl Publisher {
                     if self.give_up.is_cancelled() {
                         return Ok(Err(SessionEnd::Done));
                     }
-                    self.outage.report(&cause);
+                    self.outage.report(&kafka::text(&cause));
                     // Topics may have been deleted under us; this makes them again.
                     if let Err(cause) =
                         self.kafka.make_topics(&self.topics.all(), self.topics.ledger())

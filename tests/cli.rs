@@ -388,13 +388,10 @@ mod check {
     }
 
     #[test]
-    fn tells_missing_topics_and_whether_they_will_be_made() {
+    fn tells_topics_that_are_missing_and_may_not_be_created() {
         let some = topics();
         let some: Vec<&str> = some.all().into_iter().filter(|name| *name != "live.push").collect();
         let kafka = Embedded::start(&some, 1, topics().ledger()).unwrap();
-        let checked = run(&mut Home::new(&kafka.brokers(), "").command("check"));
-        assert_eq!(checked.code, Some(0), "{checked:?}");
-        assert!(checked.stdout.contains("serve will create live.push\n"), "{checked:?}");
         let checked =
             run(&mut Home::new(&kafka.brokers(), "create_topics = false").command("check"));
         assert_eq!(checked.code, Some(69), "{checked:?}");
@@ -485,6 +482,60 @@ mod check {
         assert_eq!(checked.code, Some(1));
         let line = checked.stdout.lines().find(|line| line.contains("directory")).unwrap();
         assert!(line.starts_with("BAD") && line.ends_with("set wal.dir"), "{line}");
+    }
+}
+
+mod a_setting_that_librdkafka_refuses {
+    use super::*;
+
+    /// Faults of `[kafka.client]`, and what is said about each.
+    const FAULTS: [(&str, &str); 4] = [
+        ("sasl.passwrod = \"hunter2-s3cret\"", "did you mean sasl.password?"),
+        ("\"sasl.jaas.config\" = \"password='hunter2-s3cret'\"", "sasl.username and sasl.password"),
+        (
+            "security.protocol = \"ssl\"\nssl.ca.location = \"/nowhere/ca.pem\"\n\
+             ssl.key.password = \"hunter2-s3cret\"",
+            "/nowhere/ca.pem",
+        ),
+        ("security.protocol = \"ssl\"\nssl.ca.pem = \"hunter2-s3cret\"", "ssl.ca.pem"),
+    ];
+
+    #[test]
+    fn is_a_wrong_configuration_everywhere_and_its_value_is_shown_nowhere() {
+        for (fault, says) in FAULTS {
+            let home = Home::new(NOWHERE, &format!("[kafka.client]\n{fault}\n"));
+            for arguments in [&["serve"][..], &["check"], &["check", "--offline"], &["config"]] {
+                let mut command = home.command(arguments[0]);
+                let finished =
+                    run(command.args(&arguments[1..]).env("LIVEBRIDGE_LOG_LEVEL", "trace"));
+                assert_eq!(finished.code, Some(64), "{arguments:?}: {finished:?}");
+                assert!(finished.stderr.contains(says), "{arguments:?}: {finished:?}");
+                for text in [&finished.stdout, &finished.stderr] {
+                    assert!(!text.contains("hunter2"), "{arguments:?}: {text}");
+                }
+            }
+            assert!(!home.log().exists(), "serve did not begin");
+        }
+    }
+
+    #[test]
+    fn is_refused_by_a_running_instance_which_goes_on() {
+        let home = Home::new(NOWHERE, "");
+        let before = fs::read_to_string(home.config()).unwrap();
+        let mut serving = Running::start(&mut home.command("serve"));
+        let intake = serving.address("intake listening");
+        for (fault, says) in FAULTS {
+            fs::write(home.config(), format!("{before}[kafka.client]\n{fault}\n")).unwrap();
+            serving.signal(Signal::HUP);
+            serving.stderr.wait_for(|line| {
+                (line.contains("configuration refused") && line.contains(says)).then_some(())
+            });
+        }
+        let body = r#"{"event_type":1,"stream_id":"a"}"#;
+        assert_eq!(exchange(intake, post("/callback", body)).unwrap().status, 200);
+        serving.signal(Signal::TERM);
+        assert_eq!(serving.wait(), Some(0));
+        assert!(!serving.stderr.text().contains("hunter2"), "{}", serving.stderr.text());
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use livebridge::callback::Unsigned;
 use livebridge::config::{Config, ConfigError};
-use livebridge::kafka::{Delivery, RESERVED};
+use livebridge::kafka::{Delivery, settings};
 use livebridge::record::EventType;
 
 #[path = "support/process.rs"]
@@ -238,6 +238,8 @@ mod an_unknown {
             "LIVEBRIDGE_KEYS",
             "LIVEBRIDGE_HTTP",
             "LIVEBRIDGE_HTTP_PORT",
+            "LIVEBRIDGE_HTTP_REPORT_ONLY",
+            "LIVEBRIDGE_HTP_LISTEN",
         ] {
             let message = refusal(LEAST, &[(name, "s3cret")]);
             assert!(message.contains(name), "{message}");
@@ -268,13 +270,22 @@ mod an_unknown {
             "LIVEBRIDGE_SEED",
             "LIVEBRIDGE_REQUIRE_KAFKA",
             "LIVEBRIDGE_BENCH_RATE",
+            // Of a shell or an image.
+            "LIVEBRIDGE_VERSION",
+            "LIVEBRIDGE_HOME",
+            "LIVEBRIDGE_INSTALL_PATH",
+            "LIVEBRIDGE_DATA_DIR",
             // What Kubernetes sets in every pod when services are named livebridge,
             // livebridge-http and livebridge-kafka.
             "LIVEBRIDGE_SERVICE_HOST",
             "LIVEBRIDGE_SERVICE_PORT",
             "LIVEBRIDGE_SERVICE_PORT_INTAKE",
             "LIVEBRIDGE_PORT",
+            "LIVEBRIDGE_PORT_8080_TCP",
             "LIVEBRIDGE_PORT_8080_TCP_ADDR",
+            "LIVEBRIDGE_PORT_8080_TCP_PROTO",
+            "LIVEBRIDGE_HTTP_PORT_8080_TCP_PORT",
+            "LIVEBRIDGE_KAFKA_UI_SERVICE_PORT_WEB",
             "LIVEBRIDGE_HTTP_SERVICE_HOST",
             "LIVEBRIDGE_HTTP_PORT",
             "LIVEBRIDGE_KAFKA_PORT_9092_TCP",
@@ -291,10 +302,13 @@ mod a_bad_value {
     #[test]
     fn is_refused_with_the_name_of_its_key() {
         for (key, value) in [
-            ("http.listen", "\"8080\""),
-            ("http.listen", "\"localhost:8080\""),
+            ("http.listen", "\"8080 \\u0001\""),
+            ("http.listen", "\"example.com:8080\""),
             ("http.listen", "8080"),
             ("http.path", "\"callback\""),
+            ("http.path", "\"\""),
+            ("http.path", "\"/callback?a=b\""),
+            ("http.path", "\"/call back\""),
             ("http.path", "5"),
             ("http.max_body", "0"),
             ("http.max_body", "1023"),
@@ -321,6 +335,7 @@ mod a_bad_value {
             ("wal.min_free_bytes", "true"),
             ("kafka.brokers", "\"\""),
             ("kafka.brokers", "[\"a:1\"]"),
+            ("kafka.brokers", "\"\\\"a:1\\\"\""),
             ("kafka.instance", "\" \""),
             ("kafka.topic_prefix", "5"),
             ("kafka.delivery", "\"exactly_once\""),
@@ -761,6 +776,49 @@ mod keys_of_a_file {
 }
 
 #[test]
+fn a_byte_order_mark_is_no_part_of_a_key_or_of_the_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    let (keys, path) = (dir.path().join("keys"), dir.path().join("livebridge.toml"));
+    fs::write(&keys, "\u{feff}secret\n").unwrap();
+    fs::write(&path, format!("\u{feff}[callback]\nkeys_file = {:?}\n", keys.to_str().unwrap()))
+        .unwrap();
+    let config = Config::load(Some(&path)).unwrap();
+    let plain = file("[callback]\nkeys = [\"secret\"]");
+    assert_eq!(config.verifier.keys[0].sign("1"), plain.verifier.keys[0].sign("1"));
+}
+
+#[test]
+fn keys_that_the_console_cannot_have_are_noted_and_not_shown() {
+    for (key, says) in [
+        ("\\\"s3cret\\\"", "entry 1 is in quotes"),
+        ("'s3cret'", "entry 1 is in quotes"),
+        ("${s3cret}", "entry 1 looks like a variable"),
+        ("$(s3cret)", "entry 1 looks like a variable"),
+        ("s3crets3crets3crets3crets3crets3cret", "entry 1 has more than the 32"),
+    ] {
+        let config = file(&format!("[callback]\nkeys = [\"{key}\"]"));
+        let [note] = &config.notes[..] else { panic!("{key}: one note, not {:?}", config.notes) };
+        assert!(note.contains(says) && !note.contains("s3cret"), "{note}");
+    }
+    let fits = "s".repeat(32);
+    assert_eq!(file(&format!("[callback]\nkeys = [\"{fits}\"]")).notes, Vec::<String>::new());
+}
+
+#[test]
+fn short_forms_of_addresses_are_taken() {
+    for (text, address) in
+        [("8080", "0.0.0.0:8080"), (":8080", "0.0.0.0:8080"), ("localhost:8080", "127.0.0.1:8080")]
+    {
+        let config = file(&format!("{LEAST}[http]\nlisten = \"{text}\""));
+        assert_eq!(config.http.listen.to_string(), address);
+        let config = load(LEAST, &[("LIVEBRIDGE_ADMIN_LISTEN", text)]).unwrap();
+        assert_eq!(config.admin.listen.to_string(), address);
+    }
+    let message = refusal(&format!("{LEAST}[http]\nlisten = \"example.com:80\""), &[]);
+    assert!(message.contains("http.listen") && message.contains("\"127.0.0.1:8080\""), "{message}");
+}
+
+#[test]
 fn unsigned_types_are_numbers_or_names_or_all() {
     let unsigned = |text: &str| file(&format!("{LEAST}unsigned = {text}")).verifier.unsigned;
     let types = |codes: &[i64]| Unsigned::Types(codes.iter().copied().map(EventType).collect());
@@ -781,13 +839,13 @@ mod kafka {
     #[test]
     fn settings_reach_librdkafka_as_text() {
         let settings = client(
-            "\"sasl.username\" = \"me\"\n\"queue.buffering.max.kbytes\" = 1024\n\
+            "\"sasl.username\" = \"me\"\n\"queue.buffering.max.kbytes\" = 65536\n\
              \"socket.keepalive.enable\" = true\n\"partitioner\" = \"consistent\"",
             &[("LIVEBRIDGE_KAFKA_CLIENT_SASL_PASSWORD", "p")],
         );
         let expected = [
             ("partitioner", "consistent"),
-            ("queue.buffering.max.kbytes", "1024"),
+            ("queue.buffering.max.kbytes", "65536"),
             ("sasl.password", "p"),
             ("sasl.username", "me"),
             ("socket.keepalive.enable", "true"),
@@ -799,14 +857,15 @@ mod kafka {
     fn settings_need_no_quotes_around_their_names() {
         // To TOML the dots then mean tables.
         let settings = client(
-            "security.protocol = \"SASL_SSL\"\nsasl.username = \"me\"\nsasl.password = \"no\"\n\
-             ssl.ca.location = \"/ca\"",
+            "security.protocol = \"SASL_PLAINTEXT\"\nsasl.mechanisms = \"PLAIN\"\n\
+             sasl.username = \"me\"\nsasl.password = \"no\"\nssl.ca.location = \"/ca\"",
             &[("LIVEBRIDGE_KAFKA_CLIENT_SASL_PASSWORD", "p")],
         );
         let expected = [
+            ("sasl.mechanisms", "PLAIN"),
             ("sasl.password", "p"),
             ("sasl.username", "me"),
-            ("security.protocol", "SASL_SSL"),
+            ("security.protocol", "SASL_PLAINTEXT"),
             ("ssl.ca.location", "/ca"),
         ];
         assert_eq!(settings, expected.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
@@ -816,12 +875,14 @@ mod kafka {
     fn settings_that_promises_stand_on_are_refused_by_any_of_their_names() {
         // Of some there are two names, which do the same.
         for name in ["acks", "request.required.acks", "bootstrap.servers", "metadata.broker.list"] {
-            assert!(RESERVED.contains(&name), "{name}");
+            assert!(settings::reserved().any(|reserved| reserved == name), "{name}");
         }
-        let variables = RESERVED.map(|name| {
+        // Their names have underscores, which variables have in place of dots.
+        let plain = settings::reserved().filter(|name| !name.contains('_'));
+        let variables = plain.map(|name| {
             (name, format!("LIVEBRIDGE_KAFKA_CLIENT_{}", name.to_uppercase().replace('.', "_")))
         });
-        for (name, variable) in &variables {
+        for (name, variable) in variables {
             for text in [format!("\"{name}\" = 1"), format!("{name} = 1")] {
                 let message = refusal(&format!("{LEAST}[kafka.client]\n{text}"), &[]);
                 assert!(
@@ -829,8 +890,130 @@ mod kafka {
                     "{message}"
                 );
             }
-            let message = refusal(LEAST, &[(variable, "1")]);
+            let message = refusal(LEAST, &[(&variable, "1")]);
             assert!(message.contains(name), "{message}");
+        }
+    }
+
+    #[test]
+    fn settings_are_refused_outside_of_the_bounds_that_promises_need() {
+        for (setting, says) in [
+            ("\"partitioner\" = \"random\"", "partitioner must be one of murmur2_random, "),
+            (
+                "\"message.max.bytes\" = 5000",
+                "message.max.bytes must be a whole number from 1000000 ",
+            ),
+            ("\"queue.buffering.max.kbytes\" = 1", "queue.buffering.max.kbytes must be "),
+            ("\"queue.buffering.max.messages\" = 1", "queue.buffering.max.messages must be "),
+            ("\"linger.ms\" = 900000", "linger.ms must be "),
+            ("\"queue.buffering.max.ms\" = 900000", "queue.buffering.max.ms must be "),
+            ("\"request.timeout.ms\" = 1", "request.timeout.ms must be "),
+            ("\"socket.timeout.ms\" = 300000", "socket.timeout.ms must be "),
+            (
+                "\"enable.gapless.guarantee\" = true",
+                "enable.gapless.guarantee is set by livebridge",
+            ),
+            ("\"max.in.flight\" = 5", "max.in.flight is set by livebridge"),
+            ("\"retries\" = 0", "retries is set by livebridge"),
+            ("\"test.mock.num.brokers\" = 1", "test.mock.num.brokers is set by livebridge"),
+        ] {
+            let message = refusal(&format!("{LEAST}[kafka.client]\n{setting}"), &[]);
+            assert!(message.starts_with(&format!("kafka.client: {says}")), "{message}");
+        }
+        for setting in
+            ["\"partitioner\" = \"murmur2\"", "\"linger.ms\" = 5000", "\"batch.size\" = 65536"]
+        {
+            client(setting, &[]);
+        }
+    }
+
+    #[test]
+    fn settings_that_weaken_security_are_taken_and_noted() {
+        let text =
+            format!("{LEAST}[kafka.client]\n\"enable.ssl.certificate.verification\" = false");
+        let [note] = &file(&text).notes[..] else { panic!("one note") };
+        assert!(
+            note.contains("enable.ssl.certificate.verification") && note.contains("pose as Kafka")
+        );
+        assert_eq!(file(LEAST).notes, Vec::<String>::new());
+    }
+
+    #[test]
+    fn unknown_settings_are_refused_with_the_one_that_was_meant_and_without_their_value() {
+        for (name, says) in [
+            ("sasl.passwrod", "did you mean sasl.password?"),
+            ("SASL.PASSWORD", "did you mean sasl.password?"),
+            ("Sasl.Password", "did you mean sasl.password?"),
+            ("sasl.pasword", "did you mean sasl.password?"),
+            ("sasl.jaas.config", "in its place: sasl.username and sasl.password"),
+            ("ssl.truststore.password", "in its place: ssl.ca.location (PEM)"),
+            ("ssl.key.pasword", "did you mean ssl.key.password?"),
+            ("something.else.entirely", "librdkafka has no setting something.else.entirely"),
+        ] {
+            for text in [format!("\"{name}\" = \"s3cret\""), format!("{name} = \"s3cret\"")] {
+                let refused = load(&format!("{LEAST}[kafka.client]\n{text}"), &[]).unwrap_err();
+                let (message, debug) = (refused.to_string(), format!("{refused:?}"));
+                assert!(message.contains(says) && message.contains(name), "{message}");
+                assert!(
+                    !message.contains("s3cret") && !debug.contains("s3cret"),
+                    "{message} {debug}"
+                );
+            }
+            let variable =
+                format!("LIVEBRIDGE_KAFKA_CLIENT_{}", name.to_uppercase().replace('.', "_"));
+            let known = name.to_lowercase() == "sasl.password";
+            if !known {
+                let message = refusal(LEAST, &[(&variable, "s3cret")]);
+                assert!(message.contains(says) && !message.contains("s3cret"), "{message}");
+            }
+        }
+    }
+
+    #[test]
+    fn values_that_librdkafka_refuses_are_shown_only_when_harmless() {
+        for (text, says) in [
+            ("security.protocol = \"s3cur3\"", "s3cur3"),
+            (
+                "sasl.mechanisms = \"PLAIN\"\nsecurity.protocol = \"sasl_plaintext\"\nsasl.password = \"s3cret\"",
+                "sasl.username",
+            ),
+            ("sasl.oauthbearer.method = \"oidc\"", "OAuth/OIDC"),
+            ("ssl.key.pem = \"s3cret\"\nsecurity.protocol = \"ssl\"", "ssl.key.pem"),
+            ("ssl.ca.pem = \"s3cret\"\nsecurity.protocol = \"ssl\"", "ssl.ca.pem"),
+        ] {
+            let message = refusal(&format!("{LEAST}[kafka.client]\n{text}"), &[]);
+            assert!(message.starts_with("kafka.client: librdkafka refuses"), "{message}");
+            assert!(message.contains(says) && !message.contains("s3cret"), "{message}");
+        }
+    }
+
+    #[test]
+    fn files_that_settings_name_must_be_there_and_be_what_they_should() {
+        let dir = tempfile::tempdir().unwrap();
+        let garbage = dir.path().join("garbage.pem");
+        fs::write(&garbage, "no certificate").unwrap();
+        let garbage = garbage.to_str().unwrap();
+        for setting in [
+            "ssl.ca.location",
+            "ssl.certificate.location",
+            "ssl.key.location",
+            "ssl.keystore.location",
+        ] {
+            for path in ["/nowhere/file.pem", garbage] {
+                let text = format!("security.protocol = \"SSL\"\n{setting} = \"{path}\"");
+                let message = refusal(&format!("{LEAST}[kafka.client]\n{text}"), &[]);
+                assert!(message.starts_with("kafka.client: "), "{message}");
+                assert!(message.contains(setting), "{message}");
+            }
+        }
+    }
+
+    #[test]
+    fn replication_may_be_left_to_the_brokers() {
+        assert_eq!(file(&format!("{LEAST}[kafka]\nreplication = -1")).kafka.replication, -1);
+        for replication in ["0", "-2"] {
+            let message = refusal(&format!("{LEAST}[kafka]\nreplication = {replication}"), &[]);
+            assert!(message.contains("-1 for the brokers' default"), "{message}");
         }
     }
 

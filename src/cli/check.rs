@@ -8,8 +8,9 @@ use std::path::Path;
 use clap::Args;
 use livebridge::callback::Unsigned;
 use livebridge::config::Config;
-use livebridge::kafka::Delivery;
+use livebridge::kafka::{Delivery, SetupError};
 use livebridge::record::Timestamp;
+use livebridge::secret::redact;
 use livebridge::wal;
 
 use super::{CliError, ConfigFile};
@@ -27,7 +28,7 @@ struct Findings {
 impl Findings {
     fn print(&mut self, mark: &str, what: &str, detail: &dyn std::fmt::Display) {
         self.count += 1;
-        println!("{mark:<5} {what:<12} {detail}");
+        println!("{mark:<5} {what:<12} {}", redact(&detail.to_string()));
     }
 
     fn ok(&mut self, what: &str, detail: impl std::fmt::Display) {
@@ -59,6 +60,9 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let mut findings = Findings::default();
     let source = file.map_or("defaults".into(), |file| file.display().to_string());
     findings.ok("config", format_args!("{source} and the environment"));
+    for note in &config.notes {
+        findings.note("config", note);
+    }
     directory(&config, &mut findings);
     clock(&mut findings);
     keys(&config, &mut findings);
@@ -207,25 +211,23 @@ fn files(config: &Config, findings: &mut Findings) {
 }
 
 fn kafka(config: &Config, findings: &mut Findings) {
-    let topics = config.topics.all();
-    let all = || topics.iter().copied().chain([config.topics.ledger()]);
-    let missing = match config.kafka.missing_topics(all()) {
-        Ok(missing) => missing,
+    let (topics, ledger) = (config.topics.all(), config.topics.ledger());
+    let state = match config.kafka.topic_state(&topics, ledger) {
+        Ok(state) => state,
+        Err(error @ SetupError::LedgerPartitions { .. }) => return findings.bad("topics", error),
         Err(error) => return findings.bad("Kafka", error),
     };
     findings.ok("Kafka", format_args!("{} answers", config.kafka.brokers));
-    if missing.is_empty() {
-        findings.ok("topics", format_args!("all {} are there", all().count()));
-    } else if config.kafka.create_topics {
-        findings.note("topics", format_args!("serve will create {}", missing.join(", ")));
+    let missing = state.missing.join(", ");
+    if state.missing.is_empty() {
+        findings.ok("topics", format_args!("all {} are there", topics.len() + 1));
+    } else if !config.kafka.create_topics {
+        findings.bad("topics", SetupError::Missing(missing));
     } else {
-        findings.bad(
-            "topics",
-            format_args!(
-                "missing: {}; create them or set kafka.create_topics = true",
-                missing.join(", ")
-            ),
-        );
+        match config.kafka.try_topics(&state, ledger) {
+            Ok(()) => findings.note("topics", format_args!("serve will create {missing}")),
+            Err(error) => findings.bad("topics", error),
+        }
     }
     if config.kafka.delivery == Delivery::AtLeastOnce {
         return findings.note("delivery", "at-least-once: consumers may see repeats after a crash");
@@ -233,16 +235,26 @@ fn kafka(config: &Config, findings: &mut Findings) {
     // Under a name of its own: the instance's would fence a bridge that is running.
     let mut rehearsal = config.kafka.clone();
     rehearsal.instance.push_str(".check");
-    let present: Vec<&str> = all().filter(|name| !missing.iter().any(|m| m == name)).collect();
+    let all = topics.iter().copied().chain([ledger]);
+    let present: Vec<&str> =
+        all.filter(|name| !state.missing.iter().any(|missing| missing == name)).collect();
     let rehearsed = rehearsal
         .producer_soon()
         .map_err(|error| error.to_string())
         .and_then(|producer| producer.rehearse(&present));
-    match rehearsed {
-        Ok(()) => findings.ok(
+    match (rehearsed, present.len(), state.missing.len()) {
+        (Ok(()), count, 0) => findings.ok(
             "transactions",
-            format_args!("work; {} topics may be written (tried and undone)", present.len()),
+            format_args!("work; {count} topics may be written (tried and undone)"),
         ),
-        Err(error) => findings.bad("transactions", error),
+        (Ok(()), 0, _) => findings
+            .ok("transactions", "work; whether topics may be written shows when they are there"),
+        (Ok(()), count, absent) => findings.ok(
+            "transactions",
+            format_args!(
+                "work; {count} topics may be written (tried and undone), {absent} are not there yet"
+            ),
+        ),
+        (Err(error), ..) => findings.bad("transactions", error),
     }
 }

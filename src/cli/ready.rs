@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use clap::Args;
-use livebridge::config::ConfigLayers;
+use livebridge::config::{ConfigLayers, listen_address};
 
 use super::{CliError, ConfigFile};
 
@@ -47,7 +47,7 @@ fn configured(options: &Options) -> Result<SocketAddr, CliError> {
     let settings = ConfigLayers::read(options.config.config.as_deref())?.settings();
     let listen =
         settings.iter().find(|setting| (&*setting.table, &*setting.key) == ("admin", "listen"));
-    let listen = listen.and_then(|setting| setting.value.as_ref()?.as_str()?.parse().ok());
+    let listen = listen.and_then(|setting| listen_address(setting.value.as_ref()?.as_str()?));
     let mut address: SocketAddr =
         listen.ok_or_else(|| CliError::Usage("admin.listen is no address".into()))?;
     if address.ip().is_unspecified() {

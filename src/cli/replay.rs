@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::Args;
 use livebridge::config::Config;
 use livebridge::kafka::topic_reader::read_to_end;
-use livebridge::publisher::replay::{Event, Plan, ReplayError, Sender};
+use livebridge::publisher::replay::{Event, Plan, Refusal, ReplayError, Sender};
 use livebridge::record::{EventType, Timestamp, type_name};
 
 use super::progress::Progress;
@@ -32,6 +32,9 @@ pub(super) struct Options {
     #[arg(long)]
     yes: bool,
 }
+
+/// Refused events that are named; all are counted.
+const SHOWN: usize = 20;
 
 /// Where the events come from.
 #[derive(Debug, Args)]
@@ -71,14 +74,21 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let mut plan = Plan::default();
     let bytes = options.source.export.as_ref().and_then(|path| path.metadata().ok());
     let bar = Progress::bytes("reading", bytes.map_or(0, |meta| meta.len()));
-    let read = each(options, &config, |event, bytes| {
+    let (read, foreign) = each(options, &config, true, |event, bytes| {
         bar.add(bytes);
         plan.add(&event);
         Ok(())
     })?;
     drop(bar);
+    let mut skipped = foreign;
     if !options.again {
         plan.leave_out_what_is_there(&config.kafka)?;
+    }
+    let absent = config.kafka.missing_topics(plan.counts().map(|(topic, ..)| topic));
+    for topic in absent.map_err(ReplayError::from)? {
+        let count = plan.drop_topic(&topic);
+        skipped += count as u64;
+        eprintln!("skipped {count} events: there is no topic {topic}; livebridge serve creates it");
     }
     println!("{read} events are meant");
     let mut to_send = 0;
@@ -86,33 +96,48 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
         to_send += sent;
         println!("  {topic:<26} {sent} to send, {there} there already");
     }
+    let complete = || if skipped == 0 { Ok(()) } else { Err(CliError::Found) };
     if to_send == 0 {
-        return Ok(());
+        return complete();
     }
     if !options.yes {
         println!("Nothing was sent: --yes sends.");
-        return Ok(());
+        return complete();
     }
     let ledger = options.to.is_none().then(|| config.topics.ledger());
     let mut sender = Sender::connect(&config.kafka, ledger)?;
     let bar = Progress::count("sending", to_send as u64);
-    each(options, &config, |event, _| {
+    each(options, &config, false, |event, _| {
         if plan.take(&event) {
             bar.add(1);
             sender.send(event)?;
         }
         Ok(())
     })?;
-    let sent = sender.finish()?;
+    let outcome = sender.finish()?;
     drop(bar);
-    println!("{sent} events sent");
-    Ok(())
+    println!("{} events sent", outcome.sent);
+    if outcome.refused.is_empty() {
+        return complete();
+    }
+    for Refusal { topic, id, reason } in outcome.refused.iter().take(SHOWN) {
+        eprintln!("{topic} refuses the event {id}: {reason}");
+    }
+    eprintln!(
+        "{} events were refused; remove the cause (max.message.bytes of the topic, say) and run it \
+         again: what was sent is not sent twice",
+        outcome.refused.len()
+    );
+    Err(CliError::Found)
 }
 
 /// Nobody's events may land in the ledger, and a typo must not make a topic.
 fn check_target(config: &Config, topic: &str) -> Result<(), CliError> {
     if topic == config.topics.ledger() {
         return Err(CliError::Usage(format!("--to {topic}: that is the ledger, not for events")));
+    }
+    if topic == config.topics.dead_letter() {
+        return Err(CliError::Usage(format!("--to {topic}: that is for dead letters only")));
     }
     match config.kafka.missing_topics([topic].into_iter()) {
         Ok(missing) if missing.is_empty() => Ok(()),
@@ -121,17 +146,30 @@ fn check_target(config: &Config, topic: &str) -> Result<(), CliError> {
     }
 }
 
-/// Calls `visit` for every event that the options mean, with the bytes read for it, and returns how
-/// many there are.
+/// Calls `visit` for every event that the options mean, with the bytes read for it. Returns how many
+/// there are, and how many dead letters were skipped: a header of theirs chooses the topic, and anyone
+/// who may write dead letters can set it. The `first` call says which.
 fn each(
     options: &Options,
     config: &Config,
+    first: bool,
     mut visit: impl FnMut(Event, u64) -> Result<(), CliError>,
-) -> Result<u64, CliError> {
-    let mut count = 0;
-    let mut take = |mut event: Event, bytes: usize| {
+) -> Result<(u64, u64), CliError> {
+    let (mut count, mut skipped) = (0, 0);
+    let mut take = |mut event: Event, bytes: usize, place: &str| {
         let known = EventType::parse(&event.type_name);
         if !options.range.has(event.received_at, type_name(known)) {
+            return Ok(());
+        }
+        if options.to.is_none() && !config.topics.takes_events(&event.topic) {
+            skipped += 1;
+            if first {
+                eprintln!(
+                    "skipped {place}: its topic {:?} takes no events in this configuration; add it to \
+                     [kafka.topics], or send it elsewhere with --to",
+                    event.topic
+                );
+            }
             return Ok(());
         }
         if let Some(topic) = &options.to {
@@ -145,23 +183,25 @@ fn each(
         for (number, line) in BufReader::new(file).lines().enumerate() {
             let line = line.map_err(CliError::other("read the export"))?;
             let event = Event::of_line(&line, &config.topics, &config.kafka.instance);
+            let place = format!("{}:{}", path.display(), number + 1);
             let event = event.ok_or_else(|| {
-                let place = format!("{}:{}", path.display(), number + 1);
                 CliError::Usage(format!("{place}: not a line that `livebridge wal export` wrote"))
             })?;
-            take(event, line.len() + 1)?;
+            take(event, line.len() + 1, &place)?;
         }
     } else {
         // From its beginning: the topic goes by the events' times, the options by their receipt.
         let beginning = Timestamp::from_millis(0);
         read_to_end(&config.kafka, config.topics.dead_letter(), beginning, |landed| {
-            let place = format!("{}/{}", landed.partition, landed.offset);
+            let place = format!("dead letter {}/{}", landed.partition, landed.offset);
             let Some(event) = Event::of_dead_letter(landed) else {
-                eprintln!("passed over {place}: livebridge did not put it there");
+                if first {
+                    eprintln!("skipped {place}: livebridge did not put it there");
+                }
                 return Ok(());
             };
-            take(event, 0)
+            take(event, 0, &place)
         })?;
     }
-    Ok(count)
+    Ok((count, skipped))
 }

@@ -1,4 +1,8 @@
 //! Environment variables as keys of the configuration.
+//!
+//! The rule for a variable `LIVEBRIDGE_…` that is no setting: one that begins with a section's name, is
+//! a key without its section, or has a mistyped section before a key, is refused. Those that Kubernetes
+//! sets for services, and all others, are ignored.
 
 use toml::{Table, Value};
 
@@ -25,9 +29,15 @@ pub(super) fn put(
     let (section, key) = rest.split_once('_').unwrap_or((&rest, ""));
     let variable = |section: &str, key: &str| format!("{PREFIX}{section}_{key}").to_uppercase();
     if !SECTIONS.contains(&section) {
-        // LIVEBRIDGE_CONFIG and the like, unless it ends as a setting does.
-        let meant = KEYS.iter().find(|(_, key, _)| {
-            rest.strip_suffix(key).is_some_and(|rest| rest.is_empty() || rest.ends_with('_'))
+        // LIVEBRIDGE_CONFIG and the like, unless it is a key without its section, or one whose section
+        // is mistyped.
+        let meant = KEYS.iter().find(|(of, key, _)| {
+            rest.strip_suffix(key).is_some_and(|rest| {
+                let section = rest.strip_suffix('_');
+                rest.is_empty()
+                    || section
+                        .is_some_and(|typed| keys::nearest(typed, [*of].into_iter()).is_some())
+            })
         });
         return meant.map_or(Ok(None), |(section, key, _)| {
             Err(bad(format!("is not a setting; did you mean {}?", variable(section, key))))
@@ -61,13 +71,23 @@ pub(super) fn put(
     Ok(Some(path))
 }
 
-/// Whether Kubernetes set the variable, because of a service named livebridge-http or the like: its
-/// names are such as `HTTP_SERVICE_PORT_ADMIN` and `HTTP_PORT_8080_TCP`.
+/// Whether Kubernetes set the variable, because of a service named livebridge-http or the like. Its
+/// names end in `SERVICE_HOST`, `SERVICE_PORT`, `SERVICE_PORT_<NAME>`, `PORT` (with a URL) and
+/// `PORT_<NUMBER>_<PROTOCOL>`, the last also with `_PROTO`, `_PORT` or `_ADDR` behind it.
 fn is_service_link(key: &str, text: &str) -> bool {
-    key.ends_with("service_host")
-        || key.contains("service_port")
-        || key.contains("port_")
-        || (key.ends_with("port") && text.contains("://"))
+    let steps: Vec<&str> = key.split('_').collect();
+    let numbered = |port: &[&str]| match port {
+        ["port", number, protocol, rest @ ..] => {
+            number.bytes().all(|b| b.is_ascii_digit())
+                && ["tcp", "udp", "sctp"].contains(protocol)
+                && matches!(rest, [] | ["proto" | "port" | "addr"])
+        }
+        _ => false,
+    };
+    steps.ends_with(&["service", "host"])
+        || steps.windows(2).any(|pair| pair == ["service", "port"])
+        || (steps.ends_with(&["port"]) && text.contains("://"))
+        || (0..steps.len()).any(|at| numbered(&steps[at..]))
 }
 
 impl Kind {

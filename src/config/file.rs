@@ -11,9 +11,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use toml::Value;
 
 use super::access::{self, RawAccess, RawTls};
-use super::{Config, ConfigError, Settings};
+use super::{Config, ConfigError, Settings, values};
 use crate::callback::{Unsigned, Verifier};
-use crate::kafka::{self, Delivery, RESERVED};
+use crate::kafka::{self, Delivery};
 use crate::publisher::Topics;
 use crate::record::{BODY_MAX, EventType};
 use crate::{admin, intake, ledger, logging, wal};
@@ -35,6 +35,7 @@ pub(super) struct Raw {
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawHttp {
+    #[serde(deserialize_with = "listen")]
     listen: SocketAddr,
     path: String,
     #[serde(serialize_with = "short")]
@@ -48,6 +49,7 @@ struct RawHttp {
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawAdmin {
+    #[serde(deserialize_with = "listen")]
     listen: SocketAddr,
     #[serde(deserialize_with = "access::word")]
     token: Option<String>,
@@ -210,6 +212,16 @@ impl TryFrom<String> for Span {
     }
 }
 
+fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = text(Value::deserialize(deserializer)?);
+    text.and_then(|text| values::listen_address(text.trim())).ok_or_else(|| {
+        D::Error::custom(
+            "must be an address and a port, such as \"0.0.0.0:8080\", \"127.0.0.1:8080\", \"[::]:8080\" or \
+             \":8080\"",
+        )
+    })
+}
+
 /// A size as `"10GiB"`.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
 fn short<S: Serializer>(size: &ByteSize, serializer: S) -> Result<S::Ok, S::Error> {
@@ -276,10 +288,8 @@ impl Raw {
         if !(1024..=BODY_MAX).contains(&max_body) {
             return Err(bad("http.max_body", format!("must be 1 KiB to {} KiB", BODY_MAX / 1024)));
         }
-        let path = self.http.path.trim_end_matches('/').to_owned();
-        if !path.is_empty() && !path.starts_with('/') {
-            return Err(bad("http.path", "must begin with a slash".to_owned()));
-        }
+        let path = values::path(&self.http.path)
+            .map_err(|problem| bad("http.path", problem.to_owned()))?;
         if self.http.max_connections == 0 {
             return Err(bad("http.max_connections", "must be at least 1".into()));
         }
@@ -303,6 +313,7 @@ impl Raw {
             return Err(bad("dedup.max_ids", "must be at least 1000".into()));
         }
         let kafka = self.kafka;
+        let mut notes = Vec::new();
         let files = self.callback.keys_file.iter().cloned().chain(self.tls.files()).collect();
         Ok(Config {
             http: intake::Config {
@@ -320,26 +331,27 @@ impl Raw {
                 listen: self.admin.listen,
                 token: access::secret("admin.token", self.admin.token.as_deref())?,
             },
-            verifier: self.callback.check()?,
+            verifier: self.callback.check(&mut notes)?,
             wal: wal::Config {
                 dir: self.wal.dir,
                 max_bytes: self.wal.max_bytes.as_u64(),
                 min_free_bytes: self.wal.min_free_bytes.as_u64(),
             },
             topics: Topics::new(&kafka.topic_prefix, &kafka.topics)?,
-            kafka: kafka.check()?,
+            kafka: kafka.check(&mut notes)?,
             dedup: ledger::Config { window: self.dedup.window.0, max_ids: self.dedup.max_ids },
             log: logging::Config::new(&self.log.level, self.log.format)
                 .map_err(|problem| bad("log.level", problem))?,
             files,
+            notes,
             settings: Settings::default(),
         })
     }
 }
 
 impl RawCallback {
-    fn check(self) -> Result<Verifier, ConfigError> {
-        let keys = super::secrets::read(&self.keys, self.keys_file.as_deref())?;
+    fn check(self, notes: &mut Vec<String>) -> Result<Verifier, ConfigError> {
+        let keys = super::secrets::read(&self.keys, self.keys_file.as_deref(), notes)?;
         let mut unsigned = Unsigned::Refused;
         let mut types = Vec::new();
         for name in self.unsigned {
@@ -376,26 +388,21 @@ impl RawCallback {
 }
 
 impl RawKafka {
-    fn check(self) -> Result<kafka::Config, ConfigError> {
+    fn check(self, notes: &mut Vec<String>) -> Result<kafka::Config, ConfigError> {
         let bad = |key, problem: String| ConfigError::Value { key, problem };
-        if let Some(name) = RESERVED.iter().find(|name| self.client.contains_key(**name)) {
-            let problem = format!("{name} is set by livebridge: its promises stand on it");
-            return Err(bad("kafka.client", problem));
-        }
-        if self.brokers.trim().is_empty() {
-            return Err(bad("kafka.brokers", "is empty".into()));
-        }
+        values::brokers(&self.brokers).map_err(|problem| bad("kafka.brokers", problem))?;
         if self.partitions < 1 {
             return Err(bad("kafka.partitions", "must be at least 1".into()));
         }
-        if self.replication < 1 {
-            return Err(bad("kafka.replication", "must be at least 1".into()));
+        if self.replication < 1 && self.replication != BROKER_DEFAULT {
+            let problem = "must be at least 1, or -1 for the brokers' default";
+            return Err(bad("kafka.replication", problem.into()));
         }
         let instance = self.instance.unwrap_or_else(host_name);
         if instance.trim().is_empty() {
             return Err(bad("kafka.instance", "is empty; give every instance its own name".into()));
         }
-        Ok(kafka::Config {
+        let config = kafka::Config {
             brokers: self.brokers,
             instance,
             delivery: self.delivery,
@@ -403,9 +410,15 @@ impl RawKafka {
             partitions: self.partitions,
             replication: self.replication,
             client: self.client,
-        })
+        };
+        config.validate()?;
+        notes.extend(config.warnings());
+        Ok(config)
     }
 }
+
+/// The number of replicas that leaves it to the brokers, as in Kafka itself.
+const BROKER_DEFAULT: i32 = -1;
 
 /// The default of `kafka.instance`.
 pub(super) fn host_name() -> String {

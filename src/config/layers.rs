@@ -11,6 +11,8 @@ use toml::{Table, Value};
 
 use super::keys::{self, KEYS, MAPS, SECTIONS};
 use super::{Config, ConfigError, environment, file, not_toml};
+use crate::kafka::settings::is_harmless;
+use crate::secret::{self, HIDDEN};
 
 /// Who gave a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,9 +105,6 @@ const SECRET_FILES: [&str; 4] = [
     "kafka.client.ssl.keystore.location",
 ];
 
-/// What is shown instead of a secret.
-pub const HIDDEN: &str = "(hidden)";
-
 /// Everything that was given, by key.
 #[derive(Default)]
 pub struct ConfigLayers {
@@ -163,6 +162,7 @@ impl ConfigLayers {
     fn read_file(path: &Path) -> Result<Self, ConfigError> {
         let text = fs::read_to_string(path)
             .map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })?;
+        let text = text.trim_start_matches('\u{feff}').to_owned();
         let table: Table = text.parse().map_err(|cause| not_toml(path, &text, &cause))?;
         let spans = DeTable::parse(&text).map_err(|cause| not_toml(path, &text, &cause))?;
         let mut lines = BTreeMap::new();
@@ -242,6 +242,9 @@ impl ConfigLayers {
         let (table, key) = (path[..split].join("."), path[split..].join("."));
         let owned: Vec<String> = path.iter().map(|&step| step.to_owned()).collect();
         let source = self.sources.get(&owned).cloned().unwrap_or(Source::Default);
+        if let Some(value) = value.as_ref().filter(|_| is_secret(&table, &key)) {
+            remember(value);
+        }
         let value = value.map(|value| hide(&table, &key, value));
         Setting { table, key, value, source }
     }
@@ -252,14 +255,24 @@ fn unwritten_default(section: &str, key: &str) -> Option<Value> {
     ((section, key) == ("kafka", "instance")).then(|| Value::String(file::host_name()))
 }
 
-/// Whether somebody who knows the value could do harm. What a file's name is may be known.
+/// Whether the value must not be shown.
 fn is_secret(table: &str, key: &str) -> bool {
-    const TELLING: [&str; 7] =
-        ["password", "secret", "token", "oauthbearer", "jaas", ".pem", "key"];
     [("access", "secret"), ("admin", "token"), ("callback", "keys")].contains(&(table, key))
-        || (table == "kafka.client"
-            && !key.ends_with(".location")
-            && TELLING.iter().any(|part| key.contains(part)))
+        || (table == "kafka.client" && !is_harmless(key))
+}
+
+/// From now on, the secrets in `value` are masked in every text that is shown.
+fn remember(value: &Value) {
+    match value {
+        // Of "NAME KEY" only the key; a secret with blanks as a whole.
+        Value::String(text) => {
+            secret::remember(text);
+            text.split_whitespace().last().into_iter().for_each(secret::remember);
+        }
+        Value::Array(values) => values.iter().for_each(remember),
+        Value::Table(table) => table.values().for_each(remember),
+        other => secret::remember(&other.to_string()),
+    }
 }
 
 fn hide(table: &str, key: &str, value: Value) -> Value {

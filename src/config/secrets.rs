@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use super::ConfigError;
+use super::{ConfigError, values};
 use crate::callback::CallbackKey;
+use crate::secret;
 
 /// The longest name of a key.
 const NAME_MAX: usize = 32;
@@ -14,17 +15,23 @@ const NAME_MAX: usize = 32;
 pub(super) fn read(
     written: &[String],
     file: Option<&Path>,
+    notes: &mut Vec<String>,
 ) -> Result<Vec<CallbackKey>, ConfigError> {
     let mut keys: Vec<CallbackKey> = Vec::new();
     let entry = |number| format!("entry {number}");
-    add(&mut keys, "callback.keys", entry, written.iter().map(String::as_str))?;
+    add(&mut keys, "callback.keys", entry, written.iter().map(String::as_str), notes)?;
     if let Some(path) = file {
         let text = fs::read_to_string(path).map_err(|cause| ConfigError::Value {
             key: FILE,
             problem: format!("cannot read {}: {cause}", path.display()),
         })?;
         let line = |number| format!("line {number} of {}", path.display());
-        add(&mut keys, FILE, line, text.lines())?;
+        // Some editors put a byte order mark there, which would be part of the first key.
+        let text = text.trim_start_matches('\u{feff}');
+        for secret in text.lines().filter_map(|line| line.split_whitespace().last()) {
+            secret::remember(secret);
+        }
+        add(&mut keys, FILE, line, text.lines(), notes)?;
     }
     Ok(keys)
 }
@@ -37,6 +44,7 @@ fn add<'a>(
     source: &'static str,
     called: impl Fn(usize) -> String,
     written: impl Iterator<Item = &'a str>,
+    notes: &mut Vec<String>,
 ) -> Result<(), ConfigError> {
     for (number, text) in (1..).zip(written) {
         let bad = |problem: &str| ConfigError::Value {
@@ -66,6 +74,9 @@ fn add<'a>(
             ));
         }
         let Some(key) = CallbackKey::new(secret) else { continue };
+        if let Some(problem) = values::key_problem(secret) {
+            notes.push(format!("{source}: {} {problem}", called(number)));
+        }
         if keys.iter().any(|other| other.name() == name) {
             return Err(bad("has the name of one before it"));
         }

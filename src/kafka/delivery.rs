@@ -10,8 +10,8 @@ use rdkafka::message::Message as _;
 use rdkafka::producer::{DeliveryResult, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use super::Context;
 use super::stats::ProducerStats;
+use super::{Context, text};
 
 /// Collects what deliveries failed, and where the ledger record of a batch got to.
 #[derive(Default)]
@@ -64,7 +64,7 @@ impl ProducerContext for Reports {
             }
             Ok(_) => {}
             Err((error, message)) => {
-                tracing::debug!(%error, topic = message.topic(), "delivery failed");
+                tracing::debug!(error = text(error), topic = message.topic(), "delivery failed");
                 self.failed(Failed { index, error: error.clone(), here: false });
             }
         }

@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
+use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::Message;
@@ -10,7 +11,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, Context, Delivery, LEDGER_PARTITION, METADATA_TIMEOUT, SetupError};
+use super::{Config, Context, Delivery, LEDGER_PARTITION, METADATA_TIMEOUT, SetupError, text};
 use crate::record::Timestamp;
 
 /// How long one poll waits for a record.
@@ -35,14 +36,13 @@ pub struct LedgerReader {
     open: BaseConsumer<Context>,
     /// Where `open` stands, once it reads.
     open_next: Option<i64>,
-    /// Where a record of this instance lands if nobody else has written meanwhile: at once behind
-    /// what is known, or behind the marker of that. (The Kafka in memory writes none.)
+    /// Where a record of this instance lands if no other instance has written meanwhile: at once
+    /// behind what is read, or behind the marker of its own last commit. (The Kafka in memory writes
+    /// none.)
     expected: RangeInclusive<i64>,
     topic: String,
     /// Everything before this offset is read.
     next: i64,
-    /// Offsets behind `next` that hold nothing but the marker of the last record's commit.
-    marker: i64,
     transactional: bool,
 }
 
@@ -58,25 +58,11 @@ impl LedgerReader {
     /// # Errors
     /// [`SetupError`]
     pub fn open(config: &Config, topic: &str, since: Timestamp) -> Result<Self, SetupError> {
-        let consumer =
-            |isolation: &str, statistics: &str| -> Result<BaseConsumer<Context>, SetupError> {
-                config
-                    .base()
-                    // Required by librdkafka; nothing is ever committed to it.
-                    .set("group.id", format!("livebridge-{}", config.instance))
-                    .set("enable.auto.commit", "false")
-                    .set("isolation.level", isolation)
-                    .set("statistics.interval.ms", statistics)
-                    .set("enable.partition.eof", "true")
-                    .set("auto.offset.reset", "earliest")
-                    // Neither a jump nor the news that there is no more waits longer for a fetch.
-                    .set("fetch.wait.max.ms", "50")
-                    // Own commits come back here too: keep few of them.
-                    .set("queued.max.messages.kbytes", "16384")
-                    .create_with_context(Context)
-                    .map_err(SetupError::Client)
-            };
-        let (consumer, open) = (
+        let consumer = |isolation: &str, statistics: &str| {
+            let client = settings(config, isolation, statistics);
+            client.create_with_context(Context).map_err(SetupError::Client)
+        };
+        let (consumer, open): (BaseConsumer<Context>, BaseConsumer<Context>) = (
             consumer("read_committed", config.statistics_interval())?,
             consumer("read_uncommitted", "0")?,
         );
@@ -89,7 +75,6 @@ impl LedgerReader {
             expected: 0..=0,
             topic,
             next: 0,
-            marker: 0,
             transactional,
         };
         reader.start(since).map_err(|cause| reader.error(cause))?;
@@ -140,7 +125,7 @@ impl LedgerReader {
         let mut records = 0;
         let mut moved = Instant::now();
         let mut said = false;
-        while self.next + self.marker < end && !give_up.is_cancelled() {
+        while self.next < end && !give_up.is_cancelled() {
             let step = self.step(POLL, &mut apply);
             if matches!(step, Step::Record) {
                 records += 1;
@@ -149,7 +134,8 @@ impl LedgerReader {
             }
             let (_, stable) = self.bounds().map_err(|cause| self.error(cause))?;
             if stable >= end {
-                // Offsets up to `end` that hold no record: markers, and what was aborted.
+                // Offsets up to `end` may hold no record: markers, and what was aborted. Which they
+                // are cannot be told by counting: records without a transaction have no marker.
                 records += self.read_stable(end, give_up, &mut apply)?;
                 break;
             }
@@ -168,8 +154,9 @@ impl LedgerReader {
             }
             std::thread::sleep(OPEN);
         }
-        if self.next + self.marker > *self.expected.end() {
-            self.expected = self.next..=self.next + self.marker;
+        if self.next > *self.expected.end() {
+            // A marker may follow, or a record of another instance: `read_open` looks.
+            self.expected = self.next..=self.next;
         }
         Ok(records)
     }
@@ -208,7 +195,7 @@ impl LedgerReader {
                     visit(message.offset(), message.payload().unwrap_or_default());
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => {}
-                Some(Err(error)) => tracing::debug!(%error, "reading the ledger"),
+                Some(Err(error)) => tracing::debug!(error = text(&error), "reading the ledger"),
                 None if started.elapsed() > OPEN_STALLED => {
                     return Err(KafkaError::MessageConsumption(Code::OperationTimedOut));
                 }
@@ -243,7 +230,7 @@ impl LedgerReader {
             .map_err(|cause| self.error(cause))?;
         let mut records = 0;
         let mut moved = Instant::now();
-        while self.next + self.marker < end && !give_up.is_cancelled() {
+        while self.next < end && !give_up.is_cancelled() {
             match self.step(POLL, apply) {
                 Step::Record => {
                     records += 1;
@@ -255,7 +242,6 @@ impl LedgerReader {
                 Step::Nothing => {}
                 Step::End => {
                     self.next = self.next.max(end);
-                    self.marker = 0;
                 }
             }
         }
@@ -272,15 +258,13 @@ impl LedgerReader {
             None => Step::Nothing,
             Some(Ok(message)) => {
                 self.next = message.offset() + 1;
-                // It is committed, so its marker is there: at this place or further behind.
-                self.marker = i64::from(self.transactional);
                 apply(message.payload().unwrap_or_default());
                 Step::Record
             }
             Some(Err(KafkaError::PartitionEOF(_))) => Step::End,
             // librdkafka goes on by itself; what does not pass shows as a stall.
             Some(Err(error)) => {
-                tracing::debug!(%error, "reading the ledger");
+                tracing::debug!(error = text(&error), "reading the ledger");
                 Step::Nothing
             }
         }
@@ -289,6 +273,24 @@ impl LedgerReader {
     fn error(&self, cause: KafkaError) -> SetupError {
         SetupError::Ledger { topic: self.topic.clone(), cause }
     }
+}
+
+/// librdkafka's settings for a consumer of the ledger topic.
+pub(super) fn settings(config: &Config, isolation: &str, statistics: &str) -> ClientConfig {
+    let mut client = config.base();
+    client
+        // Required by librdkafka; nothing is ever committed to it.
+        .set("group.id", format!("livebridge-{}", config.instance))
+        .set("enable.auto.commit", "false")
+        .set("isolation.level", isolation)
+        .set("statistics.interval.ms", statistics)
+        .set("enable.partition.eof", "true")
+        .set("auto.offset.reset", "earliest")
+        // Neither a jump nor the end of the topic waits longer for a fetch.
+        .set("fetch.wait.max.ms", "50")
+        // Own commits come back here too: keep few of them.
+        .set("queued.max.messages.kbytes", "16384");
+    client
 }
 
 enum Step {

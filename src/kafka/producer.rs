@@ -12,7 +12,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio_util::sync::CancellationToken;
 
 use super::delivery::{Failed, Reports};
-use super::{Config, Delivery, LEDGER_PARTITION, SetupError};
+use super::{Config, Delivery, LEDGER_PARTITION, SetupError, text};
 use crate::metrics;
 use crate::record::Timestamp;
 
@@ -55,6 +55,18 @@ pub enum Failure {
     Lost(KafkaError),
     /// As [`Failure::Lost`], because another producer took the transactional id.
     Fenced(KafkaError),
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Retry(cause) => write!(f, "nothing was published: {}", text(cause)),
+            Self::Contended => f.write_str("another instance came first"),
+            Self::Rejected(rejected) => write!(f, "Kafka rejects {} messages", rejected.len()),
+            Self::Lost(cause) => write!(f, "the producer has failed: {}", text(cause)),
+            Self::Fenced(cause) => write!(f, "another producer took over: {}", text(cause)),
+        }
+    }
 }
 
 /// A message that Kafka will never take.
@@ -189,7 +201,7 @@ impl Producer {
     /// # Errors
     /// Why not, topic by topic.
     pub fn rehearse(&self, topics: &[&str]) -> Result<(), String> {
-        let undone = |failure: Failure| format!("{failure:?}");
+        let undone = |failure: Failure| failure.to_string();
         self.begin().map_err(undone)?;
         for (index, topic) in topics.iter().enumerate() {
             let message = Message {
@@ -205,11 +217,19 @@ impl Producer {
         while self.poll() {}
         let failed = self.client.context().take();
         self.abort().map_err(undone)?;
-        let line = |failed: &Failed| format!("{}: {}", topics[failed.index], failed.error);
         if failed.is_empty() {
             return Ok(());
         }
-        Err(failed.iter().map(line).collect::<Vec<_>>().join("; "))
+        // The others were dropped because of the one that failed.
+        let line = |failed: &Failed| {
+            let advice = match failed.error.rdkafka_error_code() {
+                Some(Code::TopicAuthorizationFailed) => "; allow this user WRITE on it",
+                _ => "",
+            };
+            format!("{}: {}{advice}", topics[failed.index], text(&failed.error))
+        };
+        let causes: Vec<_> = failed.iter().filter(|failed| !failed.is_purged()).map(line).collect();
+        Err(if causes.is_empty() { failed.iter().map(line).collect() } else { causes }.join("; "))
     }
 
     fn begin(&self) -> Result<(), Failure> {
@@ -357,7 +377,7 @@ impl Producer {
                     if started.elapsed() > SILENCE && !std::mem::replace(&mut said, true) {
                         metrics::kafka_up(false);
                         tracing::error!(
-                            %error,
+                            error = text(&KafkaError::Transaction(error)),
                             "Kafka does not answer; callbacks are still taken and stored"
                         );
                     }

@@ -3,11 +3,14 @@
 //!
 //! Lines wait in a bounded queue. When it is full, new lines are dropped and counted.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use crate::secret::redact;
 
 /// Bytes of lines that wait to be written: some seconds of the busiest debug level.
 const QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -119,9 +122,18 @@ impl Write for Line {
 impl Drop for Line {
     fn drop(&mut self) {
         if !self.0.is_empty() {
-            STANDARD_ERROR.push(std::mem::take(&mut self.0));
+            STANDARD_ERROR.push(redacted(std::mem::take(&mut self.0)));
         }
     }
+}
+
+/// `line` without secrets: the text of other libraries may repeat a value that it was given.
+fn redacted(line: Vec<u8>) -> Vec<u8> {
+    let masked = match redact(&String::from_utf8_lossy(&line)) {
+        Cow::Borrowed(_) => None,
+        Cow::Owned(masked) => Some(masked.into_bytes()),
+    };
+    masked.unwrap_or(line)
 }
 
 #[cfg(test)]

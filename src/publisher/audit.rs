@@ -33,7 +33,7 @@ pub enum AuditError {
     #[error(transparent)]
     Log(#[from] OpenError),
     /// Kafka cannot.
-    #[error("cannot read from Kafka: {0}")]
+    #[error("cannot read from Kafka: {}", kafka::text(.0))]
     Kafka(#[from] KafkaError),
     /// The quarantine cannot.
     #[error("cannot read the quarantine {path}: {cause}", path = path.display())]

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::Topics;
 use super::batch::{self, DEAD_REASON, DEAD_TOPIC};
 use crate::kafka::topic_reader::{ConsumedRecord, read_to_end, wait_until_decided};
-use crate::kafka::{self, Failure, KafkaError, Message, Producer, SetupError};
+use crate::kafka::{self, Failure, KafkaError, Message, Producer, SetupError, is_denied, text};
 use crate::ledger::Commit;
 use crate::record::{EventId, EventType, Lsn, Record, Timestamp};
 use crate::wal::LogId;
@@ -31,24 +31,31 @@ pub enum ReplayError {
     #[error(transparent)]
     Setup(#[from] SetupError),
     /// A topic cannot be read.
-    #[error("cannot read from Kafka: {0}")]
+    #[error("cannot read from Kafka: {}", text(.0))]
     Read(#[from] KafkaError),
     /// Kafka does not take them.
     #[error("Kafka did not take the events: {0}; those before are there, so just run it again")]
     Send(String),
-    /// Kafka will never take one of them.
-    #[error(
-        "{topic} refuses the event {id}: {reason}; mend that (max.message.bytes, say) and run it \
-         again: what was sent before is not sent twice"
-    )]
-    Refused {
-        /// Where to.
-        topic: String,
-        /// Which.
-        id: String,
-        /// Why.
-        reason: String,
-    },
+}
+
+/// An event that Kafka does not take, while it takes others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Its topic.
+    pub topic: String,
+    /// Its `ce_id`.
+    pub id: EventId,
+    /// Why.
+    pub reason: String,
+}
+
+/// What became of the events.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Events sent.
+    pub sent: u32,
+    /// Those that Kafka refused.
+    pub refused: Vec<Refusal>,
 }
 
 /// A record as `livebridge wal export` prints it, a line each.
@@ -212,11 +219,24 @@ impl Plan {
         Ok(())
     }
 
+    /// Leaves out `topic`, and returns how many events were to be sent there.
+    pub fn drop_topic(&mut self, topic: &str) -> usize {
+        let dropped = self.topics.remove(topic);
+        dropped.map_or(0, |wanted| wanted.ids.values().filter(|to_send| **to_send).count())
+    }
+
     /// Whether `event` is to be sent; the next time it is not.
     pub fn take(&mut self, event: &Event) -> bool {
         let wanted = self.topics.get_mut(&event.topic).and_then(|w| w.ids.get_mut(&event.id));
         wanted.is_some_and(std::mem::take)
     }
+}
+
+/// A transaction that Kafka does not take.
+struct Refused {
+    reason: String,
+    /// The events that it does not take even alone, by their place.
+    alone: HashMap<usize, String>,
 }
 
 /// Sends events again, one transaction after another.
@@ -229,7 +249,7 @@ pub struct Sender {
     replayed_at: String,
     batch: Vec<Event>,
     bytes: usize,
-    sent: u32,
+    outcome: Outcome,
 }
 
 impl Sender {
@@ -248,7 +268,7 @@ impl Sender {
             replayed_at: Timestamp::now().to_string(),
             batch: Vec::new(),
             bytes: 0,
-            sent: 0,
+            outcome: Outcome::default(),
         })
     }
 
@@ -262,27 +282,58 @@ impl Sender {
         if self.bytes >= BATCH.0 || self.batch.len() >= BATCH.1 { self.flush() } else { Ok(()) }
     }
 
-    /// Sends what is left, and returns how many events were sent in all.
+    /// Sends what is left, and returns what became of all events.
     ///
     /// # Errors
     /// [`ReplayError`]
-    pub fn finish(mut self) -> Result<u32, ReplayError> {
+    pub fn finish(mut self) -> Result<Outcome, ReplayError> {
         self.flush()?;
-        Ok(self.sent)
+        Ok(self.outcome)
     }
 
+    /// Sends the batch in order. Kafka refuses a transaction as a whole, so one that it refuses is
+    /// sent in halves, until it is known which of its events Kafka does not take.
     fn flush(&mut self) -> Result<(), ReplayError> {
-        let batch = std::mem::take(&mut self.batch);
         self.bytes = 0;
+        let mut parts = vec![std::mem::take(&mut self.batch)];
+        while let Some(mut part) = parts.pop() {
+            let Some(cause) = self.transaction(&part)? else { continue };
+            let mut alone = cause.alone;
+            if part.len() == 1 {
+                alone.insert(0, cause.reason);
+            } else if alone.is_empty() {
+                let second = part.split_off(part.len() / 2);
+                parts.extend([second, part]);
+                continue;
+            }
+            let mut rest = Vec::with_capacity(part.len());
+            for (index, event) in part.into_iter().enumerate() {
+                match alone.remove(&index) {
+                    Some(reason) => {
+                        let (topic, id) = (event.topic, event.id);
+                        self.outcome.refused.push(Refusal { topic, id, reason });
+                    }
+                    None => rest.push(event),
+                }
+            }
+            parts.push(rest);
+        }
+        Ok(())
+    }
+
+    /// Sends `batch` in one transaction; says what Kafka refuses of it, if anything, and has then
+    /// sent nothing.
+    fn transaction(&mut self, batch: &[Event]) -> Result<Option<Refused>, ReplayError> {
         let (Some(newest), Ok(count)) =
             (batch.iter().map(|event| event.received_at).max(), u32::try_from(batch.len()))
         else {
-            return Ok(());
+            return Ok(None);
         };
+        let sent = self.outcome.sent;
         let ledger = self.ledger.as_deref().map(|topic| {
             let index = |sent| Lsn::new(1, sent);
             let ids = batch.iter().map(|event| event.id).collect();
-            let (first, last) = (index(self.sent + 1), index(self.sent + count));
+            let (first, last) = (index(sent + 1), index(sent + count));
             (topic, Commit { log: self.log, first, last, newest, ids })
         });
         let ledger = ledger.map(|(topic, commit)| Message {
@@ -295,25 +346,25 @@ impl Sender {
         });
         let messages = || batch.iter().enumerate().map(|(index, event)| self.message(event, index));
         let handed = self.producer.hand_over(ledger.as_ref(), messages, || {});
-        let handed = handed.and_then(|_| self.producer.commit());
-        handed.map_err(|failure| match failure {
-            Failure::Rejected(rejected) => {
-                let rejected = rejected.into_iter().next();
-                let event = rejected.as_ref().and_then(|rejected| batch.get(rejected.index));
-                ReplayError::Refused {
-                    topic: event.map_or("Kafka", |event| &event.topic).to_owned(),
-                    id: event.map_or_else(String::new, |event| event.id.to_string()),
-                    reason: rejected
-                        .map_or_else(String::new, |rejected| rejected.reason.to_string()),
-                }
+        match handed.and_then(|_| self.producer.commit()) {
+            Ok(()) => {
+                self.outcome.sent += count;
+                Ok(None)
             }
-            Failure::Retry(cause) | Failure::Lost(cause) | Failure::Fenced(cause) => {
-                ReplayError::Send(cause.to_string())
+            Err(Failure::Rejected(rejected)) => Ok(Some(Refused {
+                reason: rejected.first().map_or_else(String::new, |first| text(&first.reason)),
+                alone: rejected
+                    .iter()
+                    .filter(|rejected| rejected.alone && rejected.index < batch.len())
+                    .map(|rejected| (rejected.index, text(&rejected.reason)))
+                    .collect(),
+            })),
+            // An operator withdrew the right to one topic; the others may still be written.
+            Err(Failure::Retry(cause)) if is_denied(&cause) => {
+                Ok(Some(Refused { reason: text(&cause), alone: HashMap::new() }))
             }
-            Failure::Contended => ReplayError::Send("another came first".to_owned()),
-        })?;
-        self.sent += count;
-        Ok(())
+            Err(failure) => Err(ReplayError::Send(failure.to_string())),
+        }
     }
 
     fn message<'m>(&'m self, event: &'m Event, index: usize) -> Message<'m> {

@@ -81,6 +81,12 @@ impl Topics {
         &self.ledger
     }
 
+    /// Whether events, and only events, are published to `topic`.
+    #[must_use]
+    pub fn takes_events(&self, topic: &str) -> bool {
+        topic != self.dead_letter && self.all().contains(&topic)
+    }
+
     /// Every topic that takes records, each once.
     #[must_use]
     pub fn all(&self) -> Vec<&str> {

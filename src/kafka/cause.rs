@@ -1,0 +1,141 @@
+//! Why there is no conversation with Kafka, as librdkafka reports it beside the call that waits: the
+//! call itself only times out.
+
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode as Code;
+
+use super::Context;
+use crate::secret::redact;
+
+/// A reason that librdkafka gave, and what to do about it.
+#[derive(Clone, Debug)]
+pub struct Cause {
+    what: &'static str,
+    reason: String,
+    advice: &'static str,
+    /// Time alone does not mend it.
+    pub(super) lasting: bool,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}; {}", self.what, self.reason, self.advice)
+    }
+}
+
+impl Cause {
+    fn of(code: Code, reason: &str) -> Option<Self> {
+        let lower = reason.to_ascii_lowercase();
+        let has = |part: &str| lower.contains(part);
+        let mut lasting = true;
+        let (what, advice) = match code {
+            Code::Resolve => (
+                "a host name cannot be resolved",
+                "check kafka.brokers, and DNS where this runs; brokers also name themselves \
+                 (advertised.listeners)",
+            ),
+            Code::SSL => tls(has),
+            Code::Authentication
+            | Code::SaslAuthenticationFailed
+            | Code::UnsupportedSASLMechanism
+                if has("mechanism") =>
+            {
+                (
+                    "Kafka does not offer this SASL mechanism",
+                    "set sasl.mechanisms in [kafka.client] to one that it offers",
+                )
+            }
+            Code::Authentication | Code::SaslAuthenticationFailed => (
+                "Authentication with Kafka fails",
+                "check sasl.username, sasl.password and sasl.mechanisms in [kafka.client]",
+            ),
+            Code::BrokerTransportFailure if has("ssl listener") => (
+                "Kafka closes the connection at the first request",
+                "its port may speak TLS, or want a user: set security.protocol in [kafka.client] to \
+                 SSL, SASL_SSL or SASL_PLAINTEXT",
+            ),
+            Code::BrokerTransportFailure if has("sasl") => (
+                "Kafka closes the connection during authentication",
+                "its port may want no user: check security.protocol and sasl.* in [kafka.client]",
+            ),
+            Code::BrokerTransportFailure => {
+                lasting = false;
+                ("Kafka does not answer", "check kafka.brokers and the network")
+            }
+            _ => return None,
+        };
+        Some(Self { what, reason: redact(reason).into_owned(), advice, lasting })
+    }
+}
+
+/// What a failure of TLS is, and what to do about it.
+fn tls(has: impl Fn(&str) -> bool) -> (&'static str, &'static str) {
+    if has("plaintext broker") || has("wrong version number") || has("disconnected") {
+        (
+            "this port of Kafka does not speak TLS",
+            "set security.protocol in [kafka.client] to PLAINTEXT or SASL_PLAINTEXT, or kafka.brokers \
+             to the port for TLS",
+        )
+    } else if has("alert") {
+        (
+            "Kafka refuses the TLS certificate of livebridge",
+            "check ssl.certificate.location and ssl.key.location in [kafka.client]",
+        )
+    } else if has("expired") {
+        (
+            "the TLS certificate of Kafka has expired",
+            "renew the brokers' certificate, or the authority's in ssl.ca.location; check the clock \
+             here",
+        )
+    } else if has("hostname mismatch") || has("ip address mismatch") {
+        (
+            "the TLS certificate of Kafka is for another host name",
+            "name the host in kafka.brokers as its certificate does",
+        )
+    } else {
+        (
+            "the TLS certificate of Kafka is not trusted, or TLS fails otherwise",
+            "set ssl.ca.location in [kafka.client] to the authority that signed it",
+        )
+    }
+}
+
+/// A context that keeps the most telling cause.
+#[derive(Debug, Default)]
+pub(super) struct Causes(Mutex<Option<Cause>>);
+
+impl ClientContext for Causes {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        Context.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        if let Some(cause) = error.rdkafka_error_code().and_then(|code| Cause::of(code, reason)) {
+            let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if cause.lasting || !kept.as_ref().is_some_and(|kept| kept.lasting) {
+                *kept = Some(cause);
+            }
+        }
+        Context.error(error, reason);
+    }
+}
+
+impl ConsumerContext for Causes {}
+
+/// What `consumer` has heard since it was made.
+pub(super) fn heard(consumer: &BaseConsumer<Causes>) -> Option<Cause> {
+    /// Events that wait to be taken; there cannot be more in the time of one request.
+    const EVENTS: u32 = 64;
+    for _ in 0..EVENTS {
+        drop(consumer.poll(Duration::ZERO));
+    }
+    let context = consumer.client().context();
+    context.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}

@@ -1,0 +1,168 @@
+//! Why Kafka cannot be used, in words for operators.
+//!
+//! The text of librdkafka and of brokers may repeat any value that was configured. It is shown by
+//! way of [`text`] only.
+
+use std::time::Duration;
+
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode as Code;
+
+use super::cause::Cause;
+use super::settings::SettingError;
+use crate::secret::redact;
+
+/// Why Kafka is not ready to be published to. All of it may pass: a file that is missing now may be
+/// there at the next attempt.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// librdkafka does not take the configuration.
+    #[error("kafka.client: {}", SettingError::of(.0))]
+    Client(#[source] KafkaError),
+    /// Kafka does not answer, and librdkafka does not say why.
+    #[error("Kafka does not answer: {}; check kafka.brokers and the network", text(.0))]
+    Unreachable(#[source] KafkaError),
+    /// Kafka cannot be talked to, and it is known why.
+    #[error("{0}")]
+    Refusing(Cause),
+    /// Topics are missing and `kafka.create_topics` is off.
+    #[error("topics are missing: {0}; create them or set kafka.create_topics = true")]
+    Missing(String),
+    /// A topic cannot be created.
+    #[error("Kafka refuses to create topic {topic}: {}{}", text(.cause), super::topics::advice(.cause))]
+    Refused {
+        /// The topic.
+        topic: String,
+        /// Why.
+        #[source]
+        cause: KafkaError,
+    },
+    /// Kafka needs more brokers for the replicas.
+    #[error(
+        "kafka.replication = {replication}, and Kafka has {brokers} brokers: it cannot create {topics}; \
+         start more brokers, or set kafka.replication to {brokers} at most (-1 for the brokers' default)"
+    )]
+    Replication {
+        /// As configured.
+        replication: i32,
+        /// Brokers that Kafka names.
+        brokers: usize,
+        /// The topics that are to be created.
+        topics: String,
+    },
+    /// The ledger's order is that of one partition.
+    #[error(
+        "the ledger topic {topic} has {partitions} partitions and must have 1: its order is the order \
+         of commits, and Kafka cannot merge partitions. With nothing left to publish (livebridge wal \
+         status), stop every instance, delete the topic and start again; or set another \
+         kafka.topic_prefix"
+    )]
+    LedgerPartitions {
+        /// The ledger topic.
+        topic: String,
+        /// How many it has.
+        partitions: usize,
+    },
+    /// The producer cannot start its transactions.
+    #[error(
+        "Kafka refuses transactions for instance {instance:?}: {}{}",
+        text(.cause), transaction_advice(.cause)
+    )]
+    Transactions {
+        /// The transactional id.
+        instance: String,
+        /// Why.
+        #[source]
+        cause: KafkaError,
+    },
+    /// Kafka does not say whether there are transactions.
+    #[error(
+        "Kafka does not answer about transactions for {}s; it may be unable to make the topic \
+         __transaction_state: set transaction.state.log.replication.factor of the brokers to as \
+         many as there are, or start those that are missing; if this Kafka has no transactions, set \
+         kafka.delivery = \"at-least-once\"",
+        .0.as_secs()
+    )]
+    Unanswered(Duration),
+    /// The ledger cannot be read.
+    #[error("cannot read the ledger topic {topic}: {}{}", text(.cause), read_advice(.cause))]
+    Ledger {
+        /// Its name.
+        topic: String,
+        /// Why.
+        #[source]
+        cause: KafkaError,
+    },
+    /// Kafka has lost track of a transaction: it ends none of them as late.
+    #[error(
+        "a transaction at offset {stable} of the ledger topic {topic} has been open for {}s and hides \
+         what is behind it; kafka-transactions.sh --bootstrap-server BROKER find-hanging --broker-id \
+         ID names it, and its abort ends it", .open.as_secs()
+    )]
+    Hidden {
+        /// The ledger topic's name.
+        topic: String,
+        /// Where it begins.
+        stable: i64,
+        /// For how long at least.
+        open: Duration,
+    },
+    /// No resources for a helper.
+    #[error("cannot start a runtime: {0}")]
+    Runtime(#[source] std::io::Error),
+}
+
+/// What `error` says, without secrets, and without the prefix that names the library's variant.
+#[must_use]
+pub fn text(error: &KafkaError) -> String {
+    if let KafkaError::ClientConfig(..) = error {
+        return SettingError::of(error).to_string();
+    }
+    let whole = error.to_string();
+    let detail = match error.rdkafka_error_code() {
+        Some(Code::PurgeQueue | Code::PurgeInflight) => {
+            "dropped after another message of its batch had failed"
+        }
+        _ => whole.strip_prefix("Client creation error: ").unwrap_or(&whole),
+    };
+    redact(detail).into_owned()
+}
+
+/// Whether a topic may not be written: an operator can change that, and it concerns no other topic.
+#[must_use]
+pub fn is_denied(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(Code::TopicAuthorizationFailed)
+}
+
+/// What to do about a refusal of transactions.
+fn transaction_advice(error: &KafkaError) -> &'static str {
+    match error.rdkafka_error_code() {
+        Some(
+            Code::UnsupportedFeature
+            | Code::UnsupportedVersion
+            | Code::UnsupportedForMessageFormat
+            | Code::InvalidRequest
+            | Code::NotImplemented,
+        ) => "; this Kafka has no transactions: set kafka.delivery = \"at-least-once\"",
+        Some(Code::TransactionalIdAuthorizationFailed) => {
+            "; allow this user WRITE and DESCRIBE on the transactional id kafka.instance, or set \
+             kafka.delivery = \"at-least-once\""
+        }
+        Some(Code::ClusterAuthorizationFailed) => {
+            "; allow this user IDEMPOTENT_WRITE on the cluster, or set kafka.delivery = \
+             \"at-least-once\""
+        }
+        Some(Code::InvalidTransactionTimeout) => {
+            "; set transaction.max.timeout.ms of the brokers to 30000 or more"
+        }
+        _ => "",
+    }
+}
+
+fn read_advice(error: &KafkaError) -> &'static str {
+    match error.rdkafka_error_code() {
+        Some(Code::TopicAuthorizationFailed) => "; allow this user READ and DESCRIBE on it",
+        Some(Code::GroupAuthorizationFailed) => "; allow this user READ on the group livebridge-*",
+        _ => "",
+    }
+}

@@ -1,0 +1,179 @@
+//! The topics in Kafka: which there are, and the creation of those that are missing.
+
+use std::time::Instant;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::metadata::Metadata;
+
+use super::cause::{self, Causes};
+use super::{ADMIN_TIMEOUT, Config, LEDGER_RETENTION, METADATA_STEP, METADATA_TIMEOUT, SetupError};
+
+/// What Kafka has of the topics that livebridge needs.
+#[derive(Debug)]
+pub struct TopicState {
+    /// Those that it does not have.
+    pub missing: Vec<String>,
+    /// How many brokers it has.
+    brokers: usize,
+}
+
+/// What to do about a topic that Kafka refuses to create.
+pub(super) fn advice(error: &KafkaError) -> &'static str {
+    match error.rdkafka_error_code() {
+        Some(
+            Code::TopicAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::UnsupportedFeature
+            | Code::UnsupportedVersion,
+        ) => {
+            "; create the topics by other means and set kafka.create_topics = false, or allow this user \
+             CREATE on them"
+        }
+        Some(Code::InvalidReplicationFactor) => {
+            "; set kafka.replication to as many brokers as there are at most (-1 for their default)"
+        }
+        Some(Code::InvalidPartitions) => "; set kafka.partitions to a number that Kafka allows",
+        Some(Code::PolicyViolation) => {
+            "; set kafka.partitions and kafka.replication to what its policy allows"
+        }
+        _ => "",
+    }
+}
+
+impl Config {
+    /// Creates those of `topics`, and the `ledger` topic, that are missing.
+    ///
+    /// # Errors
+    /// [`SetupError`] when Kafka cannot be reached, refuses one, or has a ledger that cannot be used.
+    pub fn make_topics(&self, topics: &[&str], ledger: &str) -> Result<(), SetupError> {
+        let state = self.topic_state(topics, ledger)?;
+        if state.missing.is_empty() {
+            return Ok(());
+        }
+        if !self.create_topics {
+            return Err(SetupError::Missing(state.missing.join(", ")));
+        }
+        self.create(&state, ledger, false)
+    }
+
+    /// Asks Kafka whether it would create what is missing, without doing so.
+    ///
+    /// # Errors
+    /// [`SetupError`] when it would not.
+    pub fn try_topics(&self, state: &TopicState, ledger: &str) -> Result<(), SetupError> {
+        self.create(state, ledger, true)
+    }
+
+    fn create(&self, state: &TopicState, ledger: &str, only_try: bool) -> Result<(), SetupError> {
+        let missing = &state.missing;
+        if usize::try_from(self.replication).is_ok_and(|replicas| replicas > state.brokers) {
+            return Err(SetupError::Replication {
+                replication: self.replication,
+                brokers: state.brokers,
+                topics: missing.join(", "),
+            });
+        }
+        // With three replicas, one may be away without a record being on one disk only. With the
+        // brokers' own number of replicas, their own minimum goes with it.
+        let in_sync =
+            (self.replication > 0).then(|| (self.replication - 1).clamp(1, 2).to_string());
+        let retention = LEDGER_RETENTION.as_millis().to_string();
+        let wanted: Vec<NewTopic<'_>> = missing
+            .iter()
+            .map(|name| {
+                let partitions = if name == ledger { 1 } else { self.partitions };
+                let replication = TopicReplication::Fixed(self.replication);
+                let mut topic = NewTopic::new(name, partitions, replication);
+                if let Some(in_sync) = &in_sync {
+                    topic = topic.set("min.insync.replicas", in_sync);
+                }
+                if name == ledger { topic.set("retention.ms", &retention) } else { topic }
+            })
+            .collect();
+        let admin: AdminClient<DefaultClientContext> =
+            self.base().create().map_err(SetupError::Client)?;
+        let options = AdminOptions::new()
+            .validate_only(only_try)
+            .operation_timeout(Some(ADMIN_TIMEOUT))
+            .request_timeout(Some(ADMIN_TIMEOUT));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .map_err(SetupError::Runtime)?;
+        let refused = |topic: &str, cause| SetupError::Refused { topic: topic.to_owned(), cause };
+        let results =
+            runtime.block_on(admin.create_topics(&wanted, &options)).map_err(|cause| {
+                // What Kafka cannot do at all is refused once for all topics.
+                match cause.rdkafka_error_code() {
+                    Some(Code::UnsupportedFeature) => refused(&missing.join(", "), cause),
+                    _ => SetupError::Unreachable(cause),
+                }
+            })?;
+        for result in results {
+            match result {
+                Ok(topic) if !only_try => tracing::info!(%topic, "topic created"),
+                Ok(_) | Err((_, Code::TopicAlreadyExists)) => {}
+                Err((topic, code)) => return Err(refused(&topic, KafkaError::AdminOp(code))),
+            }
+        }
+        Ok(())
+    }
+
+    /// What Kafka has of `topics` and of the `ledger` topic.
+    ///
+    /// # Errors
+    /// [`SetupError`] when Kafka cannot be reached, or has a ledger that cannot be used.
+    pub fn topic_state(&self, topics: &[&str], ledger: &str) -> Result<TopicState, SetupError> {
+        let metadata = self.metadata()?;
+        let found = metadata.topics().iter().find(|topic| topic.name() == ledger);
+        let partitions = found.map_or(0, |topic| topic.partitions().len());
+        if partitions > 1 {
+            return Err(SetupError::LedgerPartitions { topic: ledger.to_owned(), partitions });
+        }
+        let wanted = topics.iter().copied().chain([ledger]);
+        Ok(TopicState { missing: missing(&metadata, wanted), brokers: metadata.brokers().len() })
+    }
+
+    /// Those of `topics` that Kafka does not have.
+    ///
+    /// # Errors
+    /// [`SetupError`] when Kafka cannot be reached.
+    pub fn missing_topics<'a>(
+        &self,
+        topics: impl Iterator<Item = &'a str>,
+    ) -> Result<Vec<String>, SetupError> {
+        Ok(missing(&self.metadata()?, topics))
+    }
+
+    /// Everything that Kafka says about its topics; or why it says nothing.
+    fn metadata(&self) -> Result<Metadata, SetupError> {
+        let consumer: BaseConsumer<Causes> =
+            self.base().create_with_context(Causes::default()).map_err(SetupError::Client)?;
+        let started = Instant::now();
+        loop {
+            match consumer.fetch_metadata(None, METADATA_STEP) {
+                Ok(metadata) => return Ok(metadata),
+                Err(error) => {
+                    let cause = cause::heard(&consumer);
+                    let lasting = cause.as_ref().is_some_and(|cause| cause.lasting);
+                    // The second attempt is for a broker that is just starting.
+                    if started.elapsed() >= if lasting { METADATA_STEP } else { METADATA_TIMEOUT } {
+                        return Err(
+                            cause.map_or(SetupError::Unreachable(error), SetupError::Refusing)
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn missing<'a>(metadata: &Metadata, wanted: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let present = |name: &str| {
+        metadata.topics().iter().any(|topic| topic.name() == name && topic.error().is_none())
+    };
+    wanted.filter(|name| !present(name)).map(str::to_owned).collect()
+}
