@@ -2,14 +2,15 @@
 //!
 //! Each transaction writes its events and one [`Commit`] to the ledger topic. Reading that topic
 //! back therefore tells, without doubt, how far this log was published (I4) and which ids any
-//! instance has published (I5). Of that, only the progress has a copy on local disk (wal/progress.rs):
-//! nothing can be published while Kafka is away, so nobody asks for the ids then.
+//! instance has published (I5). Only the progress has a copy on local disk (wal/progress.rs):
+//! nothing can be published while Kafka is away, so the ids are not needed then.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use crate::metrics;
 use crate::record::{EventId, Lsn, Timestamp};
-use crate::wal::LogId;
+use crate::wal::{OpeningId, Progress};
 
 mod window;
 
@@ -27,11 +28,13 @@ pub struct Config {
 /// What one transaction published: a record of the ledger topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Commit {
-    /// The log that the records came from.
-    pub log: LogId,
+    /// The opening that published it.
+    pub publisher: OpeningId,
+    /// The opening that wrote the records to the log: the publisher or one before it.
+    pub writer: OpeningId,
     /// The first record that the transaction dealt with.
     pub first: Lsn,
-    /// The last one: everything up to it is done with.
+    /// The last one: everything up to it that `writer` wrote is published.
     pub last: Lsn,
     /// When the newest of them was received.
     pub newest: Timestamp,
@@ -45,18 +48,22 @@ pub struct Commit {
 pub struct DecodeError;
 
 /// First byte of an encoded commit.
-const VERSION: u8 = 1;
-/// version, log, first, last, newest.
-const HEADER_BYTES: usize = 1 + 16 + 8 + 8 + 8;
+const VERSION: u8 = 2;
+/// First byte of a commit that names its log in place of publisher and writer.
+const VERSION_OF_LOG: u8 = 1;
+/// first, last, newest.
+const NUMBERS_BYTES: usize = 3 * 8;
 const ID_BYTES: usize = 16;
 
 impl Commit {
-    /// The record's value in Kafka: a fixed header in big-endian, then the ids.
+    /// The record's value in Kafka: version, publisher, writer, the numbers in big-endian, the ids.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(HEADER_BYTES + self.ids.len() * ID_BYTES);
+        let header = 1 + 2 * ID_BYTES + NUMBERS_BYTES;
+        let mut out = Vec::with_capacity(header + self.ids.len() * ID_BYTES);
         out.push(VERSION);
-        out.extend_from_slice(self.log.as_bytes());
+        out.extend_from_slice(self.publisher.as_bytes());
+        out.extend_from_slice(self.writer.as_bytes());
         out.extend_from_slice(&self.first.as_u64().to_be_bytes());
         out.extend_from_slice(&self.last.as_u64().to_be_bytes());
         out.extend_from_slice(&self.newest.as_millis().to_be_bytes());
@@ -66,28 +73,38 @@ impl Commit {
         out
     }
 
-    /// The commit that [`Commit::encode`] wrote.
+    /// The commit that [`Commit::encode`] wrote, or that of a release that wrote version 1.
+    ///
+    /// The log that version 1 names stands for publisher and writer: it is in no lineage, so only
+    /// the ids count.
     ///
     /// # Errors
     /// [`DecodeError`]
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let (header, ids) = bytes.split_at_checked(HEADER_BYTES).ok_or(DecodeError)?;
+        let (&version, rest) = bytes.split_first().ok_or(DecodeError)?;
+        let (&publisher, rest) = rest.split_first_chunk().ok_or(DecodeError)?;
+        let (writer, rest) = match version {
+            VERSION => rest.split_first_chunk().map(|(&writer, rest)| (writer, rest)),
+            VERSION_OF_LOG => Some((publisher, rest)),
+            _ => None,
+        }
+        .ok_or(DecodeError)?;
+        let (numbers, ids) = rest.split_first_chunk::<NUMBERS_BYTES>().ok_or(DecodeError)?;
         let (ids, rest) = ids.as_chunks::<ID_BYTES>();
-        if header[0] != VERSION || !rest.is_empty() {
+        if !rest.is_empty() {
             return Err(DecodeError);
         }
-        let number = |at: usize| {
+        let number = |index: usize| {
             let mut number = [0; 8];
-            number.copy_from_slice(&header[at..at + 8]);
+            number.copy_from_slice(&numbers[index * 8..][..8]);
             u64::from_be_bytes(number)
         };
-        let mut log = [0; 16];
-        log.copy_from_slice(&header[1..17]);
         Ok(Self {
-            log: LogId::from_bytes(log),
-            first: Lsn::from_u64(number(17)),
-            last: Lsn::from_u64(number(25)),
-            newest: Timestamp::from_millis(number(33).cast_signed()),
+            publisher: OpeningId::from_bytes(publisher),
+            writer: OpeningId::from_bytes(writer),
+            first: Lsn::from_u64(number(0)),
+            last: Lsn::from_u64(number(1)),
+            newest: Timestamp::from_millis(number(2).cast_signed()),
             ids: ids.iter().map(|id| EventId::from_bytes(*id)).collect(),
         })
     }
@@ -108,22 +125,31 @@ pub enum Known {
 /// The state that the ledger's records add up to.
 #[derive(Debug)]
 pub struct Ledger {
-    log: LogId,
-    progress: Lsn,
+    /// The openings whose commits count as progress.
+    lineage: HashSet<OpeningId>,
+    progress: Progress,
+    /// This process's opening, and the last of its commits that is applied.
+    own: (OpeningId, Lsn),
     window: Window,
 }
 
 impl Ledger {
-    /// An empty ledger for the publisher of `log`.
+    /// An empty ledger for the publisher of a log with this `lineage`, whose last opening is its own.
     #[must_use]
-    pub fn new(log: LogId, config: Config) -> Self {
-        Self { log, progress: Lsn::ZERO, window: Window::new(config) }
+    pub fn new(lineage: &[OpeningId], config: Config) -> Self {
+        let own = lineage.last().copied().unwrap_or_default();
+        Self {
+            lineage: lineage.iter().copied().collect(),
+            progress: Progress::default(),
+            own: (own, Lsn::ZERO),
+            window: Window::new(config),
+        }
     }
 
-    /// The last record of this log that is done with.
+    /// How far the records of this log are published.
     #[must_use]
-    pub fn progress(&self) -> Lsn {
-        self.progress
+    pub fn progress(&self) -> &Progress {
+        &self.progress
     }
 
     /// How far back ids matter when the oldest record to publish was received at `oldest`.
@@ -132,13 +158,21 @@ impl Ledger {
         oldest.before(self.window.config().window)
     }
 
-    /// Applies a commit of this log or of another; `now` is the monotonic clock's time.
+    /// Applies a commit of any instance; `now` is the monotonic clock's time.
+    ///
+    /// It counts as progress only if an opening of this log's lineage published it. An opening
+    /// that is not in it had another directory: a copy of this one, or one that this was copied
+    /// from, which may lack what is here.
     pub fn apply(&mut self, commit: &Commit, now: Instant) {
-        if commit.log == self.log {
-            if commit.last <= self.progress {
+        if commit.publisher == self.own.0 {
+            // Applied when it was committed, and read from the topic once more.
+            if commit.last <= self.own.1 {
                 return;
             }
-            self.progress = commit.last;
+            self.own.1 = commit.last;
+        }
+        if self.lineage.contains(&commit.publisher) {
+            self.progress.advance(commit.writer, commit.last);
         }
         for id in &commit.ids {
             self.window.insert(*id, commit.newest, now);

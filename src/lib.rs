@@ -18,13 +18,16 @@
 //! - **I1** A callback is answered 200 only when its record is durable: written, flushed, and its
 //!   file `fdatasync`ed.
 //! - **I2** Only a verified callback becomes a record.
-//! - **I3** A record leaves the log only when the ledger says that its transaction holds, or when
-//!   it was absorbed as a retry of one that does.
+//! - **I3** A record leaves the log only when the ledger says that its transaction is committed, or
+//!   when it was absorbed as a retry of one whose transaction is.
 //! - **I4** Records are sent in LSN order, one transaction at a time; after any crash the publisher
-//!   goes on behind the last LSN that the ledger names.
-//! - **I5** Two records are one event only if natural key and content are equal. Of two instances
-//!   that publish the same event at the same time, the one whose ledger record stands second in the
-//!   topic gives way (`publisher/claims.rs`).
+//!   goes on behind the last record that the ledger names. A ledger record covers only what the
+//!   opening that it names as writer wrote, and counts only if an opening of this directory
+//!   published it: nothing that one process wrote is covered by what a process on a copy of its
+//!   directory committed.
+//! - **I5** Two records are one event only if natural key and content are equal. Of two publishers
+//!   of the same event at the same time, whatever directories they have, the one whose ledger
+//!   record comes second in the topic aborts its transaction (`publisher/contention.rs`).
 //! - **I6** A failed commit ends the process: after a failed flush nobody knows what is on disk.
 //! - **I7** Everything has a limit, with a name: connections, headers, bodies, the inbox, frames,
 //!   segments, the log, the batch, the window, every wait.

@@ -14,8 +14,8 @@ use crate::kafka::{self, Failure, LedgerReader, Producer, SetupError};
 use crate::ledger::{self, Commit, Ledger};
 use crate::log_limit::LogLimiter;
 use crate::metrics;
-use crate::record::{Entry, Timestamp};
-use crate::wal::{Next, ReadError, Reader};
+use crate::record::Timestamp;
+use crate::wal::{Entries, Next, OpeningId, ReadError, Reader};
 
 pub mod audit;
 mod batch;
@@ -81,7 +81,7 @@ pub struct Publisher {
     quarantine: PathBuf,
     give_up: CancellationToken,
     /// Read from the log at one time each, and not known to be in Kafka.
-    unfinished: VecDeque<Vec<Entry>>,
+    unfinished: VecDeque<Entries>,
     /// When the last transaction began.
     began: Instant,
     /// Whether it was full, so that more is waiting.
@@ -118,7 +118,7 @@ impl Publisher {
         quarantine: PathBuf,
         give_up: CancellationToken,
     ) -> Self {
-        let ledger = Ledger::new(reader.log(), dedup);
+        let ledger = Ledger::new(reader.lineage(), dedup);
         Self {
             reader,
             kafka,
@@ -195,7 +195,6 @@ impl Publisher {
         self.ledger_reader = Some(reader);
         tracing::info!(
             commits,
-            progress = %self.ledger.progress(),
             elapsed_ms = started.elapsed().as_millis(),
             "connected to Kafka; the ledger is read"
         );
@@ -218,24 +217,23 @@ impl Publisher {
     }
 
     fn publish(&mut self, producer: &Producer) -> Result<SessionEnd, PublisherError> {
-        let progress = self.ledger.progress();
-        self.reader.resume(progress)?;
-        for entries in &mut self.unfinished {
-            entries.retain(|entry| entry.lsn > progress);
+        let done = self.reader.resume(self.ledger.progress());
+        for read in &mut self.unfinished {
+            read.entries.retain(|entry| entry.lsn > done);
         }
-        self.unfinished.retain(|entries| !entries.is_empty());
+        self.unfinished.retain(|read| !read.entries.is_empty());
         while !self.give_up.is_cancelled() {
             if self.request_size.grow() {
                 return Ok(SessionEnd::Grow);
             }
             std::thread::sleep(self.pace());
             let next = match self.unfinished.pop_front() {
-                Some(entries) => Next::Entries(entries),
+                Some(read) => Next::Entries(read),
                 None => self.reader.next(BATCH_BYTES, IDLE)?,
             };
             self.follow_ledger();
-            let entries = match next {
-                Next::Entries(entries) => entries,
+            let read = match next {
+                Next::Entries(read) => read,
                 Next::Idle => {
                     producer.serve();
                     self.ledger.expire(Timestamp::now(), Instant::now());
@@ -244,19 +242,20 @@ impl Publisher {
                 Next::End => return Ok(SessionEnd::Done),
             };
             self.began = Instant::now();
+            let Entries { writer, ref entries } = read;
             let bytes: usize = entries.iter().map(|entry| entry.record.encoded_len()).sum();
             self.backlog = bytes >= BATCH_BYTES / 2;
-            let mut batch = Batch::deduplicate(&entries, &self.ledger);
-            match self.deliver(producer, &mut batch)? {
+            let mut batch = Batch::deduplicate(entries, &self.ledger);
+            match self.deliver(producer, &mut batch, writer)? {
                 Ok(commit) => self.finish(&batch, commit.as_ref()),
                 Err(SessionEnd::Contended) => {
-                    self.unfinished.push_front(entries);
+                    self.unfinished.push_front(read);
                     if let Err(cause) = self.settle_ledger() {
                         return Ok(SessionEnd::Setup(cause));
                     }
                 }
                 Err(ended) => {
-                    self.unfinished.push_front(entries);
+                    self.unfinished.push_front(read);
                     return Ok(ended);
                 }
             }
@@ -274,10 +273,12 @@ impl Publisher {
         &mut self,
         producer: &Producer,
         batch: &mut Batch<'_>,
+        writer: OpeningId,
     ) -> Result<Result<Option<Commit>, SessionEnd>, PublisherError> {
         let mut pause = BACKOFF.0;
+        let publisher = self.reader.opening();
         loop {
-            let Some(commit) = batch.commit(self.reader.log()) else { return Ok(Ok(None)) };
+            let Some(commit) = batch.commit(publisher, writer) else { return Ok(Ok(None)) };
             let started = Instant::now();
             let ledger = batch.ledger(&self.topics, &self.kafka, &commit);
             let messages = || batch.messages(&self.topics, &self.kafka);
@@ -286,8 +287,8 @@ impl Publisher {
             let handed = producer.hand_over(Some(&ledger), messages, || {
                 if self.backlog && unfinished.is_empty() {
                     read = reader.next(BATCH_BYTES, Duration::ZERO).map(|next| {
-                        if let Next::Entries(entries) = next {
-                            unfinished.push_back(entries);
+                        if let Next::Entries(read) = next {
+                            unfinished.push_back(read);
                         }
                     });
                 }
@@ -395,11 +396,12 @@ impl Publisher {
     /// When the oldest record that is still to be published was received, as far as can be told.
     fn oldest(&mut self) -> Timestamp {
         if self.unfinished.is_empty()
-            && let Ok(Next::Entries(entries)) = self.reader.next(1, Duration::ZERO)
+            && let Ok(Next::Entries(read)) = self.reader.next(1, Duration::ZERO)
         {
-            self.unfinished.push_back(entries);
+            self.unfinished.push_back(read);
         }
-        let oldest = self.unfinished.iter().flatten().map(|entry| entry.record.received_at).min();
+        let entries = self.unfinished.iter().flat_map(|read| &read.entries);
+        let oldest = entries.map(|entry| entry.record.received_at).min();
         oldest.unwrap_or_else(Timestamp::now)
     }
 

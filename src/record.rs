@@ -190,11 +190,11 @@ impl fmt::Display for EventId {
     }
 }
 
-/// Log sequence number: a record's place, as the segment's number and the index within it.
+/// Log sequence number: a segment's number and the record's index within it.
 ///
-/// Ordered as the records were acknowledged. Numbers never restart within a log, because segment
-/// numbers do not: that takes no counter on disk.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Ordered as the records were acknowledged. Copies of a log give the same numbers to different
+/// records: only together with the opening that wrote it an LSN names one record.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lsn(u64);
 
 impl Lsn {

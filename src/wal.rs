@@ -5,12 +5,12 @@
 //!                  ▲ spare segments                                                   │ release
 //!                  └──────────────── maintenance thread ◀──────────────────────────────────┘
 //! ```
-//! Segments are directories `segments/0000000001`, appended to by one process each and removed
-//! whole. The reader is fed from the tail in memory while it keeps up and from the segments' files
-//! when it does not. Nothing is ever changed in place, and nothing needs space to free space.
+//! Segments are directories `segments/0000000001`, each written by one opening of the log
+//! ([`OpeningId`]) and removed whole. The reader is fed from the tail in memory while it keeps up
+//! and from the segments' files when it does not. Nothing is ever changed in place, and nothing
+//! needs space to free space.
 
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -20,13 +20,15 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::record::Timestamp;
+use crate::record::{Lsn, Timestamp};
 
 mod appender;
 mod dir;
+mod error;
 mod frame;
 mod inspect;
 mod maintenance;
+mod opening;
 mod progress;
 mod reader;
 mod segment;
@@ -34,9 +36,11 @@ mod self_audit;
 mod state;
 mod writer;
 
-pub use appender::{AppendError, AppendHandle, Appender};
+pub use appender::{AppendHandle, Appender};
+pub use error::{AppendError, OpenError, ReadError, Unready};
 pub use inspect::{LogView, SegmentContents, SegmentView, visit};
-pub use reader::{Next, ReadError, Reader};
+pub use opening::{OpeningId, Progress};
+pub use reader::{Entries, Next, Reader};
 pub use segment::StoreError;
 pub use self_audit::{Audit, Outcomes};
 pub use state::Stored;
@@ -44,11 +48,12 @@ pub use state::Stored;
 pub(crate) use dir::{create_dir_durably, sync_dir, write_durably};
 
 use dir::{
-    FORMAT, IDENTITY, Recovered, SEGMENTS, list, lock, make_identity, oldest, read_identity,
-    recover,
+    FoundSegment, Recovered, SEGMENTS, list, lock, make_identity, oldest, read_identity, recover,
 };
 use maintenance::Maintenance;
-use self_audit::AuditTotals;
+use opening::Position;
+use progress::ProgressFile;
+use self_audit::{AuditTotals, TotalsFile};
 use state::State;
 use writer::Writer;
 
@@ -80,7 +85,8 @@ pub struct Limits {
     pub min_free_bytes: u64,
 }
 
-/// The log's identity, made with its directory: LSNs mean nothing in another log.
+/// The log's identity, made with its directory. Copies of the directory share it; [`OpeningId`]
+/// tells apart what they write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LogId(Uuid);
 
@@ -89,6 +95,7 @@ impl LogId {
         self.0.as_bytes()
     }
 
+    #[cfg(test)]
     pub(crate) const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(Uuid::from_bytes(bytes))
     }
@@ -110,50 +117,6 @@ impl fmt::Display for LogId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
-}
-
-/// Why a log cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Another process has it.
-    #[error(
-        "the log in {} is in use by another process; give each instance its own wal.dir",
-        .0.display()
-    )]
-    Locked(PathBuf),
-    /// Written in a format of another release.
-    #[error(
-        "the log in {} has format {found:?}, this release reads format {FORMAT}; \
-         let the release that wrote it publish what it holds",
-        dir.display()
-    )]
-    Format {
-        /// The log's directory.
-        dir: PathBuf,
-        /// What its `log` file says.
-        found: String,
-    },
-    /// There are segments, but not the file that says which log they are of.
-    #[error(
-        "there are segments in {dir}, but {path} is missing, without which they cannot be read; \
-         put it back, or move the directory away",
-        dir = .0.display(), path = .0.join(IDENTITY).display()
-    )]
-    Orphaned(PathBuf),
-    /// No log there.
-    #[error("there is no log in {}", .0.display())]
-    Missing(PathBuf),
-    /// From the file system.
-    #[error("cannot {what} {path}: {cause}", path = path.display())]
-    Io {
-        /// What was attempted.
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        cause: io::Error,
-    },
 }
 
 /// The log's threads.
@@ -201,17 +164,6 @@ impl Log {
             tracing::error!("the log's maintenance thread panicked; the next start tidies up");
         }
     }
-}
-
-/// Why callbacks should go elsewhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unready {
-    /// An append would be refused.
-    #[error(transparent)]
-    Refuses(AppendError),
-    /// It would be taken, but not for long.
-    #[error("stopping soon; callbacks are taken until then")]
-    Leaving,
 }
 
 /// Tells how the log is.
@@ -294,15 +246,20 @@ pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
         found => found?,
     };
     let Recovered { found, next_number } = recover(&segments_dir, id)?;
-
-    let oldest = oldest(&segments_dir, &found, id);
-    let (copy, totals) = self_audit::TotalsFile::open(&config.dir, id, next_number);
+    let (progress, position) = ProgressFile::open(&config.dir, id);
+    let (mut totals_file, totals) = TotalsFile::open(&config.dir, id);
     let totals = totals.unwrap_or_else(|| AuditTotals::new(Timestamp::now()));
-    let done = totals.done;
-    let state = Arc::new(State::new(&found, oldest, totals, config.limits()));
+    // The totals are synced and the progress is not, so a power cut can leave the totals ahead.
+    let done = released(&found, position).max(released(&found, Some(totals.done)));
+    let opening = OpeningId::unique();
+    let lineage = begin_opening(&config.dir, id, opening, &found, done);
+    let oldest = oldest(&segments_dir, &found, id);
+    let state = Arc::new(State::new(&found, done, oldest, totals, config.limits()));
+    // What the file says of segments that are gone must not be applied to those to come.
+    totals_file.save_durably(&state.totals().0);
     let (tasks, task_queue) = mpsc::channel();
     let (maintenance, spares) =
-        Maintenance::new(config, next_number, task_queue, Arc::clone(&state), copy);
+        Maintenance::new(config, next_number, task_queue, Arc::clone(&state), totals_file);
     let maintenance = thread::Builder::new()
         .name("wal-maint".into())
         .spawn(move || {
@@ -312,7 +269,8 @@ pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
         })
         .map_err(io("start a thread for", &config.dir))?;
     let (appender, inbox, routes) = Appender::new(Arc::clone(&state));
-    let writer = Writer::new(id, (inbox, routes), Arc::clone(&state), spares, tasks.clone());
+    let writer =
+        Writer::new((id, opening), (inbox, routes), Arc::clone(&state), spares, tasks.clone());
     let (ended, writer_end) = oneshot::channel();
     thread::Builder::new()
         .name("wal-writer".into())
@@ -326,8 +284,33 @@ pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
             }
         })
         .map_err(io("start a thread for", &config.dir))?;
-    let reader = Reader::new(Arc::clone(&state), &config.dir, id, tasks, next_number, done);
+    let reader = Reader::new(Arc::clone(&state), &config.dir, id, lineage, tasks, progress, done);
     Ok((appender, reader, Log { id, state, writer: Some(writer_end), maintenance }))
+}
+
+/// The last released record of `found`, by what a file of the directory says.
+fn released(found: &[FoundSegment], position: Option<Position>) -> Lsn {
+    let extents = found.iter().map(FoundSegment::extent);
+    position.map_or(Lsn::ZERO, |position| opening::resolve(extents, position))
+}
+
+/// Adds `opening` to the directory's lineage and returns it.
+fn begin_opening(
+    dir: &Path,
+    log: LogId,
+    opening: OpeningId,
+    found: &[FoundSegment],
+    done: Lsn,
+) -> Vec<OpeningId> {
+    let is_empty = found.last().is_none_or(|last| Lsn::new(last.number, last.records) <= done);
+    // Without a record of an earlier opening, what those openings committed is of no use.
+    let earlier = if is_empty { Vec::new() } else { opening::read_lineage(dir, log) };
+    let lineage = opening::extend_lineage(earlier, opening);
+    if let Err(error) = opening::write_lineage(dir, log, &lineage) {
+        // The next opening then ignores this one's progress and knows its events by their ids.
+        tracing::warn!(%error, dir = %dir.display(), "cannot write the log's list of openings");
+    }
+    lineage
 }
 
 /// Free space for this user on the file system of `dir`; `None` when it cannot be told.

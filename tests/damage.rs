@@ -18,7 +18,7 @@ use log_support::{OpenLog, cases, copy_dir, record, segment_dirs, temp_dir, visi
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-const MAGIC: &[u8] = b"\xFFLBWAL1\xFE";
+const MAGIC: &[u8] = b"\xFFLBWAL2\xFE";
 
 /// The metrics are the process': tests that look at them take turns.
 static EXPORTER: LazyLock<Mutex<Exporter>> =
@@ -52,10 +52,10 @@ fn frames(data: &[u8]) -> Vec<Place> {
     let number = |at: usize| u32::from_be_bytes(data[at..at + 4].try_into().unwrap());
     let at = memchr::memmem::find_iter(data, MAGIC);
     at.map(|at| {
-        let first = number(at + 12);
+        let first = number(at + 28);
         Place {
-            bytes: at..at + 28 + number(at + 20) as usize,
-            records: first..first + number(at + 16),
+            bytes: at..at + 44 + number(at + 36) as usize,
+            records: first..first + number(at + 32),
         }
     })
     .collect()
@@ -330,7 +330,7 @@ fn a_log_of_another_format_is_refused_by_name_and_left_alone() {
     let identity = damaged.path().join("log");
     let ours = fs::read_to_string(&identity).unwrap();
     let theirs = [
-        ours.replace("format 1", "format 2"),
+        ours.replace("format 2", "format 1"),
         ours.replace("livebridge log", "another log"),
         ours[..ours.len() / 2].to_owned(),
         String::new(),
@@ -365,7 +365,7 @@ fn a_log_that_lost_its_identity_is_refused_and_left_alone() {
 fn an_identity_that_is_not_text_is_refused() {
     let damaged = STOPPED.copy();
     let identity = damaged.path().join("log");
-    fs::write(&identity, b"livebridge log, format 1, id \xFF\xFE").unwrap();
+    fs::write(&identity, b"livebridge log, format 2, id \xFF\xFE").unwrap();
     let error = refusal(damaged.path());
     assert!(error.to_string().contains(&identity.display().to_string()), "{error}");
 }

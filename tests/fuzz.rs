@@ -46,7 +46,7 @@ const WORDS: [&[u8]; 29] = [
     b"Expect: 100-continue\r\n",
     b"Connection: close\r\n",
     b"0\r\n\r\n",
-    b"\xFFLBWAL1\xFE",
+    b"\xFFLBWAL2\xFE",
     b"\xFF\xFF\xFF\xFF",
     b"\0",
 ];

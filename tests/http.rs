@@ -783,7 +783,7 @@ mod a_log {
             let reader = bed.reader.as_mut().unwrap();
             let mut last = None;
             while let Ok(Next::Entries(entries)) = reader.next(1 << 20, Duration::ZERO) {
-                last = entries.last().map(|entry| entry.lsn);
+                last = entries.entries.last().map(|entry| entry.lsn);
             }
             reader.release(last.unwrap(), None);
             let started = Instant::now();

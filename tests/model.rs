@@ -11,8 +11,8 @@ use std::thread;
 use std::time::Duration;
 
 use livebridge::record::{Entry, Lsn, Record};
-use livebridge::wal::{self, Next, OpenError, ReadError};
-use log_support::{OpenLog, block_on, cases, copy_dir, record, temp_dir, visit};
+use livebridge::wal::{self, Next, OpenError, OpeningId, Progress};
+use log_support::{OpenLog, block_on, cases, copy_dir, number_of, record, temp_dir, visit};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -58,6 +58,8 @@ struct Model {
     dir: TempDir,
     /// All that was ever found to be durable, in LSN order.
     entries: Vec<Entry>,
+    /// Who wrote each of them.
+    writers: Vec<OpeningId>,
     /// How many of the entries were read, published, released.
     read: usize,
     published: usize,
@@ -73,6 +75,7 @@ impl Model {
             log: Some(log),
             dir,
             entries: Vec::new(),
+            writers: Vec::new(),
             read: 0,
             published: 0,
             released: 0,
@@ -90,8 +93,19 @@ impl Model {
         (first..).zip(lens).map(|(number, len)| record(number, *len)).collect()
     }
 
-    fn progress(&self) -> Lsn {
-        self.published.checked_sub(1).map_or(Lsn::ZERO, |last| self.entries[last].lsn)
+    /// What the ledger says.
+    fn progress(&self) -> Progress {
+        let mut progress = Progress::default();
+        for (entry, writer) in self.entries.iter().zip(&self.writers).take(self.published) {
+            progress.advance(*writer, entry.lsn);
+        }
+        progress
+    }
+
+    /// An entry that the current opening wrote.
+    fn add(&mut self, entry: Entry, writer: OpeningId) {
+        self.entries.push(entry);
+        self.writers.push(writer);
     }
 
     fn apply(&mut self, op: Op) {
@@ -139,19 +153,22 @@ impl Model {
 
     fn append(&mut self, records: Vec<Record>) {
         let lsns = self.log().append_all(records.clone());
+        let opening = self.log().reader.opening();
         let entries = lsns.into_iter().zip(records);
         let mut entries: Vec<_> = entries.map(|(lsn, record)| Entry { lsn, record }).collect();
         entries.sort_unstable_by_key(|entry| entry.lsn);
         for entry in entries {
             let last = self.entries.last().map_or(Lsn::ZERO, |last| last.lsn);
             assert!(entry.lsn > last, "{} was acknowledged after {last}", entry.lsn);
-            self.entries.push(entry);
+            self.add(entry, opening);
         }
     }
 
     fn read(&mut self, max_bytes: usize) {
         match self.log().reader.next(max_bytes, Duration::ZERO).unwrap() {
-            Next::Entries(entries) => {
+            Next::Entries(wal::Entries { writer, entries }) => {
+                let writers = &self.writers[self.read..][..entries.len()];
+                assert!(writers.iter().all(|of| *of == writer), "a batch has one writer");
                 let expected = &self.entries[self.read..][..entries.len()];
                 assert!(entries == expected, "read {:?}, not {:?}", lsns(&entries), lsns(expected));
                 self.read += entries.len();
@@ -190,20 +207,24 @@ impl Model {
         copy_dir(self.dir.path(), dir.path());
         appending.join().unwrap();
         // What the old process does from now on is of no interest, but it must be over.
+        let opening = self.log().reader.opening();
         self.log.take().unwrap().close().unwrap();
 
         promised.sort_unstable_by_key(|entry| entry.lsn);
-        self.entries.extend(promised);
+        for entry in promised {
+            self.add(entry, opening);
+        }
         let left = visit(dir.path());
-        self.adopt(left, in_flight);
+        self.adopt(left, in_flight, opening);
         self.dir = dir;
         self.start();
     }
 
     /// `left` is what a killed process left: all that was acknowledged and is not published, and
     /// perhaps some that was `in_flight`.
-    fn adopt(&mut self, left: Vec<Entry>, in_flight: &[Record]) {
-        let progress = self.progress();
+    fn adopt(&mut self, left: Vec<Entry>, in_flight: &[Record], opening: OpeningId) {
+        let published = self.published.checked_sub(1);
+        let progress = published.map_or(Lsn::ZERO, |last| self.entries[last].lsn);
         let left: Vec<_> = left.into_iter().filter(|entry| entry.lsn > progress).collect();
         let known = &self.entries[self.published..];
         assert!(left.len() >= known.len(), "{:?} of {:?} is left", lsns(&left), lsns(known));
@@ -212,11 +233,12 @@ impl Model {
         for entry in new {
             assert!(in_flight.contains(&entry.record), "{} was on its way", entry.lsn);
             assert!(self.entries.last().is_none_or(|last| last.lsn < entry.lsn));
-            self.entries.push(entry.clone());
+            self.add(entry.clone(), opening);
         }
     }
 
     fn reopen(&mut self) {
+        let opening = self.log().reader.opening();
         self.log.take().unwrap().close().unwrap();
         let left = visit(self.dir.path());
         let released =
@@ -232,7 +254,7 @@ impl Model {
             let segment = entry.lsn.segment();
             assert!(whole.contains(&segment) || segment == newest, "segment {segment} is removed");
         }
-        self.adopt(left, &[]);
+        self.adopt(left, &[], opening);
         self.start();
     }
 
@@ -241,7 +263,7 @@ impl Model {
         let dir = self.dir.path().to_owned();
         self.log = Some(OpenLog::open(&dir).unwrap());
         let progress = self.progress();
-        self.log().reader.resume(progress).unwrap();
+        self.log().reader.resume(&progress);
         self.read = self.published;
         self.released = self.published;
     }
@@ -277,16 +299,18 @@ proptest! {
 fn lsns_go_on_when_everything_before_them_is_published_and_removed() {
     let dir = temp_dir();
     let log = OpenLog::open(dir.path()).unwrap();
+    let mut progress = Progress::default();
     let last = *log.append_all((0..3).map(|n| record(n, 100)).collect()).last().unwrap();
+    progress.advance(log.reader.opening(), last);
     log.close().unwrap();
     // What was published is removed; nothing arrives; the process ends. And again.
-    for _ in 0..3 {
+    for number in 0..3 {
         let mut log = OpenLog::open(dir.path()).unwrap();
-        log.reader.resume(last).unwrap();
+        assert_eq!(log.reader.resume(&progress), if number == 0 { last } else { Lsn::ZERO });
         log.close().unwrap();
     }
     let mut log = OpenLog::open(dir.path()).unwrap();
-    log.reader.resume(last).unwrap();
+    log.reader.resume(&progress);
     let lsns = log.append_all(vec![record(7, 100)]);
     assert!(lsns[0] > last, "{} follows {last}", lsns[0]);
     assert_eq!(log.read().len(), 1, "the new record is read");
@@ -331,35 +355,32 @@ fn nothing_stays_of_a_log_that_was_published_to_its_end() {
     log.close().unwrap();
 }
 
-/// An older copy of the log writes LSNs again that the ledger names as published, and the publisher
-/// passed over them.
+/// The copy writes LSNs that the ledger names as published, and the publisher skipped them.
 #[test]
-fn a_log_that_was_restored_from_an_older_copy_is_refused() {
+fn records_of_a_restored_copy_are_not_covered_by_what_the_original_published() {
     let dir = temp_dir();
-    OpenLog::open(dir.path()).unwrap().close().unwrap();
+    let log = OpenLog::open(dir.path()).unwrap();
+    let shared = log.append_all(vec![record(0, 100)])[0];
     let copy = temp_dir();
     copy_dir(dir.path(), copy.path());
-    let log = OpenLog::open(dir.path()).unwrap();
-    let last = *log.append_all((0..3).map(|n| record(n, 100)).collect()).last().unwrap();
+    let mut progress = Progress::default();
+    let last = *log.append_all((1..9).map(|n| record(n, 100)).collect()).last().unwrap();
+    progress.advance(log.reader.opening(), last);
     log.close().unwrap();
 
-    let mut log = OpenLog::open(copy.path()).unwrap();
-    let refused = log.reader.resume(last);
-    assert!(matches!(refused, Err(ReadError::Behind { done, .. }) if done == last), "{refused:?}");
-    // Even when it has been overtaken meanwhile.
-    let lsns = log.append_all((0..9).map(|n| record(n, 100)).collect());
-    assert_eq!(log.read().len(), 9);
-    assert!(log.reader.resume(last).is_err());
-    log.close().unwrap();
-
-    // What this process wrote and read may be published by it, and no more.
-    let mut log = OpenLog::open(copy.path()).unwrap();
-    log.reader.resume(lsns[3]).unwrap();
-    let lsn = log.append_all(vec![record(10, 100)])[0];
-    assert_eq!(log.read().len(), 6);
-    log.reader.resume(lsn).unwrap();
-    assert!(log.reader.resume(lsn.next()).is_err());
-    log.close().unwrap();
+    for start in 0..9 {
+        let mut log = OpenLog::open(copy.path()).unwrap();
+        // The record from before the copy was made is published, and no other.
+        let done = log.reader.resume(&progress);
+        assert_eq!(done, if start == 0 { shared } else { Lsn::ZERO });
+        log.append_all(vec![record(100 + start, 100)]);
+        let read = log.read();
+        assert_eq!(
+            read.iter().map(|entry| number_of(&entry.record)).collect::<Vec<_>>(),
+            (100..=100 + start).collect::<Vec<_>>()
+        );
+        log.close().unwrap();
+    }
 }
 
 #[test]
@@ -426,7 +447,7 @@ fn what_is_released_is_not_read_again_even_if_the_ledger_has_forgotten_it() {
 
     let mut log = OpenLog::open(killed.path()).unwrap();
     assert_eq!(log.log.stored().records, 1);
-    log.reader.resume(Lsn::ZERO).unwrap();
+    log.reader.resume(&Progress::default());
     let read = log.read();
     assert_eq!(read.iter().map(|entry| entry.lsn).collect::<Vec<_>>(), [lsns[2]]);
     log.close().unwrap();
@@ -445,7 +466,7 @@ fn what_the_account_has_counted_is_not_counted_again_when_the_progress_is_lost()
     std::fs::remove_file(dir.path().join("progress")).unwrap();
 
     let mut log = OpenLog::open(dir.path()).unwrap();
-    log.reader.resume(Lsn::ZERO).unwrap();
+    log.reader.resume(&Progress::default());
     let read = log.read();
     assert_eq!(read.iter().map(|entry| entry.lsn).collect::<Vec<_>>(), [lsns[2]]);
     let outcomes = wal::Outcomes { published: 1, ..wal::Outcomes::default() };
@@ -469,7 +490,7 @@ fn an_account_of_segments_that_were_taken_away_is_not_believed() {
     for number in 0..2 {
         let mut log = OpenLog::open(dir.path()).unwrap();
         log.append_all(vec![record(number, 100)]);
-        log.reader.resume(Lsn::ZERO).unwrap();
+        log.reader.resume(&Progress::default());
         assert_eq!(log.log.stored().records, number + 1);
         assert_eq!(log.read().len() as u64, number + 1, "nothing of it is published");
         log.close().unwrap();

@@ -14,15 +14,15 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 /// The start of every frame, and where its first LSN and number of records are.
-const MAGIC: &[u8] = b"\xFFLBWAL1\xFE";
+const MAGIC: &[u8] = b"\xFFLBWAL2\xFE";
 
 /// First and last LSN of whatever looks like a frame in a segment's file, in the file's order.
 fn frames(segment: &Path) -> Vec<(Lsn, Lsn)> {
     let bytes = fs::read(segment.join("db")).expect("a segment has a data file");
     let at = memchr::memmem::find_iter(&bytes, MAGIC);
     at.map(|at| {
-        let first = Lsn::from_u64(u64::from_be_bytes(bytes[at + 8..at + 16].try_into().unwrap()));
-        let count = u32::from_be_bytes(bytes[at + 16..at + 20].try_into().unwrap());
+        let first = Lsn::from_u64(u64::from_be_bytes(bytes[at + 24..at + 32].try_into().unwrap()));
+        let count = u32::from_be_bytes(bytes[at + 32..at + 36].try_into().unwrap());
         (first, Lsn::new(first.segment(), first.index() + count - 1))
     })
     .collect()

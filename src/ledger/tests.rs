@@ -9,8 +9,8 @@ use super::*;
 
 const HOUR: Duration = Duration::from_hours(1);
 
-fn log(number: u8) -> LogId {
-    LogId::from_bytes([number; 16])
+fn opening(number: u8) -> OpeningId {
+    OpeningId::from_bytes([number; 16])
 }
 
 fn at(secs: i64) -> Timestamp {
@@ -21,8 +21,9 @@ fn id(natural: u64, content: u64) -> EventId {
     EventId { natural, content }
 }
 
-fn commit(log: LogId, last: Lsn, newest: Timestamp, ids: Vec<EventId>) -> Commit {
-    Commit { log, first: last, last, newest, ids }
+/// A commit of an opening that publishes what it wrote.
+fn commit(publisher: OpeningId, last: Lsn, newest: Timestamp, ids: Vec<EventId>) -> Commit {
+    Commit { publisher, writer: publisher, first: last, last, newest, ids }
 }
 
 /// The monotonic clock's time at which every test starts.
@@ -34,7 +35,7 @@ fn mono(secs: i64) -> Instant {
 }
 
 fn ledger(max_ids: usize) -> Ledger {
-    Ledger::new(log(1), Config { window: HOUR, max_ids })
+    Ledger::new(&[opening(9), opening(1)], Config { window: HOUR, max_ids })
 }
 
 #[derive(Clone, Debug)]
@@ -76,7 +77,7 @@ proptest! {
                     let ids: Vec<_> = ids.into_iter().map(|(n, c)| id(n, c)).collect();
                     ever.extend(ids.iter().map(|id| (*id, newest)));
                     within.extend(ids.iter().map(|id| (*id, newest, elapsed)));
-                    ledger.apply(&commit(log(by), next, newest, ids), mono(elapsed));
+                    ledger.apply(&commit(opening(by), next, newest, ids), mono(elapsed));
                     next = next.next();
                 }
                 Op::Expire { lag } => {
@@ -113,7 +114,7 @@ proptest! {
         let (mut now, mut published) = (1_700_000_000, Vec::new());
         for (number, gap) in (1..).zip(gaps) {
             now += gap;
-            let commit = commit(log(1), Lsn::new(1, number), at(now), vec![id(number.into(), 0)]);
+            let commit = commit(opening(1), Lsn::new(1, number), at(now), vec![id(number.into(), 0)]);
             ledger.apply(&commit, mono(now - 1_700_000_000));
             published.push((id(number.into(), 0), at(now)));
         }
@@ -142,7 +143,7 @@ proptest! {
             now += gap;
             let new: Vec<_> = (ids.len()..ids.len() + count).map(|n| id(n as u64, 0)).collect();
             ids.extend(&new);
-            ledger.apply(&commit(log(1), next, at(now), new), mono(now - 1_700_000_000));
+            ledger.apply(&commit(opening(1), next, at(now), new), mono(now - 1_700_000_000));
             next = next.next();
             prop_assert!(ledger.window.len() <= max_ids, "{} of {max_ids}", ledger.window.len());
         }
@@ -154,10 +155,11 @@ proptest! {
 
     #[test]
     fn every_commit_comes_back_as_it_was(
-        log: [u8; 16], lsns: (u64, u64), newest: i64, ids in vec(any::<[u8; 16]>(), 0..50),
+        openings: ([u8; 16], [u8; 16]), lsns: (u64, u64), newest: i64, ids in vec(any::<[u8; 16]>(), 0..50),
     ) {
         let commit = Commit {
-            log: LogId::from_bytes(log),
+            publisher: OpeningId::from_bytes(openings.0),
+            writer: OpeningId::from_bytes(openings.1),
             first: Lsn::from_u64(lsns.0),
             last: Lsn::from_u64(lsns.1),
             newest: Timestamp::from_millis(newest),
@@ -168,12 +170,14 @@ proptest! {
 
     /// The topic is open to whoever may write to it.
     #[test]
-    fn any_bytes_decode_or_are_refused_without_a_panic(mut bytes in vec(any::<u8>(), 0..200), ours: bool) {
-        if let Some(version) = bytes.first_mut().filter(|_| ours) {
-            *version = VERSION;
+    fn any_bytes_decode_or_are_refused_without_a_panic(mut bytes in vec(any::<u8>(), 0..200), version in 0_u8..4) {
+        if let Some(first) = bytes.first_mut() {
+            *first = version;
         }
         if let Ok(commit) = Commit::decode(&bytes) {
-            prop_assert_eq!(commit.encode(), bytes);
+            if version == VERSION {
+                prop_assert_eq!(commit.encode(), bytes);
+            }
             // Whatever it contains, it can be applied.
             let mut ledger = ledger(10);
             ledger.apply(&commit, mono(0));
@@ -184,29 +188,43 @@ proptest! {
     }
 }
 
+const VERSION_1: &[&[u8]] = &[
+    &[1],
+    &[7; 16],
+    &[0, 0, 0, 2, 0, 0, 0, 3],
+    &[0, 0, 0, 4, 0, 0, 0, 5],
+    &[0, 0, 0x01, 0x8B, 0xCF, 0xE5, 0x68, 0x00],
+    &[0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 9],
+];
+
 /// Topics outlive releases: these bytes may change only with the version.
 #[test]
-fn version_1_has_these_bytes() {
-    let golden: &[&[u8]] = &[
-        &[1],
-        &[7; 16],
-        &[0, 0, 0, 2, 0, 0, 0, 3],
-        &[0, 0, 0, 4, 0, 0, 0, 5],
-        &[0, 0, 0x01, 0x8B, 0xCF, 0xE5, 0x68, 0x00],
-        &[0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 9],
-    ];
+fn version_2_has_these_bytes() {
+    let golden = [&[&[2][..], &[6; 16]], &VERSION_1[1..]].concat().concat();
     let commit = Commit {
-        log: log(7),
+        publisher: opening(6),
+        writer: opening(7),
         first: Lsn::new(2, 3),
         last: Lsn::new(4, 5),
         newest: at(1_700_000_000),
         ids: vec![id(8, 9)],
     };
-    assert_eq!(commit.encode(), golden.concat());
-    let mut bytes = golden.concat();
-    for version in (0..=u8::MAX).filter(|version| *version != VERSION) {
+    assert_eq!(commit.encode(), golden);
+    let mut bytes = golden;
+    for version in (0..=u8::MAX).filter(|version| ![1, 2].contains(version)) {
         bytes[0] = version;
         assert_eq!(Commit::decode(&bytes), Err(DecodeError), "version {version}");
+    }
+}
+
+#[test]
+fn version_1_tells_ids_and_no_progress() {
+    let mut ledger = Ledger::new(&[opening(1)], Config { window: HOUR, max_ids: 10 });
+    ledger.apply(&Commit::decode(&VERSION_1.concat()).unwrap(), mono(0));
+    assert_eq!(ledger.known(id(8, 9)), Known::Retry);
+    assert_eq!(*ledger.progress(), Progress::default());
+    for cut in 0..41 {
+        assert_eq!(Commit::decode(&VERSION_1.concat()[..cut]), Err(DecodeError), "{cut} bytes");
     }
 }
 
@@ -215,12 +233,12 @@ fn a_second_content_under_one_key_is_a_conflict_once_and_then_a_retry() {
     let mut ledger = ledger(100);
     let (one, two) = (id(1, 1), id(1, 2));
     assert_eq!(ledger.known(one), Known::New);
-    ledger.apply(&commit(log(1), Lsn::new(1, 1), at(0), vec![one]), mono(0));
+    ledger.apply(&commit(opening(1), Lsn::new(1, 1), at(0), vec![one]), mono(0));
     assert_eq!((ledger.known(one), ledger.known(two)), (Known::Retry, Known::Conflict));
-    ledger.apply(&commit(log(1), Lsn::new(1, 2), at(1), vec![two]), mono(0));
+    ledger.apply(&commit(opening(1), Lsn::new(1, 2), at(1), vec![two]), mono(0));
     assert_eq!((ledger.known(one), ledger.known(two)), (Known::Retry, Known::Retry));
     // Also when they are remembered in different generations.
-    ledger.apply(&commit(log(1), Lsn::new(1, 3), at(2000), vec![id(1, 3)]), mono(0));
+    ledger.apply(&commit(opening(1), Lsn::new(1, 3), at(2000), vec![id(1, 3)]), mono(0));
     for content in 1..=3 {
         assert_eq!(ledger.known(id(1, content)), Known::Retry);
     }
@@ -228,14 +246,24 @@ fn a_second_content_under_one_key_is_a_conflict_once_and_then_a_retry() {
 }
 
 #[test]
-fn progress_is_this_logs_own_and_never_goes_back() {
+fn only_commits_of_the_lineage_are_progress() {
     let mut ledger = ledger(100);
-    ledger.apply(&commit(log(2), Lsn::new(9, 9), at(0), vec![id(1, 1)]), mono(0));
-    assert_eq!(ledger.progress(), Lsn::ZERO);
-    ledger.apply(&commit(log(1), Lsn::new(2, 5), at(0), vec![id(2, 2)]), mono(0));
-    ledger.apply(&commit(log(1), Lsn::new(2, 4), at(0), vec![id(3, 3)]), mono(0));
-    assert_eq!(ledger.progress(), Lsn::new(2, 5));
-    assert_eq!(ledger.known(id(1, 1)), Known::Retry, "a peer's event is known");
+    // A copy of this directory, or the original that this is a copy of, went on with records that
+    // an opening of the lineage wrote.
+    let other =
+        Commit { writer: opening(9), ..commit(opening(2), Lsn::new(9, 9), at(0), vec![id(1, 1)]) };
+    ledger.apply(&other, mono(0));
+    assert_eq!(*ledger.progress(), Progress::default());
+    assert_eq!(ledger.known(id(1, 1)), Known::Retry, "its events are known");
+
+    ledger.apply(&commit(opening(9), Lsn::new(2, 5), at(0), vec![id(2, 2)]), mono(0));
+    ledger.apply(
+        &Commit { writer: opening(9), ..commit(opening(1), Lsn::new(2, 4), at(0), vec![id(3, 3)]) },
+        mono(0),
+    );
+    assert_eq!(ledger.progress().of(opening(9)), Lsn::new(2, 5), "it never goes back");
+    assert_eq!(ledger.known(id(3, 3)), Known::Retry);
+    assert!(!ledger.progress().covers(opening(1), Lsn::new(1, 1)), "each writer has its own");
 }
 
 #[test]
@@ -243,7 +271,7 @@ fn a_limit_of_no_ids_at_all_still_works() {
     let mut ledger = ledger(0);
     for number in 1..100 {
         ledger.apply(
-            &commit(log(1), Lsn::new(1, number), at(0), vec![id(number.into(), 0)]),
+            &commit(opening(1), Lsn::new(1, number), at(0), vec![id(number.into(), 0)]),
             mono(0),
         );
         assert_eq!(ledger.known(id(number.into(), 0)), Known::Retry);
@@ -255,7 +283,7 @@ fn a_limit_of_no_ids_at_all_still_works() {
 #[test]
 fn system_clock_set_forward_expires_nothing() {
     let mut ledger = ledger(100);
-    ledger.apply(&commit(log(1), Lsn::new(1, 1), at(0), vec![id(1, 1)]), mono(0));
+    ledger.apply(&commit(opening(1), Lsn::new(1, 1), at(0), vec![id(1, 1)]), mono(0));
     // An hour later by the system clock, a second later in truth; then a year later.
     for (jump, elapsed) in [(3600, 1), (3601, 2), (365 * 86_400, 3599)] {
         ledger.expire(at(jump), mono(elapsed));
@@ -264,7 +292,7 @@ fn system_clock_set_forward_expires_nothing() {
     // Ids that are learned after the jump do not push out the earlier ones either.
     let later = at(365 * 86_400);
     for number in 2..50 {
-        let commit = commit(log(1), Lsn::new(1, number), later, vec![id(number.into(), 1)]);
+        let commit = commit(opening(1), Lsn::new(1, number), later, vec![id(number.into(), 1)]);
         ledger.apply(&commit, mono(3500));
         ledger.expire(later, mono(3500));
     }
@@ -277,12 +305,12 @@ fn system_clock_set_forward_expires_nothing() {
 #[test]
 fn system_clock_set_back_expires_nothing_early_and_everything_in_the_end() {
     let mut ledger = ledger(100);
-    ledger.apply(&commit(log(1), Lsn::new(1, 1), at(90_000), vec![id(1, 1)]), mono(0));
+    ledger.apply(&commit(opening(1), Lsn::new(1, 1), at(90_000), vec![id(1, 1)]), mono(0));
     // A day back: receipts are now earlier than those that are known.
     for hour in 0..3 {
         let (received, elapsed) = (at(3600 + hour * 3600), mono(hour * 3600));
         let number = u32::try_from(hour).unwrap() + 2;
-        let commit = commit(log(1), Lsn::new(1, number), received, vec![id(number.into(), 1)]);
+        let commit = commit(opening(1), Lsn::new(1, number), received, vec![id(number.into(), 1)]);
         ledger.apply(&commit, elapsed);
         ledger.expire(received, elapsed);
         assert_eq!(ledger.known(id(1, 1)), Known::Retry);
@@ -301,7 +329,7 @@ fn ids_read_after_a_restart_are_kept_for_a_window_of_monotonic_time() {
     // All read in one second from the ledger topic, published over the last hour.
     for number in 1..=60 {
         let commit = commit(
-            log(1),
+            opening(1),
             Lsn::new(1, number),
             at(i64::from(number) * 60),
             vec![id(number.into(), 1)],

@@ -17,7 +17,7 @@ use crate::kafka::topic_reader::{ConsumedRecord, PartitionRange, read_to_end, wa
 use crate::kafka::{self, Delivery, KafkaError};
 use crate::ledger::Commit;
 use crate::record::{EventId, Lsn, Timestamp};
-use crate::wal::{self, LogView, OpenError};
+use crate::wal::{LogView, OpenError, OpeningId, Progress};
 
 /// Records of topics carry the event's time, which is before that of its receipt.
 const SLACK: Duration = Duration::from_hours(1);
@@ -139,6 +139,13 @@ impl Findings {
     }
 }
 
+/// A record of the log.
+struct Stored {
+    lsn: Lsn,
+    writer: OpeningId,
+    id: EventId,
+}
+
 /// What the topics have of an event.
 #[derive(Debug, Default)]
 struct Seen {
@@ -162,8 +169,7 @@ impl Audit<'_> {
         let view = LogView::open(&self.dir)?;
         let stored = self.read_log(&view, &mut report.log)?;
         step();
-        let (ledger, progress) = self.read_ledger(view.id, &mut report.ledger)?;
-        let progress = progress.max(view.published);
+        let (ledger, progress) = self.read_ledger(&view.lineage, &mut report.ledger)?;
         step();
         let partitions = wait_until_decided(self.kafka, &self.topics.all())?;
         let mut names: Vec<&str> = partitions.iter().map(|held| held.topic.as_str()).collect();
@@ -177,13 +183,15 @@ impl Audit<'_> {
         report.quarantined = held.len() as u64;
 
         let (done, pending): (Vec<_>, Vec<_>) =
-            stored.into_iter().partition(|(lsn, _)| *lsn <= progress);
+            stored.into_iter().partition(|&Stored { lsn, writer, .. }| {
+                lsn <= view.published || progress.covers(writer, lsn)
+            });
         report.log.pending = pending.len() as u64;
         let mut wanted: HashMap<EventId, String> =
             ledger.iter().map(|id| (*id, "ledger".to_owned())).collect();
-        wanted.extend(done.into_iter().map(|(lsn, id)| (id, format!("log {lsn}"))));
+        wanted.extend(done.into_iter().map(|Stored { lsn, id, .. }| (id, format!("log {lsn}"))));
         // What was released from the quarantine stands in the log once more.
-        let pending: HashSet<EventId> = pending.into_iter().map(|(_, id)| id).collect();
+        let pending: HashSet<EventId> = pending.into_iter().map(|stored| stored.id).collect();
         wanted
             .retain(|id, _| !seen.contains_key(id) && !held.contains(id) && !pending.contains(id));
         if !wanted.is_empty() {
@@ -210,16 +218,13 @@ impl Audit<'_> {
         (self.since..self.until).contains(&received_at)
     }
 
-    fn read_log(
-        &self,
-        view: &LogView,
-        part: &mut LogPart,
-    ) -> Result<Vec<(Lsn, EventId)>, AuditError> {
+    fn read_log(&self, view: &LogView, part: &mut LogPart) -> Result<Vec<Stored>, AuditError> {
         let mut stored = Vec::new();
         for segment in &view.segments {
+            let writer = segment.writer.unwrap_or_default();
             let found = view.read(segment, |entry| {
                 if self.has(entry.record.received_at) {
-                    stored.push((entry.lsn, entry.record.id));
+                    stored.push(Stored { lsn: entry.lsn, writer, id: entry.record.id });
                 }
                 Ok::<_, OpenError>(())
             })?;
@@ -233,18 +238,18 @@ impl Audit<'_> {
     /// The events that the ledger names as published, and how far this log is.
     fn read_ledger(
         &self,
-        log: wal::LogId,
+        lineage: &[OpeningId],
         part: &mut LedgerPart,
-    ) -> Result<(HashSet<EventId>, Lsn), AuditError> {
+    ) -> Result<(HashSet<EventId>, Progress), AuditError> {
         let mut ids = HashSet::new();
-        let mut progress = Lsn::ZERO;
+        let mut progress = Progress::default();
         *part = LedgerPart::default();
         wait_until_decided(self.kafka, &[self.topics.ledger()])?;
         read_to_end(self.kafka, self.topics.ledger(), self.since, |landed| {
             // What no release of ours wrote is none of its records.
             let Ok(commit) = Commit::decode(&landed.value) else { return Ok(()) };
-            if commit.log == log {
-                progress = progress.max(commit.last);
+            if lineage.contains(&commit.publisher) {
+                progress.advance(commit.writer, commit.last);
             }
             if self.has(commit.newest) {
                 part.commits += 1;
@@ -306,8 +311,7 @@ impl Audit<'_> {
             // Published since the ledger was read, perhaps, or in the company of later ones.
             let later =
                 Audit { until: Timestamp::from_millis(i64::MAX), dir: PathBuf::new(), ..*self };
-            let id = wal::LogId::unique();
-            ledger.extend(later.read_ledger(id, &mut LedgerPart::default())?.0);
+            ledger.extend(later.read_ledger(&[], &mut LedgerPart::default())?.0);
         }
         for (id, seen) in within() {
             if seen.times > 1 {

@@ -11,7 +11,7 @@ use crate::log_limit::LogLimiter;
 use crate::metrics;
 use crate::recent;
 use crate::record::{Entry, EventId, Record, Timestamp, type_name};
-use crate::wal::{LogId, Outcomes};
+use crate::wal::{OpeningId, Outcomes};
 
 /// CloudEvents' `source`: what `ce_id` is unique within, whichever instance received the event.
 const SOURCE: &str = "urn:tencent-cloud:live";
@@ -75,7 +75,7 @@ impl<'a> Batch<'a> {
     }
 
     /// The ledger's record of this batch; `None` when it holds nothing but retries.
-    pub(super) fn commit(&self, log: LogId) -> Option<Commit> {
+    pub(super) fn commit(&self, publisher: OpeningId, writer: OpeningId) -> Option<Commit> {
         let (Some(first), Some(last)) = (self.entries.first(), self.entries.last()) else {
             return None;
         };
@@ -84,7 +84,8 @@ impl<'a> Batch<'a> {
         }
         let received = self.entries.iter().map(|entry| entry.record.received_at);
         Some(Commit {
-            log,
+            publisher,
+            writer,
             first: first.lsn,
             last: last.lsn,
             newest: received.max().unwrap_or(last.record.received_at),

@@ -29,10 +29,12 @@ impl OpenCommits {
         }
     }
 
-    /// Whether another log came first with an event of `own`, whose record is at `mine`.
+    /// Whether another publisher came first with an event of `own`, whose record is at `mine`.
+    ///
+    /// Publishers are told apart by their openings: two clones of a directory have one log id.
     pub(super) fn is_contended(&self, own: &Commit, mine: i64) -> bool {
         let earlier = self.0.iter().take_while(|(offset, _)| *offset < mine);
-        let mut others = earlier.filter(|(_, commit)| commit.log != own.log).peekable();
+        let mut others = earlier.filter(|(_, commit)| commit.publisher != own.publisher).peekable();
         if others.peek().is_none() {
             return false;
         }
@@ -45,21 +47,23 @@ impl OpenCommits {
 mod tests {
     use super::*;
     use crate::record::{Lsn, Timestamp};
-    use crate::wal::LogId;
+    use crate::wal::OpeningId;
 
-    const US: LogId = LogId::from_bytes([1; 16]);
-    const THEM: LogId = LogId::from_bytes([2; 16]);
+    const US: OpeningId = OpeningId::from_bytes([1; 16]);
+    const THEM: OpeningId = OpeningId::from_bytes([2; 16]);
 
-    fn commit(log: LogId, number: u64) -> Commit {
+    fn commit(publisher: OpeningId, number: u64) -> Commit {
         let ids = vec![EventId { natural: number, content: number }];
         let (first, last) = (Lsn::new(1, 1), Lsn::new(1, 1));
-        Commit { log, first, last, newest: Timestamp::from_millis(0), ids }
+        // Clones of a directory publish records of one writer.
+        let writer = OpeningId::from_bytes([3; 16]);
+        Commit { publisher, writer, first, last, newest: Timestamp::from_millis(0), ids }
     }
 
-    fn open_commits(written: &[(i64, LogId, u64)]) -> OpenCommits {
+    fn open_commits(written: &[(i64, OpeningId, u64)]) -> OpenCommits {
         let mut open_commits = OpenCommits::default();
-        for &(offset, log, number) in written {
-            open_commits.take(offset, &commit(log, number).encode());
+        for &(offset, publisher, number) in written {
+            open_commits.take(offset, &commit(publisher, number).encode());
         }
         open_commits
     }

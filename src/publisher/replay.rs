@@ -2,8 +2,8 @@
 //!
 //! What a replay sends is the same event: the same `ce_id`, key, value and timestamp, so that a
 //! consumer that goes by `ce_id` is not deceived. What is in its topic already is not sent, unless
-//! that is asked for. Each transaction has a ledger record like any other, of a log that there is
-//! not: so a retry of the event that reaches an instance is absorbed there.
+//! that is asked for. Each transaction has a ledger record like any other, of a publisher that has
+//! no log: so a retry of the event that reaches an instance is absorbed there.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -17,7 +17,7 @@ use crate::kafka::topic_reader::{ConsumedRecord, read_to_end, wait_until_decided
 use crate::kafka::{self, Failure, KafkaError, Message, Producer, SetupError, is_denied, text};
 use crate::ledger::Commit;
 use crate::record::{EventId, EventType, Lsn, Record, Timestamp};
-use crate::wal::LogId;
+use crate::wal::OpeningId;
 
 /// Bytes of events in one transaction, and how many of them.
 const BATCH: (usize, usize) = (4 * 1024 * 1024, 5000);
@@ -243,7 +243,7 @@ struct Refused {
 #[derive(Debug)]
 pub struct Sender {
     producer: Producer,
-    log: LogId,
+    publisher: OpeningId,
     /// The ledger's topic; `None` when what is sent goes where nobody looks for events.
     ledger: Option<String>,
     replayed_at: String,
@@ -263,7 +263,7 @@ impl Sender {
         let producer = kafka.producer_soon()?;
         Ok(Self {
             producer,
-            log: LogId::unique(),
+            publisher: OpeningId::unique(),
             ledger: ledger.map(str::to_owned),
             replayed_at: Timestamp::now().to_string(),
             batch: Vec::new(),
@@ -334,7 +334,8 @@ impl Sender {
             let index = |sent| Lsn::new(1, sent);
             let ids = batch.iter().map(|event| event.id).collect();
             let (first, last) = (index(sent + 1), index(sent + count));
-            (topic, Commit { log: self.log, first, last, newest, ids })
+            let publisher = self.publisher;
+            (topic, Commit { publisher, writer: publisher, first, last, newest, ids })
         });
         let ledger = ledger.map(|(topic, commit)| Message {
             topic,

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::AppendError;
 use super::state::State;
 use crate::record::{Lsn, Record};
 
@@ -11,37 +12,6 @@ use crate::record::{Lsn, Record};
 const INBOX_MAX: usize = 16 * 1024;
 /// Bytes of records waiting for the writer, which bounds the memory of a burst of large ones.
 const INBOX_BYTES_MAX: usize = 32 * 1024 * 1024;
-
-/// Why a record was not taken. It is then not in the log, save after [`AppendError::Failed`],
-/// when it may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AppendError {
-    /// More is waiting than the writer gets done.
-    #[error("too many callbacks are waiting for the log")]
-    Busy,
-    /// `wal.max_bytes` is reached.
-    #[error("the log has reached wal.max_bytes")]
-    LogFull,
-    /// The file system has less than `wal.min_free_bytes` left, or takes no further segment.
-    #[error("the log has no room left on its disk")]
-    DiskFull,
-    /// The log stopped, by order or by an error.
-    #[error("the log has stopped")]
-    Failed,
-}
-
-impl AppendError {
-    /// The metrics label.
-    #[must_use]
-    pub fn reason(self) -> &'static str {
-        match self {
-            Self::Busy => "busy",
-            Self::LogFull => "log_full",
-            Self::DiskFull => "disk_full",
-            Self::Failed => "log_failed",
-        }
-    }
-}
 
 /// A record on its way to the writer. The writer owns it: a sender that goes away changes nothing.
 pub(super) struct Append {

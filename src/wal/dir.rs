@@ -8,12 +8,13 @@ use std::thread;
 use std::time::Duration;
 
 use super::frame::Scanner;
+use super::opening::{Extent, OpeningId, Position};
 use super::{LogId, OpenError};
 use crate::metrics;
-use crate::record::Timestamp;
+use crate::record::{Lsn, Timestamp};
 
 /// The format of everything below a log's directory.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 /// Names the format and the log's id.
 pub(super) const IDENTITY: &str = "log";
 pub(super) const SEGMENTS: &str = "segments";
@@ -37,22 +38,34 @@ pub(super) fn data_file(dir: &Path) -> PathBuf {
     dir.join(DATA)
 }
 
+/// What the marker of a closed segment says.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Closed {
+    pub(super) writer: OpeningId,
+    pub(super) records: u32,
+}
+
 /// Marks a segment as closed. Not synced: without the marker the next start counts the records.
-pub(super) fn mark_closed(dir: &Path, number: u32, records: u32) -> io::Result<()> {
-    fs::write(dir.join(CLOSED), closed(number, records))
+pub(super) fn mark_closed(dir: &Path, number: u32, closed: Closed) -> io::Result<()> {
+    fs::write(dir.join(CLOSED), closed.text(number))
 }
 
-/// The number of records that the marker names; `None` when there is none, or not a whole one.
-pub(super) fn read_closed(dir: &Path, number: u32) -> Option<u32> {
+/// What the marker says; `None` when there is none, or not a whole one.
+pub(super) fn read_closed(dir: &Path, number: u32) -> Option<Closed> {
     let text = fs::read_to_string(dir.join(CLOSED)).ok()?;
-    let records = text.split_once(' ')?.0.parse().ok()?;
-    (text == closed(number, records)).then_some(records)
+    let mut words = text.split([' ', ',']);
+    let records = words.next()?.parse().ok()?;
+    let closed = Closed { records, writer: words.find_map(OpeningId::parse)? };
+    (text == closed.text(number)).then_some(closed)
 }
 
-fn closed(number: u32, records: u32) -> String {
-    let text = format!("{records} records in segment {number}");
-    let checksum = crc32fast::hash(text.as_bytes());
-    format!("{text}, checksum {checksum:08x}\n")
+impl Closed {
+    fn text(self, number: u32) -> String {
+        let Self { writer, records } = self;
+        let text = format!("{records} records in segment {number} by opening {writer}");
+        let checksum = crc32fast::hash(text.as_bytes());
+        format!("{text}, checksum {checksum:08x}\n")
+    }
 }
 
 /// Removes all that is in a segment's directory, but not the directory.
@@ -154,9 +167,20 @@ pub(crate) fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FoundSegment {
     pub(super) number: u32,
+    pub(super) writer: OpeningId,
     /// Its last record's index.
     pub(super) records: u32,
     pub(super) disk_bytes: u64,
+}
+
+impl FoundSegment {
+    pub(super) fn last(&self) -> Position {
+        Position { writer: self.writer, lsn: Lsn::new(self.number, self.records) }
+    }
+
+    pub(super) fn extent(&self) -> Extent {
+        Extent { number: self.number, writer: self.writer, records: self.records }
+    }
 }
 
 /// What earlier processes left.
@@ -169,8 +193,8 @@ pub(super) struct Recovered {
 
 /// Finds the segments that hold records and removes those that hold none.
 ///
-/// The last segment's directory stays even then, empty: it alone keeps numbers from restarting,
-/// and with them LSNs that the ledger calls published.
+/// The last segment's directory stays even then, empty, so that numbers do not restart: an operator
+/// who reads LSNs in two log lines can tell which came first.
 pub(super) fn recover(segments: &Path, id: LogId) -> Result<Recovered, OpenError> {
     let io = |what, path: &Path| {
         let path = path.to_owned();
@@ -184,9 +208,9 @@ pub(super) fn recover(segments: &Path, id: LogId) -> Result<Recovered, OpenError
     let next_number = listed.last().map_or(1, |(number, _)| number + 1);
     for (number, dir) in listed {
         let disk_bytes = fs::metadata(data_file(&dir)).map_or(0, |meta| meta.len());
-        let records = examine(number, &dir, id).map_err(io("read", &dir))?;
-        if records > 0 {
-            found.push(FoundSegment { number, records, disk_bytes });
+        let contents = examine(number, &dir, id).map_err(io("read", &dir))?;
+        if let Some(Closed { writer, records }) = contents {
+            found.push(FoundSegment { number, writer, records, disk_bytes });
         } else if number + 1 == next_number {
             empty(&dir).map_err(io("empty", &dir))?;
         } else {
@@ -237,12 +261,13 @@ fn finish_removals(segments: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// How many records the segment in `dir` has, damaged ones included.
-fn examine(number: u32, dir: &Path, id: LogId) -> io::Result<u32> {
+/// How many records the segment in `dir` has, damaged ones included, and whose; `None` when it has
+/// none.
+fn examine(number: u32, dir: &Path, id: LogId) -> io::Result<Option<Closed>> {
     let data = data_file(dir);
     let closed = read_closed(dir, number);
     if !data.exists() {
-        let lost = closed.unwrap_or(0);
+        let lost = closed.map_or(0, |closed| closed.records);
         if lost > 0 {
             metrics::damaged(lost);
             tracing::error!(
@@ -250,19 +275,24 @@ fn examine(number: u32, dir: &Path, id: LogId) -> io::Result<u32> {
                 "a segment's file is missing; its records cannot be published, if they were not"
             );
         }
-        return Ok(0);
+        return Ok(None);
     }
-    if let Some(records) = closed {
-        return Ok(records);
+    if let Some(closed) = closed {
+        return Ok((closed.records > 0).then_some(closed));
     }
     let mut scanner = Scanner::new(File::open(&data)?, id);
-    let mut records = 0;
+    let mut contents: Option<Closed> = None;
     while let Some(frame) = scanner.next()? {
-        if frame.first().segment() == number {
-            records = records.max(frame.last().index());
+        if frame.first().segment() != number {
+            continue;
+        }
+        let contents = contents
+            .get_or_insert(Closed { writer: frame.writer(), records: frame.last().index() });
+        if frame.writer() == contents.writer {
+            contents.records = contents.records.max(frame.last().index());
         }
     }
-    if records == 0 && scanner.passed_over_damage() {
+    if contents.is_none() && scanner.passed_over_damage() {
         let kept = dir.with_extension(DAMAGED);
         fs::rename(&data, &kept)?;
         tracing::error!(
@@ -271,7 +301,7 @@ fn examine(number: u32, dir: &Path, id: LogId) -> io::Result<u32> {
              its file is set aside, remove it when it is of no use"
         );
     }
-    Ok(records)
+    Ok(contents)
 }
 
 /// Makes a directory's entries durable.

@@ -6,9 +6,9 @@
 //! recovery. The price is that this file and the pinned sled version belong together;
 //! `tests/segments.rs` would fail if a value were ever split or transformed.
 //!
-//! Layout, big-endian: magic 8, first LSN 8, records 4, payload length 4, CRC-32 4, payload. The
-//! payload is a run of `length 4, record`. The checksum covers the log's id, so that a stale block
-//! of another log is never taken for a frame of this one.
+//! Layout, big-endian: magic 8, opening 16, first LSN 8, records 4, payload length 4, CRC-32 4,
+//! payload. The payload is a run of `length 4, record`. The checksum covers the log's id, so that a
+//! stale block of another log is never taken for a frame of this one.
 
 use std::fs::File;
 use std::io;
@@ -17,12 +17,18 @@ use std::os::unix::fs::FileExt;
 use bytes::{BufMut, Bytes, BytesMut};
 use memchr::memmem::Finder;
 
-use super::LogId;
+use super::{LogId, OpeningId};
 use crate::record::{BODY_MAX, DecodeError, Entry, KEY_MAX, Lsn, Record};
 
 /// Starts every frame. 0xFF and 0xFE occur in no UTF-8 text, so no body can contain it.
-const MAGIC: [u8; 8] = *b"\xFFLBWAL1\xFE";
-const HEADER_BYTES: usize = 8 + 8 + 4 + 4 + 4;
+const MAGIC: [u8; 8] = *b"\xFFLBWAL2\xFE";
+const HEADER_BYTES: usize = 8 + 16 + 8 + 4 + 4 + 4;
+/// Where the header's fields begin.
+const OPENING: usize = 8;
+const FIRST: usize = 24;
+const COUNT: usize = 32;
+const PAYLOAD: usize = 36;
+const CHECKSUM: usize = 40;
 
 /// A frame is closed when it has grown to this size: larger ones halve sled's rate (engine.md C).
 pub(super) const FRAME_BYTES: usize = 250 * 1024;
@@ -34,12 +40,18 @@ const _: () = assert!(FRAME_BYTES_MAX < 1024 * 1024 - 1024, "a frame would becom
 /// The records of one chunk.
 #[derive(Clone, Debug)]
 pub(super) struct Frame {
+    writer: OpeningId,
     first: Lsn,
     count: u32,
     payload: Bytes,
 }
 
 impl Frame {
+    /// The opening that wrote it.
+    pub(super) fn writer(&self) -> OpeningId {
+        self.writer
+    }
+
     pub(super) fn first(&self) -> Lsn {
         self.first
     }
@@ -125,21 +137,23 @@ impl Builder {
     pub(super) fn finish<E>(
         &mut self,
         log: LogId,
+        writer: OpeningId,
         first: Lsn,
         keep: impl FnOnce(&[u8]) -> Result<Bytes, E>,
     ) -> Result<Frame, E> {
         let count = self.count;
         let payload_len = self.buffer.len() - HEADER_BYTES;
-        self.buffer[..8].copy_from_slice(&MAGIC);
-        self.buffer[8..16].copy_from_slice(&first.as_u64().to_be_bytes());
-        self.buffer[16..20].copy_from_slice(&count.to_be_bytes());
+        self.buffer[..OPENING].copy_from_slice(&MAGIC);
+        self.buffer[OPENING..FIRST].copy_from_slice(writer.as_bytes());
+        self.buffer[FIRST..COUNT].copy_from_slice(&first.as_u64().to_be_bytes());
+        self.buffer[COUNT..PAYLOAD].copy_from_slice(&count.to_be_bytes());
         let length = u32::try_from(payload_len).unwrap_or(u32::MAX);
-        self.buffer[20..24].copy_from_slice(&length.to_be_bytes());
-        let crc = checksum(log, &self.buffer[8..24], &self.buffer[HEADER_BYTES..]);
-        self.buffer[24..28].copy_from_slice(&crc.to_be_bytes());
+        self.buffer[PAYLOAD..CHECKSUM].copy_from_slice(&length.to_be_bytes());
+        let crc = checksum(log, &self.buffer[OPENING..CHECKSUM], &self.buffer[HEADER_BYTES..]);
+        self.buffer[CHECKSUM..HEADER_BYTES].copy_from_slice(&crc.to_be_bytes());
         let kept = keep(&self.buffer);
         self.clear();
-        Ok(Frame { first, count, payload: kept?.slice(HEADER_BYTES..) })
+        Ok(Frame { writer, first, count, payload: kept?.slice(HEADER_BYTES..) })
     }
 }
 
@@ -226,14 +240,16 @@ impl Scanner {
             return Ok(None);
         }
         let (header, payload) = self.window[..length].split_at(HEADER_BYTES);
-        if checksum(self.log, &header[8..24], payload) != u32_at(header, 24) {
+        if checksum(self.log, &header[OPENING..CHECKSUM], payload) != u32_at(header, CHECKSUM) {
             return Ok(None);
         }
         let frame = self.window.split_to(length).freeze();
-        let first = (u64::from(u32_at(&frame, 8)) << 32) | u64::from(u32_at(&frame, 12));
+        let mut writer = [0; 16];
+        writer.copy_from_slice(&frame[OPENING..FIRST]);
         Ok(Some(Frame {
-            first: Lsn::from_u64(first),
-            count: u32_at(&frame, 16),
+            writer: OpeningId::from_bytes(writer),
+            first: Lsn::new(u32_at(&frame, FIRST), u32_at(&frame, FIRST + 4)),
+            count: u32_at(&frame, COUNT),
             payload: frame.slice(HEADER_BYTES..),
         }))
     }
@@ -243,8 +259,8 @@ impl Scanner {
         if self.window.len() < HEADER_BYTES {
             return None;
         }
-        let (index, count) = (u32_at(&self.window, 12), u32_at(&self.window, 16));
-        let payload = u32_at(&self.window, 20) as usize;
+        let (index, count) = (u32_at(&self.window, FIRST + 4), u32_at(&self.window, COUNT));
+        let payload = u32_at(&self.window, PAYLOAD) as usize;
         // The checksum keeps out chance, not intent: places must not run out of a segment, nor
         // records out of the payload, of which each takes four bytes and more.
         let counts = index > 0 && index.checked_add(count).is_some();

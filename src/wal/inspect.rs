@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::dir::{self, SEGMENTS};
 use super::frame::Scanner;
-use super::{LogId, OpenError, progress};
+use super::opening::{self, Extent};
+use super::{LogId, OpenError, OpeningId, progress};
 use crate::record::{Entry, Lsn, Timestamp};
 
 /// A log as it was found.
@@ -15,7 +16,9 @@ use crate::record::{Entry, Lsn, Timestamp};
 pub struct LogView {
     /// The log's identity.
     pub id: LogId,
-    /// Everything up to here is published, by the log's own account; the ledger may know of more.
+    /// The openings of this directory, oldest first: their commits in the ledger are its progress.
+    pub lineage: Vec<OpeningId>,
+    /// Everything up to here is published, by the log's own files; the ledger may be ahead.
     pub published: Lsn,
     /// Its segments, in order.
     pub segments: Vec<SegmentView>,
@@ -30,6 +33,8 @@ pub struct SegmentView {
     pub path: PathBuf,
     /// Bytes of that file.
     pub bytes: u64,
+    /// The opening that wrote it; `None` when it has no readable record.
+    pub writer: Option<OpeningId>,
     /// How many records were put into it, when it is closed.
     pub closed: Option<u32>,
 }
@@ -55,15 +60,28 @@ impl LogView {
         let id = dir::read_identity(dir)?;
         let segments = dir.join(SEGMENTS);
         let listed = dir::list(&segments).map_err(failed(&segments))?;
-        let first_new = listed.last().map_or(1, |(number, _)| number + 1);
-        let segments = listed.into_iter().filter_map(|(number, dir)| {
-            let path = dir::data_file(&dir);
-            // Without a file it holds nothing, or was removed since.
-            let bytes = fs::metadata(&path).ok()?.len();
-            Some(SegmentView { number, closed: dir::read_closed(&dir, number), path, bytes })
-        });
-        let published = progress::read(dir, id).filter(|lsn| lsn.segment() < first_new);
-        Ok(Self { id, published: published.unwrap_or(Lsn::ZERO), segments: segments.collect() })
+        let segments: Vec<_> = listed
+            .into_iter()
+            .filter_map(|(number, dir)| {
+                let path = dir::data_file(&dir);
+                // Without a file it holds nothing, or was removed since.
+                let bytes = fs::metadata(&path).ok()?.len();
+                let closed = dir::read_closed(&dir, number);
+                let writer = closed
+                    .map_or_else(|| first_writer(&path, id, number), |closed| Some(closed.writer));
+                let closed = closed.map(|closed| closed.records);
+                Some(SegmentView { number, path, bytes, writer, closed })
+            })
+            .collect();
+        let extents =
+            segments.iter().filter_map(|&SegmentView { number, writer, closed, .. }| {
+                // The open segment is the last one, of which a position covers a part at most.
+                Some(Extent { number, writer: writer?, records: closed.unwrap_or(u32::MAX) })
+            });
+        let published = progress::read(dir, id)
+            .map_or(Lsn::ZERO, |position| opening::resolve(extents, position));
+        let lineage = opening::read_lineage(dir, id);
+        Ok(Self { id, lineage, published, segments })
     }
 
     /// When the first record of `segment` was received; `None` when there is none.
@@ -91,7 +109,7 @@ impl LogView {
         segment: &SegmentView,
         mut visit: impl FnMut(Entry) -> Result<(), E>,
     ) -> Result<SegmentContents, E> {
-        let &SegmentView { number, ref path, closed, .. } = segment;
+        let &SegmentView { number, ref path, writer, closed, .. } = segment;
         let file = match File::open(path) {
             // Published and removed since it was listed.
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
@@ -104,7 +122,8 @@ impl LogView {
         let mut missing = 0;
         let mut entries = Vec::new();
         while let Some(frame) = scanner.next().map_err(failed(path))? {
-            if frame.first().segment() != number || frame.last() < next {
+            let is_ours = frame.first().segment() == number && Some(frame.writer()) == writer;
+            if !is_ours || frame.last() < next {
                 continue;
             }
             missing += self.unpublished(next, frame.first());
@@ -125,6 +144,17 @@ impl LogView {
     fn unpublished(&self, from: Lsn, to: Lsn) -> u32 {
         let from = from.max(self.published.next());
         if from.segment() == to.segment() { to.index().saturating_sub(from.index()) } else { 0 }
+    }
+}
+
+/// The opening of the first frame of segment `number`.
+fn first_writer(path: &Path, log: LogId, number: u32) -> Option<OpeningId> {
+    let mut scanner = Scanner::new(File::open(path).ok()?, log);
+    loop {
+        let frame = scanner.next().ok()??;
+        if frame.first().segment() == number {
+            return Some(frame.writer());
+        }
     }
 }
 

@@ -8,12 +8,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use super::appender::AppendError;
-use super::dir::{self, GONE, SEGMENTS};
+use super::dir::{self, Closed, GONE, SEGMENTS};
 use super::segment::Segment;
 use super::self_audit;
 use super::state::State;
-use super::{Audit, Config, free_bytes};
+use super::{AppendError, Audit, Config, OpeningId, free_bytes};
 use crate::metrics;
 
 /// How often the space is looked at, and a segment that could not be made is tried again: short
@@ -23,8 +22,8 @@ const LOOK: Duration = Duration::from_millis(100);
 pub(super) enum MaintenanceTask {
     /// The spare was taken: make another.
     MakeSpare,
-    /// Close a segment that has this many records.
-    Close { segment: Segment, records: u32 },
+    /// Close a segment into which `writer` put this many records.
+    Close { segment: Segment, writer: OpeningId, records: u32 },
     /// Remove a closed segment.
     Remove(u32),
 }
@@ -79,7 +78,9 @@ impl Maintenance {
             }
             match self.tasks.recv_timeout(LOOK) {
                 Ok(MaintenanceTask::MakeSpare) => wanted = !self.make_spare(),
-                Ok(MaintenanceTask::Close { segment, records }) => self.close(segment, records),
+                Ok(MaintenanceTask::Close { segment, writer, records }) => {
+                    self.close(segment, writer, records);
+                }
                 Ok(MaintenanceTask::Remove(number)) => self.remove(number),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -167,11 +168,11 @@ impl Maintenance {
         }
     }
 
-    fn close(&self, segment: Segment, records: u32) {
+    fn close(&self, segment: Segment, writer: OpeningId, records: u32) {
         let number = segment.number();
         drop(segment);
         let dir = dir::segment_dir(&self.segments, number);
-        if let Err(error) = dir::mark_closed(&dir, number, records) {
+        if let Err(error) = dir::mark_closed(&dir, number, Closed { writer, records }) {
             tracing::debug!(%error, path = %dir.display(), "cannot mark a segment as closed");
         }
     }
@@ -201,13 +202,13 @@ mod tests {
 
     use super::super::Limits;
     use super::*;
-    use crate::record::Timestamp;
+    use crate::record::{Lsn, Timestamp};
     use crate::wal::LogId;
 
     fn maintenance(dir: &Path, limits: Limits) -> (Maintenance, Receiver<Segment>) {
-        let (totals, _) = self_audit::TotalsFile::open(dir, LogId::unique(), 1);
+        let (totals, _) = self_audit::TotalsFile::open(dir, LogId::unique());
         let fresh = self_audit::AuditTotals::new(Timestamp::now());
-        let state = Arc::new(State::new(&[], None, fresh, limits));
+        let state = Arc::new(State::new(&[], Lsn::ZERO, None, fresh, limits));
         let (_, tasks) = mpsc::channel();
         let config = Config { dir: dir.to_owned(), max_bytes: 0, min_free_bytes: 0 };
         Maintenance::new(&config, 1, tasks, state, totals)

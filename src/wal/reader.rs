@@ -1,69 +1,44 @@
 //! The back of the log: durable records in order, from memory or from the segments' files.
 
 use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use super::LogId;
 use super::dir::{self, SEGMENTS};
 use super::frame::{Frame, Scanner};
 use super::maintenance::MaintenanceTask;
-use super::progress::Progress;
+use super::opening::{OpeningId, Progress};
+use super::progress::ProgressFile;
 use super::self_audit::{Outcomes, ReleasedBy};
 use super::state::{Location, State};
+use super::{LogId, ReadError};
 use crate::log_limit::LogLimiter;
 use crate::metrics;
-use crate::record::{DecodeError, Entry, Lsn, Timestamp};
+use crate::record::{Entry, Lsn, Timestamp};
 
 static DAMAGED: LogLimiter = LogLimiter::new();
+
+/// Entries in order, at least one, all of them written by one opening: a ledger record tells the
+/// progress of one writer, so no batch spans two.
+#[derive(Debug)]
+pub struct Entries {
+    /// Who wrote them.
+    pub writer: OpeningId,
+    /// The entries.
+    pub entries: Vec<Entry>,
+}
 
 /// What there is to read.
 #[derive(Debug)]
 pub enum Next {
-    /// Entries in order, at least one.
-    Entries(Vec<Entry>),
+    /// Entries.
+    Entries(Entries),
     /// Nothing yet.
     Idle,
     /// Nothing, and there will be nothing: the log has ended.
     End,
-}
-
-/// Why the log cannot be read on.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    /// From the file system.
-    #[error("cannot read {path}: {cause}", path = path.display())]
-    Io {
-        /// What was read.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        cause: io::Error,
-    },
-    /// A whole frame holds a record that this release cannot read.
-    #[error("cannot decode the records at {lsn}: {cause}; a newer release may have written them")]
-    Record {
-        /// The frame's first record.
-        lsn: Lsn,
-        /// Why not.
-        #[source]
-        cause: DecodeError,
-    },
-    /// What is written from now on would be taken for published.
-    #[error(
-        "the ledger names {done} of log {log} as published, which was never written here: this is \
-         an older copy of the log, or a copy of it is in use elsewhere; start with an empty \
-         wal.dir (livebridge wal export prints what this one holds)"
-    )]
-    Behind {
-        /// The last record that the ledger names.
-        done: Lsn,
-        /// The log's identity.
-        log: LogId,
-    },
 }
 
 /// The one reader.
@@ -72,11 +47,9 @@ pub struct Reader {
     state: Arc<State>,
     segments: PathBuf,
     log: LogId,
+    lineage: Vec<OpeningId>,
     tasks: Sender<MaintenanceTask>,
-    progress: Progress,
-    /// The first segment that this process may write.
-    first_new: u32,
-    resumed: bool,
+    progress: ProgressFile,
     /// The next record wanted.
     cursor: Lsn,
     /// The last one that was returned, and the last that is released.
@@ -91,6 +64,7 @@ pub struct Reader {
 #[derive(Debug)]
 struct OpenSegment {
     number: u32,
+    writer: OpeningId,
     path: PathBuf,
     scanner: Scanner,
     /// The file's offset behind the last frame that was wanted.
@@ -102,22 +76,18 @@ impl Reader {
         state: Arc<State>,
         dir: &Path,
         log: LogId,
+        lineage: Vec<OpeningId>,
         tasks: Sender<MaintenanceTask>,
-        first_new: u32,
-        accounted: Lsn,
+        progress: ProgressFile,
+        done: Lsn,
     ) -> Self {
-        let (progress, done) = Progress::open(dir, log, first_new);
-        // The account is synced and the progress is not, so a power cut leaves it ahead: what it has
-        // counted must not be read and counted again.
-        let done = done.max(accounted);
         let mut reader = Self {
             state,
             segments: dir.join(SEGMENTS),
             log,
+            lineage,
             tasks,
             progress,
-            first_new,
-            resumed: false,
             cursor: Lsn::ZERO,
             returned: Lsn::ZERO,
             released: Lsn::ZERO,
@@ -128,10 +98,17 @@ impl Reader {
         reader
     }
 
-    /// The log's identity.
+    /// The openings of this directory whose commits count as its progress, oldest first; the last
+    /// one is this process's.
     #[must_use]
-    pub fn log(&self) -> LogId {
-        self.log
+    pub fn lineage(&self) -> &[OpeningId] {
+        &self.lineage
+    }
+
+    /// This process's opening.
+    #[must_use]
+    pub fn opening(&self) -> OpeningId {
+        self.lineage.last().copied().unwrap_or_default()
     }
 
     /// The next entries: about `max_bytes` of them, or one frame if that is more. Waits up to
@@ -142,14 +119,19 @@ impl Reader {
     pub fn next(&mut self, max_bytes: usize, timeout: Duration) -> Result<Next, ReadError> {
         let mut entries = Vec::new();
         let mut bytes = 0;
+        let mut writer = OpeningId::default();
+        let is_other = |entries: &Vec<Entry>, writer, of| !entries.is_empty() && writer != of;
         while bytes < max_bytes {
             let timeout = if entries.is_empty() { timeout } else { Duration::ZERO };
             let frame = match self.state.locate(&mut self.cursor, timeout) {
+                // Another writer's records are the next batch's.
+                Location::Tail(frame) if is_other(&entries, writer, frame.writer()) => break,
+                Location::File { writer: of, .. } if is_other(&entries, writer, of) => break,
                 Location::Tail(frame) => {
                     self.open = None;
                     frame
                 }
-                Location::File { records } => match self.read(records)? {
+                Location::File { writer, records } => match self.read(writer, records)? {
                     Some(frame) => frame,
                     None => continue,
                 },
@@ -164,26 +146,18 @@ impl Reader {
                 .entries(self.cursor, &mut entries)
                 .map_err(|cause| ReadError::Record { lsn: frame.first(), cause })?;
             bytes += frame.len();
+            writer = frame.writer();
             self.returned = frame.last();
             self.cursor = frame.last().next();
         }
-        Ok(Next::Entries(entries))
+        Ok(Next::Entries(Entries { writer, entries }))
     }
 
-    /// Goes on behind `done`, which an earlier process published by the ledger's account.
-    ///
-    /// # Errors
-    /// [`ReadError::Behind`], when it cannot have been this log's.
-    pub fn resume(&mut self, done: Lsn) -> Result<(), ReadError> {
-        // Of what this process writes nothing is published before it resumes, and then no more
-        // than it has read.
-        let possible = if self.resumed { self.cursor } else { Lsn::new(self.first_new, 0) };
-        if done >= possible && done.segment() >= self.first_new {
-            return Err(ReadError::Behind { done, log: self.log });
-        }
-        self.resumed = true;
+    /// Goes on behind what the ledger says is published, and returns the last such record.
+    pub fn resume(&mut self, progress: &Progress) -> Lsn {
+        let done = self.state.published(progress);
         self.skip(done);
-        Ok(())
+        done
     }
 
     fn skip(&mut self, done: Lsn) {
@@ -212,11 +186,14 @@ impl Reader {
             // With all that was returned goes the damage behind it.
             self.released = self.cursor.previous().max(self.released);
         }
-        self.progress.save(self.released);
         let released = self.released;
         let gone = self.damage.extract_if(.., |(last, _)| *last <= released);
         let damaged = gone.map(|(_, records)| records).sum();
-        for number in self.state.release(released, newest, released_by, damaged) {
+        let (removable, position) = self.state.release(released, newest, released_by, damaged);
+        if let Some(position) = position {
+            self.progress.save(position);
+        }
+        for number in removable {
             if self.open.as_ref().is_some_and(|open| open.number == number) {
                 self.open = None;
             }
@@ -227,11 +204,11 @@ impl Reader {
 
     /// The frame at the cursor out of its segment's file, which has `records` records; `None` when
     /// it is damaged, and the cursor then stands behind the damage.
-    fn read(&mut self, records: u32) -> Result<Option<Frame>, ReadError> {
+    fn read(&mut self, writer: OpeningId, records: u32) -> Result<Option<Frame>, ReadError> {
         let number = self.cursor.segment();
         let mut open = match self.open.take() {
             Some(open) if open.number == number => open,
-            _ => self.open(number)?,
+            _ => self.open(number, writer)?,
         };
         let mut found = open.find(self.cursor)?;
         if found.as_ref().is_none_or(|frame| frame.first() > self.cursor) {
@@ -262,11 +239,11 @@ impl Reader {
         Ok(found)
     }
 
-    fn open(&self, number: u32) -> Result<OpenSegment, ReadError> {
+    fn open(&self, number: u32, writer: OpeningId) -> Result<OpenSegment, ReadError> {
         let path = dir::data_file(&dir::segment_dir(&self.segments, number));
         let file =
             File::open(&path).map_err(|cause| ReadError::Io { path: path.clone(), cause })?;
-        Ok(OpenSegment { number, path, scanner: Scanner::new(file, self.log), done: 0 })
+        Ok(OpenSegment { number, writer, path, scanner: Scanner::new(file, self.log), done: 0 })
     }
 }
 
@@ -278,9 +255,10 @@ impl OpenSegment {
                 .scanner
                 .next()
                 .map_err(|cause| ReadError::Io { path: self.path.clone(), cause })?;
-            match frame {
-                Some(frame) if frame.first().segment() != self.number || frame.last() < cursor => {}
-                found => return Ok(found),
+            let Some(frame) = frame else { return Ok(None) };
+            let is_ours = frame.first().segment() == self.number && frame.writer() == self.writer;
+            if is_ours && frame.last() >= cursor {
+                return Ok(Some(frame));
             }
         }
     }

@@ -27,14 +27,16 @@ const TREE_VALUES_MAX: u32 = 9;
 const TREES_MAX: u32 = 256;
 /// A segment is closed when it has grown to this many bytes. sled keeps all of it in memory until
 /// then, and disk space comes back in pieces of this size.
-pub(super) const SEGMENT_BYTES: u64 = 32 * 1024 * 1024;
+const SEGMENT_BYTES: u64 = 32 * 1024 * 1024;
+/// A segment grows beyond its size while no other can be made, and takes no more at this one.
+pub(super) const OVERGROWN_BYTES: u64 = 4 * SEGMENT_BYTES;
 /// sled's unit of allocation; a quarter of it is what a value must stay below.
 const SLED_SEGMENT_BYTES: usize = 4 * 1024 * 1024;
 /// sled's cache, in bytes: nothing is read through it.
 const SLED_CACHE_BYTES: u64 = 4 * 1024 * 1024;
 
-/// What storing fails with. It is final for the process: after a failed flush nobody knows what is
-/// on disk, so the next process has to look (I6).
+/// Why storing failed. It is final for the process: after a failed flush it is unknown what is on
+/// disk, so the next process has to look (I6).
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// From the file system.

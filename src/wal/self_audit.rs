@@ -1,11 +1,11 @@
-//! The log's account of itself: every record that was ever accepted is published, absorbed, set
-//! aside, damaged, or still here. What is missing from that sum is an error of ours, or of whoever
-//! took files away, and is shown (`livebridge_audit_missing_records`).
+//! The self-audit: every record that was ever accepted is published, absorbed, dead-lettered,
+//! quarantined, damaged, or still in the log. What is missing from that sum was lost by a bug or
+//! with removed files, and is exposed (`livebridge_audit_missing_records`).
 //!
-//! Two that do not know each other are compared: how many records the log has taken and let go, by
-//! their numbers, and what the publisher says it did with each. A copy on disk carries the account
-//! from process to process, so that a start finds out what was taken away between two of them. The
-//! copy may be old, never too new, and is only believed whole.
+//! It compares two independent counts: the records that the log stored and released, by their
+//! LSNs, and what the publisher reports about each. A file carries the totals from process to
+//! process, so that a start detects what was removed in between. The file may be older than the
+//! segments beside it, and is used only if its checksum is right.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,12 +13,13 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::LogId;
+use super::opening::{OpeningId, Position, Progress};
 use crate::record::{Lsn, Timestamp};
 
 const NAME: &str = "account";
-const HEADING: &str = "livebridge account 1";
+const HEADING: &str = "livebridge account 2";
 
-/// What became of records that the publisher dealt with.
+/// What became of records, by the publisher.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcomes {
     /// In their topics.
@@ -31,34 +32,34 @@ pub struct Outcomes {
     pub quarantined: u64,
 }
 
-/// Why records are done with.
+/// Who released records.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum ReleasedBy {
-    /// The publisher says what became of them.
+    /// The publisher, which reports what became of them.
     Publisher(Outcomes),
-    /// The ledger says that they are done with; what became of each, it does not say.
+    /// The ledger, which covers them; what became of each is unknown.
     Ledger,
 }
 
-/// The account, in records, from the moment that it began.
+/// The totals, in records, since they began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Audit {
-    /// When it began: with the log, unless the copy was lost since.
+    /// When they began: with the log, unless the file was lost since.
     pub since: Timestamp,
     /// Durable.
     pub accepted: u64,
-    /// Durable and not done with.
+    /// Durable and not released.
     pub pending: u64,
-    /// Done with, by the publisher.
+    /// Released by the publisher.
     pub outcomes: Outcomes,
-    /// Done with, by what the ledger says of a transaction whose end nobody saw.
+    /// Released by what the ledger says of a transaction whose end no process saw.
     pub by_ledger: u64,
     /// Passed over because they could not be read.
     pub damaged: u64,
 }
 
 impl Audit {
-    /// Records of which nobody knows what became of them. More than were accepted, when negative.
+    /// Accepted records whose outcome is unknown. Negative: more outcomes than accepted records.
     #[must_use]
     pub fn missing(&self) -> i64 {
         let Outcomes { published, absorbed, dead_lettered, quarantined } = self.outcomes;
@@ -68,20 +69,28 @@ impl Audit {
     }
 }
 
-/// What the account is kept in.
+/// What the file holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct AuditTotals {
     pub(super) since: Timestamp,
     pub(super) accepted: u64,
     /// The last of them.
-    pub(super) through: Lsn,
-    /// Let go by the log, and found to be gone at a start.
+    pub(super) through: Position,
+    /// Released by the log, or found to be gone at a start.
     released: u64,
-    /// The last that was let go.
-    pub(super) done: Lsn,
+    /// The last that was released.
+    pub(super) done: Position,
     outcomes: Outcomes,
     by_ledger: u64,
     damaged: u64,
+}
+
+/// Records that a start expected behind [`AuditTotals::done`] and did not find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Gone {
+    records: u64,
+    /// The last of them.
+    last: Position,
 }
 
 impl AuditTotals {
@@ -89,43 +98,55 @@ impl AuditTotals {
         Self {
             since,
             accepted: 0,
-            through: Lsn::ZERO,
+            through: Position::default(),
             released: 0,
-            done: Lsn::ZERO,
+            done: Position::default(),
             outcomes: Outcomes::default(),
             by_ledger: 0,
             damaged: 0,
         }
     }
 
-    /// Goes on in a new process, which found so many records behind [`Self::done`], up to
-    /// [`Self::through`] and further on.
+    /// Goes on in a new process, which has to deal with `expected` records that these totals
+    /// counted as accepted and not as released, and with `further` ones that they did not.
     ///
-    /// Those further on became durable after the copy was made. Those that are not there any more
-    /// are nowhere.
-    pub(super) fn go_on(&mut self, up_to: u64, further: u64) {
-        let gone = self.accepted.saturating_sub(self.released).saturating_sub(up_to);
+    /// Records that are expected and not there are missing, unless the ledger knows of them.
+    pub(super) fn go_on(&mut self, expected: u64, further: u64) -> Option<Gone> {
+        let gone = self.accepted.saturating_sub(self.released).saturating_sub(expected);
         self.released += gone;
-        self.accepted = self.accepted.max(self.released + up_to) + further;
+        self.accepted = self.accepted.max(self.released + expected) + further;
+        (gone > 0).then_some(Gone { records: gone, last: self.through })
     }
 
-    /// So many more became durable.
-    pub(super) fn accept(&mut self, records: u64, through: Lsn) {
+    /// Counts `gone` as published when the ledger says so: a copy of a log whose segments were
+    /// copied before its totals lacks records that the original has published.
+    ///
+    /// Returns what is still missing.
+    pub(super) fn find_gone(&mut self, gone: Gone, progress: &Progress) -> Option<Gone> {
+        if !progress.covers(gone.last.writer, gone.last.lsn) {
+            return Some(gone);
+        }
+        self.by_ledger += gone.records;
+        None
+    }
+
+    /// `records` more became durable.
+    pub(super) fn accept(&mut self, records: u64, through: Position) {
         self.accepted += records;
         self.through = through;
     }
 
-    /// The log lets go of so many records, of which so many were damaged.
+    /// The log releases `records`, of which so many were `damaged`.
     pub(super) fn release(
         &mut self,
         records: u64,
-        through: Lsn,
+        through: Option<Position>,
         released_by: ReleasedBy,
         damaged: u64,
     ) {
         self.released += records;
-        self.done = through.max(self.done);
-        // Damage that an earlier process let go may be met again.
+        self.done = through.unwrap_or(self.done);
+        // Damage that an earlier process released may be met again.
         let damaged = damaged.min(records);
         self.damaged += damaged;
         match released_by {
@@ -149,7 +170,9 @@ impl AuditTotals {
     /// what a disk writes at once.
     fn line(&self, log: LogId) -> String {
         let Outcomes { published, absorbed, dead_lettered, quarantined } = self.outcomes;
-        let position = |lsn: Lsn| format!("{:010}.{:010}", lsn.segment(), lsn.index());
+        let position = |Position { writer, lsn }: Position| {
+            format!("{:010}.{:010} {writer}", lsn.segment(), lsn.index())
+        };
         let text = format!(
             "{HEADING}\n\
              since {:020}\naccepted {:020}\nthrough {}\nreleased {:020}\ndone {}\n\
@@ -169,15 +192,19 @@ impl AuditTotals {
     }
 
     fn parse(text: &str, log: LogId) -> Option<Self> {
-        let released_by =
+        let value =
             |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        let number = |name| released_by(name)?.parse::<u64>().ok();
+        let number = |name| value(name)?.parse::<u64>().ok();
+        let position = |name| {
+            let (lsn, writer) = value(name)?.split_once(' ')?;
+            Some(Position { writer: OpeningId::parse(writer)?, lsn: Lsn::parse(lsn)? })
+        };
         let totals = Self {
-            since: Timestamp::from_millis(released_by("since")?.parse().ok()?),
+            since: Timestamp::from_millis(value("since")?.parse().ok()?),
             accepted: number("accepted")?,
-            through: Lsn::parse(released_by("through")?)?,
+            through: position("through")?,
             released: number("released")?,
-            done: Lsn::parse(released_by("done")?)?,
+            done: position("done")?,
             outcomes: Outcomes {
                 published: number("published")?,
                 absorbed: number("absorbed")?,
@@ -191,46 +218,35 @@ impl AuditTotals {
     }
 }
 
-/// The copy on disk.
+/// The totals on disk.
 #[derive(Debug)]
 pub(super) struct TotalsFile {
     log: LogId,
     path: PathBuf,
     saved: Option<AuditTotals>,
-    /// `None` when it cannot be written: then it is done without.
+    /// `None` after a failure to write: the log works without.
     file: Option<File>,
 }
 
 impl TotalsFile {
-    /// With what the last process left; `None` when that is nothing, or torn.
-    ///
-    /// If it names a segment that is yet to be made, segments were taken away, and numbers are given
-    /// again: its places are none then, and must not become some when the segment has been made.
-    pub(super) fn open(dir: &Path, log: LogId, first_new: u32) -> (Self, Option<AuditTotals>) {
+    /// With what the last process left; `None` when the file is missing or torn.
+    pub(super) fn open(dir: &Path, log: LogId) -> (Self, Option<AuditTotals>) {
         let path = dir.join(NAME);
         let text = fs::read_to_string(&path).unwrap_or_default();
-        let mut found = AuditTotals::parse(&text, log);
-        let restarted = found.is_some_and(|totals| totals.done.segment() >= first_new);
-        if restarted && let Some(totals) = &mut found {
-            totals.through = Lsn::ZERO;
-            totals.done = Lsn::ZERO;
-        }
+        let found = AuditTotals::parse(&text, log);
         if found.is_none() && !text.is_empty() {
             tracing::warn!(
                 path = %path.display(),
-                "the log's account of itself cannot be read; a new one begins"
+                "the totals of the self-audit cannot be read; new ones begin"
             );
         }
-        let truncate = found.is_none() || restarted;
-        let file = File::options().create(true).write(true).truncate(truncate).open(&path);
-        let file = match file {
-            Ok(file) if restarted => file.sync_all().map(|()| file),
-            file => file,
-        };
+        let file = File::options().create(true).write(true).truncate(found.is_none()).open(&path);
         if let Err(error) = &file {
-            tracing::warn!(%error, path = %path.display(), "cannot keep a copy of the account");
+            tracing::warn!(
+                %error, path = %path.display(), "cannot keep the totals of the self-audit"
+            );
         }
-        (Self { log, path, saved: found.filter(|_| !truncate), file: file.ok() }, found)
+        (Self { log, path, saved: found, file: file.ok() }, found)
     }
 
     /// Not synced: a kill does not undo it, and after a power cut an older one does.
@@ -253,9 +269,9 @@ impl TotalsFile {
         let Some(file) = &self.file else { return };
         if let Err(error) = work(file) {
             tracing::warn!(
-                %error, path = %self.path.display(), "cannot keep a copy of the account any more"
+                %error, path = %self.path.display(), "cannot keep the totals of the self-audit any more"
             );
-            // What it says now is not true any more.
+            // What it says now is wrong from now on.
             let _ = fs::remove_file(&self.path);
             self.file = None;
         }
@@ -268,47 +284,60 @@ mod tests {
 
     const LOG: LogId = LogId::from_bytes([7; 16]);
 
+    fn at(lsn: Lsn) -> Position {
+        Position { writer: OpeningId::from_bytes([9; 16]), lsn }
+    }
+
     fn totals() -> AuditTotals {
         let mut totals = AuditTotals::new(Timestamp::from_millis(1_700_000_000_000));
-        totals.accept(10, Lsn::new(1, 10));
+        totals.accept(10, at(Lsn::new(1, 10)));
         let outcomes = Outcomes { published: 3, absorbed: 1, dead_lettered: 1, quarantined: 1 };
-        totals.release(7, Lsn::new(1, 7), ReleasedBy::Publisher(outcomes), 1);
+        totals.release(7, Some(at(Lsn::new(1, 7))), ReleasedBy::Publisher(outcomes), 1);
         totals
     }
 
     #[test]
-    fn what_became_of_each_record_adds_up_and_what_does_not_is_missing() {
+    fn outcomes_add_up_and_a_record_without_one_is_missing() {
         let mut totals = totals();
         assert_eq!(totals.audit(3).missing(), 0);
-        totals.release(1, Lsn::new(1, 8), ReleasedBy::Ledger, 0);
+        totals.release(1, None, ReleasedBy::Ledger, 0);
         assert_eq!(totals.audit(2).missing(), 0);
-        totals.release(1, Lsn::new(1, 9), ReleasedBy::Publisher(Outcomes::default()), 0);
-        assert_eq!(totals.audit(1).missing(), 1, "let go without a released_by");
+        totals.release(1, None, ReleasedBy::Publisher(Outcomes::default()), 0);
+        assert_eq!(totals.audit(1).missing(), 1, "released without an outcome");
         let twice = Outcomes { published: 3, ..Outcomes::default() };
-        totals.release(1, Lsn::new(1, 10), ReleasedBy::Publisher(twice), 0);
+        totals.release(1, None, ReleasedBy::Publisher(twice), 0);
         assert_eq!(totals.audit(0).missing(), -1);
     }
 
     #[test]
-    fn a_start_finds_what_is_gone_and_takes_in_what_is_new() {
+    fn a_start_counts_new_records_and_misses_those_that_are_gone() {
         let mut whole = totals();
-        whole.go_on(3, 5);
+        assert_eq!(whole.go_on(3, 5), None);
         assert_eq!((whole.audit(8).missing(), whole.accepted), (0, 15));
         let mut short = totals();
-        short.go_on(1, 0);
+        let gone = short.go_on(1, 0).unwrap();
         assert_eq!(short.audit(1).missing(), 2);
-        short.go_on(1, 0);
-        assert_eq!(short.audit(1).missing(), 2, "gone once, and not found to be gone again");
+        assert_eq!(short.go_on(1, 0), None, "gone once");
+        assert_eq!(short.audit(1).missing(), 2);
+
+        let mut progress = Progress::default();
+        progress.advance(OpeningId::unique(), Lsn::new(9, 9));
+        progress.advance(at(Lsn::ZERO).writer, Lsn::new(1, 9));
+        assert_eq!(short.find_gone(gone, &progress), Some(gone), "one of them is unpublished");
+        assert_eq!(short.audit(1).missing(), 2);
+        progress.advance(at(Lsn::ZERO).writer, Lsn::new(1, 10));
+        assert_eq!(short.find_gone(gone, &progress), None);
+        assert_eq!(short.audit(1).missing(), 0);
     }
 
     #[test]
-    fn the_copy_is_believed_whole_or_not_at_all() {
+    fn the_file_is_read_whole_or_not_at_all() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut copy, found) = TotalsFile::open(dir.path(), LOG, u32::MAX);
+        let (mut file, found) = TotalsFile::open(dir.path(), LOG);
         assert_eq!(found, None);
         let totals = totals();
-        copy.save(&totals);
-        assert_eq!(TotalsFile::open(dir.path(), LOG, u32::MAX).1, Some(totals));
+        file.save(&totals);
+        assert_eq!(TotalsFile::open(dir.path(), LOG).1, Some(totals));
         let text = fs::read_to_string(dir.path().join(NAME)).unwrap();
         assert!(text.len() <= 512, "{} bytes", text.len());
         for at in 0..text.len() {

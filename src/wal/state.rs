@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Limits;
-use super::appender::AppendError;
 use super::dir::FoundSegment;
 use super::frame::Frame;
-use super::self_audit::{Audit, AuditTotals, Outcomes, ReleasedBy};
-use super::writer::OVERGROWN_BYTES;
+use super::opening::{self, Extent, OpeningId, Position, Progress};
+use super::segment::OVERGROWN_BYTES;
+use super::self_audit::{Audit, AuditTotals, Gone, Outcomes, ReleasedBy};
+use super::{AppendError, Limits};
 use crate::metrics;
 use crate::record::{Lsn, Timestamp};
 
@@ -55,6 +55,9 @@ struct Inner {
     pending: u64,
     oldest: Option<Timestamp>,
     totals: AuditTotals,
+    /// Records up to here were counted as released before this process.
+    counted: Lsn,
+    gone: Option<Gone>,
     room: Result<(), AppendError>,
     limits: Limits,
     spareless: bool,
@@ -64,6 +67,7 @@ struct Inner {
 
 #[derive(Clone, Copy, Debug)]
 struct SegmentState {
+    writer: OpeningId,
     /// The last durable record's index.
     records: u32,
     disk_bytes: u64,
@@ -76,7 +80,7 @@ pub(super) enum Location {
     /// Here.
     Tail(Frame),
     /// In the file of the cursor's segment, which has records up to this index.
-    File { records: u32 },
+    File { writer: OpeningId, records: u32 },
     /// Not written yet.
     Nowhere,
     /// There are no more records and will be none.
@@ -84,13 +88,16 @@ pub(super) enum Location {
 }
 
 impl State {
+    /// `done` is the last record of `found` that is released.
     pub(super) fn new(
         found: &[FoundSegment],
+        done: Lsn,
         oldest: Option<Timestamp>,
         totals: AuditTotals,
         limits: Limits,
     ) -> Self {
         let segment = |found: &FoundSegment| SegmentState {
+            writer: found.writer,
             records: found.records,
             disk_bytes: found.disk_bytes,
             ended: true,
@@ -103,17 +110,19 @@ impl State {
             pending: found.iter().map(|found| u64::from(found.records)).sum(),
             oldest,
             totals,
+            counted: done.min(totals.done.lsn),
+            gone: None,
             room: Ok(()),
             limits,
             spareless: false,
             ended: false,
         };
-        let up_to = inner.count_between(totals.done, totals.through);
-        let further = inner.count_between(totals.through.max(totals.done), LAST);
-        inner.totals.go_on(up_to, further);
-        if let Some(last) = found.last() {
-            inner.totals.through = Lsn::new(last.number, last.records).max(totals.through);
-        }
+        let expected = inner.count_between(totals.done.lsn, totals.through.lsn);
+        let further = inner.count_between(inner.counted, LAST) - expected;
+        inner.gone = inner.totals.go_on(expected, further);
+        let last = found.last().map(FoundSegment::last).unwrap_or_default();
+        inner.totals.through = last;
+        inner.totals.done = inner.position(inner.counted).unwrap_or_default();
         Self {
             inner: Mutex::new(inner),
             changed: Condvar::new(),
@@ -143,10 +152,11 @@ impl State {
     }
 
     /// A segment takes the place of the one before it.
-    pub(super) fn started(&self, number: u32) {
+    pub(super) fn started(&self, number: u32, writer: OpeningId) {
         let mut inner = self.lock();
         inner.end_last();
-        inner.segments.insert(number, SegmentState { records: 0, disk_bytes: 0, ended: false });
+        let segment = SegmentState { writer, records: 0, disk_bytes: 0, ended: false };
+        inner.segments.insert(number, segment);
     }
 
     /// `frames` became durable; the first of them was received at `oldest`.
@@ -157,7 +167,8 @@ impl State {
         }
         for frame in frames {
             inner.pending += u64::from(frame.count());
-            inner.totals.accept(u64::from(frame.count()), frame.last());
+            let through = Position { writer: frame.writer(), lsn: frame.last() };
+            inner.totals.accept(u64::from(frame.count()), through);
             if let Some(segment) = inner.segments.get_mut(&frame.first().segment()) {
                 segment.records = frame.last().index();
                 segment.disk_bytes = disk_bytes;
@@ -254,21 +265,35 @@ impl State {
         inner.locate(cursor)
     }
 
-    /// Everything up to `through` is done with. Returns the segments that can be removed.
+    /// Takes in what the ledger says: returns the last record of this log that is published.
+    pub(super) fn published(&self, progress: &Progress) -> Lsn {
+        let mut inner = self.lock();
+        let gone = inner.gone.take();
+        inner.gone = gone.and_then(|gone| inner.totals.find_gone(gone, progress));
+        let extent = |(&number, segment): (&u32, &SegmentState)| {
+            let &SegmentState { writer, records, .. } = segment;
+            Extent { number, writer, records }
+        };
+        opening::published(inner.segments.iter().map(extent), progress)
+    }
+
+    /// Everything up to `through` is published. Returns the segments that can be removed, and the
+    /// position to keep.
     ///
-    /// `newest` is when the record at `through` was received: what is behind it is no older. So
-    /// many of the records were `damaged`; what became of the others `word` tells.
+    /// `newest` is when the record at `through` was received: later records are no older. So many
+    /// of the records were `damaged`.
     pub(super) fn release(
         &self,
         through: Lsn,
         newest: Option<Timestamp>,
         released_by: ReleasedBy,
         damaged: u64,
-    ) -> Vec<u32> {
+    ) -> (Vec<u32>, Option<Position>) {
         let mut inner = self.lock();
-        let before = inner.released.max(inner.totals.done);
+        let before = inner.released.max(inner.counted);
         let records = inner.count_between(before, through);
-        inner.totals.release(records, through, released_by, damaged);
+        let position = inner.position(through);
+        inner.totals.release(records, position, released_by, damaged);
         inner.pending -= inner.count_between(inner.released, through).min(inner.pending);
         inner.released = through.max(inner.released);
         inner.oldest = if inner.pending == 0 { None } else { newest.or(inner.oldest) };
@@ -280,7 +305,7 @@ impl State {
         for number in &removable {
             inner.segments.remove(number);
         }
-        removable
+        (removable, position)
     }
 
     /// Has the metrics say what is stored now, and the account of it.
@@ -310,7 +335,7 @@ impl State {
     /// The account, to be kept, and what it says.
     pub(super) fn totals(&self) -> (AuditTotals, Audit) {
         let inner = self.lock();
-        let before = inner.released.max(inner.totals.done);
+        let before = inner.released.max(inner.counted);
         let pending = inner.count_between(before, LAST);
         (inner.totals, inner.totals.audit(pending))
     }
@@ -333,8 +358,9 @@ impl Inner {
         loop {
             match self.segments.get(&cursor.segment()) {
                 Some(segment) if cursor.index() <= segment.records => {
-                    let records = segment.records;
-                    return self.take(*cursor).map_or(Location::File { records }, Location::Tail);
+                    let &SegmentState { writer, records, .. } = segment;
+                    let file = Location::File { writer, records };
+                    return self.take(*cursor).map_or(file, Location::Tail);
                 }
                 Some(segment) if !segment.ended => return Location::Nowhere,
                 Some(_) | None => {}
@@ -359,6 +385,17 @@ impl Inner {
         let frame = self.tail.front().cloned();
         self.drop_front();
         frame
+    }
+
+    /// The last record up to `through`, with its writer; `None` when its segment is removed.
+    fn position(&self, through: Lsn) -> Option<Position> {
+        let (&number, segment) = self.segments.range(..=through.segment()).next_back()?;
+        let last = Lsn::new(number, segment.records).min(through);
+        if last.index() > 0 {
+            return Some(Position { writer: segment.writer, lsn: last });
+        }
+        let (&number, segment) = self.segments.range(..number).next_back()?;
+        Some(Position { writer: segment.writer, lsn: Lsn::new(number, segment.records) })
     }
 
     /// Records behind `from`, up to and with `through`.

@@ -6,25 +6,23 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use super::appender::{Append, AppendError, Inbox, ReplyRoutes};
+use super::appender::{Append, Inbox, ReplyRoutes};
 use super::frame::{Builder, Frame};
 use super::maintenance::MaintenanceTask;
-use super::segment::{SEGMENT_BYTES, Segment};
+use super::segment::{OVERGROWN_BYTES, Segment};
 use super::state::State;
-use super::{LogId, StoreError};
+use super::{AppendError, LogId, OpeningId, StoreError};
 use crate::metrics;
 use crate::record::Lsn;
 
 /// Records committed at once. More would only make the first of them wait longer.
 const GROUP_MAX: usize = 2048;
-/// A segment takes no more when it has outgrown its size so far, which it does only when
-/// no other can be made: sled keeps all of it in memory.
-pub(super) const OVERGROWN_BYTES: u64 = 4 * SEGMENT_BYTES;
 /// Senders are refused when no segment has come within this time, and then at once until one comes.
 const SPARE_WAIT: Duration = Duration::from_secs(1);
 
 pub(super) struct Writer {
     log: LogId,
+    opening: OpeningId,
     inbox: Inbox,
     routes: ReplyRoutes,
     state: Arc<State>,
@@ -44,7 +42,7 @@ struct Active {
 
 impl Writer {
     pub(super) fn new(
-        log: LogId,
+        (log, opening): (LogId, OpeningId),
         (inbox, routes): (Inbox, ReplyRoutes),
         state: Arc<State>,
         spares: Receiver<Segment>,
@@ -52,6 +50,7 @@ impl Writer {
     ) -> Self {
         Self {
             log,
+            opening,
             inbox,
             routes,
             state,
@@ -126,8 +125,8 @@ impl Writer {
         let first = *next;
         let mut frames = Vec::new();
         let mut close = |builder: &mut Builder, next: &mut Lsn| -> Result<(), StoreError> {
-            let frame: Frame =
-                builder.finish(self.log, *next, |bytes| segment.append(*next, bytes))?;
+            let frame: Frame = builder
+                .finish(self.log, self.opening, *next, |bytes| segment.append(*next, bytes))?;
             *next = frame.last().next();
             frames.push(frame);
             Ok(())
@@ -175,11 +174,12 @@ impl Writer {
             self.retire(full);
         }
         // Last: from here on the reader may have the full segment removed, which must be closed.
-        self.state.started(number);
+        self.state.started(number, self.opening);
         Ok(())
     }
 
     fn retire(&self, Active { segment, next }: Active) {
-        let _ = self.tasks.send(MaintenanceTask::Close { segment, records: next.index() - 1 });
+        let (writer, records) = (self.opening, next.index() - 1);
+        let _ = self.tasks.send(MaintenanceTask::Close { segment, writer, records });
     }
 }

@@ -96,7 +96,7 @@ pub(crate) fn read(reader: &mut Reader) -> Vec<Entry> {
     let mut entries = Vec::new();
     loop {
         match reader.next(1024 * 1024, Duration::ZERO).expect("the log can be read") {
-            Next::Entries(more) => entries.extend(more),
+            Next::Entries(more) => entries.extend(more.entries),
             Next::Idle | Next::End => return entries,
         }
     }

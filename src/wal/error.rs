@@ -1,0 +1,116 @@
+//! Errors of opening a log, appending to it and reading it. `segment.rs` has that of storing.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::dir::{FORMAT, IDENTITY};
+use crate::record::{DecodeError, Lsn};
+
+/// Why a log cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error(
+        "the log in {} is in use by another process; give each instance its own wal.dir",
+        .0.display()
+    )]
+    Locked(PathBuf),
+    /// Written in a format of another release.
+    #[error(
+        "the log in {} has format {found:?}, this release reads format {FORMAT}; \
+         let the release that wrote it publish what it holds",
+        dir.display()
+    )]
+    Format {
+        /// The log's directory.
+        dir: PathBuf,
+        /// What its `log` file says.
+        found: String,
+    },
+    /// There are segments, but not the file that says which log they are of.
+    #[error(
+        "there are segments in {dir}, but {path} is missing, without which they cannot be read; \
+         put it back, or move the directory away",
+        dir = .0.display(), path = .0.join(IDENTITY).display()
+    )]
+    Orphaned(PathBuf),
+    /// No log there.
+    #[error("there is no log in {}", .0.display())]
+    Missing(PathBuf),
+    /// From the file system.
+    #[error("cannot {what} {path}: {cause}", path = path.display())]
+    Io {
+        /// What was attempted.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        cause: io::Error,
+    },
+}
+
+/// Why a record was not stored. It is then not in the log, except after [`AppendError::Failed`],
+/// when it may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// More is waiting than the writer gets done.
+    #[error("too many callbacks are waiting for the log")]
+    Busy,
+    /// `wal.max_bytes` is reached.
+    #[error("the log has reached wal.max_bytes")]
+    LogFull,
+    /// The file system has less than `wal.min_free_bytes` left, or takes no further segment.
+    #[error("the log has no room left on its disk")]
+    DiskFull,
+    /// The log stopped, by order or by an error.
+    #[error("the log has stopped")]
+    Failed,
+}
+
+impl AppendError {
+    /// The metrics label.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Busy => "busy",
+            Self::LogFull => "log_full",
+            Self::DiskFull => "disk_full",
+            Self::Failed => "log_failed",
+        }
+    }
+}
+
+/// Why callbacks should go to another instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unready {
+    /// An append would be refused.
+    #[error(transparent)]
+    Refuses(AppendError),
+    /// The process stops soon.
+    #[error("stopping soon; callbacks are accepted until then")]
+    Leaving,
+}
+
+/// Why the log cannot be read on.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// From the file system.
+    #[error("cannot read {path}: {cause}", path = path.display())]
+    Io {
+        /// What was read.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        cause: io::Error,
+    },
+    /// A whole frame holds a record that this release cannot read.
+    #[error("cannot decode the records at {lsn}: {cause}; a newer release may have written them")]
+    Record {
+        /// The frame's first record.
+        lsn: Lsn,
+        /// Why not.
+        #[source]
+        cause: DecodeError,
+    },
+}

@@ -1,0 +1,251 @@
+//! Openings: the identity of one process's use of a log, the lineage of openings of a directory,
+//! and progress counted per writing opening.
+//!
+//! A log directory can be copied, restored and cloned, and its copies then number their records
+//! alike. So an LSN means something only together with the opening that wrote it: no two processes
+//! share one, whatever happens to their directories.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::iter;
+use std::path::Path;
+
+use uuid::Uuid;
+
+use super::LogId;
+use super::dir::{sync_dir, write_durably};
+use crate::record::Lsn;
+
+const NAME: &str = "openings";
+const HEADING: &str = "livebridge openings 1";
+/// Openings that a lineage keeps; of an older one's commits only the event ids count. It holds more
+/// starts than a service manager makes in a day of restarts every 30 s.
+const LINEAGE_MAX: usize = 4096;
+
+/// The identity of one opening of a log, and so of one process that writes to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OpeningId(Uuid);
+
+impl OpeningId {
+    /// A new identity, which no other opening has.
+    #[must_use]
+    pub fn unique() -> Self {
+        Self(Uuid::new_v4())
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
+
+    /// The id with these bytes.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(Uuid::from_bytes(bytes))
+    }
+
+    /// The id that its [`fmt::Display`] form spells.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        text.parse().ok().map(Self)
+    }
+}
+
+/// The nil UUID, which no opening has.
+impl Default for OpeningId {
+    fn default() -> Self {
+        Self(Uuid::nil())
+    }
+}
+
+impl fmt::Display for OpeningId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// How far the records of each writing opening are published.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress(HashMap<OpeningId, Lsn>);
+
+impl Progress {
+    /// All records that `writer` wrote, up to `last`, are published. Progress never goes back.
+    pub fn advance(&mut self, writer: OpeningId, last: Lsn) {
+        let known = self.0.entry(writer).or_insert(Lsn::ZERO);
+        *known = last.max(*known);
+    }
+
+    /// The last published record of `writer`; [`Lsn::ZERO`] when there is none.
+    #[must_use]
+    pub fn of(&self, writer: OpeningId) -> Lsn {
+        self.0.get(&writer).copied().unwrap_or(Lsn::ZERO)
+    }
+
+    /// Whether the record that `writer` wrote at `lsn` is published.
+    #[must_use]
+    pub fn covers(&self, writer: OpeningId, lsn: Lsn) -> bool {
+        lsn <= self.of(writer)
+    }
+}
+
+/// A place in one directory: everything before it in the directory's order is published. By
+/// default before everything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Position {
+    pub(super) writer: OpeningId,
+    pub(super) lsn: Lsn,
+}
+
+/// A segment as far as progress is concerned.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Extent {
+    pub(super) number: u32,
+    pub(super) writer: OpeningId,
+    /// The last record's index.
+    pub(super) records: u32,
+}
+
+/// The last record of a directory that is published: its segments, in order, count as long as each
+/// is covered to its end by its writer's progress.
+pub(super) fn published(segments: impl Iterator<Item = Extent>, progress: &Progress) -> Lsn {
+    let mut published = Lsn::ZERO;
+    for Extent { number, writer, records } in segments {
+        let through = progress.of(writer);
+        let last = Lsn::new(number, records);
+        if through >= last {
+            published = last;
+            continue;
+        }
+        if through.segment() == number {
+            published = through;
+        }
+        break;
+    }
+    published
+}
+
+/// The last record of a directory up to `position`, which a file in it names.
+///
+/// The position's own segment settles the order of all before it. When that segment is gone, or
+/// another opening wrote the one of this number, then only segments of the same writer are known
+/// to come before it.
+pub(super) fn resolve(segments: impl Iterator<Item = Extent> + Clone, position: Position) -> Lsn {
+    let Position { writer, lsn } = position;
+    let is_there = |extent: Extent| extent.number == lsn.segment() && extent.writer == writer;
+    if segments.clone().any(is_there) {
+        return lsn;
+    }
+    let mut progress = Progress::default();
+    progress.advance(writer, lsn);
+    published(segments, &progress)
+}
+
+/// The openings that this directory has had, oldest first, the current one last.
+///
+/// Only what one of them committed counts as progress here. A copy of the directory shares the
+/// openings from before it was made, and none from after.
+pub(super) fn read_lineage(dir: &Path, log: LogId) -> Vec<OpeningId> {
+    // A file that is missing, torn or another log's is no lineage: events are then known by id.
+    let text = fs::read_to_string(dir.join(NAME)).unwrap_or_default();
+    let lines = text.lines().skip(1).map_while(OpeningId::parse);
+    let lineage: Vec<_> = lines.collect();
+    if lineage_text(&lineage, log) == text { lineage } else { Vec::new() }
+}
+
+/// Replaces the lineage, durably.
+pub(super) fn write_lineage(dir: &Path, log: LogId, lineage: &[OpeningId]) -> io::Result<()> {
+    write_durably(&dir.join(NAME), lineage_text(lineage, log).as_bytes())?;
+    sync_dir(dir)
+}
+
+/// The lineage with `opening` added, cut to [`LINEAGE_MAX`].
+pub(super) fn extend_lineage(mut lineage: Vec<OpeningId>, opening: OpeningId) -> Vec<OpeningId> {
+    let excess = (lineage.len() + 1).saturating_sub(LINEAGE_MAX);
+    lineage.drain(..excess);
+    lineage.push(opening);
+    lineage
+}
+
+fn lineage_text(lineage: &[OpeningId], log: LogId) -> String {
+    let lines = lineage.iter().map(OpeningId::to_string);
+    let text = iter::once(HEADING.to_owned()).chain(lines).collect::<Vec<_>>().join("\n") + "\n";
+    let checksum = crc32fast::hash(format!("{log} {text}").as_bytes());
+    format!("{text}checksum {checksum:08x}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: LogId = LogId::from_bytes([7; 16]);
+
+    fn opening(number: u8) -> OpeningId {
+        OpeningId::from_bytes([number; 16])
+    }
+
+    fn extent(number: u32, writer: u8, records: u32) -> Extent {
+        Extent { number, writer: opening(writer), records }
+    }
+
+    #[test]
+    fn lineage_is_read_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(read_lineage(dir.path(), LOG), []);
+        let lineage = [opening(1), opening(2)];
+        write_lineage(dir.path(), LOG, &lineage).unwrap();
+        assert_eq!(read_lineage(dir.path(), LOG), lineage);
+        assert_eq!(read_lineage(dir.path(), LogId::from_bytes([8; 16])), [], "another log's");
+        let text = fs::read(dir.path().join(NAME)).unwrap();
+        for at in 0..text.len() {
+            let mut torn = text.clone();
+            torn[at] ^= 1;
+            fs::write(dir.path().join(NAME), &torn).unwrap();
+            assert_eq!(read_lineage(dir.path(), LOG), [], "byte {at}");
+            fs::write(dir.path().join(NAME), &text[..at]).unwrap();
+            assert_eq!(read_lineage(dir.path(), LOG), [], "{at} bytes");
+        }
+    }
+
+    #[test]
+    fn lineage_keeps_the_newest_openings() {
+        let mut lineage = Vec::new();
+        for _ in 0..LINEAGE_MAX + 10 {
+            lineage = extend_lineage(lineage, OpeningId::unique());
+        }
+        assert_eq!(lineage.len(), LINEAGE_MAX);
+        let newest = opening(1);
+        let longer = extend_lineage(lineage.clone(), newest);
+        assert_eq!(longer[..LINEAGE_MAX - 1], lineage[1..]);
+        assert_eq!(longer.last(), Some(&newest));
+    }
+
+    #[test]
+    fn progress_of_one_writer_covers_no_record_of_another() {
+        let segments = [extent(1, 1, 10), extent(2, 2, 5), extent(3, 2, 5)];
+        let published = |progress: &[(u8, Lsn)]| {
+            let mut all = Progress::default();
+            for (writer, lsn) in progress {
+                all.advance(opening(*writer), *lsn);
+            }
+            super::published(segments.into_iter(), &all)
+        };
+        assert_eq!(published(&[]), Lsn::ZERO);
+        assert_eq!(published(&[(1, Lsn::new(1, 7))]), Lsn::new(1, 7));
+        assert_eq!(published(&[(1, Lsn::new(9, 7))]), Lsn::new(1, 10));
+        assert_eq!(published(&[(2, Lsn::new(9, 7))]), Lsn::ZERO);
+        assert_eq!(published(&[(1, Lsn::new(1, 10)), (2, Lsn::new(3, 2))]), Lsn::new(3, 2));
+    }
+
+    #[test]
+    fn a_position_counts_where_its_opening_wrote() {
+        let segments = [extent(1, 1, 10), extent(2, 2, 5)];
+        let resolve = |writer, lsn| {
+            super::resolve(segments.into_iter(), Position { writer: opening(writer), lsn })
+        };
+        assert_eq!(resolve(2, Lsn::new(2, 3)), Lsn::new(2, 3), "and all before it");
+        assert_eq!(resolve(3, Lsn::new(2, 3)), Lsn::ZERO, "the number was given again");
+        assert_eq!(resolve(1, Lsn::new(7, 3)), Lsn::new(1, 10), "its segment is removed");
+        assert_eq!(resolve(3, Lsn::new(7, 3)), Lsn::ZERO);
+    }
+}
