@@ -156,7 +156,7 @@ fn the_page_shows_in_a_browser_how_the_bridge_is_and_keeps_up_by_itself() {
     let says = |text: &str| format!("return document.body.innerText.includes({text:?})");
     browser.look(1280, 900, false, "light");
     browser.open(&url);
-    browser.wait_until(&says("Callbacks are taken, stored and published."));
+    browser.wait_until(&says("Callbacks are accepted, stored and published."));
     browser.run("window.same = true");
 
     for number in 0..20 {
@@ -166,7 +166,7 @@ fn the_page_shows_in_a_browser_how_the_bridge_is_and_keeps_up_by_itself() {
     browser.wait_until(&says("20\naccepted"));
     browser.wait_until(&says("✓ adds up"));
     browser.wait_until(&says("unsigned"));
-    browser.wait_until(&says("1 callbacks without a valid signature"));
+    browser.wait_until(&says("1 callbacks had no valid signature"));
     browser.wait_until(&says(HOSTILE));
     assert_eq!(browser.run("return document.querySelectorAll('main img').length"), 0);
     assert_eq!(browser.run("return document.title"), "⚠ livebridge · status-page");
@@ -206,11 +206,11 @@ fn the_page_shows_in_a_browser_how_the_bridge_is_and_keeps_up_by_itself() {
     assert_eq!(browser.console(), Vec::<String>::new(), "nothing is wrong, nothing was forbidden");
 
     drop(kafka);
-    browser.wait_until(&says("Kafka is away"));
+    browser.wait_until(&says("Kafka is unreachable"));
     assert_eq!(send(&bridge, 1, "s", 100), 200);
     browser.wait_until("return document.querySelectorAll('.plot .band').length > 0");
     bridge.stop();
-    browser.wait_until(&says("trying again"));
+    browser.wait_until(&says("retrying"));
     bridge.start();
     browser.wait_until("return document.getElementById('heartbeat').innerText === 'live'");
 }
@@ -229,10 +229,10 @@ fn the_page_asks_for_the_token_and_shows_nothing_without_it() {
             "document.querySelector('#token').value = {token:?}; document.querySelector('form').requestSubmit()"
         ));
     };
-    browser.wait_until(&says("Who are you?"));
+    browser.wait_until(&says("Token required"));
     assert_eq!(browser.run("return document.body.innerText.includes('kafka.brokers')"), false);
     enter("wrong");
-    browser.wait_until(&says("That is not the token"));
+    browser.wait_until(&says("The token is wrong"));
     enter("open-sesame-123456");
     browser.wait_until(&says("Every callback accounted for"));
     assert!(!bridge.said().contains("open-sesame"));

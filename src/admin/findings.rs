@@ -1,13 +1,13 @@
-//! What an operator should know, of what the metrics say now and said a quarter of an hour ago. Each
-//! finding has an alert of the same name in deploy/alerts.yml, which says it to those who sleep.
+//! Findings for operators: what is wrong, by the metrics of now and of 15 minutes ago, and what to do. Each
+//! finding corresponds to the alert of its name in deploy/alerts.yml.
 
 use serde::Serialize;
 
 use crate::metrics::Snapshot;
 
-/// The oldest record has waited longer than a Kafka that works lets it.
+/// Above this age of the oldest record, publishing is late.
 const LATE_SECONDS: f64 = 60.0;
-/// The log nearly refuses callbacks.
+/// Below this, the log is about to reject callbacks.
 const ROOM_LOW_BYTES: f64 = 256.0 * 1024.0 * 1024.0;
 
 /// Reasons for a 401.
@@ -16,29 +16,29 @@ const AUTHENTICATION: [&str; 3] = ["unsigned", "bad_signature", "expired"];
 const TURNED_AWAY: [&str; 6] =
     ["busy", "overloaded", "deadline", "log_full", "disk_full", "log_failed"];
 
-/// How bad it is.
+/// Severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Level {
-    /// Not at all.
+    /// No finding.
     Ok,
     /// Nothing is lost yet.
     Warning,
-    /// Callbacks are being lost, or will be.
+    /// Callbacks are lost now or soon.
     Critical,
 }
 
-/// Something that an operator should know.
+/// One finding.
 #[derive(Debug, Serialize)]
 pub(super) struct Finding {
     pub(super) level: Level,
     title: String,
     advice: &'static str,
-    /// The alert that tells of it, and the section of docs/runbook.md.
+    /// The corresponding alert, which is a section of docs/runbook.md.
     alert: &'static str,
 }
 
-/// Counters that are a finding when they move.
+/// Counters whose increase is a finding.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Marks {
     authentication: f64,
@@ -79,15 +79,15 @@ impl Marks {
     }
 }
 
-/// What there is to judge.
+/// The input of the rules.
 #[derive(Debug)]
 pub(super) struct Facts<'a> {
     pub(super) metrics: &'a Snapshot,
-    /// What has moved in the last quarter of an hour.
+    /// Increase of the counters in the last 15 minutes.
     pub(super) moved: Marks,
-    /// Why callbacks are not taken.
+    /// Why callbacks are rejected, if they are.
     pub(super) not_ready: Option<&'a str>,
-    /// What the self-audit misses.
+    /// Missing records by the self-audit.
     pub(super) missing: i64,
 }
 
@@ -97,31 +97,31 @@ impl Facts<'_> {
     }
 }
 
-/// A rule: its alert, how bad it is, when it holds and what it then says, and what to do.
+/// A rule: its alert, its level, the condition with the title, and the advice.
 type Rule = (&'static str, Level, fn(&Facts<'_>) -> Option<String>, &'static str);
 
-/// The most telling first.
+/// In the order in which they are shown.
 const RULES: [Rule; 13] = [
     (
         "LivebridgeRejectingCallbacks",
         Level::Critical,
-        |facts| facts.not_ready.map(|reason| format!("No room: {reason}")),
-        "Tencent tries again for about 12 minutes. Make room, or bring Kafka back.",
+        |facts| facts.not_ready.map(|reason| format!("Callbacks are rejected: {reason}")),
+        "Tencent retries for about 12 minutes. Free space, raise wal.max_bytes, or restore Kafka.",
     ),
     (
         "LivebridgeAuditMismatch",
         Level::Critical,
         |facts| {
             let missing = facts.missing;
-            (missing != 0).then(|| format!("The self-audit is off by {missing} records"))
+            (missing != 0).then(|| format!("The self-audit differs by {missing} records"))
         },
-        "Find out what is missing before anything else is changed.",
+        "Find out what is missing before you change anything else.",
     ),
     (
         "LivebridgeRecordsDamaged",
         Level::Critical,
         |facts| moved(facts.moved.damaged, "records of the log could not be read"),
-        "The disk lost them after they were acknowledged. Look at it, and move away from it.",
+        "The disk lost acknowledged records. Check it, and move the log to another disk.",
     ),
     (
         "LivebridgeLogSpaceLow",
@@ -129,15 +129,15 @@ const RULES: [Rule; 13] = [
         |facts| {
             let room = facts.get("wal_room_bytes");
             let low = facts.not_ready.is_none() && room < ROOM_LOW_BYTES;
-            low.then(|| format!("The log may grow by only {:.0} MB more", room / 1e6))
+            low.then(|| format!("The log can grow by only {:.0} MB", room / 1e6))
         },
-        "Then callbacks are turned away. Make room, or bring Kafka back.",
+        "Then callbacks are rejected. Free space, raise wal.max_bytes, or restore Kafka.",
     ),
     (
         "LivebridgeKafkaUnreachable",
         Level::Warning,
         |facts| (facts.get("kafka_up") == 0.0).then(|| "Kafka does not answer".to_owned()),
-        "The log lines say why. Nothing is lost while the log has room.",
+        "The log lines give the cause. Nothing is lost until the log is full.",
     ),
     (
         "LivebridgePublishingLate",
@@ -146,25 +146,25 @@ const RULES: [Rule; 13] = [
             let age = facts.get("oldest_unpublished_age_seconds");
             (age > LATE_SECONDS).then(|| format!("The oldest callback has waited {age:.0} s"))
         },
-        "Consumers see nothing new meanwhile. It is published as soon as Kafka takes it.",
+        "Consumers receive events late. They are published as soon as Kafka accepts them.",
     ),
     (
         "LivebridgeRecordsQuarantined",
         Level::Warning,
-        |facts| moved(facts.moved.quarantined, "records were refused even as dead letters"),
-        "livebridge wal quarantine shows them, livebridge wal release puts them back on the line.",
+        |facts| moved(facts.moved.quarantined, "records were moved to the quarantine"),
+        "livebridge wal quarantine shows them, livebridge wal release returns them to the log.",
     ),
     (
         "LivebridgeDeadLetters",
         Level::Warning,
-        |facts| moved(facts.moved.dead, "records went to the dead letters"),
-        "Kafka refused them in their topics; below is what it said.",
+        |facts| moved(facts.moved.dead, "records were sent to the dead-letter topic"),
+        "Kafka rejected them in their own topics, for the reasons below.",
     ),
     (
         "LivebridgeSignatureFailures",
         Level::Warning,
-        |facts| moved(facts.moved.authentication, "callbacks without a valid signature"),
-        "Is the console's key the one configured here, and the clock right?",
+        |facts| moved(facts.moved.authentication, "callbacks had no valid signature"),
+        "Check that the callback key of the console is configured and that the clock is right.",
     ),
     (
         "LivebridgeRejectingCallbacks",
@@ -173,18 +173,18 @@ const RULES: [Rule; 13] = [
             None => moved(facts.moved.turned_away, "callbacks got 503"),
             Some(_) => None,
         },
-        "They are taken again now. Tencent tries again for about 12 minutes.",
+        "They are accepted again. Tencent retries rejected callbacks for about 12 minutes.",
     ),
     (
         "LivebridgeInstanceFenced",
         Level::Warning,
-        |facts| moved(facts.moved.fenced, "times another producer took this instance's name"),
+        |facts| moved(facts.moved.fenced, "times another producer fenced this instance"),
         "Give every instance its own kafka.instance.",
     ),
     (
         "LivebridgeDedupWindowTruncated",
         Level::Warning,
-        |facts| moved(facts.moved.squeezed, "times dedup.max_ids cut the window short"),
+        |facts| moved(facts.moved.squeezed, "times dedup.max_ids shortened the dedup window"),
         "Late retries may be published twice. Raise dedup.max_ids; an id takes about 22 bytes.",
     ),
     (
@@ -192,13 +192,13 @@ const RULES: [Rule; 13] = [
         Level::Warning,
         |facts| {
             let refused = facts.get("config_ok") == 0.0;
-            refused.then(|| "The configuration last read was refused; the old one stays".to_owned())
+            refused.then(|| "The configuration on disk is wrong; the old one is used".to_owned())
         },
-        "The log line says what is wrong; livebridge check says it too.",
+        "The log line and livebridge check give the reason.",
     ),
 ];
 
-/// So many, if any, in the time that is looked at.
+/// Title of a counter that has increased.
 fn moved(count: f64, what: &str) -> Option<String> {
     (count > 0.0).then(|| format!("{count} {what} in the last 15 minutes"))
 }
