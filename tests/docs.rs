@@ -135,6 +135,41 @@ fn every_link_leads_to_a_file_and_a_heading() {
     assert!(count > 100, "{count} links were found");
 }
 
+#[test]
+fn every_path_of_the_repository_in_a_document_exists() {
+    let mut count = 0;
+    for (page, text) in documents() {
+        for span in spans(&text) {
+            let in_repository = ["src/", "tests/", "benches/", "deploy/", "docs/", ".ci/"];
+            let is_path = in_repository.iter().any(|top| span.starts_with(top));
+            // A command with arguments begins with its path; a pattern names no file.
+            let path = span.split(' ').next().unwrap();
+            if is_path && !path.contains(['*', '<']) && page != Path::new("CHANGELOG.md") {
+                assert!(root().join(path).exists(), "{}: there is no {path}", page.display());
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 40, "{count} paths were found");
+}
+
+#[test]
+fn the_modules_of_the_design_are_those_of_the_library() {
+    let library = read("src/lib.rs");
+    let modules =
+        library.lines().filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod "));
+    let modules: BTreeSet<String> =
+        modules.map(|name| name.trim_end_matches(';').to_owned()).collect();
+    let described: BTreeSet<String> =
+        codes(&read("docs/design.md"), "Overview", 0).into_iter().collect();
+    let missing: Vec<_> = modules.difference(&described).collect();
+    assert!(missing.is_empty(), "docs/design.md does not describe {missing:?}");
+    for module in &described {
+        let paths = [format!("src/{module}.rs"), format!("src/{module}/mod.rs")];
+        assert!(paths.iter().any(|path| root().join(path).exists()), "there is no {module}");
+    }
+}
+
 /// The commands that `livebridge ARGUMENTS --help` lists.
 fn commands(arguments: &[&str]) -> BTreeSet<String> {
     let arguments: Vec<&str> = arguments.iter().copied().chain(["--help"]).collect();
