@@ -2,7 +2,7 @@
 //!
 //! Trust is a type here: [`Unverified`] offers nothing but [`Unverified::verify`], only that makes
 //! a [`Callback`], and only a callback becomes a [`Record`]. The body is never re-serialised; what
-//! is logged and published are the bytes as received, less the members that are to be left out.
+//! is logged and published are the bytes as received, less the members that the configuration omits.
 
 use std::fmt;
 use std::time::Duration;
@@ -16,9 +16,9 @@ use crate::record::{EventType, KEY_MAX, Record, Timestamp};
 mod identity;
 mod json;
 
-use json::Members;
+use json::{Members, Value};
 
-/// Why a callback is refused.
+/// Why a callback is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum CallbackError {
     /// Not JSON, or not UTF-8.
@@ -53,7 +53,7 @@ pub enum CallbackError {
 }
 
 impl CallbackError {
-    /// Every value of [`CallbackError::reason`], for metrics that exist before the first refusal.
+    /// Every value of [`CallbackError::reason`], for metrics that exist before the first rejection.
     pub const REASONS: [&str; 8] = [
         "malformed",
         "not_an_object",
@@ -82,15 +82,14 @@ impl CallbackError {
         }
     }
 
-    /// Whether the sender failed to prove who it is, rather than sent something unreadable.
+    /// Whether authentication failed, rather than parsing.
     #[must_use]
     pub fn is_authentication(&self) -> bool {
         matches!(self, Self::Unsigned | Self::BadSignature | Self::Expired(_))
     }
 }
 
-/// A callback key: the secret shared with Tencent, which is never printed, and a name for it, which
-/// is.
+/// A callback key: the secret shared with Tencent, which is never printed, and its name, which is.
 #[derive(Clone)]
 pub struct CallbackKey {
     name: String,
@@ -105,7 +104,7 @@ impl CallbackKey {
         (!secret.is_empty()).then(|| Self { name: "key".into(), secret: secret.to_owned() })
     }
 
-    /// The same key under the name by which operators know it.
+    /// The same key under the name that the configuration gives it.
     #[must_use]
     pub fn named(self, name: &str) -> Self {
         Self { name: name.to_owned(), ..self }
@@ -123,7 +122,7 @@ impl CallbackKey {
         self.secret == other.secret
     }
 
-    /// Whether it is the example of the documentation, which everybody knows.
+    /// Whether it is the example of the documentation, which is public.
     #[must_use]
     pub fn is_example(&self) -> bool {
         self.secret == "change-me"
@@ -148,7 +147,7 @@ impl fmt::Debug for CallbackKey {
     }
 }
 
-/// Which callbacks are taken without a signature, because their kind carries none.
+/// Which callbacks are accepted without a valid signature, because their type carries none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Unsigned {
     /// None: the default.
@@ -156,7 +155,7 @@ pub enum Unsigned {
     Refused,
     /// Those of these event types.
     Types(Vec<EventType>),
-    /// Every callback. Whoever reaches the port can then write to Kafka.
+    /// Every callback. Any client that reaches the port can then write to Kafka.
     All,
 }
 
@@ -170,19 +169,19 @@ impl Unsigned {
     }
 }
 
-/// How callbacks prove where they come from.
+/// How callbacks are authenticated.
 #[derive(Clone, Debug)]
 pub struct Verifier {
     /// Accepted keys: several while they rotate, or when domains use different templates.
     pub keys: Vec<CallbackKey>,
-    /// How long after `t` a signature is still taken. Twelve retries outlast `t`, and whether they
+    /// How long after `t` a signature is still accepted. Twelve retries outlast `t`, and whether they
     /// are signed anew is not documented (protocol.md section 2).
     pub leeway: Duration,
-    /// What needs no signature.
+    /// What needs no valid signature.
     pub unsigned: Unsigned,
 }
 
-/// A parsed body that nobody vouches for yet.
+/// A parsed body whose signature is not checked yet.
 #[derive(Debug)]
 pub struct Unverified<'a> {
     body: &'a Bytes,
@@ -209,13 +208,11 @@ impl<'a> Unverified<'a> {
         Ok(Self { body, members, event_type })
     }
 
-    /// The event type, for counting refusals by it; not to be believed.
-    #[must_use]
-    pub fn claimed_type(&self) -> Option<EventType> {
-        self.event_type
-    }
-
     /// Checks signature and expiry at `now`.
+    ///
+    /// A callback that may be unsigned is accepted whatever is wrong with its signature: a sender
+    /// could as well leave it out, and a key that is added in the console before it is added here
+    /// costs no event. [`Callback::unverified`] tells what was wrong.
     ///
     /// # Errors
     /// [`CallbackError`], of the kinds that are about authentication, or a wrong type of `t`.
@@ -224,35 +221,45 @@ impl<'a> Unverified<'a> {
         verifier: &Verifier,
         now: Timestamp,
     ) -> Result<Callback<'a>, CallbackError> {
-        let (t, sign) = match (self.members.get("t"), self.members.get("sign")) {
-            (Some(t), Some(sign)) => (t.text(), sign.text()),
-            (None, None) if verifier.unsigned.admits(self.event_type) => {
-                return Ok(Callback { content: self, key: None });
+        let signature = (self.members.get("t"), self.members.get("sign"));
+        let is_signed = signature.0.is_some() || signature.1.is_some();
+        match check_signature(signature, verifier, now) {
+            Ok(key) => Ok(Callback { content: self, key: Some(key), unverified: None }),
+            Err(error) if verifier.unsigned.admits(self.event_type) => {
+                let unverified = is_signed.then_some(error);
+                Ok(Callback { content: self, key: None, unverified })
             }
-            _ => return Err(CallbackError::Unsigned),
-        };
-        // `t` is signed as its text, be it a number or a string (protocol.md section 2).
-        let wrong = CallbackError::WrongType { field: "t", wanted: "Unix seconds" };
-        let Some(t) = t else { return Err(wrong) };
-        let Some(expiry) = t.parse().ok().and_then(Timestamp::from_secs) else {
-            return Err(wrong);
-        };
-        let sign = sign.as_deref().and_then(hex_digest).ok_or(CallbackError::BadSignature)?;
-        // Every key is tried: the time taken tells neither which one matched nor how nearly.
-        let mut place = u64::MAX;
-        for (at, key) in (0..).zip(&verifier.keys) {
-            place.conditional_assign(&at, key.sign(&t).ct_eq(&sign));
+            Err(error) => Err(error),
         }
-        let key = usize::try_from(place).ok().filter(|key| *key < verifier.keys.len());
-        if key.is_none() {
-            return Err(CallbackError::BadSignature);
-        }
-        let overdue = now.since(expiry);
-        if overdue > verifier.leeway {
-            return Err(CallbackError::Expired(overdue));
-        }
-        Ok(Callback { content: self, key })
     }
+}
+
+/// The index of the key that signed `t`, given `t` and `sign`.
+fn check_signature(
+    signature: (Option<Value<'_>>, Option<Value<'_>>),
+    verifier: &Verifier,
+    now: Timestamp,
+) -> Result<usize, CallbackError> {
+    let (Some(t), Some(sign)) = signature else { return Err(CallbackError::Unsigned) };
+    // `t` is signed as its text, be it a number or a string (protocol.md section 2).
+    let wrong = CallbackError::WrongType { field: "t", wanted: "Unix seconds" };
+    let Some(t) = t.text() else { return Err(wrong) };
+    let Some(expiry) = t.parse().ok().and_then(Timestamp::from_secs) else {
+        return Err(wrong);
+    };
+    let sign = sign.text().as_deref().and_then(hex_digest).ok_or(CallbackError::BadSignature)?;
+    // Every key is tried: the time taken tells neither which one matched nor how nearly.
+    let mut index = u64::MAX;
+    for (at, key) in (0..).zip(&verifier.keys) {
+        index.conditional_assign(&at, key.sign(&t).ct_eq(&sign));
+    }
+    let key = usize::try_from(index).ok().filter(|key| *key < verifier.keys.len());
+    let key = key.ok_or(CallbackError::BadSignature)?;
+    let overdue = now.since(expiry);
+    if overdue > verifier.leeway {
+        return Err(CallbackError::Expired(overdue));
+    }
+    Ok(key)
 }
 
 /// 32 hex digits of either case as the digest they spell.
@@ -261,22 +268,29 @@ fn hex_digest(text: &str) -> Option<[u8; 16]> {
     hex.then(|| u128::from_str_radix(text, 16).ok().map(u128::to_be_bytes)).flatten()
 }
 
-/// A callback whose sender proved to hold a key, or needed not to.
+/// A callback whose sender proved to hold a key, or whose type may be unsigned.
 #[derive(Debug)]
 pub struct Callback<'a> {
     content: Unverified<'a>,
     key: Option<usize>,
+    unverified: Option<CallbackError>,
 }
 
 impl Callback<'_> {
-    /// Which of the verifier's keys signed it; `None` when it needed no signature.
+    /// Which of the verifier's keys signed it; `None` when none did.
     #[must_use]
     pub fn key(&self) -> Option<usize> {
         self.key
     }
 
+    /// Why its signature, which it needed not have, could not be verified.
+    #[must_use]
+    pub fn unverified(&self) -> Option<&CallbackError> {
+        self.unverified.as_ref()
+    }
+
     /// The record to log: identity, key and time are computed here, once, from the whole body. Then
-    /// the members named in `omit` are left out of it, so that nothing behind this ever has them.
+    /// the members named in `omit` are removed, so that neither the log nor Kafka ever has them.
     ///
     /// # Errors
     /// [`CallbackError`] when a nested value is malformed in a way the top level did not show.

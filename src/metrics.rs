@@ -17,7 +17,7 @@ mod process;
 mod snapshot;
 mod table;
 
-pub use intake::{CloseReason, KeyUse, admin_ended, certificate_expires, ended};
+pub use intake::{CloseReason, KeyUse, UNVERIFIED, admin_ended, certificate_expires, ended};
 pub use snapshot::Snapshot;
 
 use table::{Kind, Metric, TABLE};

@@ -58,10 +58,12 @@ enum Expect {
     Signed(Taken),
     /// Carries no signature: taken only where that is allowed.
     Unsigned(Taken),
+    /// Its signature does not hold, for this reason: accepted only where none is needed.
+    Unverified(&'static str, Taken),
     /// Refused whatever the policy, for this reason.
     Refused(&'static str),
 }
-use Expect::{Refused, Signed, Unsigned as Bare};
+use Expect::{Refused, Signed, Unsigned as Bare, Unverified as Doubtful};
 
 /// Topic, key, whether the key is the stream's id, and the event's time in milliseconds.
 struct Taken(&'static str, Option<&'static str>, bool, Option<i64>);
@@ -152,8 +154,8 @@ const EXPECTED: [(&str, Expect); 83] = [
     ("068_stream_param_unicode_escapes.json", Signed(at("live.push", "test_stream", 1_703_731_478))),
     ("069_expired_t.json", Signed(at("live.push", "test_stream", 1_703_731_478))),
     ("070_sign_upper_case.json", Signed(at("live.push", "test_stream", 1_703_731_478))),
-    ("071_sign_wrong.json", Refused("bad_signature")),
-    ("072_t_without_sign.json", Refused("unsigned")),
+    ("071_sign_wrong.json", Doubtful("bad_signature", at("live.push", "test_stream", 1_703_731_478))),
+    ("072_t_without_sign.json", Doubtful("unsigned", at("live.push", "test_stream", 1_703_731_478))),
     ("073a_retry_first.json", Signed(at("live.interrupt", "test_stream", 1_703_731_606))),
     ("073b_retry_identical.json", Signed(at("live.interrupt", "test_stream", 1_703_731_606))),
     ("073c_retry_resigned.json", Signed(at("live.interrupt", "test_stream", 1_703_731_606))),
@@ -195,6 +197,10 @@ fn every_payload_is_taken_or_refused_as_documented() {
             }
             Bare(wanted) => {
                 assert_eq!(strict.expect_err(name).reason(), "unsigned", "{name}");
+                wanted
+            }
+            Doubtful(reason, wanted) => {
+                assert_eq!(strict.expect_err(name).reason(), *reason, "{name}");
                 wanted
             }
             Signed(wanted) => {
@@ -295,13 +301,13 @@ mod signature {
 
     #[test]
     fn without_any_key_matches_nothing() {
-        let none = Verifier { keys: vec![], leeway: CENTURY, unsigned: Unsigned::All };
+        let none = Verifier { keys: vec![], leeway: CENTURY, unsigned: Unsigned::Refused };
         assert_eq!(refusal(&signed(push(), KEY, T), &none), "bad_signature");
     }
 
     #[test]
     fn that_is_no_digest_is_a_bad_one() {
-        let strict = verifier(Unsigned::All);
+        let strict = verifier(Unsigned::Refused);
         let right = key(KEY).sign_hex(&T.to_string());
         let mut odd = vec![
             json!(""),
@@ -345,7 +351,7 @@ mod signature {
 
     #[test]
     fn of_a_t_that_is_no_time_is_refused_even_if_right() {
-        let strict = verifier(Unsigned::All);
+        let strict = verifier(Unsigned::Refused);
         for text in ["", "soon", "1.5", "1e9", "9223372036854775807", "99999999999999999999"] {
             let mut body = push();
             body["t"] = text.into();
@@ -385,7 +391,8 @@ mod signature {
 
     #[test]
     fn that_expired_is_told_from_a_wrong_one() {
-        let strict = Verifier { keys: vec![key(KEY)], leeway: MINUTES_20, unsigned: Unsigned::All };
+        let strict =
+            Verifier { keys: vec![key(KEY)], leeway: MINUTES_20, unsigned: Unsigned::Refused };
         assert_eq!(refusal(&payload("069_expired_t.json"), &strict), "expired");
         assert_eq!(refusal(&signed(push(), "other", 1), &strict), "bad_signature");
         // The largest and smallest times do not wrap around.
@@ -412,26 +419,74 @@ mod signature {
     }
 
     #[test]
-    fn half_of_one_is_none_whatever_the_policy() {
+    fn half_of_one_is_none() {
         for body in [
             json!({"t": T}),
             json!({"sign": key(KEY).sign_hex(&T.to_string())}),
             json!({"t": null, "sign": "x"}),
             json!({"t": T, "sign": null}),
+            json!({"t": null, "sign": null}),
         ] {
             let body = body.to_string();
-            assert_eq!(refusal(body.as_bytes(), &verifier(Unsigned::All)), "unsigned", "{body}");
+            let strict = verifier(Unsigned::Refused);
+            assert_eq!(refusal(body.as_bytes(), &strict), "unsigned", "{body}");
+            assert!(take_any(body.as_bytes()).is_ok(), "{body}");
         }
-        let both_null = br#"{"t":null,"sign":null}"#;
-        assert!(take_any(both_null).is_ok());
-        assert_eq!(refusal(both_null, &verifier(Unsigned::Refused)), "unsigned");
+    }
+
+    /// Why `body` counts as unverified; `None` when it is verified, or carries no signature.
+    fn unverified(body: &[u8], verifier: &Verifier) -> Option<&'static str> {
+        let body = Bytes::copy_from_slice(body);
+        let callback = Unverified::parse(&body).unwrap().verify(verifier, NOW).unwrap();
+        let reason = callback.unverified().map(CallbackError::reason);
+        assert!(reason.is_none() || callback.key().is_none(), "it is verified or it is not");
+        reason
+    }
+
+    /// `callback.unsigned = ["all"]` without keys, and then somebody adds a key in the console.
+    #[test]
+    fn without_keys_and_all_unsigned_signed_callbacks_are_accepted_and_reported() {
+        let all = Verifier { keys: vec![], leeway: MINUTES_20, unsigned: Unsigned::All };
+        for (event_type, _) in EventType::known() {
+            let event = json!({"event_type": event_type.0, "stream_id": "a"});
+            assert_eq!(unverified(event.to_string().as_bytes(), &all), None, "{event}");
+            let resigned = signed(event, "added in the console", T);
+            assert_eq!(unverified(&resigned, &all), Some("bad_signature"), "{event_type:?}");
+        }
     }
 
     #[test]
-    fn that_is_present_counts_even_where_none_is_needed() {
-        let wrong = signed(json!({"event_type": 314}), "other", T);
-        for policy in [Unsigned::All, Unsigned::Types(vec![EventType(314)])] {
-            assert_eq!(refusal(&wrong, &verifier(policy)), "bad_signature");
+    fn that_is_wrong_costs_no_callback_of_a_type_that_may_be_unsigned() {
+        let t = T.to_string();
+        let right = key(KEY).sign_hex(&t);
+        let cases = [
+            (json!({"t": T, "sign": right}), None),
+            (json!({}), None),
+            (json!({"t": T, "sign": key("other").sign_hex(&t)}), Some("bad_signature")),
+            (json!({"t": T, "sign": "no digest"}), Some("bad_signature")),
+            (json!({"t": T, "sign": ["x"]}), Some("bad_signature")),
+            (json!({"t": "soon", "sign": key(KEY).sign_hex("soon")}), Some("wrong_type")),
+            (json!({"t": [T], "sign": right}), Some("wrong_type")),
+            (json!({"t": 1, "sign": key(KEY).sign_hex("1")}), Some("expired")),
+            (json!({"t": T}), Some("unsigned")),
+            (json!({"sign": right}), Some("unsigned")),
+        ];
+        let relays = Unsigned::Types(vec![EventType(314)]);
+        for (mut event, expected) in cases {
+            for policy in [Unsigned::All, relays.clone()] {
+                let policy =
+                    Verifier { keys: vec![key(KEY)], leeway: MINUTES_20, unsigned: policy };
+                event["event_type"] = 314.into();
+                assert_eq!(unverified(event.to_string().as_bytes(), &policy), expected, "{event}");
+            }
+            // Of a type that needs a signature it is rejected as ever.
+            event["event_type"] = 1.into();
+            let policy =
+                Verifier { keys: vec![key(KEY)], leeway: MINUTES_20, unsigned: relays.clone() };
+            let outcome = take(event.to_string().as_bytes(), &policy, NOW);
+            let reason = outcome.err().map(|error| error.reason());
+            let is_bare = event.get("t").is_none() && event.get("sign").is_none();
+            assert_eq!(reason, expected.or(is_bare.then_some("unsigned")), "{event}");
         }
     }
 
@@ -447,7 +502,7 @@ mod signature {
         let secret = "s3cretCallbackKey";
         let key = key(secret);
         let verifier =
-            Verifier { keys: vec![key.clone()], leeway: CENTURY, unsigned: Unsigned::All };
+            Verifier { keys: vec![key.clone()], leeway: CENTURY, unsigned: Unsigned::Refused };
         for shown in [
             format!("{key:?}"),
             format!("{key:#?}"),
@@ -543,9 +598,7 @@ mod body {
             r#"{"event_type":341,"exception":{"type":1,"type":2}}"#,
             r#"{"sign":{"a":1,"a":2},"":0}"#,
         ] {
-            let expected =
-                if body.starts_with(r#"{"sign""#) { "unsigned" } else { "duplicate_key" };
-            assert_eq!(reason(body.as_bytes()), Err(expected), "{body}");
+            assert_eq!(reason(body.as_bytes()), Err("duplicate_key"), "{body}");
         }
         assert_eq!(reason(br#"{"a":{"a":1},"b":[{"a":1},{"a":1}]}"#), Ok(()));
         let long = "k".repeat(100_000);

@@ -24,7 +24,17 @@ const MAY_NAME: [(&str, &[&str]); 22] = [
     ("service", &[]),
     (
         "intake",
-        &["callback", "reloadable", "metrics", "heartbeat", "recent", "record", "secret", "wal"],
+        &[
+            "callback",
+            "log_limit",
+            "reloadable",
+            "metrics",
+            "heartbeat",
+            "recent",
+            "record",
+            "secret",
+            "wal",
+        ],
     ),
     (
         "admin",

@@ -112,6 +112,22 @@ fn accepted(name: &str) -> String {
     format!("livebridge_callback_key_accepted_total{{key=\"{name}\"}}")
 }
 
+/// A key that is added in the console before it is added here must cost no callback.
+#[test]
+fn without_keys_signed_callbacks_are_accepted_and_counted_as_unverified() {
+    let bed = Bed::new("any aaaa\n");
+    let keys = format!("keys_file = \"{}\"", bed.path("keys").display());
+    let keyless = config(bed.dir.path(), "").replace(&keys, "unsigned = [\"all\"]");
+    fs::write(bed.path("livebridge.toml"), keyless).unwrap();
+    bed.order();
+    bed.comes_to(APPLIED, 1.0);
+    assert_eq!((bed.send("cccc"), bed.send("dddd")), (200, 200));
+    bed.comes_to(&accepted("(unverified)"), 2.0);
+    let unsigned = r#"{"event_type":1,"stream_id":"s"}"#;
+    assert_eq!(exchange(bed.intake, post("/callback", unsigned)).unwrap().status, 200);
+    assert!((bed.value(&accepted("(unverified)")) - 2.0).abs() < 1e-9, "it carries no signature");
+}
+
 #[test]
 fn keys_are_rotated_without_a_restart_and_their_use_shows_when_the_old_one_can_go() {
     let bed = Bed::new("old aaaa\n");

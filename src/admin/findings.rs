@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use crate::metrics::Snapshot;
+use crate::metrics::{Snapshot, UNVERIFIED};
 
 /// Above this age of the oldest record, publishing is late.
 const LATE_SECONDS: f64 = 60.0;
@@ -42,6 +42,7 @@ pub(super) struct Finding {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Marks {
     authentication: f64,
+    unverified: f64,
     turned_away: f64,
     dead: f64,
     quarantined: f64,
@@ -53,10 +54,12 @@ pub(super) struct Marks {
 impl Marks {
     pub(super) fn of(metrics: &Snapshot) -> Self {
         let refused = metrics.by_label("livebridge_callbacks_refused_total");
+        let used = metrics.by_label("livebridge_callback_key_accepted_total");
         let sum =
             |reasons: &[&str]| reasons.iter().filter_map(|reason| refused.get(reason)).sum::<f64>();
         Self {
             authentication: sum(&AUTHENTICATION),
+            unverified: used.get(UNVERIFIED).copied().unwrap_or_default(),
             turned_away: sum(&TURNED_AWAY),
             dead: metrics.get("livebridge_dead_letters_total"),
             quarantined: metrics.get("livebridge_quarantined_total"),
@@ -69,6 +72,7 @@ impl Marks {
     pub(super) fn since(self, before: Self) -> Self {
         Self {
             authentication: self.authentication - before.authentication,
+            unverified: self.unverified - before.unverified,
             turned_away: self.turned_away - before.turned_away,
             dead: self.dead - before.dead,
             quarantined: self.quarantined - before.quarantined,
@@ -101,7 +105,7 @@ impl Facts<'_> {
 type Rule = (&'static str, Level, fn(&Facts<'_>) -> Option<String>, &'static str);
 
 /// In the order in which they are shown.
-const RULES: [Rule; 13] = [
+const RULES: [Rule; 14] = [
     (
         "LivebridgeRejectingCallbacks",
         Level::Critical,
@@ -165,6 +169,17 @@ const RULES: [Rule; 13] = [
         Level::Warning,
         |facts| moved(facts.moved.authentication, "callbacks had no valid signature"),
         "Check that the callback key of the console is configured and that the clock is right.",
+    ),
+    (
+        "LivebridgeSignatureUnverified",
+        Level::Warning,
+        |facts| {
+            moved(
+                facts.moved.unverified,
+                "signed callbacks were accepted with an invalid signature",
+            )
+        },
+        "callback.unsigned names their type. Add the console's key to callback.keys.",
     ),
     (
         "LivebridgeRejectingCallbacks",

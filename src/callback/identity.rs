@@ -140,6 +140,11 @@ impl<'a> Facts<'a> {
         let shape = event_type.and_then(shape);
         let delivery = if event_type == Some(EventType(317)) { DELIVERY_317 } else { DELIVERY };
         let mut canonical = Vec::with_capacity(USUAL);
+        // Not part of the identity, but no object may have a key twice.
+        for value in delivery.iter().filter_map(|name| members.get(name)) {
+            value.canonical(1, &mut canonical)?;
+        }
+        canonical.clear();
         members.canonical(delivery, 0, &mut canonical)?;
         let (content, spare) = digest(event_type, &canonical);
 

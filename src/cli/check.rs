@@ -183,7 +183,8 @@ fn keys(config: &Config, findings: &mut Findings) {
     match (&verifier.unsigned, verifier.keys.len()) {
         (Unsigned::All, _) => findings.note(
             "keys",
-            "callback.unsigned = [\"all\"]: whoever reaches the port can write to Kafka",
+            "callback.unsigned = [\"all\"]: any client that reaches the port can write to Kafka; \
+             signatures are not required, and a wrong one is only counted",
         ),
         (Unsigned::Types(types), keys) => findings.ok(
             "keys",

@@ -7,8 +7,11 @@ use hyper::HeaderMap;
 
 use super::Access;
 use crate::callback::{CallbackError, Unverified, Verifier};
+use crate::log_limit::LogLimiter;
 use crate::metrics::{KeyUse, RequestError};
 use crate::record::{Record, Timestamp};
+
+static UNVERIFIED: LogLimiter = LogLimiter::new();
 
 /// What must be shown, and what becomes known of it.
 #[derive(Debug)]
@@ -19,6 +22,8 @@ pub struct IntakePolicy {
     omit: Vec<String>,
     /// One for each key.
     uses: Vec<KeyUse>,
+    /// Of callbacks with a signature that could not be verified and needed not be.
+    unverified: KeyUse,
 }
 
 impl IntakePolicy {
@@ -26,7 +31,7 @@ impl IntakePolicy {
     #[must_use]
     pub fn new(verifier: Verifier, access: Access, omit: Vec<String>) -> Self {
         let uses = verifier.keys.iter().map(|key| KeyUse::of(key.name())).collect();
-        Self { verifier, access, omit, uses }
+        Self { verifier, access, omit, uses, unverified: KeyUse::unverified() }
     }
 
     pub(super) fn access(&self) -> &Access {
@@ -55,6 +60,16 @@ impl IntakePolicy {
         let callback = Unverified::parse(body)?.verify(&self.verifier, received_at)?;
         if let Some(used) = callback.key().and_then(|key| self.uses.get(key)) {
             used.count(received_at);
+        }
+        if let Some(error) = callback.unverified() {
+            self.unverified.count(received_at);
+            if let Some(suppressed) = UNVERIFIED.permit() {
+                tracing::warn!(
+                    %error, suppressed,
+                    "accepted a signed callback without verifying its signature, because \
+                     callback.unsigned names its type; is its key missing from callback.keys?"
+                );
+            }
         }
         callback.into_record(received_at, &self.omit)
     }

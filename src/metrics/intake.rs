@@ -96,6 +96,9 @@ pub fn certificate_expires(at: Option<SystemTime>) {
     INTAKE.certificate.set(since_epoch.unwrap_or_default().as_secs_f64());
 }
 
+/// The label `key` of callbacks that no key signed. No key can be called so: names are plain words.
+pub const UNVERIFIED: &str = "(unverified)";
+
 /// The use of one callback key.
 pub struct KeyUse {
     accepted: Counter,
@@ -113,7 +116,14 @@ impl KeyUse {
         }
     }
 
-    /// A callback that was received at `now` proved to be signed with it.
+    /// Of no key: callbacks whose signature could not be verified, and which were accepted because
+    /// `callback.unsigned` names their type.
+    #[must_use]
+    pub fn unverified() -> Self {
+        Self::of(UNVERIFIED)
+    }
+
+    /// A callback that was received at `now` was accepted with it.
     pub fn count(&self, now: Timestamp) {
         self.accepted.increment(1);
         let epoch = Timestamp::from_millis(0);
