@@ -347,6 +347,99 @@ fn a_retry_signed_anew_and_written_anew_is_the_same_event() {
     }
 }
 
+/// `event` signed at `t`.
+fn delivered(event: &Value, t: i64) -> EventId {
+    let mut event = event.clone();
+    event["t"] = t.into();
+    let key = CallbackKey::new("callbackKey0123456789").unwrap();
+    event["sign"] = key.sign_hex(&t.to_string()).into();
+    id(&event.to_string())
+}
+
+/// How many events five deliveries of `event` are, signed a minute apart.
+fn events_of_five_deliveries(event: &Value) -> usize {
+    let ids: HashSet<EventId> =
+        (0..5).map(|number| delivered(event, 1_703_732_078 + 60 * number)).collect();
+    ids.len()
+}
+
+#[test]
+fn events_without_time_or_number_that_differ_only_in_t_are_distinct() {
+    let streamlive = event("082_streamlive_329_other_product");
+    for code in [329, 330] {
+        let mut event = streamlive.clone();
+        event["event_type"] = code.into();
+        assert_eq!(events_of_five_deliveries(&event), 5, "{code}");
+        // The same t is the same delivery, repeated.
+        assert_eq!(delivered(&event, 1_703_732_078), delivered(&event, 1_703_732_078));
+        event["data"]["event_time"] = 1_703_732_000.into();
+        assert_eq!(events_of_five_deliveries(&event), 5, "{code}: whose time that is is not known");
+    }
+    let bare = serde_json::json!({"stream_id": "a"});
+    assert_eq!(events_of_five_deliveries(&bare), 5, "no type at all");
+}
+
+#[test]
+fn unknown_types_with_time_or_number_are_recognised_when_signed_anew() {
+    for (field, value, expected) in [
+        ("event_time", Value::from(1_703_732_000), 1),
+        ("event_time", "1703732000".into(), 1),
+        ("update_time", 1_703_732_000.into(), 1),
+        ("data_time", 1_703_732_000_123_i64.into(), 1),
+        ("timestamp", 1_703_732_000.into(), 1),
+        ("screenshotTime", 1_703_732_000.into(), 1),
+        ("seq", 7.into(), 1),
+        // Not a time, or of something that several events can be about.
+        ("event_time", 0.into(), 5),
+        ("event_time", Value::Null, 5),
+        ("event_time", "soon".into(), 5),
+        ("create_time", 1_703_732_000.into(), 5),
+        ("begin_time", 1_703_732_000.into(), 5),
+        ("end_time", 1_703_732_000.into(), 5),
+        ("sequence", "2210464508206756938".into(), 5),
+        ("task_id", 7.into(), 5),
+    ] {
+        let mut event = serde_json::json!({"event_type": 999, "stream_id": "a"});
+        event[field] = value;
+        assert_eq!(events_of_five_deliveries(&event), expected, "{event}");
+    }
+}
+
+#[test]
+fn every_known_type_is_recognised_when_signed_anew() {
+    let mut types = BTreeSet::new();
+    for (code, name, ..) in &FIELDS {
+        types.insert(*code);
+        assert_eq!(events_of_five_deliveries(&event(name)), 1, "{name}");
+    }
+    assert_eq!(types.len(), 18);
+}
+
+#[test]
+fn known_types_without_their_time_or_number_are_told_apart_by_t() {
+    for (name, fields, expected) in [
+        ("001_push_1", &["event_time"][..], 5),
+        ("021_screenshot_200_task_id_2025", &["create_time"], 5),
+        // What remains, `sendTime`, is of the delivery like `t`.
+        ("024_porn_317_doc_2021_socre_int", &["screenshotTime"], 5),
+        ("034_relay_314_vod_file_start", &["event_time", "msg"], 5),
+        ("045_subtitle_338", &["data"], 5),
+        ("050_smart_erase_347", &["data"], 5),
+        ("052_highlight_349", &["items"], 5),
+        // Numbered: `file_id` and `seq`.
+        ("012_record_100_hls_doc_2022", &["start_time", "end_time"], 1),
+        ("012_record_100_hls_doc_2022", &["start_time", "end_time", "file_id"], 5),
+        ("031_audio_315_unsigned", &["data"], 1),
+        ("031_audio_315_unsigned", &["data", "seq"], 5),
+    ] {
+        let mut event = event(name);
+        for field in fields {
+            event.as_object_mut().unwrap().remove(*field);
+        }
+        assert_eq!(events_of_five_deliveries(&event), expected, "{name} without {fields:?}");
+    }
+}
+
 #[test]
 fn t_and_sign_below_the_top_level_belong_to_the_event() {
     assert_ne!(id(r#"{"data":{"t":1}}"#), id(r#"{"data":{"t":2}}"#));

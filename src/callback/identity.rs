@@ -1,7 +1,7 @@
 //! What each event type's fields mean: its identity, its stream, its time (protocol.md 3 and 5).
 //!
-//! A retry is an equal [`EventId`]: the same natural key and the same content. Everything that
-//! belongs to the delivery and not to the event is left out of the content.
+//! A retry is an equal [`EventId`]: the same natural key and the same content. What belongs to the
+//! delivery is not part of the content, except `t` of an event without a time or number of its own.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -19,6 +19,15 @@ const VERSION: &[u8] = b"livebridge id 1";
 const DELIVERY: &[&str] = &["sign", "t"];
 /// Image moderation also carries the time at which the request was sent.
 const DELIVERY_317: &[&str] = &["sendTime", "sign", "t"];
+/// Members of the delivery that tell no two events apart even where nothing else does.
+const SIGNATURE: &[&str] = &["sign"];
+
+/// Members that date or number an event of a type that this release does not know. Others, such as
+/// `sequence`, `create_time` or `end_time`, may belong to what several events are about.
+const DATES: [&str; 6] =
+    ["data_time", "event_time", "screenshotTime", "seq", "timestamp", "update_time"];
+/// Types whose natural key has a number of each event: `file_id`, `seq`.
+const NUMBERED: [EventType; 2] = [EventType(100), EventType(315)];
 
 const EPOCH: Timestamp = Timestamp::from_millis(0);
 /// The end of the year 9999. What lies beyond is no time, but a number in another unit than the
@@ -144,26 +153,36 @@ impl<'a> Facts<'a> {
         for value in delivery.iter().filter_map(|name| members.get(name)) {
             value.canonical(1, &mut canonical)?;
         }
-        canonical.clear();
-        members.canonical(delivery, 0, &mut canonical)?;
-        let (content, spare) = digest(event_type, &canonical);
-
-        let natural = match shape {
-            Some(shape) => natural_key(members, shape, &mut canonical)?,
-            None => None,
+        let (mut natural, mut time) = (None, None);
+        if let Some(shape) = shape {
+            let key = natural_key(members, shape, &mut canonical)?;
+            natural = key.map(|key| digest(event_type, key).0);
+            time = occurred_at(members, shape)?;
+        }
+        let is_dated = match time {
+            Some((name, _)) => !delivery.contains(&name),
+            None if shape.is_some() => false,
+            None => DATES.iter().any(|name| {
+                members.get(name).and_then(Value::integer).is_some_and(|number| number > 0)
+            }),
         };
+        let is_numbered =
+            natural.is_some() && event_type.is_some_and(|code| NUMBERED.contains(&code));
+        // Without a time or number of its own, only `t` may tell an event from the next one. Then a
+        // retry that is signed anew is published again: a repeat is cheaper than a loss.
+        let excluded = if is_dated || is_numbered { delivery } else { SIGNATURE };
+        canonical.clear();
+        members.canonical(excluded, 0, &mut canonical)?;
+        let (content, spare) = digest(event_type, &canonical);
         // Without a natural key its half of the id is more of the content's digest.
-        let natural = natural.map_or(spare, |key| digest(event_type, key).0);
+        let natural = natural.unwrap_or(spare);
         let text =
             |name: &str| members.get(name).and_then(Value::text).filter(|text| !text.is_empty());
         Ok(Self {
             id: EventId { natural, content },
             stream: text("stream_id").or_else(|| text("streamId")),
             task: text("task_id"),
-            occurred_at: match shape {
-                Some(shape) => occurred_at(members, shape)?,
-                None => None,
-            },
+            occurred_at: time.map(|(_, time)| time),
         })
     }
 }
@@ -193,7 +212,11 @@ fn natural_key<'s>(
     Ok(Some(scratch))
 }
 
-fn occurred_at(members: &Members<'_>, shape: &Shape) -> Result<Option<Timestamp>, CallbackError> {
+/// The event's time, and the field that it was read from.
+fn occurred_at(
+    members: &Members<'_>,
+    shape: &Shape,
+) -> Result<Option<(&'static str, Timestamp)>, CallbackError> {
     for &(name, unit) in shape.time {
         let Some(number) = number(members, name)?.filter(|&number| number > 0) else { continue };
         let time = match unit {
@@ -206,8 +229,8 @@ fn occurred_at(members: &Members<'_>, shape: &Shape) -> Result<Option<Timestamp>
             Expiry => Timestamp::from_secs(number).map(|expiry| expiry.before(SIGNED_AHEAD)),
         };
         let time = time.filter(|&time| (EPOCH..=LATEST).contains(&time));
-        if time.is_some() {
-            return Ok(time);
+        if let Some(time) = time {
+            return Ok(Some((name, time)));
         }
     }
     Ok(None)
