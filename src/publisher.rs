@@ -402,7 +402,9 @@ impl Publisher {
         }
         let entries = self.unfinished.iter().flat_map(|read| &read.entries);
         let oldest = entries.map(|entry| entry.record.received_at).min();
-        oldest.unwrap_or_else(Timestamp::now)
+        // A record from the future was received before the clock was set back.
+        let now = Timestamp::now();
+        oldest.map_or(now, |oldest| oldest.min(now))
     }
 
     fn fenced(&mut self, cause: &dyn std::fmt::Display) -> Result<(), PublisherError> {

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::path::Path;
+use std::time::Duration;
 
 use super::{PublisherError, Topics, quarantine};
 use crate::kafka::{self, Message, RejectedMessage};
@@ -20,6 +21,10 @@ const SOURCE: &str = "urn:tencent-cloud:live";
 pub(super) const DEAD_TOPIC: &str = "livebridge-topic";
 /// Says of a dead letter why it did not.
 pub(super) const DEAD_REASON: &str = "livebridge-reason";
+
+/// Retention is shortened by this at most. Retries, and recordings that are reported when they end,
+/// keep their own time.
+const BACKDATED_MAX: Duration = Duration::from_hours(24);
 
 /// Keys and headers of two records of one type differ in length by less than this.
 const HEADERS_SPREAD: usize = 4 * 1024;
@@ -133,7 +138,7 @@ impl<'a> Batch<'a> {
             topic: topics.ledger(),
             key: Some(kafka.instance.as_bytes()),
             value: Cow::Owned(commit.encode()),
-            timestamp: commit.newest,
+            timestamp: kafka_timestamp(commit.newest, Timestamp::now()),
             headers: Vec::new(),
             index: self.pending.len(),
         }
@@ -225,6 +230,16 @@ impl<'a> Batch<'a> {
     }
 }
 
+/// A record's timestamp in Kafka: its own `time`, but at most [`BACKDATED_MAX`] before `now`, when
+/// it is published, and never after it.
+///
+/// Topics are cleaned by this timestamp: an event of last week would be deleted by the next
+/// cleaning, seconds after it was published. Brokers reject timestamps from the future. `ce_time`
+/// keeps the event's own time.
+pub(super) fn kafka_timestamp(time: Timestamp, now: Timestamp) -> Timestamp {
+    time.max(now.before(BACKDATED_MAX)).min(now)
+}
+
 /// A record as Kafka sees it: CloudEvents' Kafka binding in binary mode, the body untouched.
 pub(super) fn message<'m>(
     record: &'m Record,
@@ -252,9 +267,34 @@ pub(super) fn message<'m>(
         topic,
         key: record.key.as_deref(),
         value: Cow::Borrowed(&record.body),
-        // Brokers refuse timestamps from the future; `ce_time` keeps what the callback said.
-        timestamp: occurred_at.min(record.received_at),
+        timestamp: kafka_timestamp(occurred_at.min(record.received_at), Timestamp::now()),
         headers,
         index,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: i64 = 86_400_000;
+
+    #[test]
+    fn nothing_is_published_with_a_timestamp_older_than_a_day_or_in_the_future() {
+        let now = 1_800_000_000_000;
+        for (time, expected) in [
+            (now, now),
+            (now - 1, now - 1),
+            (now - DAY, now - DAY),
+            (now - DAY - 1, now - DAY),
+            (now - 8 * DAY, now - DAY),
+            (0, now - DAY),
+            (i64::MIN, now - DAY),
+            (now + 1, now),
+            (i64::MAX, now),
+        ] {
+            let [time, now] = [time, now].map(Timestamp::from_millis);
+            assert_eq!(kafka_timestamp(time, now), Timestamp::from_millis(expected), "{time}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Sends events to Kafka again: from an export of a log, or from the dead letters.
 //!
-//! What a replay sends is the same event: the same `ce_id`, key, value and timestamp, so that a
+//! What a replay sends is the same event: the same `ce_id`, key, value and `ce_time`, so that a
 //! consumer that goes by `ce_id` is not deceived. What is in its topic already is not sent, unless
 //! that is asked for. Each transaction has a ledger record like any other, of a publisher that has
 //! no log: so a retry of the event that reaches an instance is absorbed there.
@@ -341,7 +341,7 @@ impl Sender {
             topic,
             key: Some(b"replay"),
             value: Cow::Owned(commit.encode()),
-            timestamp: newest,
+            timestamp: batch::kafka_timestamp(newest, Timestamp::now()),
             headers: Vec::new(),
             index: batch.len(),
         });
@@ -379,7 +379,7 @@ impl Sender {
             topic: &event.topic,
             key: event.key.as_deref(),
             value: Cow::Borrowed(&event.value),
-            timestamp: event.timestamp,
+            timestamp: batch::kafka_timestamp(event.timestamp, Timestamp::now()),
             headers,
             index,
         }
