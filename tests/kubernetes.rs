@@ -60,10 +60,61 @@ fn livebridge_takes_the_configuration_of_the_manifests() {
         rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
     };
     assert!(number("terminationGracePeriodSeconds") > config.http.drain.as_secs() + 20);
-    // Whoever asks every three seconds knows before the drain is over.
-    assert!(config.http.drain.as_secs() > 2 * 3);
+    let probe = |name: &str, key: &str| -> u64 {
+        let (_, probe) = MANIFESTS.split_once(&format!("          {name}:\n")).unwrap();
+        let probe = probe.split_inclusive('\n').take_while(|line| line.starts_with("            "));
+        let probe: String = probe.collect();
+        let (_, rest) = probe.split_once(&format!("{key}: ")).unwrap_or_else(|| panic!("{key}"));
+        rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
+    };
+    // A pod that is about to stop is found not ready, one answer late, before its drain is over.
+    let failures = probe("readinessProbe", "failureThreshold");
+    let slowest = (failures + 1) * probe("readinessProbe", "periodSeconds")
+        + probe("readinessProbe", "timeoutSeconds");
+    assert!(failures > 1, "one slow answer takes no pod out");
+    assert!(config.http.drain.as_secs() >= slowest, "{slowest}");
     let volume = number("requests: { storage") << 30;
     assert!(config.wal.max_bytes + config.wal.min_free_bytes < volume, "the log fits");
     assert_eq!(config.admin.listen.port(), 9464);
     assert_eq!(config.http.listen.port(), 8080);
+}
+
+/// The probe's path in the manifest.
+fn path(probe: &str) -> &'static str {
+    let (_, rest) = MANIFESTS.split_once(&format!("          {probe}:\n")).unwrap();
+    let (_, rest) = rest.split_once("path: ").unwrap();
+    rest.split(',').next().unwrap()
+}
+
+#[test]
+fn a_pod_whose_log_is_full_is_not_ready_and_is_neither_killed_nor_kept_from_starting() {
+    assert_eq!(path("readinessProbe"), "/readyz");
+    assert_eq!(path("startupProbe"), "/healthz");
+    assert_eq!(path("livenessProbe"), "/healthz");
+    // The init container's command, on a disk that has less free than it must.
+    let (_, init) = MANIFESTS.split_once("      initContainers:\n").unwrap();
+    let (_, arguments) = init.split_once("args: [\"").unwrap();
+    let (arguments, _) = arguments.split_once("\"]").unwrap();
+    let arguments: Vec<&str> = arguments.split("\", \"").collect();
+    let dir = tempfile::tempdir().unwrap();
+    let init = |min_free: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_livebridge"));
+        command.args(&arguments).env_clear().env("LIVEBRIDGE_CALLBACK_KEYS", "k");
+        command
+            .env("LIVEBRIDGE_WAL_DIR", dir.path())
+            .env("LIVEBRIDGE_WAL_MIN_FREE_BYTES", min_free);
+        command.output().unwrap().status.code()
+    };
+    assert_eq!(init("1EiB"), Some(0));
+    assert_eq!(init("much"), Some(64), "a wrong configuration is found");
+}
+
+#[test]
+fn the_image_runs_as_a_user_that_kubernetes_knows_is_not_root() {
+    let dockerfile = include_str!("../deploy/Dockerfile");
+    let user = dockerfile.lines().rev().find_map(|line| line.strip_prefix("USER ")).unwrap();
+    let (user, group) = user.split_once(':').unwrap();
+    assert!(user.parse::<u32>().is_ok_and(|user| user > 0), "{user}");
+    assert_eq!(user, group);
+    assert!(MANIFESTS.contains(&format!("runAsUser: {user}\n")));
 }
