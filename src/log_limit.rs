@@ -1,4 +1,4 @@
-//! Log lines that could come in thousands, and then come once a minute with a count of the others.
+//! Limits repeated log lines to one a minute, with a count of the suppressed ones.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 /// Between two lines of one kind.
 const INTERVAL: Duration = Duration::from_mins(1);
 
-/// One kind of line.
+/// The limiter of one kind of line.
 #[derive(Debug)]
 pub struct LogLimiter(Mutex<State>);
 
@@ -17,14 +17,15 @@ struct State {
 }
 
 impl LogLimiter {
-    /// No line was permitted yet.
+    /// A limiter that permits the first line.
     #[must_use]
     #[expect(clippy::new_without_default, reason = "made as a static")]
     pub const fn new() -> Self {
         Self(Mutex::new(State { last_line: None, suppressed: 0 }))
     }
 
-    /// Returns how many lines were suppressed since the last permitted one, or `None` if this one is suppressed too.
+    /// Returns how many lines were suppressed since the last permitted one, or `None` if this one is
+    /// suppressed too.
     pub fn permit(&self) -> Option<u64> {
         self.permit_at(Instant::now())
     }
@@ -45,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_is_said_and_then_one_a_minute_with_a_count_of_the_others() {
+    fn the_first_line_is_permitted_and_then_one_a_minute_with_a_count_of_the_others() {
         let log_limit = LogLimiter::new();
         let start = Instant::now();
         let at = |seconds| log_limit.permit_at(start + Duration::from_secs(seconds));

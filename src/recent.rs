@@ -1,6 +1,5 @@
-//! The last callbacks and the last records set aside, for people who look: a few of each, and of
-//! callbacks no more than somebody could read. What a sender says of itself is theirs; bodies,
-//! signatures and keys are not kept.
+//! The last callbacks and the last undelivered records, for the status page: a few of each, and of
+//! callbacks no more than a person can read. Bodies, signatures and keys are not kept.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -13,18 +12,18 @@ use crate::record::{Record, Timestamp, type_name};
 
 /// How many of each are kept.
 const KEPT: usize = 40;
-/// Callbacks are noted at most so often, those taken and those refused each: more at once is a blur
-/// to people, and work for the intake.
+/// Interval between two noted callbacks, for accepted and rejected ones each: nobody can read more,
+/// and noting costs the intake time.
 const PACE_MILLIS: i64 = 100;
 /// Characters of a stream's name, or of a message, that are kept.
 const TEXT_MAX: usize = 120;
 
-static TAKEN_AGAIN_AT: AtomicI64 = AtomicI64::new(0);
-static REFUSED_AGAIN_AT: AtomicI64 = AtomicI64::new(0);
+static ACCEPTED_NEXT_AT: AtomicI64 = AtomicI64::new(0);
+static REJECTED_NEXT_AT: AtomicI64 = AtomicI64::new(0);
 static CALLBACKS: Mutex<VecDeque<Seen>> = Mutex::new(VecDeque::new());
-static SET_ASIDE: Mutex<VecDeque<SetAside>> = Mutex::new(VecDeque::new());
+static UNDELIVERED: Mutex<VecDeque<Undelivered>> = Mutex::new(VecDeque::new());
 
-/// A callback as it went.
+/// A callback and its answer.
 #[derive(Clone, Debug, Serialize)]
 pub struct Seen {
     /// When it was received, in milliseconds since 1970.
@@ -33,30 +32,30 @@ pub struct Seen {
     pub status: u16,
     /// `accepted`, or why not: the label of `livebridge_callbacks_refused_total`.
     pub outcome: &'static str,
-    /// Its type's name; that of a refused one is anybody's word.
+    /// Its type's name; of a rejected one it is not known to be true.
     pub event_type: Option<&'static str>,
     /// Its stream, or its task.
     pub stream: Option<String>,
     /// From parsed to durable.
     pub seconds: Option<f64>,
-    /// What a refused sender was told.
+    /// The message of a rejection.
     pub message: Option<String>,
 }
 
 /// A record that Kafka refused.
 #[derive(Clone, Debug, Serialize)]
-pub struct SetAside {
+pub struct Undelivered {
     /// When it was refused, in milliseconds since 1970.
     pub at: i64,
     /// `dead-letter` or `quarantine`.
     pub place: &'static str,
-    /// Its place in the log.
+    /// Its LSN.
     pub lsn: String,
     /// Its type's name.
     pub event_type: &'static str,
     /// Its stream, or its task.
     pub stream: Option<String>,
-    /// What Kafka said.
+    /// Kafka's error.
     pub reason: String,
 }
 
@@ -67,11 +66,11 @@ pub struct Pending {
     started: Instant,
 }
 
-/// `record`, if it is time to note one.
+/// Starts to note `record`, if the interval has passed.
 #[must_use]
 pub fn due(record: &Record) -> Option<Pending> {
     let at = record.received_at.as_millis();
-    is_due(&TAKEN_AGAIN_AT, at).then(|| Pending {
+    is_due(&ACCEPTED_NEXT_AT, at).then(|| Pending {
         seen: Seen {
             at,
             status: 200,
@@ -86,17 +85,17 @@ pub fn due(record: &Record) -> Option<Pending> {
 }
 
 impl Pending {
-    /// It is durable and answered 200.
+    /// Notes that it is durable and answered 200.
     pub fn accepted(mut self) {
         self.seen.seconds = Some(self.started.elapsed().as_secs_f64());
         note(&CALLBACKS, self.seen);
     }
 }
 
-/// A request was refused.
+/// Notes a rejected request.
 pub fn refused(status: u16, outcome: &'static str, message: impl FnOnce() -> String) {
     let at = Timestamp::now().as_millis();
-    if !is_due(&REFUSED_AGAIN_AT, at) {
+    if !is_due(&REJECTED_NEXT_AT, at) {
         return;
     }
     let message = Some(cut(&message()));
@@ -104,11 +103,11 @@ pub fn refused(status: u16, outcome: &'static str, message: impl FnOnce() -> Str
     note(&CALLBACKS, Seen { at, status, outcome, event_type, stream, seconds, message });
 }
 
-/// Kafka refused a record, which went to `place`.
+/// Notes a record that Kafka refused and that went to `place`.
 pub fn undelivered(place: &'static str, lsn: String, record: &Record, reason: &str) {
     note(
-        &SET_ASIDE,
-        SetAside {
+        &UNDELIVERED,
+        Undelivered {
             at: Timestamp::now().as_millis(),
             place,
             lsn,
@@ -125,19 +124,19 @@ pub fn callbacks() -> Vec<Seen> {
     lock(&CALLBACKS).iter().rev().cloned().collect()
 }
 
-/// The last records that were set aside, the newest first.
+/// The last undelivered records, the newest first.
 #[must_use]
-pub fn all_undelivered() -> Vec<SetAside> {
-    lock(&SET_ASIDE).iter().rev().cloned().collect()
+pub fn all_undelivered() -> Vec<Undelivered> {
+    lock(&UNDELIVERED).iter().rev().cloned().collect()
 }
 
-/// Once in a while. Two at the same moment may both be: that is one more to read.
-fn is_due(again_at: &AtomicI64, now: i64) -> bool {
-    let again_at_most = now + PACE_MILLIS;
-    // Later than that it is of a clock that was set back since.
-    let due = !(now + 1..=again_at_most).contains(&again_at.load(Ordering::Relaxed));
+/// Whether the interval has passed. Two threads may both be told so: that is one entry more.
+fn is_due(next_at: &AtomicI64, now: i64) -> bool {
+    let next_at_most = now + PACE_MILLIS;
+    // A later time stems from a clock that was set back since.
+    let due = !(now + 1..=next_at_most).contains(&next_at.load(Ordering::Relaxed));
     if due {
-        again_at.store(again_at_most, Ordering::Relaxed);
+        next_at.store(next_at_most, Ordering::Relaxed);
     }
     due
 }
@@ -171,15 +170,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_more_is_noted_than_somebody_could_read() {
-        let again_at = AtomicI64::new(0);
-        let noted = (0..1000).filter(|millis| is_due(&again_at, 1_000_000 + millis)).count();
+    fn at_most_ten_callbacks_a_second_are_noted() {
+        let next_at = AtomicI64::new(0);
+        let noted = (0..1000).filter(|millis| is_due(&next_at, 1_000_000 + millis)).count();
         assert_eq!(noted, 10);
-        assert!(is_due(&again_at, 5), "a clock was set back");
+        assert!(is_due(&next_at, 5), "the clock was set back");
     }
 
     #[test]
-    fn the_oldest_go_and_long_texts_are_cut() {
+    fn the_oldest_entries_are_dropped_and_long_texts_are_cut() {
         let kept = Mutex::new(VecDeque::new());
         (0..100).for_each(|number| note(&kept, number));
         assert_eq!(lock(&kept).iter().copied().collect::<Vec<_>>(), (60..100).collect::<Vec<_>>());

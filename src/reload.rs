@@ -1,7 +1,7 @@
-//! A new configuration for a bridge that runs: read on SIGHUP, and when a file of it has changed.
+//! Reloads the configuration of a running bridge: on SIGHUP, and when one of its files has changed.
 //!
-//! It is taken whole or not at all: while a file is wrong, the old configuration stays, and a log
-//! line and `livebridge_config_ok` say so. What can change without a restart is [`Parts`].
+//! A configuration is applied whole or not at all: while a file is wrong, the old one stays in use, and
+//! a log line and `livebridge_config_ok` report it. [`Parts`] is what changes without a restart.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -19,26 +19,26 @@ use crate::service::{self, Stage};
 use crate::wal::Probe;
 use crate::{logging, metrics};
 
-/// How often the files are looked at. Kubernetes takes a minute to bring a new secret, and people
-/// who edit a file look at the log.
+/// Interval between two checks of the files: short for an operator who edits one and watches the log.
+/// Kubernetes takes a minute to update a mounted secret anyway.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// The tables of the configuration that a running bridge takes over, beside the limits of the log.
+/// The sections that a running bridge applies, beside the limits of the log.
 const TAKEN: [&str; 4] = ["access", "callback", "log", "tls"];
 
-/// What a running bridge takes over from a new configuration.
+/// The parts of a running bridge that a new configuration replaces.
 #[derive(Clone, Debug)]
 pub struct Parts {
-    /// Who may call.
+    /// Which callbacks are accepted.
     pub policy: Reloadable<IntakePolicy>,
-    /// How large the log may become.
+    /// The log, with its size limits.
     pub log: Probe,
-    /// What is in effect, to be shown.
+    /// The settings in effect, for the status page.
     pub settings: Reloadable<Value>,
 }
 
 impl Parts {
-    /// As `config` has them.
+    /// From `config`.
     #[must_use]
     pub fn new(config: &Config, log: Probe) -> Self {
         let settings = Reloadable::new(config.settings.to_json());
@@ -56,28 +56,28 @@ fn policy(config: &Config) -> IntakePolicy {
     let expires = config.access.tls.as_ref().map(Tls::expires);
     metrics::certificate_expires(expires);
     if expires.is_some_and(|expires| expires < SystemTime::now()) {
-        tracing::error!("the certificate of tls.certificate has expired; callers may turn away");
+        tracing::error!("the certificate of tls.certificate has expired; callers may reject it");
     }
     for key in config.verifier.keys.iter().filter(|key| key.is_example()) {
         tracing::warn!(
             key = key.name(),
-            "the callback key is change-me, which everybody knows: anybody who reaches the port \
-             can write to Kafka; put in the CallbackKey of the callback template"
+            "the callback key is change-me, the example of the documentation: every client that \
+             reaches the port can write to Kafka; use the CallbackKey of the callback template"
         );
     }
     IntakePolicy::new(config.verifier.clone(), config.access.clone(), config.omit.clone())
 }
 
-/// What tells one state of a file from another: a rename changes its number, a write its time.
+/// Identifies a state of a file: a rename changes the inode, a write the time.
 type Stamp = Option<(u64, i64, i64, u64)>;
 
-/// Where the configuration comes from, and what it was like when it was last read.
+/// The files of the configuration, and their state when they were last read.
 #[derive(Debug)]
 pub struct Source {
     file: Option<PathBuf>,
     config: Config,
     read: Vec<Stamp>,
-    /// Why it was refused when it was last read, if it was.
+    /// Why the last configuration read was rejected, if it was.
     refused: Option<String>,
 }
 
@@ -89,7 +89,7 @@ impl Source {
         Self { file, config, read, refused: None }
     }
 
-    /// Keeps `parts` as the files say, for ever; `hangup` completes at each order to read them.
+    /// Applies changes of the files to `parts`, for ever; `hangup` completes at each SIGHUP.
     pub async fn keep(mut self, parts: Parts, mut hangup: impl AsyncFnMut()) {
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -100,13 +100,14 @@ impl Source {
                 _ = looks.tick() => false,
             };
             let now = look(&self.config.files);
-            // Twice the same: nobody is writing it at this moment.
+            // The same state twice: the file is not being written at this moment.
             let settled = now == std::mem::replace(&mut seen, now.clone());
             if ordered || (settled && now != self.read) {
                 self.read = now;
                 self.reload(&parts);
             } else if settled && self.refused.is_some() {
-                // It may name a file that is not looked at yet, and only that was wrong.
+                // The rejected configuration may name a file that is not watched yet, and that file
+                // may have been the fault.
                 self.read_again(&parts);
             }
         }
@@ -126,7 +127,7 @@ impl Source {
                 let reason = error.to_string();
                 if self.refused.as_ref() != Some(&reason) {
                     metrics::reloaded(false);
-                    tracing::error!(%error, "new configuration refused; the old one stays");
+                    tracing::error!(%error, "new configuration rejected; the old one stays in use");
                 }
                 self.refused = Some(reason);
                 return;
@@ -136,16 +137,16 @@ impl Source {
         parts.take(&config);
         metrics::reloaded(true);
         let keys: Vec<&str> = config.verifier.keys.iter().map(CallbackKey::name).collect();
-        tracing::info!(keys = keys.join(", "), "new configuration taken");
+        tracing::info!(keys = keys.join(", "), "new configuration applied");
         let waiting = differing(&self.config, &config);
         if !waiting.is_empty() {
             let sections = waiting.join(", ");
-            tracing::warn!(sections, "changes here are taken at the next start");
+            tracing::warn!(sections, "changes in these sections are applied at the next start");
         }
         if self.config.files != config.files {
             self.read = look(&config.files);
         }
-        // What waits for a restart is still what it was.
+        // What needs a restart keeps its old value.
         self.config.verifier = config.verifier;
         self.config.access = config.access;
         self.config.omit = config.omit;
@@ -172,7 +173,7 @@ fn look(files: &[PathBuf]) -> Vec<Stamp> {
     files.iter().map(stamp).collect()
 }
 
-/// The sections that differ in what only a start reads.
+/// The sections whose changes need a restart.
 fn differing(old: &Config, new: &Config) -> Vec<&'static str> {
     let shown = |config: &Config| {
         [

@@ -1,8 +1,8 @@
-//! The service manager (systemd): the socket that it holds for us, and what it wants to know.
+//! The service manager (systemd): its socket activation, and notifications to it.
 //!
 //! A socket that it holds stays open while one process ends and the next one starts, and the kernel
-//! keeps who comes meanwhile: so an upgrade turns nobody away. Everything here does nothing when
-//! there is no service manager.
+//! queues connections meanwhile, so an upgrade rejects none. Without a service manager everything here
+//! does nothing.
 
 use std::io;
 use std::net::TcpListener;
@@ -11,26 +11,26 @@ use std::time::Duration;
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
 
-/// The socket for callbacks, if it is the service manager's (`LISTEN_FDS`).
+/// The socket for callbacks, if the service manager passed one (`LISTEN_FDS`).
 ///
 /// # Errors
-/// When what it gave us is no such socket.
+/// When what it passed is not a TCP listener.
 pub fn socket() -> io::Result<Option<TcpListener>> {
     ListenFd::from_env().take_tcp_listener(0)
 }
 
-/// What the service manager is told.
+/// A state that the service manager is notified of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Callbacks are taken.
+    /// Callbacks are accepted.
     Ready,
     /// A new configuration is read; ready again right after.
     Reloading,
-    /// An order to stop was taken.
+    /// A stop was requested.
     Stopping,
 }
 
-/// Tells the service manager.
+/// Notifies the service manager.
 pub fn tell(stage: Stage) {
     let told = match stage {
         Stage::Ready => sd_notify::notify(&[NotifyState::Ready]),
@@ -39,25 +39,27 @@ pub fn tell(stage: Stage) {
         Stage::Stopping => sd_notify::notify(&[NotifyState::Stopping]),
     };
     if let Err(error) = told {
-        tracing::warn!(%error, "cannot tell the service manager: {stage:?}");
+        tracing::warn!(%error, "cannot notify the service manager: {stage:?}");
     }
 }
 
-/// Tells the service manager again and again that all is well, for ever, but only while `is_well`:
-/// it restarts us when it has not been told for `WatchdogSec=`.
+/// Notifies the service manager's watchdog for ever, while `is_well`. Without a notification for
+/// `WatchdogSec=` it restarts the process.
 pub async fn watchdog(is_well: impl Fn() -> bool) {
     let Some(limit) = sd_notify::watchdog_enabled() else { return };
-    // As systemd advises; and never a busy loop.
+    // Half the time-out, as systemd advises, and never a busy loop.
     let every = (limit / 2).max(Duration::from_millis(10));
     let mut well = true;
     loop {
         let before = std::mem::replace(&mut well, is_well());
         if well {
             if let Err(error) = sd_notify::notify(&[NotifyState::Watchdog]) {
-                tracing::warn!(%error, "cannot tell the service manager that all is well");
+                tracing::warn!(%error, "cannot notify the watchdog of the service manager");
             }
         } else if before {
-            tracing::error!("intake or log stand still; the service manager will restart this");
+            tracing::error!(
+                "intake or log make no progress; the service manager will restart the process"
+            );
         }
         tokio::time::sleep(every).await;
     }

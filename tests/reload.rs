@@ -157,7 +157,9 @@ fn the_key_of_the_documentation_is_warned_of_at_every_start_and_change() {
     let bed = Bed::new("sample change-me\nown aaaa\n");
     let warnings = || {
         let said = bed.process.stderr.text();
-        let lines = said.lines().filter(|line| line.contains("change-me, which everybody knows"));
+        let lines = said
+            .lines()
+            .filter(|line| line.contains("change-me, the example of the documentation"));
         let lines: Vec<String> = lines.map(str::to_owned).collect();
         for line in &lines {
             assert!(line.contains("WARN") && line.contains("\"key\":\"sample\""), "{line}");
