@@ -24,10 +24,12 @@ use tokio::time::{MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::heartbeat::{self, Heartbeat};
+use crate::health::Health;
 use crate::log_limit::LogLimiter;
 use crate::logging;
 use crate::metrics::{self, CloseReason, Exporter};
+use crate::proxy_protocol;
+use crate::record::Timestamp;
 use crate::reloadable::Reloadable;
 use crate::secret::Secret;
 use crate::wal::Probe;
@@ -37,36 +39,37 @@ mod status;
 
 use status::History;
 
-/// Where operators look.
+/// The address of the admin listener, and who may read it.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The address to listen on; loopback unless told otherwise.
+    /// The address to listen on; loopback by default.
     pub listen: SocketAddr,
-    /// What `Authorization: Bearer` must say for all but the health checks.
+    /// The token that `Authorization: Bearer` must carry, except for health checks.
     pub token: Option<Secret>,
 }
 
 /// Connections at once: a few scrapers and a few people. For one more, the oldest is closed.
 const CONNECTIONS_MAX: usize = 64;
-/// From a connection's opening, or its last request, to the end of the next one's headers: nobody
-/// takes a seat for longer by sending nothing, or by not reading the answer.
+/// From a connection's opening, or its last request, to the end of the next header: the limit for
+/// clients that send nothing or do not read the answer.
 const IDLE_MAX: Duration = Duration::from_secs(30);
-/// How often histograms are folded; each keeps every sample until then.
+/// Interval between two aggregations of histograms, which keep every sample until then.
 const UPKEEP: Duration = Duration::from_secs(1);
-/// What needs no token: health checks, and the page, which knows nothing before it has asked.
+/// Paths without a token: health checks, and the page, which gets its data from `/status`.
 const OPEN: [&str; 3] = ["/", "/healthz", "/readyz"];
-/// The status page, whole: its style and its script are in it.
+/// The status page, with its style and script.
 const PAGE: &str = include_str!("admin/page.html");
-/// In the page, in place of the word that allows its own style and script and no others.
+/// Stands in the page for the nonce that allows its own style and script only.
 const NONCE: &str = "NONCE";
 
-/// What the answers are made of.
+/// What answers are made from.
 struct Shared {
     token: Option<Secret>,
     exporter: Exporter,
     probe: Probe,
-    heartbeat: Heartbeat,
+    health: Health,
     settings: Reloadable<Value>,
+    started_at: Timestamp,
     history: Mutex<History>,
     stop: CancellationToken,
 }
@@ -77,13 +80,12 @@ impl Shared {
     }
 }
 
-/// Answers until `stop`. The page shows `settings`, which have no secrets in them.
+/// Serves until `stop`. The page shows `settings`, which contain no secrets.
 pub async fn run(
     listener: TcpListener,
     token: Option<Secret>,
     exporter: Exporter,
-    probe: Probe,
-    heartbeat: Heartbeat,
+    (probe, health): (Probe, Health),
     settings: Reloadable<Value>,
     stop: CancellationToken,
 ) {
@@ -93,8 +95,10 @@ pub async fn run(
         token,
         exporter,
         probe,
-        heartbeat,
+        health,
         settings,
+        // The process's own start is that of `cargo`, if that replaced itself with it.
+        started_at: Timestamp::now(),
         history: Mutex::default(),
         stop: stop.clone(),
     });
@@ -102,7 +106,7 @@ pub async fn run(
     let mut dropped_lines = DroppedLines::default();
     let mut sampling = tokio::time::interval(Duration::from_secs(status::EVERY));
     sampling.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // Who asks at once sees something.
+    // So that the first answer has a sample.
     shared.history().sample(&shared.exporter);
     sampling.reset();
     loop {
@@ -116,7 +120,7 @@ pub async fn run(
             accepted = listener.accept() => {
                 let Ok((stream, _)) = accepted else { continue };
                 connections.retain(|connection| !connection.is_finished());
-                // Whoever asks now is answered: clients that do not read cannot keep others out.
+                // Clients that do not read must not block health checks.
                 if connections.len() >= CONNECTIONS_MAX
                     && let Some(oldest) = connections.pop_front()
                 {
@@ -148,7 +152,13 @@ impl DroppedLines {
     }
 }
 
-async fn serve(stream: TcpStream, shared: &Shared) {
+async fn serve(mut stream: TcpStream, shared: &Shared) {
+    // Balancers that send PROXY headers to the intake send them with health checks of any port.
+    match timeout(IDLE_MAX, proxy_protocol::skip(&mut stream)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => return tracing::debug!(%error, "an admin connection ended early"),
+        Err(_) => return metrics::admin_ended(CloseReason::IdleTimeout),
+    }
     let asked = Notify::new();
     let service = service_fn(async |request| {
         asked.notify_one();
@@ -167,7 +177,7 @@ async fn serve(stream: TcpStream, shared: &Shared) {
     }
 }
 
-/// Whether whoever asks may know, and do, everything. Whoever only checks the health need not be.
+/// Whether the request carries the token, or there is none.
 fn is_operator(shared: &Shared, request: &Request<Incoming>) -> bool {
     let said = || {
         let value = request.headers().get(header::AUTHORIZATION)?.as_bytes();
@@ -177,10 +187,9 @@ fn is_operator(shared: &Shared, request: &Request<Incoming>) -> bool {
     shared.token.as_ref().is_none_or(|token| said().is_some_and(|said| token.is(said)))
 }
 
-/// The name by which a browser found its way here, if somebody else may have given it to the page
-/// that asks: whoever has a domain can let it lead to any address, and their page, in the browser of
-/// somebody who reaches this listener, then reads every answer. Addresses are nobody's, and names
-/// without a dot, such as `localhost`, no stranger's.
+/// The `Host` of the request, unless it is an IP address or a name without dots. This blocks DNS
+/// rebinding: a web page could let its own domain resolve to this listener, and then read every answer
+/// through the browser of an operator.
 fn strange_name(request: &Request<Incoming>) -> Option<&str> {
     let hosts = request.headers().get_all(header::HOST).iter();
     hosts.map(|host| host.to_str().unwrap_or("?.")).find(|host| {
@@ -190,23 +199,17 @@ fn strange_name(request: &Request<Incoming>) -> Option<&str> {
     })
 }
 
-/// What a restart might help.
-fn standstill(shared: &Shared) -> Option<&'static str> {
-    if shared.heartbeat.is_stuck() {
-        Some("the intake")
-    } else if shared.probe.busy() >= heartbeat::STUCK {
-        Some("the log")
-    } else {
-        None
-    }
-}
+const TEXT: &str = "text/plain; charset=utf-8";
 
-fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-    const TEXT: &str = "text/plain; charset=utf-8";
-    let nonce = Uuid::new_v4().simple().to_string();
-    // Whoever knows the token is no stranger, and without it there is nothing to be read.
+/// The status, content type and body of the answer to `request`.
+fn route(
+    shared: &Shared,
+    request: &Request<Incoming>,
+    nonce: &str,
+) -> (StatusCode, &'static str, String) {
+    // A page that does not know the token can read nothing.
     let stranger = strange_name(request).filter(|_| shared.token.is_none());
-    let (status, kind, text) = match (request.method(), request.uri().path()) {
+    match (request.method(), request.uri().path()) {
         (_, path) if !OPEN.contains(&path) && !is_operator(shared, request) => {
             let text = "this needs the header Authorization: Bearer and the token of admin.token\n";
             (StatusCode::UNAUTHORIZED, TEXT, text.to_owned())
@@ -219,15 +222,21 @@ fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>>
             (StatusCode::MISDIRECTED_REQUEST, TEXT, text)
         }
         (&Method::GET | &Method::HEAD, "/") => {
-            (StatusCode::OK, "text/html; charset=utf-8", PAGE.replace(NONCE, &nonce))
+            (StatusCode::OK, "text/html; charset=utf-8", PAGE.replace(NONCE, nonce))
         }
         (&Method::GET | &Method::HEAD, "/status") => {
             let query = request.uri().query().unwrap_or_default();
             let after = query.split('&').find_map(|part| part.strip_prefix("after="));
             if let Ok(after) = after.map_or(Ok(0), str::parse) {
                 let (history, settings) = (shared.history(), shared.settings.get());
-                let text =
-                    status::status(&shared.exporter, &shared.probe, &history, &settings, after);
+                let started = shared.started_at;
+                let text = status::status(
+                    &shared.exporter,
+                    &shared.probe,
+                    &history,
+                    (&settings, started),
+                    after,
+                );
                 (StatusCode::OK, "application/json", text)
             } else {
                 let text = "after must be a moment, in milliseconds since 1970\n";
@@ -235,17 +244,19 @@ fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>>
             }
         }
         (&Method::GET | &Method::HEAD, "/metrics") => {
-            // As of now: the log looks at itself ten times a second, and later when its disk is slow.
+            // The log updates its metrics ten times a second only.
             shared.probe.show();
             metrics::log_lines_dropped(logging::dropped_lines());
             (StatusCode::OK, "text/plain; version=0.0.4", shared.exporter.render())
         }
-        (&Method::GET | &Method::HEAD, "/healthz") => match standstill(shared) {
+        (&Method::GET | &Method::HEAD, "/healthz") => match shared.health.stuck() {
             None => (StatusCode::OK, TEXT, "alive\n".to_owned()),
-            Some(what) => (StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{what} stands still\n")),
+            Some(what) => {
+                (StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{what} makes no progress\n"))
+            }
         },
-        // Not about Kafka: without it callbacks are taken all the same.
-        (&Method::GET | &Method::HEAD, "/readyz") => match shared.probe.ready() {
+        // Independent of Kafka: callbacks are accepted without it.
+        (&Method::GET | &Method::HEAD, "/readyz") => match shared.health.ready() {
             Ok(()) => (StatusCode::OK, TEXT, "ready\n".to_owned()),
             Err(reason) => {
                 (StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("not ready: {reason}\n"))
@@ -259,7 +270,12 @@ fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>>
             TEXT,
             "here are / for people, /status, /metrics, /healthz and /readyz\n".to_owned(),
         ),
-    };
+    }
+}
+
+fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let nonce = Uuid::new_v4().simple().to_string();
+    let (status, kind, text) = route(shared, request, &nonce);
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -274,8 +290,8 @@ fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>>
     response
 }
 
-/// What a browser may do with an answer: nothing but to run the page's own style and script, and to
-/// ask this listener for more.
+/// Sets the headers by which a browser runs the page's own style and script only, and connects to this
+/// listener only.
 fn guard(headers: &mut HeaderMap, nonce: &str) {
     let policy = format!(
         "default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; \

@@ -1,4 +1,4 @@
-//! The running bridge: started back to front, stopped front to back.
+//! The running bridge: started from the log to the ports, stopped from the ports to the log.
 
 use std::future::Future;
 use std::io;
@@ -12,23 +12,28 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::descriptors;
+use crate::health::Health;
 use crate::intake::{Intake, Listener};
 use crate::metrics::Exporter;
 use crate::publisher::{Publisher, PublisherError, quarantine};
 use crate::reload::Parts;
 use crate::service::{self, Stage};
 use crate::wal::{Log, OpenError, Probe, StoreError};
-use crate::{admin, heartbeat, wal};
+use crate::{admin, intake, wal};
 
-/// After an order to stop, the longest that records are still published. The rest waits on disk.
+/// When stopping, the longest that records are still published. The rest stays in the log.
 const PUBLISH_GRACE: Duration = Duration::from_secs(10);
-/// It is not waited for when nothing was published for so long: Kafka is away, and every moment
-/// costs callbacks that would be taken after a start.
-const STANDSTILL: Duration = Duration::from_secs(2);
-/// How often that is looked at.
-const LOOK: Duration = Duration::from_millis(100);
-/// After an order to give up, the longest that the publisher is waited for.
-const GIVE_UP: Duration = Duration::from_secs(1);
+/// Publishing is given up when nothing was published for this long: every moment costs callbacks that
+/// the next process would accept.
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(2);
+/// Interval between two checks of that progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+/// After the publisher was told to give up, the longest wait for it to end its transaction.
+const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(1);
+/// The same while Kafka is unreachable: there is no transaction that could be ended, only a call of
+/// librdkafka that does not return before its time-out.
+const UNREACHABLE_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Why the bridge did not start.
 #[derive(Debug, thiserror::Error)]
@@ -72,13 +77,15 @@ pub enum StopError {
 /// A bridge at work.
 #[derive(Debug)]
 pub struct Bridge {
-    /// Where callbacks are taken.
+    /// The address of the intake.
     pub intake_address: SocketAddr,
-    /// Where operators look.
+    /// The address of the admin listener.
     pub admin_address: SocketAddr,
-    /// What can be replaced while it works.
+    /// What a new configuration replaces while the bridge runs.
     pub parts: Parts,
     intake: Intake,
+    health: Health,
+    metrics: Exporter,
     drain: Duration,
     log: Log,
     publisher: oneshot::Receiver<Result<(), PublisherError>>,
@@ -88,23 +95,14 @@ pub struct Bridge {
 }
 
 impl Bridge {
-    /// Opens the log, then the publisher, then the ports: what can be wrong is found before the
-    /// first callback is taken. Kafka being away is not wrong.
+    /// Opens the log, starts the publisher, then the intake: errors are found before the first callback
+    /// is accepted. Kafka being unreachable is not an error.
     ///
     /// # Errors
     /// [`StartError`]
     pub async fn start(config: Config, exporter: Exporter) -> Result<Self, StartError> {
-        let listener = match service::socket() {
-            Ok(Some(socket)) => Listener::adopt(socket),
-            Ok(None) => Listener::bind(config.http.listen),
-            Err(cause) => return Err(StartError::Socket(cause)),
-        };
-        let listener = listener.map_err(listen_error(config.http.listen, "http.listen"))?;
-        let admin_listener = TcpListener::bind(config.admin.listen).await;
-        let admin_listener =
-            admin_listener.map_err(listen_error(config.admin.listen, "admin.listen"))?;
-        let intake_address = listener.address().map_err(StartError::Thread)?;
-        let admin_address = admin_listener.local_addr().map_err(StartError::Thread)?;
+        let (listener, intake_address) = bind_intake(config.http.listen)?;
+        let (admin_listener, admin_address) = bind_admin(config.admin.listen).await?;
 
         let (appender, reader, log) = wal::open(&config.wal)?;
         let parts = Parts::new(&config, log.probe());
@@ -134,16 +132,20 @@ impl Bridge {
 
         let stop_intake = CancellationToken::new();
         let drain = config.http.drain;
-        let intake = Intake::start(&listener, &config.http, &parts.policy, &appender, &stop_intake)
+        let http = limit_connections(config.http);
+        let log_front = (&appender, log.probe());
+        let intake = Intake::start(&listener, &http, &parts.policy, log_front, &stop_intake)
             .map_err(StartError::Thread)?;
         drop(appender);
         tracing::info!(address = %intake_address, "intake listening");
         let stop_admin = CancellationToken::new();
+        let metrics = exporter.clone();
         let is_open = config.admin.token.is_none() && !admin_address.ip().is_loopback();
         let (token, stop) = (config.admin.token, stop_admin.clone());
         let settings = parts.settings.clone();
-        let (probe, heartbeat) = (log.probe(), intake.heartbeat());
-        tokio::spawn(admin::run(admin_listener, token, exporter, probe, heartbeat, settings, stop));
+        let health = Health::new(intake.heartbeat(), log.probe());
+        let state = (log.probe(), health.clone());
+        tokio::spawn(admin::run(admin_listener, token, exporter, state, settings, stop));
         tracing::info!(address = %admin_address, "admin listening");
         if is_open {
             tracing::warn!(
@@ -156,6 +158,8 @@ impl Bridge {
             admin_address,
             parts,
             intake,
+            health,
+            metrics,
             drain,
             log,
             publisher: publisher_end,
@@ -165,17 +169,17 @@ impl Bridge {
         })
     }
 
-    /// Tells whether intake and log are at work, however little there is to do.
+    /// Whether intake and log make progress, or have nothing to do.
     pub fn is_well(&self) -> impl Fn() -> bool + use<> {
-        let (heartbeat, log) = (self.intake.heartbeat(), self.log.probe());
-        move || !heartbeat.is_stuck() && log.busy() < heartbeat::STUCK
+        let health = self.health.clone();
+        move || health.stuck().is_none()
     }
 
-    /// Works until `stop`, or until a part ends on its own, which is an error.
+    /// Runs until `stop`, or until a part ends on its own, which is an error.
     ///
-    /// Then: whoever asks is told to go elsewhere, and as long as `http.drain` says callbacks are
-    /// taken nevertheless. After that: no new connections, every accepted callback gets its answer,
-    /// the log closes, and what can be published within the grace period is.
+    /// Then, for `http.drain`, health checks say not ready while callbacks are still accepted. After
+    /// that no connection is accepted, every callback in progress gets its answer, the log closes, and
+    /// records are published as far as the grace period allows.
     ///
     /// # Errors
     /// [`StopError`]
@@ -221,8 +225,9 @@ impl Bridge {
         let closed = log_end.await;
         let mut published = Ok(());
         if !publisher_ended {
+            let reachable = self.metrics.snapshot().get("livebridge_kafka_up") > 0.0;
             let probe = self.log.probe();
-            let end = finish(&mut self.publisher, &probe, &self.give_up).await;
+            let end = finish(&mut self.publisher, &probe, &self.give_up, reachable).await;
             publisher_ended = end.is_some();
             published = end.unwrap_or(Ok(()));
         }
@@ -231,10 +236,8 @@ impl Bridge {
             let log = self.log;
             let _ = tokio::task::spawn_blocking(move || log.close()).await;
         } else {
-            // Its reader keeps the log open. What it did, the ledger tells the next process.
-            tracing::warn!(
-                "the publisher is stuck in a call of librdkafka; it ends with the process"
-            );
+            // Its reader keeps the log open. The ledger tells the next process what it published.
+            tracing::debug!("the publisher is in a call of librdkafka; it ends with the process");
         }
         self.stop_admin.cancel();
         tracing::info!(records_left = left, "stopped");
@@ -242,19 +245,21 @@ impl Bridge {
     }
 }
 
-/// Lets the publisher finish, as long as it gets somewhere, then makes it give up; `None` when it
+/// Lets the publisher finish as long as it makes progress, then tells it to give up; `None` when it
 /// does not end.
 async fn finish(
     publisher: &mut oneshot::Receiver<Result<(), PublisherError>>,
     log: &Probe,
     give_up: &CancellationToken,
+    reachable: bool,
 ) -> Option<Result<(), StopError>> {
     let until = Instant::now() + PUBLISH_GRACE;
     let mut left = log.records();
     let mut moved = Instant::now();
     let mut end = None;
-    while end.is_none() && left > 0 && moved.elapsed() < STANDSTILL && Instant::now() < until {
-        end = timeout(LOOK, &mut *publisher).await.ok();
+    let patience = if reachable { PROGRESS_TIMEOUT } else { Duration::ZERO };
+    while end.is_none() && left > 0 && moved.elapsed() < patience && Instant::now() < until {
+        end = timeout(PROGRESS_INTERVAL, &mut *publisher).await.ok();
         if log.records() < left {
             left = log.records();
             moved = Instant::now();
@@ -262,12 +267,52 @@ async fn finish(
     }
     if end.is_none() {
         give_up.cancel();
-        end = timeout(GIVE_UP, publisher).await.ok();
+        let patience = if reachable { GIVE_UP_TIMEOUT } else { UNREACHABLE_TIMEOUT };
+        end = timeout(patience, publisher).await.ok();
     }
     Some(match end? {
         Ok(end) => end.map_err(StopError::Publisher),
         Err(_) => Err(StopError::PublisherPanicked),
     })
+}
+
+/// The intake's socket, bound here or by the service manager, and its address.
+fn bind_intake(address: SocketAddr) -> Result<(Listener, SocketAddr), StartError> {
+    let listener = match service::socket() {
+        Ok(Some(socket)) => Listener::adopt(socket),
+        Ok(None) => Listener::bind(address),
+        Err(cause) => return Err(StartError::Socket(cause)),
+    };
+    let bound = listener.and_then(|listener| Ok((listener.address()?, listener)));
+    let (address, listener) = bound.map_err(listen_error(address, "http.listen"))?;
+    Ok((listener, address))
+}
+
+async fn bind_admin(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let listener = TcpListener::bind(address).await;
+    let bound = listener.and_then(|listener| Ok((listener.local_addr()?, listener)));
+    let (address, listener) = bound.map_err(listen_error(address, "admin.listen"))?;
+    Ok((listener, address))
+}
+
+/// Raises the limit of file descriptors, and lowers `http.max_connections` to what it allows.
+fn limit_connections(mut http: intake::Config) -> intake::Config {
+    let limit = descriptors::raise_limit().unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot raise the limit of file descriptors");
+        descriptors::current_limit()
+    });
+    let max_connections = descriptors::connections(http.max_connections, limit);
+    if max_connections < http.max_connections {
+        tracing::warn!(
+            limit,
+            configured = http.max_connections,
+            max_connections,
+            "http.max_connections is lowered to what the limit of file descriptors allows; raise \
+             that (LimitNOFILE=, ulimit -n)"
+        );
+        http.max_connections = max_connections;
+    }
+    http
 }
 
 fn listen_error(address: SocketAddr, key: &'static str) -> impl FnOnce(io::Error) -> StartError {

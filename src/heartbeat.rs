@@ -1,40 +1,40 @@
-//! Beats of threads that must not stand still, and for how long one has missed its own.
+//! Heartbeats of threads that must make progress, and how long ago the oldest one was.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How often a thread beats.
+/// Interval between two heartbeats of a thread.
 pub const INTERVAL: Duration = Duration::from_secs(1);
 
-/// A thread that does not get to its tasks for so long, or a commit that takes so long, is not slow
-/// but stuck.
+/// A thread without a heartbeat for this long, or a commit that takes this long, is stuck rather
+/// than slow.
 pub const STUCK: Duration = Duration::from_secs(30);
 
-/// Some threads' last beats.
+/// The last heartbeat of each of some threads.
 #[derive(Clone, Debug)]
 pub struct Heartbeat {
-    made: Instant,
-    /// Milliseconds after `made`.
+    created: Instant,
+    /// Milliseconds after `created`.
     beats: Arc<Vec<AtomicU64>>,
 }
 
 impl Heartbeat {
-    /// Of so many threads, which have all just beaten.
+    /// For `threads` threads, each with a heartbeat now.
     #[must_use]
     pub fn new(threads: usize) -> Self {
         let beats = (0..threads).map(|_| AtomicU64::new(0)).collect();
-        Self { made: Instant::now(), beats: Arc::new(beats) }
+        Self { created: Instant::now(), beats: Arc::new(beats) }
     }
 
-    /// This thread works.
+    /// Records a heartbeat of `thread`.
     pub fn beat(&self, thread: usize) {
         if let Some(beat) = self.beats.get(thread) {
             beat.store(self.now(), Ordering::Relaxed);
         }
     }
 
-    /// How long ago the thread beat whose last beat is the oldest.
+    /// The age of the oldest of the threads' last heartbeats.
     #[must_use]
     pub fn oldest(&self) -> Duration {
         let oldest = self.beats.iter().map(|beat| beat.load(Ordering::Relaxed)).min();
@@ -42,14 +42,14 @@ impl Heartbeat {
         Duration::from_millis(now.saturating_sub(oldest.unwrap_or(now)))
     }
 
-    /// Whether one of the threads stands still.
+    /// Whether one of the threads makes no progress.
     #[must_use]
     pub fn is_stuck(&self) -> bool {
         self.oldest() >= STUCK
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(self.created.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }
 
@@ -60,12 +60,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_thread_that_stands_still_is_enough() {
+    fn the_oldest_heartbeat_of_all_threads_counts() {
         let heartbeat = Heartbeat::new(2);
         sleep(Duration::from_millis(40));
         assert!(heartbeat.oldest() >= Duration::from_millis(40));
         heartbeat.beat(0);
-        assert!(heartbeat.oldest() >= Duration::from_millis(40), "the other has not");
+        assert!(heartbeat.oldest() >= Duration::from_millis(40), "the other thread has none");
         heartbeat.beat(1);
         assert!(heartbeat.oldest() < Duration::from_millis(40));
     }

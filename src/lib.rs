@@ -11,8 +11,9 @@
 //! [`intake`], [`callback`], [`record`], [`wal`], [`publisher`], [`ledger`], [`kafka`]. Around them:
 //! [`config`], [`metrics`], [`recent`], [`logging`], [`admin`], and [`bridge`], which starts and
 //! stops them;
-//! [`reloadable`] and [`reload`] bring a new configuration to those that run; [`service`] speaks with
-//! systemd, and [`heartbeat`] tells it that nothing stands still; [`log_limit`] keeps log lines few.
+//! [`reloadable`] and [`reload`] bring a new configuration to the running parts; [`service`] notifies
+//! systemd, [`heartbeat`] and [`health`] tell whether the parts make progress, [`descriptors`] raises
+//! the limit of open files, [`proxy_protocol`] reads PROXY headers; [`log_limit`] limits log lines.
 //!
 //! # Invariants
 //! - **I1** A callback is answered 200 only when its record is durable: written, flushed, and its
@@ -38,6 +39,8 @@ pub mod admin;
 pub mod bridge;
 pub mod callback;
 pub mod config;
+pub mod descriptors;
+pub mod health;
 pub mod heartbeat;
 pub mod intake;
 pub mod kafka;
@@ -45,6 +48,7 @@ pub mod ledger;
 pub mod log_limit;
 pub mod logging;
 pub mod metrics;
+pub mod proxy_protocol;
 pub mod publisher;
 pub mod recent;
 pub mod record;

@@ -9,7 +9,6 @@ use std::time::Duration;
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-use crate::callback::CallbackError;
 use crate::record::{EventType, OTHER, Timestamp};
 
 mod intake;
@@ -17,7 +16,10 @@ mod process;
 mod snapshot;
 mod table;
 
-pub use intake::{CloseReason, KeyUse, UNVERIFIED, admin_ended, certificate_expires, ended};
+pub use intake::{
+    CloseReason, KeyUse, UNVERIFIED, admin_ended, certificate_expires, ended, register_rejections,
+    rejected,
+};
 pub use snapshot::Snapshot;
 
 use table::{Kind, Metric, TABLE};
@@ -60,52 +62,9 @@ impl Exporter {
     }
 }
 
-/// How a request to the intake ended without a record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RequestError {
-    /// Another method than POST.
-    Method,
-    /// Another path.
-    Path,
-    /// It comes from where callbacks are not taken from.
-    Address,
-    /// The secret header is missing or wrong.
-    Secret,
-    /// The body is over the limit.
-    TooLarge,
-    /// The body did not arrive in time, or not whole.
-    BodyIncomplete,
-    /// Too much is being received at once.
-    Overloaded,
-    /// The log did not answer within the deadline.
-    Deadline,
-}
-
-const REQUEST_ERRORS: [(RequestError, &str); 8] = [
-    (RequestError::Method, "method"),
-    (RequestError::Path, "path"),
-    (RequestError::Address, "address"),
-    (RequestError::Secret, "secret"),
-    (RequestError::TooLarge, "too_large"),
-    (RequestError::BodyIncomplete, "body_incomplete"),
-    (RequestError::Overloaded, "overloaded"),
-    (RequestError::Deadline, "deadline"),
-];
 /// What becomes of a record, in the order of [`SelfAuditTotals`].
 const OUTCOMES: [&str; 6] =
     ["published", "absorbed", "dead_lettered", "quarantined", "by_ledger", "damaged"];
-const APPEND_REASONS: [&str; 4] = ["busy", "log_full", "disk_full", "log_failed"];
-
-impl RequestError {
-    /// The metrics label.
-    #[must_use]
-    pub fn reason(self) -> &'static str {
-        REQUEST_ERRORS
-            .iter()
-            .find(|(refusal, _)| *refusal == self)
-            .map_or(OTHER, |(_, label)| label)
-    }
-}
 
 /// Label values with a counter each.
 struct Counters {
@@ -135,7 +94,6 @@ struct Metrics {
     reload_ok: Gauge,
     log_lines_dropped: Counter,
     accepted: Counters,
-    refused: Counters,
     connections: Gauge,
     acknowledge: Histogram,
     commit: Histogram,
@@ -181,7 +139,6 @@ fn type_labels() -> impl Iterator<Item = &'static str> {
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     describe();
-    let refusals = REQUEST_ERRORS.iter().map(|(_, label)| *label);
     Metrics {
         build: gauge!("livebridge_build_info", "version" => env!("CARGO_PKG_VERSION")),
         reloads: Counters::new(
@@ -193,10 +150,6 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         accepted: Counters::new(
             type_labels(),
             |label| counter!("livebridge_callbacks_accepted_total", "event_type" => label),
-        ),
-        refused: Counters::new(
-            refusals.chain(APPEND_REASONS).chain(CallbackError::REASONS),
-            |label| counter!("livebridge_callbacks_refused_total", "reason" => label),
         ),
         connections: gauge!("livebridge_http_connections"),
         acknowledge: histogram!("livebridge_acknowledge_seconds"),
@@ -270,11 +223,6 @@ fn float(number: u64) -> f64 {
 pub fn accepted(type_name: &'static str, elapsed: Duration) {
     METRICS.accepted.get(type_name).increment(1);
     METRICS.acknowledge.record(elapsed);
-}
-
-/// A request was answered with an error.
-pub fn refused(reason: &'static str) {
-    METRICS.refused.get(reason).increment(1);
 }
 
 /// The configuration was read anew, and taken or not.

@@ -117,6 +117,21 @@ mod by_tls {
     }
 
     #[test]
+    fn each_of_50_clients_that_send_5_mib_reads_its_413() {
+        let dir = tempfile::tempdir().unwrap();
+        let (bed, identity) = bed(&dir);
+        let body = " ".repeat(5 << 20);
+        let request = post("/callback", &body);
+        let ask = || identity.connect(bed.address, &VERSIONS, &[]).ok()?.exchange(&request);
+        let statuses = thread::scope(|scope| {
+            let clients: Vec<_> = (0..50).map(|_| scope.spawn(ask)).collect();
+            clients.into_iter().map(|client| client.join().unwrap()).collect::<Vec<_>>()
+        });
+        let read = statuses.iter().filter(|status| **status == Some(413)).count();
+        assert_eq!(read, 50, "{statuses:?}");
+    }
+
+    #[test]
     fn a_chain_ends_with_its_first_certificate_to_end() {
         let dir = tempfile::tempdir().unwrap();
         let identity = Identity::write(dir.path(), 2100);
@@ -141,10 +156,13 @@ mod from_networks {
     use super::*;
 
     #[test]
-    fn that_are_not_allowed_connections_are_closed_unheard() {
+    fn that_are_not_allowed_callbacks_are_rejected_and_health_checks_answered() {
         let allow = networks(&["192.0.2.0/24", "::1"]);
         let bed = Bed::behind(Access { allow, ..Access::default() }, |_, _| {});
-        assert_eq!(ask(&bed, "", &post_with("X-Forwarded-For: 192.0.2.1\r\n")), None);
+        let answer = ask(&bed, "", &post_with("X-Forwarded-For: 192.0.2.1\r\n")).unwrap();
+        refused(&answer, 403, "access.allow");
+        assert!(answer.closes());
+        assert_eq!(wire::get(bed.address, "/readyz").status, 200);
         assert!(bed.stored().is_empty());
 
         let allow = networks(&["127.0.0.0/8"]);
@@ -180,7 +198,8 @@ mod from_networks {
             ..Access::default()
         };
         let bed = Bed::behind(elsewhere, |_, _| {});
-        assert_eq!(ask(&bed, "", &post_with("X-Forwarded-For: 192.0.2.7\r\n")), None);
+        let answer = ask(&bed, "", &post_with("X-Forwarded-For: 192.0.2.7\r\n")).unwrap();
+        refused(&answer, 403, "access.allow");
     }
 
     #[test]
@@ -200,16 +219,18 @@ mod from_networks {
         let v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\x0a\0\0\x01\0\x05\0\x50";
         taken(&ask(&bed, v2, &post("/callback", &push())).unwrap());
         assert_eq!(bed.stored().len(), 3);
-        for start in ["PROXY TCP4 198.51.100.1 10.0.0.1 5 80\r\n", "PROXY nonsense\r\n", ""] {
+        for start in ["PROXY nonsense\r\n", ""] {
             assert_eq!(ask(&bed, start, &request), None, "{start:?}");
         }
-        // Whom a proxy does not know writes that header alone.
+        // A client that the proxy does not know may have written that header itself.
         let forged = post_with("X-Forwarded-For: 192.0.2.7\r\n");
-        assert_eq!(ask(&bed, "PROXY UNKNOWN\r\n", &forged), None);
-        assert_eq!(ask(&bed, b"\r\n\r\n\0\r\nQUIT\n\x21\0\0\0", &forged), None);
-        // What the header names is not trusted to name others.
-        let forged = post_with("X-Forwarded-For: 192.0.2.7\r\n");
-        assert_eq!(ask(&bed, "PROXY TCP4 198.51.100.1 10.0.0.1 5 80\r\n", &forged), None);
+        let unknown = b"\r\n\r\n\0\r\nQUIT\n\x21\0\0\0";
+        let elsewhere = b"PROXY TCP4 198.51.100.1 10.0.0.1 5 80\r\n";
+        for start in [&b"PROXY UNKNOWN\r\n"[..], unknown, elsewhere] {
+            refused(&ask(&bed, start, &forged).unwrap(), 403, "access.allow");
+            let check = "GET /readyz HTTP/1.1\r\n\r\n";
+            assert_eq!(ask(&bed, start, check).unwrap().status, 200);
+        }
         assert_eq!(bed.stored().len(), 3);
 
         // From whoever is no proxy it is garbage.

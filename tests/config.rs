@@ -102,12 +102,13 @@ fn certificate() {
 /// Every key: where it stands, a value for the file, the same for the environment, another for the
 /// file, and how the value shows in the config.
 #[rustfmt::skip]
-const KEYS: [(&str, &str, &str, &str, &str, &str); 34] = [
+const KEYS: [(&str, &str, &str, &str, &str, &str); 35] = [
     ("http", "listen", "\"127.0.0.1:81\"", "127.0.0.1:81", "\"[::1]:82\"", "listen: 127.0.0.1:81"),
     ("http", "path", "\"/cb/\"", "/cb/", "\"/other\"", "path: \"/cb\""),
     ("http", "max_body", "\"64KiB\"", "64KiB", "2048", "max_body: 65536"),
     ("http", "max_connections", "7", "7", "8", "max_connections: 7"),
     ("http", "max_connections_per_address", "3", "3", "4", "max_connections_per_address: 3"),
+    ("http", "keep_alive", "\"2m\"", "2m", "\"3m\"", "keep_alive: 120s"),
     ("http", "deadline", "\"1500ms\"", "1500ms", "\"2s\"", "deadline: 1.5s"),
     ("http", "drain", "\"10s\"", "10s", "\"2s\"", "drain: 10s"),
     ("tls", "certificate", "\"target/tmp/config-tls/a.pem\"", "target/tmp/config-tls/a.pem", "\"/nowhere\"", "certificate: \"target/tmp/config-tls/a.pem\""),

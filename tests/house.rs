@@ -8,10 +8,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Room, and the rooms it may name.
-const MAY_NAME: [(&str, &[&str]); 22] = [
+const MAY_NAME: [(&str, &[&str]); 25] = [
     ("record", &[]),
     ("callback", &["record"]),
-    ("metrics", &["callback", "record"]),
+    ("metrics", &["record"]),
     ("recent", &["record"]),
     ("log_limit", &[]),
     ("wal", &["metrics", "record", "log_limit"]),
@@ -20,16 +20,21 @@ const MAY_NAME: [(&str, &[&str]); 22] = [
     ("publisher", &["kafka", "ledger", "metrics", "recent", "record", "log_limit", "wal"]),
     ("reloadable", &[]),
     ("heartbeat", &[]),
+    ("health", &["heartbeat", "wal"]),
+    ("descriptors", &[]),
+    ("proxy_protocol", &[]),
     ("secret", &[]),
     ("service", &[]),
     (
         "intake",
         &[
             "callback",
-            "log_limit",
             "reloadable",
             "metrics",
+            "health",
             "heartbeat",
+            "log_limit",
+            "proxy_protocol",
             "recent",
             "record",
             "secret",
@@ -43,7 +48,8 @@ const MAY_NAME: [(&str, &[&str]); 22] = [
             "logging",
             "log_limit",
             "metrics",
-            "heartbeat",
+            "health",
+            "proxy_protocol",
             "recent",
             "record",
             "secret",
@@ -77,7 +83,8 @@ const MAY_NAME: [(&str, &[&str]); 22] = [
             "intake",
             "metrics",
             "publisher",
-            "heartbeat",
+            "descriptors",
+            "health",
             "reload",
             "service",
             "wal",

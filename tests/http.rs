@@ -220,6 +220,149 @@ mod a_callback {
     }
 }
 
+mod an_answer {
+    use super::*;
+
+    #[test]
+    fn is_read_by_each_of_50_clients_that_send_5_mib_first() {
+        let bed = Bed::new();
+        let request = post("/callback", &" ".repeat(5 << 20));
+        let chunked = post_chunked("/callback", &" ".repeat(5 << 20), 1 << 16);
+        let ask = |request: &[u8]| {
+            let mut stream = TcpStream::connect(bed.address).unwrap();
+            std::io::Write::write_all(&mut stream, request).map_err(|error| error.to_string())?;
+            let answer = Wire::over(stream).answer().ok_or("no answer")?;
+            assert!(answer.closes());
+            Ok::<_, String>(answer.status)
+        };
+        let outcomes = thread::scope(|scope| {
+            let request = |number| if number % 2 == 0 { request.as_bytes() } else { &chunked };
+            let client = |number| scope.spawn(move || ask(request(number)));
+            let clients: Vec<_> = (0..50).map(client).collect();
+            clients.into_iter().map(|client| client.join().unwrap()).collect::<Vec<_>>()
+        });
+        let read = outcomes.iter().filter(|outcome| **outcome == Ok(413)).count();
+        assert_eq!(read, 50, "{outcomes:?}");
+        bed.works();
+    }
+
+    #[test]
+    fn that_rejects_before_the_body_is_read_whole_arrives_nevertheless() {
+        let bed = Bed::new();
+        let body = " ".repeat(3 << 20);
+        let length = body.len();
+        let large = format!("A: {}\r\n", "a".repeat(20_000));
+        for (head, status) in [
+            ("POST /elsewhere HTTP/1.1\r\n", 404),
+            ("PUT /callback HTTP/1.1\r\n", 405),
+            ("GET /elsewhere HTTP/1.1\r\n", 404),
+            ("POST /callback HTTP/1.1\r\n", 413),
+            ("POST /callback HTTP/1.1\r\nContent-Encoding: gzip\r\n", 415),
+            (&format!("POST /callback HTTP/1.1\r\n{large}"), 431),
+            ("POST /callback HTTP/9.9\r\n", 400),
+        ] {
+            for _ in 0..5 {
+                let mut stream = TcpStream::connect(bed.address).unwrap();
+                let request = format!("{head}Content-Length: {length}\r\n\r\n{body}");
+                let sent = std::io::Write::write_all(&mut stream, request.as_bytes());
+                sent.unwrap_or_else(|error| panic!("{status}: {error}"));
+                let answer = Wire::over(stream).answer().unwrap_or_else(|| panic!("{status}"));
+                assert_eq!(answer.status, status);
+            }
+        }
+        // Requests behind the last one that is answered.
+        let mut wire = Wire::connect(bed.address);
+        wire.send(post("/callback", "{}").repeat(20_000));
+        let answers: Vec<u16> =
+            std::iter::from_fn(|| wire.answer()).map(|answer| answer.status).collect();
+        assert_eq!(answers, [401; 16]);
+        bed.works();
+    }
+
+    #[test]
+    fn is_not_waited_for_by_a_client_that_sends_for_ever() {
+        let bed = Bed::new();
+        let mut endless = Wire::connect(bed.address);
+        endless.send("POST /callback HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n");
+        refused(&endless.answer().unwrap(), 413, "2048 bytes");
+        let started = Instant::now();
+        let mut sent = 0;
+        while endless.try_send([b' '; 1024]) {
+            sent += 1024;
+            assert!(started.elapsed() < Duration::from_secs(9), "{sent} bytes were read");
+            thread::sleep(Duration::from_millis(20));
+        }
+        assert!(started.elapsed() > Duration::from_secs(4), "{:?}", started.elapsed());
+        bed.works();
+    }
+}
+
+mod a_health_check {
+    use super::*;
+
+    #[test]
+    fn is_answered_beside_callbacks_and_says_no_more_than_its_status() {
+        let bed = Bed::with(|config, _| config.path = String::new());
+        for (path, message) in [("/healthz", "alive"), ("/readyz", "ready"), ("/readyz?v", "ready")]
+        {
+            let answer = bed.send(format!("GET {path} HTTP/1.1\r\n\r\n"));
+            let body: Value = serde_json::from_str(&answer.body).unwrap();
+            assert_eq!((answer.status, body), (200, json!({"code": 200, "message": message})));
+            assert!(!answer.closes());
+        }
+        let mut wire = Wire::connect(bed.address);
+        for _ in 0..40 {
+            wire.send("HEAD /readyz HTTP/1.1\r\n\r\n");
+            let mut head = [0; 15];
+            std::io::Read::read_exact(&mut wire.try_clone().into_stream(), &mut head).unwrap();
+            assert_eq!(&head, b"HTTP/1.1 200 OK");
+            assert!(wire.skip_head());
+        }
+        taken(&bed.send(post("/healthz", &push())));
+        let bed = Bed::with(|_, log| log.min_free_bytes = u64::MAX);
+        let started = Instant::now();
+        while bed.log.as_ref().unwrap().probe().ready().is_ok() {
+            assert!(started.elapsed() < PATIENCE);
+        }
+        refused(&bed.send("GET /readyz HTTP/1.1\r\n\r\n"), 503, "not ready");
+        assert_eq!(bed.send("GET /healthz HTTP/1.1\r\n\r\n").status, 200);
+    }
+}
+
+mod an_idle_connection {
+    use super::*;
+
+    #[test]
+    fn is_kept_as_long_as_http_keep_alive_says() {
+        let bed = Bed::with(|config, _| config.keep_alive = Duration::from_secs(3));
+        let mut wire = Wire::connect(bed.address);
+        for _ in 0..2 {
+            wire.send(post("/callback", &push()));
+            taken(&wire.answer().unwrap());
+            assert!(wire.is_silent(Duration::from_secs(2)));
+        }
+        let started = Instant::now();
+        assert!(wire.is_closed());
+        assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    }
+
+    #[test]
+    #[ignore = "takes 65 s: the idle time of balancers"]
+    fn is_kept_for_longer_than_balancers_keep_it() {
+        let bed = Bed::new();
+        let mut wires: Vec<Wire> = (0..20).map(|_| Wire::connect(bed.address)).collect();
+        for round in 0..2 {
+            for wire in &mut wires {
+                wire.send(post("/callback", &push()));
+                taken(&wire.answer().unwrap());
+            }
+            if round == 0 {
+                thread::sleep(Duration::from_secs(65));
+            }
+        }
+    }
+}
+
 mod a_request {
     use super::*;
 

@@ -275,3 +275,39 @@ fn the_last_lines_before_the_end_are_written() {
     let last = refused.stderr.lines().last().unwrap();
     assert!(last.starts_with("livebridge: the log in "), "{}", refused.stderr);
 }
+
+#[test]
+fn rejections_are_a_line_with_counts_by_reason_and_the_last_example() {
+    let bed = Bed::new("127.0.0.1:1", "min_free_bytes = 0");
+    let ask = |request: String| wire::exchange(bed.intake, request).unwrap().status;
+    assert_eq!(ask(post("/hook/a-secret-part", "{}")), 404);
+    bed.wait_until(|bed| !bed.lines_about("requests were rejected").is_empty());
+    (0..10).for_each(|_| assert_eq!(ask(post("/hook/a-secret-part", "{}")), 404));
+    assert_eq!(ask(post("/callback", "{")), 400);
+    assert_eq!(ask(post("/hook/a-secret-part", "{}")), 404);
+    thread::sleep(Duration::from_secs(2));
+    let first: Vec<Value> =
+        bed.lines().into_iter().filter(|line| line["reasons"].is_string()).collect();
+    assert_eq!(first.len(), 1, "one a minute");
+    assert_eq!(first[0]["level"], "WARN", "nothing was accepted");
+    for (field, value) in [
+        ("reason", "path"),
+        ("reasons", "path 1"),
+        ("method", "POST"),
+        ("path", "/hook/…"),
+        ("address", "127.0.0.1"),
+    ] {
+        assert_eq!(first[0][field], value, "{first:?}");
+    }
+    bed.send(1);
+    bed.process.signal(Signal::TERM);
+    bed.wait_until(|bed| !bed.lines_about("stopped").is_empty());
+    let lines = bed.lines();
+    let last = lines.iter().rfind(|line| line["reasons"].is_string()).unwrap();
+    assert_eq!(
+        (&last["reasons"], &last["count"]),
+        (&Value::from("malformed 1, path 11"), &12.into())
+    );
+    assert_eq!(last["level"], "INFO", "callbacks are accepted too");
+    assert!(!bed.process.stderr.text().contains("a-secret-part"));
+}

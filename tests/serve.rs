@@ -209,6 +209,8 @@ fn every_refusal_moves_its_own_counter_and_no_other() {
     let requests = [
         ("method", "GET /callback HTTP/1.1\r\n\r\n".to_owned(), 405),
         ("path", wire::post("/", &push()), 404),
+        ("not_found", "GET / HTTP/1.1\r\n\r\n".to_owned(), 404),
+        ("content_encoding", post("").replace("Host", "Content-Encoding: gzip\r\nHost"), 415),
         ("too_large", post(&" ".repeat(2049)), 413),
         ("malformed", post("{"), 400),
         ("not_an_object", post("[]"), 400),
@@ -287,7 +289,6 @@ fn every_end_of_a_connection_is_counted_by_its_reason_and_no_other() {
         ("header_malformed", "", "", "nonsense\r\n\r\n"),
         ("header_too_large", "", "", &large),
         ("too_many_rejections", "", "", &forged),
-        ("address", "", "[access]\nallow = [\"192.0.2.0/24\"]", "POST"),
         ("proxy_header", "", proxied, "POST / HTTP/1.1\r\n\r\n"),
         ("tls", "", &tls, "POST / HTTP/1.1\r\n\r\n"),
         ("per_address_limit", "max_connections_per_address = 1", "", "POST"),
@@ -347,7 +348,7 @@ fn connections_of_which_nothing_comes_or_nothing_is_taken_are_given_up_and_count
         assert!(started.elapsed() < Duration::from_secs(40), "let be for ever");
     }
     assert!((9..16).contains(&sent), "{sent}");
-    wait_for_ends(serving.admin, ENDED, "idle", 1.0, PATIENCE);
+    wait_for_ends(serving.admin, ENDED, "idle_timeout", 1.0, PATIENCE);
     wait_for_ends(serving.admin, ENDED, "header_timeout", 1.0, PATIENCE);
     assert!(silent.is_closed());
 }
@@ -362,7 +363,7 @@ fn operators_who_do_not_read_or_send_nothing_are_given_up_and_counted() {
     // The answers to so many fill every buffer.
     deaf.try_send("GET /metrics HTTP/1.1\r\nHost: l\r\n\r\n".repeat(1000));
     let mut reader = Wire::connect(serving.admin);
-    let ended = reason("livebridge_admin_connections_closed_total", "idle");
+    let ended = reason("livebridge_admin_connections_closed_total", "idle_timeout");
     let started = Instant::now();
     loop {
         // Whoever asks now and then and reads is let be.
@@ -452,9 +453,12 @@ fn operators_have_their_pages_to_get() {
     let posted = exchange(serving.admin, post("/healthz", "")).unwrap();
     assert_eq!((posted.status, posted.header("allow")), (405, Some("GET, HEAD")));
     assert_eq!(exchange(serving.admin, post("/callback", &push())).unwrap().status, 404);
-    // The intake has none of them.
-    for path in ["/", "/status", "/metrics", "/healthz", "/readyz"] {
+    // The intake has none of them but the health checks.
+    for path in ["/", "/status", "/metrics"] {
         assert_eq!(get(serving.intake, path).status, 404);
+    }
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(get(serving.intake, path).status, 200);
     }
 }
 
@@ -531,7 +535,7 @@ fn a_stop_with_nothing_left_to_publish_does_not_wait_for_kafka() {
     let started = Instant::now();
     serving.process.signal(Signal::TERM);
     assert_eq!(serving.process.wait(), Some(0));
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
 }
 
 #[test]
@@ -544,8 +548,8 @@ fn a_stop_without_kafka_keeps_what_is_left_for_the_next_start() {
     let started = Instant::now();
     serving.process.signal(Signal::TERM);
     assert_eq!(serving.process.wait(), Some(0));
-    // Who comes meanwhile is kept waiting: it does not try in vain for long.
-    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+    // Callbacks that arrive meanwhile wait, and there is nothing to wait for.
+    assert!(started.elapsed() < Duration::from_millis(1500), "{:?}", started.elapsed());
     assert_eq!(stored(&home.log()).len(), 3);
     let next = home.serve();
     assert_eq!(scrape(next.admin)["livebridge_wal_records"].to_string(), "3");
@@ -554,11 +558,12 @@ fn a_stop_without_kafka_keeps_what_is_left_for_the_next_start() {
 #[test]
 fn a_second_signal_ends_it_at_once() {
     let home = Home::new(NOWHERE, "");
+    let config = fs::read_to_string(home.config()).unwrap();
+    fs::write(home.config(), config.replace("[http]", "[http]\ndrain = \"1m\"")).unwrap();
     let mut serving = home.serve();
     assert_eq!(exchange(serving.intake, post("/callback", &push())).unwrap().status, 200);
-    // Kafka is away: publishing what is left is tried for a while.
     serving.process.signal(Signal::INT);
-    serving.process.stderr.wait_for(|line| line.contains("\"stopping\"").then_some(()));
+    serving.process.stderr.wait_for(|line| line.contains("\"stopping soon").then_some(()));
     let started = Instant::now();
     serving.process.signal(Signal::INT);
     assert_eq!(serving.process.wait(), Some(1));
@@ -641,4 +646,109 @@ fn a_full_log_refuses_until_kafka_is_back_and_then_takes_more_by_itself() {
         thread::sleep(Duration::from_millis(50));
     }
     assert_eq!(scrape(serving.admin)["livebridge_kafka_up"], 1.0);
+}
+
+/// What the intake has counted against its callers.
+fn complaints(admin: SocketAddr) -> metrics::Series {
+    let mut series = scrape(admin);
+    series.retain(|name, value| {
+        let counted = name.starts_with(ENDED) || name.starts_with("livebridge_callbacks_refused");
+        counted && *value != 0.0
+    });
+    series
+}
+
+#[test]
+fn probes_of_balancers_are_neither_rejections_nor_failed_handshakes() {
+    let proxied = "[access]\nallow = [\"192.0.2.0/24\"]\ntrusted_proxies = [\"127.0.0.1\"]";
+    let proxy_protocol = format!("{proxied}\nproxy_protocol = true");
+    let certificate = tempfile::tempdir().unwrap();
+    let by_tls = format!("{proxy_protocol}\n{}", tls(certificate.path()));
+    let local = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+    for more in ["", proxied, &proxy_protocol, &tls(certificate.path()), &by_tls] {
+        let home = Home::new(NOWHERE, more);
+        let serving = home.serve();
+        for start in [&b""[..], local] {
+            for reset in [false, true] {
+                if !start.is_empty() && !more.contains("proxy_protocol") {
+                    continue;
+                }
+                let mut stream = TcpStream::connect(serving.intake).unwrap();
+                std::io::Write::write_all(&mut stream, start).unwrap();
+                thread::sleep(Duration::from_millis(50));
+                if reset {
+                    let socket = socket2::Socket::from(stream);
+                    socket.set_linger(Some(Duration::ZERO)).unwrap();
+                }
+            }
+        }
+        if !more.contains("[tls]") {
+            for request in ["GET /readyz", "HEAD /healthz", "HEAD /", "GET /callback"] {
+                if (request.ends_with('/') || request.ends_with("callback")) && more.is_empty() {
+                    // Without a trusted proxy such a request is anybody's.
+                    continue;
+                }
+                let start = if more.contains("proxy_protocol") { &local[..] } else { b"" };
+                let mut wire = Wire::connect(serving.intake);
+                let request = format!("{request} HTTP/1.1\r\nConnection: close\r\n\r\n");
+                wire.send([start, request.as_bytes()].concat());
+                let mut answer = String::new();
+                std::io::Read::read_to_string(&mut wire.into_stream(), &mut answer).unwrap();
+                assert!(answer.starts_with("HTTP/1.1 "), "{more} {request}");
+            }
+        }
+        // The admin listener takes the same header, and says the same.
+        for start in [&local[..], b"PROXY UNKNOWN\r\n", b"PROXY TCP4 192.0.2.1 10.0.0.1 1 2\r\n"] {
+            let mut wire = Wire::connect(serving.admin);
+            wire.send(&start[..5]);
+            thread::sleep(Duration::from_millis(30));
+            wire.send([&start[5..], b"GET /readyz HTTP/1.1\r\nHost: l\r\n\r\n"].concat());
+            assert_eq!(wire.answer().unwrap().status, 200, "{}", start.escape_ascii());
+        }
+        thread::sleep(Duration::from_millis(100));
+        assert_eq!(complaints(serving.admin), metrics::Series::new(), "{more}");
+    }
+}
+
+#[test]
+fn a_callback_is_accepted_at_once_beyond_a_small_limit_of_descriptors() {
+    // This process needs some itself.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let mut more = limit;
+    more.current = limit.maximum;
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, more).unwrap();
+    let home = Home::new(NOWHERE, "");
+    // What containers have; the hard limit is what counts.
+    for (soft, hard, expected) in [(1024, 1024, 832.0), (256, 1100, 908.0)] {
+        let mut command = std::process::Command::new("bash");
+        let limits = format!("ulimit -Sn {soft} && ulimit -Hn {hard}");
+        let limited = format!("{limits} && exec \"$0\" serve --config \"$1\"");
+        // The soft limit first, as it may not be above the hard one.
+        command.args(["-c", &limited, env!("CARGO_BIN_EXE_livebridge"), &home.config()]);
+        let process = Running::start(&mut command);
+        let admin = process.address("admin listening");
+        let intake = process.address("intake listening");
+        let lowered = process.stderr.wait_for(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).ok()?;
+            line["max_connections"].as_f64()
+        });
+        assert_eq!(lowered, expected);
+        let mut silent: Vec<TcpStream> =
+            (0..1210).map(|_| TcpStream::connect(intake).unwrap()).collect();
+        for _ in 0..5 {
+            let started = Instant::now();
+            assert_eq!(exchange(intake, post("/callback", &push())).unwrap().status, 200);
+            let elapsed = started.elapsed();
+            assert!(elapsed < Duration::from_secs(3), "{limits}: {elapsed:?}");
+            silent.push(TcpStream::connect(intake).unwrap());
+        }
+        assert!(scrape(admin)[&reason(ENDED, "evicted")] > 0.0);
+        assert!(scrape(admin)["process_open_fds"] < 1024.0);
+        let check = format!("{limits} && exec \"$0\" check --offline --config \"$1\"");
+        let mut command = std::process::Command::new("bash");
+        command.args(["-c", &check, env!("CARGO_BIN_EXE_livebridge"), &home.config()]);
+        let found = run(&mut command);
+        let note = format!("http.max_connections = 4096 is lowered to {expected}");
+        assert!(found.stdout.contains(&note), "{found:?}");
+    }
 }

@@ -44,6 +44,9 @@ pub(super) struct Marks {
     authentication: f64,
     unverified: f64,
     turned_away: f64,
+    wrong_path: f64,
+    rejected: f64,
+    accepted: f64,
     dead: f64,
     quarantined: f64,
     damaged: f64,
@@ -61,6 +64,9 @@ impl Marks {
             authentication: sum(&AUTHENTICATION),
             unverified: used.get(UNVERIFIED).copied().unwrap_or_default(),
             turned_away: sum(&TURNED_AWAY),
+            wrong_path: sum(&["path"]),
+            rejected: refused.values().sum(),
+            accepted: metrics.sum("livebridge_callbacks_accepted_total"),
             dead: metrics.get("livebridge_dead_letters_total"),
             quarantined: metrics.get("livebridge_quarantined_total"),
             damaged: metrics.get("livebridge_wal_damaged_records_total"),
@@ -74,6 +80,9 @@ impl Marks {
             authentication: self.authentication - before.authentication,
             unverified: self.unverified - before.unverified,
             turned_away: self.turned_away - before.turned_away,
+            wrong_path: self.wrong_path - before.wrong_path,
+            rejected: self.rejected - before.rejected,
+            accepted: self.accepted - before.accepted,
             dead: self.dead - before.dead,
             quarantined: self.quarantined - before.quarantined,
             damaged: self.damaged - before.damaged,
@@ -105,7 +114,7 @@ impl Facts<'_> {
 type Rule = (&'static str, Level, fn(&Facts<'_>) -> Option<String>, &'static str);
 
 /// In the order in which they are shown.
-const RULES: [Rule; 14] = [
+const RULES: [Rule; 16] = [
     (
         "LivebridgeRejectingCallbacks",
         Level::Critical,
@@ -163,6 +172,21 @@ const RULES: [Rule; 14] = [
         Level::Warning,
         |facts| moved(facts.moved.dead, "records were sent to the dead-letter topic"),
         "Kafka rejected them in their own topics, for the reasons below.",
+    ),
+    (
+        "LivebridgeOnlyRejections",
+        Level::Warning,
+        |facts| {
+            let only = facts.moved.accepted == 0.0;
+            moved(facts.moved.rejected, "requests were rejected and none accepted").filter(|_| only)
+        },
+        "Below are the last ones, with the reason of each. A wrong callback URL, key or proxy?",
+    ),
+    (
+        "LivebridgeWrongPath",
+        Level::Warning,
+        |facts| moved(facts.moved.wrong_path, "POST requests came to another path than http.path"),
+        "Correct the callback URL in the console, or http.path.",
     ),
     (
         "LivebridgeSignatureFailures",

@@ -69,7 +69,7 @@ pub(super) fn status(
     exporter: &Exporter,
     probe: &Probe,
     history: &History,
-    settings: &Value,
+    (settings, started_at): (&Value, Timestamp),
     after: i64,
 ) -> String {
     #[derive(Serialize)]
@@ -88,7 +88,7 @@ pub(super) fn status(
         "version": env!("CARGO_PKG_VERSION"),
         "instance": settings["kafka.instance"]["value"],
         "now": Timestamp::now().as_millis(),
-        "started_at": 1000.0 * metrics.get("process_start_time_seconds"),
+        "started_at": started_at.as_millis(),
         "health": {
             "state": found.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok),
             "taking_callbacks": not_ready.is_none(),

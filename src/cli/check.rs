@@ -8,6 +8,7 @@ use std::path::Path;
 use clap::Args;
 use livebridge::callback::Unsigned;
 use livebridge::config::Config;
+use livebridge::descriptors;
 use livebridge::kafka::{Delivery, SetupError};
 use livebridge::record::Timestamp;
 use livebridge::secret::redact;
@@ -65,6 +66,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     }
     directory(&config, &mut findings);
     clock(&mut findings);
+    file_descriptors(&config, &mut findings);
     keys(&config, &mut findings);
     files(&config, &mut findings);
     let bad_here = findings.bad;
@@ -165,6 +167,22 @@ fn clock(findings: &mut Findings) {
         );
     } else {
         findings.ok("clock", format_args!("{now}; signatures expire by it, so keep it in step"));
+    }
+}
+
+/// Tells when the limit of file descriptors allows fewer connections than are configured.
+fn file_descriptors(config: &Config, findings: &mut Findings) {
+    let configured = config.http.max_connections;
+    let limit = descriptors::attainable_limit();
+    let connections = descriptors::connections(configured, limit);
+    if let Some(limit) = limit.filter(|_| connections < configured) {
+        findings.note(
+            "descriptors",
+            format_args!(
+                "the limit is {limit} file descriptors: http.max_connections = {configured} is \
+                 lowered to {connections}; raise the limit (LimitNOFILE=, ulimit -Hn)"
+            ),
+        );
     }
 }
 

@@ -42,6 +42,7 @@ struct RawHttp {
     max_body: ByteSize,
     max_connections: usize,
     max_connections_per_address: usize,
+    keep_alive: Span,
     deadline: Span,
     drain: Span,
 }
@@ -131,6 +132,9 @@ impl Default for RawHttp {
             max_body: ByteSize::kib(256),
             max_connections: 4096,
             max_connections_per_address: 1024,
+            // Longer than the idle time of balancers, which is 60 s mostly: the end that closes an
+            // idle connection must be the one that sends requests.
+            keep_alive: Span(Duration::from_secs(75)),
             deadline: Span(Duration::from_secs(5)),
             drain: Span(Duration::ZERO),
         }
@@ -298,6 +302,10 @@ impl Raw {
                 "must be at least 1; with as many as http.max_connections it limits nobody";
             return Err(bad("http.max_connections_per_address", problem.into()));
         }
+        let keep_alive = Duration::from_secs(1)..=Duration::from_hours(1);
+        if !keep_alive.contains(&self.http.keep_alive.0) {
+            return Err(bad("http.keep_alive", "must be 1s to 1h".into()));
+        }
         if self.http.deadline.0.is_zero() || self.http.deadline.0 > Duration::from_secs(15) {
             let problem = "must be up to 15s: Tencent gives up a call after 20s";
             return Err(bad("http.deadline", problem.into()));
@@ -322,6 +330,7 @@ impl Raw {
                 max_body,
                 max_connections: self.http.max_connections,
                 max_connections_per_address: self.http.max_connections_per_address,
+                keep_alive: self.http.keep_alive.0,
                 deadline: self.http.deadline.0,
                 drain: self.http.drain.0,
             },

@@ -13,12 +13,13 @@ pub(super) enum Kind {
 }
 
 /// Every key but those in the two [`MAPS`].
-pub(super) const KEYS: [(&str, &str, Kind); 34] = [
+pub(super) const KEYS: [(&str, &str, Kind); 35] = [
     ("http", "listen", Kind::Text),
     ("http", "path", Kind::Text),
     ("http", "max_body", Kind::Text),
     ("http", "max_connections", Kind::Number),
     ("http", "max_connections_per_address", Kind::Number),
+    ("http", "keep_alive", Kind::Text),
     ("http", "deadline", Kind::Text),
     ("http", "drain", Kind::Text),
     ("tls", "certificate", Kind::Text),

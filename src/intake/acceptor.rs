@@ -1,54 +1,53 @@
-//! Accepts connections, and gives each to the core that has the fewest.
+//! Accepts connections, and gives each to the worker that has the fewest.
 //!
-//! If every core accepted for itself, those that come together would go to whichever wakes first, and
-//! a sender that keeps its connections would keep one core busy while others idle.
+//! If every worker accepted for itself, connections that arrive together would go to whichever wakes
+//! first, and a sender with keep-alive connections would keep one core busy while others idle.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::net::{TcpListener, TcpStream};
+use rustix::io::Errno;
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::admission::{ConnectionLimiter, Permit};
-use super::{Shared, connection};
+use super::admission::{ConnectionLimiter, Permit, SCAN_INTERVAL};
+use crate::log_limit::LogLimiter;
 
-/// At a stop, the longest that open requests are waited for.
-const STOP_GRACE: Duration = Duration::from_secs(10);
-/// At a stop, the longest that further connections are taken out of the kernel's queue, and the
-/// pause between two that says that it is empty.
+/// When stopping, the longest that further connections are taken out of the kernel's queue, and the
+/// pause between two after which the queue counts as empty.
 const QUEUE_GRACE: Duration = Duration::from_millis(20);
 const QUEUE_GAP: Duration = Duration::from_millis(1);
-/// Pause after the operating system refuses a connection, for lack of descriptors mostly.
+/// Pause after `accept` failed.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// A connection on its way to its core.
-struct NewConnection {
-    stream: std::net::TcpStream,
-    peer: IpAddr,
-    permit: Permit,
-    /// It counts as one of the core's from here on.
-    counted: TaskTrackerToken,
+/// A connection on its way to its worker.
+pub(super) struct NewConnection {
+    pub(super) stream: std::net::TcpStream,
+    pub(super) peer: IpAddr,
+    pub(super) permit: Permit,
+    /// It counts as one of the worker's from here on.
+    pub(super) counted: TaskTrackerToken,
 }
 
-/// The acceptor's end of a core.
+/// The acceptor's end of a worker.
 pub(super) struct WorkerHandle {
     new_connections: mpsc::UnboundedSender<NewConnection>,
     connections: TaskTracker,
 }
 
-/// The core's end. What waits here has a seat, so their number bounds it.
+/// The worker's end. What waits here has a permit, so their number bounds it.
 pub(super) struct WorkerInbox {
-    inbox: mpsc::UnboundedReceiver<NewConnection>,
-    connections: TaskTracker,
+    pub(super) inbox: mpsc::UnboundedReceiver<NewConnection>,
+    pub(super) connections: TaskTracker,
 }
 
-/// Both ends of one core.
+/// Both ends of one worker.
 pub(super) fn worker_channel() -> (WorkerHandle, WorkerInbox) {
     let (new_connections, inbox) = mpsc::unbounded_channel();
     let connections = TaskTracker::new();
@@ -58,8 +57,8 @@ pub(super) fn worker_channel() -> (WorkerHandle, WorkerInbox) {
     )
 }
 
-/// Accepts connections until `stop`, and then those that are in the kernel's queue already, who would
-/// be cut off with the socket.
+/// Accepts connections until `stop`, and then those that are in the kernel's queue already, which
+/// would be reset with the socket.
 pub(super) async fn accept(
     listener: std::net::TcpListener,
     limiter: Arc<ConnectionLimiter>,
@@ -72,7 +71,7 @@ pub(super) async fn accept(
     };
     let next = async || -> io::Result<(std::net::TcpStream, SocketAddr, Permit)> {
         let (stream, from) = listener.accept().await?;
-        // Who waits for a seat is accepted: only then may somebody else have to leave for it.
+        // Accepted before it has a permit: another one is evicted only for a connection that is there.
         let permit = limiter.acquire().await;
         Ok((stream.into_std()?, from, permit))
     };
@@ -83,9 +82,21 @@ pub(super) async fn accept(
         };
         match next {
             Ok((stream, from, permit)) => place(&workers, stream, from, permit),
+            Err(error) if is_out_of_descriptors(&error) => {
+                static LIMIT: LogLimiter = LogLimiter::new();
+                if let Some(suppressed) = LIMIT.permit() {
+                    tracing::error!(
+                        %error, suppressed,
+                        "no file descriptor for a connection; idle ones are evicted, raise the limit"
+                    );
+                }
+                // As at the limit of connections: the wait must not be that for a time-out.
+                limiter.evict_idlest();
+                sleep(SCAN_INTERVAL).await;
+            }
             Err(error) => {
                 tracing::debug!(%error, "cannot accept a connection");
-                tokio::time::sleep(PAUSE).await;
+                sleep(PAUSE).await;
             }
         }
     }
@@ -97,36 +108,19 @@ pub(super) async fn accept(
     }
 }
 
+/// Whether the process, or the machine, has no file descriptor left.
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    [Errno::MFILE, Errno::NFILE]
+        .map(|errno| Some(errno.raw_os_error()))
+        .contains(&error.raw_os_error())
+}
+
 fn place(workers: &[WorkerHandle], stream: std::net::TcpStream, from: SocketAddr, permit: Permit) {
     let Some(worker) = workers.iter().min_by_key(|worker| worker.connections.len()) else { return };
     let peer = from.ip().to_canonical();
     let counted = worker.connections.token();
-    // A core is there for as long as its worker.
+    // It fails only when the worker has panicked, which ends the connection.
     let _ = worker.new_connections.send(NewConnection { stream, peer, permit, counted });
-}
-
-/// Serves a core's connections until the acceptor is gone and they have ended.
-pub(super) async fn serve(new_connections: WorkerInbox, shared: Arc<Shared>) {
-    let WorkerInbox { mut inbox, connections } = new_connections;
-    while let Some(NewConnection { stream, peer, permit, counted }) = inbox.recv().await {
-        let stream = match TcpStream::from_std(stream) {
-            Ok(stream) => stream,
-            Err(error) => {
-                tracing::debug!(%error, %peer, "cannot serve a connection");
-                continue;
-            }
-        };
-        let shared = Arc::clone(&shared);
-        tokio::spawn(async move {
-            connection::serve(stream, peer, shared, permit).await;
-            drop(counted);
-        });
-    }
-    connections.close();
-    if timeout(STOP_GRACE, connections.wait()).await.is_err() {
-        let connections = connections.len();
-        tracing::warn!(connections, "connections cut off that did not end in time");
-    }
 }
 
 #[cfg(test)]
@@ -134,31 +128,31 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_comes_goes_to_the_core_with_the_fewest_connections() {
+    async fn a_connection_goes_to_the_worker_with_the_fewest() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
-        let (workers, mut cores): (Vec<_>, Vec<_>) = (0..2).map(|_| worker_channel()).unzip();
+        let (workers, mut inboxes): (Vec<_>, Vec<_>) = (0..2).map(|_| worker_channel()).unzip();
         let stop = CancellationToken::new();
-        let limiter = ConnectionLimiter::new(64, 64);
+        let limiter = ConnectionLimiter::new(64, 64, Duration::from_secs(75));
         let acceptor = tokio::spawn(accept(listener, limiter, workers, stop.clone()));
         let connect = || std::net::TcpStream::connect(address).unwrap();
 
         let mut clients: Vec<_> = (0..6).map(|_| connect()).collect();
         let mut first = Vec::new();
         for _ in 0..3 {
-            first.push(cores[0].inbox.recv().await.unwrap());
-            cores[1].inbox.recv().await.unwrap();
+            first.push(inboxes[0].inbox.recv().await.unwrap());
+            inboxes[1].inbox.recv().await.unwrap();
         }
-        // Those of the second core have ended; those of the first have not.
+        // The second worker's connections have ended; the first one's have not.
         clients.extend((0..3).map(|_| connect()));
         for _ in 0..3 {
-            cores[1].inbox.recv().await.unwrap();
+            inboxes[1].inbox.recv().await.unwrap();
         }
 
         drop(first);
         stop.cancel();
         acceptor.await.unwrap();
-        assert!(cores[0].inbox.recv().await.is_none(), "nothing else went there");
+        assert!(inboxes[0].inbox.recv().await.is_none(), "the first worker gets no other");
     }
 }

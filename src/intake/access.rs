@@ -1,4 +1,4 @@
-//! From where a call may come: networks, proxies that speak for others, a word in a header.
+//! From where callbacks are accepted: networks, trusted proxies, a secret in a header.
 
 use std::net::IpAddr;
 
@@ -13,27 +13,27 @@ use crate::secret::Secret;
 const SECRET: HeaderName = HeaderName::from_static("x-livebridge-secret");
 const FORWARDED: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// From where a call may come, and how it must arrive.
+/// From where callbacks are accepted, and over which protocols.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
-    /// Networks from which callbacks are taken; empty for all.
+    /// Networks from which callbacks are accepted; empty for all.
     pub allow: Networks,
-    /// Proxies whose word on whom they speak for is believed.
+    /// Proxies whose `X-Forwarded-For` or PROXY header is believed.
     pub trusted_proxies: Networks,
-    /// Whether connections of theirs begin with a PROXY header.
+    /// Whether the proxies' connections begin with a PROXY header.
     pub proxy_protocol: bool,
-    /// What the header `X-Livebridge-Secret` must say.
+    /// The required value of the header `X-Livebridge-Secret`.
     pub secret: Option<Secret>,
-    /// With a certificate, TLS is all that is spoken.
+    /// With a certificate, only TLS connections are accepted.
     pub tls: Option<Tls>,
 }
 
-/// Some networks, or none.
+/// A list of networks, which may be empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Networks(Vec<IpNet>);
 
 impl Networks {
-    /// From texts such as `10.0.0.0/8`, `2001:db8::/32` or a single address.
+    /// Parses texts such as `10.0.0.0/8`, `2001:db8::/32` or a single address.
     ///
     /// # Errors
     /// The first text that is neither.
@@ -60,12 +60,13 @@ impl Access {
         self.allow.0.is_empty() || self.allow.contains(address)
     }
 
-    /// Who called, over a connection from `peer`: what trusted proxies say, each of the one before
-    /// it, as far as there are some. Anybody can write the header, so nobody else is believed.
+    /// The client's address of a request over a connection from `peer`: the last address in
+    /// `X-Forwarded-For` that a trusted proxy has written and that is not a trusted proxy itself.
+    /// Any client can send the header, so others are not believed.
     pub(super) fn caller(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let mut caller = peer;
         let lines = headers.get_all(FORWARDED).iter().rev();
-        let mut hops = lines.flat_map(|appends| appends.to_str().unwrap_or("?").rsplit(','));
+        let mut hops = lines.flat_map(|line| line.to_str().unwrap_or("?").rsplit(','));
         while self.is_trusted(caller) {
             match hops.next().map(|hop| address(hop.trim())) {
                 Some(Some(before)) => caller = before,
@@ -76,8 +77,8 @@ impl Access {
     }
 
     pub(super) fn knows_secret(&self, headers: &HeaderMap) -> bool {
-        let said = || headers.get(SECRET).map_or(&b""[..], |value| value.as_bytes());
-        self.secret.as_ref().is_none_or(|secret| secret.is(said()))
+        let value = || headers.get(SECRET).map_or(&b""[..], |value| value.as_bytes());
+        self.secret.as_ref().is_none_or(|secret| secret.is(value()))
     }
 }
 
@@ -116,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn only_trusted_proxies_say_whom_they_speak_for() {
+    fn only_trusted_proxies_are_believed_about_the_client() {
         let access = Access { trusted_proxies: networks(&["10.0.0.0/8"]), ..Access::default() };
         for (peer, lines, caller) in [
             ("203.0.113.9", &["198.51.100.1"][..], "203.0.113.9"),
@@ -130,13 +131,13 @@ mod tests {
             ("10.0.0.1", &["[2001:db8::1]:4711"], "2001:db8::1"),
             ("10.0.0.1", &["[2001:db8::1]"], "2001:db8::1"),
             ("10.0.0.1", &["::ffff:198.51.100.1"], "198.51.100.1"),
-            // What cannot be read is not passed over: who stands before it is not known.
+            // An unreadable hop ends the chain: what stands before it is not trustworthy.
             ("10.0.0.1", &["198.51.100.1, unknown"], "10.0.0.1"),
             ("10.0.0.1", &["198.51.100.1, "], "10.0.0.1"),
         ] {
             let mut headers = HeaderMap::new();
-            for appends in lines {
-                headers.append(FORWARDED, appends.parse().unwrap());
+            for line in lines {
+                headers.append(FORWARDED, line.parse().unwrap());
             }
             let found = access.caller(peer.parse().unwrap(), &headers);
             assert_eq!(found.to_string(), caller, "{peer} {lines:?}");

@@ -1,14 +1,15 @@
-//! Those who are connected: how many in all, how many from each address, and who has to leave when it
-//! is full and others wait.
+//! Connection limits: in total, per client address, and in time.
 //!
-//! Whoever holds connections would otherwise keep everybody out. When every seat is taken, the one
-//! leaves of whom nothing was taken for the longest, be it an idle sender, who connects again, or an
-//! attacker, whatever he says meanwhile.
+//! When the limit of connections is reached, the connection that has gone longest without an accepted
+//! callback is evicted: an idle sender, which connects again, or an attacker, whatever it sends.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::pin::pin;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -16,30 +17,32 @@ use tokio::time::{sleep, timeout};
 
 use crate::metrics::CloseReason;
 
-/// Requests on one connection; then the sender has to make another, which may land on another core or
-/// behind a balancer on another instance.
+/// Requests on one connection. Then the sender must open another, which may be given to another core,
+/// or by a balancer to another instance.
 const REQUESTS_MAX: u32 = 100_000;
-/// Requests refused one after another on one connection; then it ends. Sent all at once, refusals cost
-/// little to ask for.
-const REFUSALS_MAX: u32 = 16;
-/// The longest that nothing is taken of a connection. Idle ones, headers and bodies that do not come are
-/// given up earlier; this is for senders that are only refused, or do not take their answers.
-const IDLE_MAX: Duration = Duration::from_secs(30);
-/// When it is full, of whom nothing was taken for so long may have to leave.
+/// Requests rejected in a row on one connection: pipelined, they cost a sender little.
+const REJECTIONS_MAX: u32 = 16;
+/// From a connection's opening, or the first byte of a later request, to the end of the request's header.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+/// The longest that a connection is kept whose requests were only rejected since the last accepted
+/// one, or that does not read its responses.
+const UNPRODUCTIVE_MAX: Duration = Duration::from_secs(30);
+/// At the limit of connections, one without an accepted callback for this long may be evicted.
 const EVICTABLE_AFTER: Duration = Duration::from_millis(250);
-/// How often who has to leave is looked for, while somebody waits for a seat.
-const SCAN_INTERVAL: Duration = Duration::from_millis(20);
-/// How many are looked at each time.
+/// Interval between two searches for a connection to evict, while another one waits.
+pub(super) const SCAN_INTERVAL: Duration = Duration::from_millis(20);
+/// Connections that one search looks at.
 const SCAN_MAX: usize = 128;
 
-/// All of them.
+/// All connections.
 #[derive(Debug)]
 pub(super) struct ConnectionLimiter {
     slots: Mutex<Slots>,
     slots_max: usize,
     per_address_max: usize,
-    left: Notify,
-    opened: Instant,
+    keep_alive: Duration,
+    released: Notify,
+    created: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -47,53 +50,89 @@ struct Slots {
     entries: Vec<Option<Arc<Activity>>>,
     free: Vec<usize>,
     by_address: HashMap<IpAddr, usize>,
-    /// Where the search for who has to leave goes on.
+    /// Where the next search for a connection to evict begins.
     next: usize,
 }
 
-/// One connection, from its acceptance to its end.
+/// One connection's slot, from its acceptance to its end.
 #[derive(Debug)]
 pub(super) struct Permit {
     limiter: Arc<ConnectionLimiter>,
     slot: usize,
-    counted: Option<IpAddr>,
+    charged_to: Option<IpAddr>,
     pub(super) activity: Arc<Activity>,
 }
 
-/// What a connection is doing.
+/// What a connection is doing. Times are in milliseconds after `created`.
 #[derive(Debug)]
 pub(super) struct Activity {
-    opened: Instant,
-    /// When it was opened, or something of it last taken, in milliseconds after `opened`.
-    since: AtomicU64,
-    /// Its request is here as a whole and not answered yet.
-    in_request: AtomicBool,
+    created: Instant,
+    keep_alive: Duration,
+    /// When it was opened, or had its last callback accepted.
+    productive_at: AtomicU64,
+    phase: AtomicU8,
+    phase_since: AtomicU64,
+    /// Since when the client has not read what was written; [`NEVER`] when it has.
+    blocked_since: AtomicU64,
     requests: AtomicU32,
-    /// Refused since something was taken.
-    refusals: AtomicU32,
+    /// Rejections since the last accepted callback.
+    rejections: AtomicU32,
+    linger: AtomicU8,
     evict: Notify,
 }
 
+const NEVER: u64 = u64::MAX;
+
+/// The phases of a connection, in their order.
+const OPENED: u8 = 0;
+/// A part of a request's header is here.
+const HEADER: u8 = 1;
+const BODY: u8 = 2;
+/// The whole request is here and not answered.
+const APPEND: u8 = 3;
+const RESPONSE: u8 = 4;
+const IDLE: u8 = 5;
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RequestOutcome {
+    /// The callback was accepted.
+    Accepted,
+    /// It was rejected.
+    Rejected,
+    /// It was a health check.
+    HealthCheck,
+}
+
+/// Whether a connection is read after its last response, so that the client gets that response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Linger {
+    No,
+    Short,
+    Long,
+}
+
 impl ConnectionLimiter {
-    pub(super) fn new(slots_max: usize, per_address_max: usize) -> Arc<Self> {
+    pub(super) fn new(slots_max: usize, per_address_max: usize, keep_alive: Duration) -> Arc<Self> {
         Arc::new(Self {
             slots: Mutex::default(),
             slots_max,
             per_address_max,
-            left: Notify::new(),
-            opened: Instant::now(),
+            keep_alive,
+            released: Notify::new(),
+            created: Instant::now(),
         })
     }
 
-    /// A seat, as soon as there is one.
+    /// A slot, as soon as there is one.
     pub(super) async fn acquire(self: &Arc<Self>) -> Permit {
         loop {
             if let Some(permit) = self.try_acquire() {
                 return permit;
             }
             self.evict_idlest();
-            // A seat that another thread was faster to take is no reason to wait for ever.
-            let _ = timeout(SCAN_INTERVAL, self.left.notified()).await;
+            // Another thread may take the released slot first, so the wait is bounded.
+            let _ = timeout(SCAN_INTERVAL, self.released.notified()).await;
         }
     }
 
@@ -107,21 +146,13 @@ impl ConnectionLimiter {
             }
             None => return None,
         };
-        let activity = Arc::new(Activity {
-            opened: self.opened,
-            since: AtomicU64::default(),
-            in_request: AtomicBool::default(),
-            requests: AtomicU32::default(),
-            refusals: AtomicU32::default(),
-            evict: Notify::new(),
-        });
-        activity.touch();
+        let activity = Arc::new(Activity::new(self.created, self.keep_alive));
         slots.entries[slot] = Some(Arc::clone(&activity));
-        Some(Permit { limiter: Arc::clone(self), slot, counted: None, activity })
+        Some(Permit { limiter: Arc::clone(self), slot, charged_to: None, activity })
     }
 
-    /// Asks one to leave who has been waiting for long, if there is such a one.
-    fn evict_idlest(&self) {
+    /// Evicts the longest unproductive of some connections, if it is so for long enough.
+    pub(super) fn evict_idlest(&self) {
         let mut slots = self.slots();
         let count = slots.entries.len();
         let start = slots.next;
@@ -141,7 +172,7 @@ impl ConnectionLimiter {
 }
 
 impl Permit {
-    /// Counts it among those from `address`; false when there are too many already.
+    /// Counts the connection as one of `address`; false when that has too many already.
     pub(super) fn charge_to(&mut self, address: IpAddr) -> bool {
         let network = network(address);
         let mut slots = self.limiter.slots();
@@ -151,7 +182,7 @@ impl Permit {
         }
         *count += 1;
         drop(slots);
-        self.counted = Some(network);
+        self.charged_to = Some(network);
         true
     }
 }
@@ -161,7 +192,7 @@ impl Drop for Permit {
         let mut slots = self.limiter.slots();
         slots.entries[self.slot] = None;
         slots.free.push(self.slot);
-        if let Some(address) = self.counted {
+        if let Some(address) = self.charged_to {
             let left = slots.by_address.get(&address).map_or(0, |count| count - 1);
             if left == 0 {
                 slots.by_address.remove(&address);
@@ -170,31 +201,82 @@ impl Drop for Permit {
             }
         }
         drop(slots);
-        self.limiter.left.notify_one();
+        self.limiter.released.notify_one();
     }
 }
 
 impl Activity {
-    fn touch(&self) {
-        let millis = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.since.store(millis, Ordering::Relaxed);
+    fn new(created: Instant, keep_alive: Duration) -> Self {
+        let activity = Self {
+            created,
+            keep_alive,
+            productive_at: AtomicU64::default(),
+            phase: AtomicU8::new(OPENED),
+            phase_since: AtomicU64::default(),
+            blocked_since: AtomicU64::new(NEVER),
+            requests: AtomicU32::default(),
+            rejections: AtomicU32::default(),
+            linger: AtomicU8::new(Linger::No as u8),
+            evict: Notify::new(),
+        };
+        activity.productive_at.store(activity.now(), Ordering::Relaxed);
+        activity.enter(OPENED);
+        activity
     }
 
-    /// The whole request is here.
-    pub(super) fn begin_request(&self) {
-        self.in_request.store(true, Ordering::Relaxed);
+    fn now(&self) -> u64 {
+        millis(self.created.elapsed())
     }
 
-    /// The answer is ready. Why it is the last on this connection, if it is.
-    pub(super) fn record_response(&self, taken: bool) -> Option<CloseReason> {
-        if taken {
-            self.touch();
-            self.refusals.store(0, Ordering::Relaxed);
+    fn enter(&self, phase: u8) {
+        self.phase.store(phase, Ordering::Relaxed);
+        self.phase_since.store(self.now(), Ordering::Relaxed);
+    }
+
+    fn is_in(&self, phase: u8) -> bool {
+        self.phase.load(Ordering::Relaxed) == phase
+    }
+
+    /// The handshake is done; a request may begin.
+    pub(super) fn handshake_completed(&self) {
+        self.enter(OPENED);
+    }
+
+    /// Bytes of a request came.
+    pub(super) fn bytes_received(&self) {
+        if self.is_in(OPENED) {
+            // The first request's time counts from the opening.
+            self.phase.store(HEADER, Ordering::Relaxed);
+        } else if self.is_in(IDLE) {
+            self.enter(HEADER);
         }
-        self.in_request.store(false, Ordering::Relaxed);
-        let refusals = self.refusals.fetch_add(u32::from(!taken), Ordering::Relaxed);
+    }
+
+    /// The header is complete.
+    pub(super) fn begin_request(&self) {
+        self.enter(BODY);
+    }
+
+    /// The body is complete.
+    pub(super) fn begin_append(&self) {
+        self.enter(APPEND);
+    }
+
+    /// Records how a request ended. Returns why the connection must end with its response, if it
+    /// must.
+    pub(super) fn record_response(&self, outcome: RequestOutcome) -> Option<CloseReason> {
+        self.enter(RESPONSE);
         let requests = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
-        if !taken && refusals + 1 >= REFUSALS_MAX {
+        let rejections = match outcome {
+            RequestOutcome::Accepted => {
+                self.productive_at.store(self.now(), Ordering::Relaxed);
+                self.rejections.store(0, Ordering::Relaxed);
+                0
+            }
+            RequestOutcome::Rejected => self.rejections.fetch_add(1, Ordering::Relaxed) + 1,
+            RequestOutcome::HealthCheck => 0,
+        };
+        if rejections >= REJECTIONS_MAX {
             Some(CloseReason::TooManyRejections)
         } else if requests >= REQUESTS_MAX {
             Some(CloseReason::TooManyRequests)
@@ -203,36 +285,113 @@ impl Activity {
         }
     }
 
-    /// Completes when the connection has to end, and says why.
-    pub(super) async fn evicted(&self) -> CloseReason {
-        loop {
-            let idle_time = self.idle_time();
-            let Some(left) = IDLE_MAX.checked_sub(idle_time).filter(|left| !left.is_zero()) else {
-                return CloseReason::IdleTimeout;
-            };
-            tokio::select! {
-                () = self.evict.notified() => {
-                    // It may have begun to work since it was chosen.
-                    if self.idle_time() >= EVICTABLE_AFTER {
-                        return CloseReason::Evicted;
-                    }
-                }
-                () = sleep(left) => {}
-            }
+    /// Sets whether the connection is read after its last response.
+    pub(super) fn set_linger(&self, linger: Linger) {
+        self.linger.store(linger as u8, Ordering::Relaxed);
+    }
+
+    /// Whether the connection is read after its last response. Bytes that make no request, or not a
+    /// whole one, are followed by more.
+    pub(super) fn linger(&self) -> Linger {
+        let set = self.linger.load(Ordering::Relaxed);
+        if set == Linger::Long as u8 {
+            Linger::Long
+        } else if set == Linger::Short as u8 {
+            Linger::Short
+        } else if self.is_in(HEADER) {
+            Linger::Long
+        } else {
+            Linger::No
         }
     }
 
-    /// For how long nothing of it was taken; none while it is being worked for.
+    /// A write has to wait for the client.
+    pub(super) fn write_blocked(&self) {
+        if self.blocked_since.load(Ordering::Relaxed) == NEVER {
+            self.blocked_since.store(self.now(), Ordering::Relaxed);
+        }
+    }
+
+    /// Everything is written.
+    pub(super) fn response_flushed(&self) {
+        if self.blocked_since.load(Ordering::Relaxed) != NEVER {
+            self.blocked_since.store(NEVER, Ordering::Relaxed);
+        }
+        if self.is_in(RESPONSE) {
+            self.enter(IDLE);
+        }
+    }
+
+    /// Completes when the connection must be closed, and says why. To be polled by the task that
+    /// serves the connection: each change of its phase then sets the timer.
+    pub(super) async fn closed(&self) -> CloseReason {
+        let mut timer = pin!(sleep(HEADER_TIMEOUT));
+        let mut evict = pin!(self.evict.notified());
+        poll_fn(|cx| {
+            loop {
+                if evict.as_mut().poll(cx).is_ready() {
+                    // A request may have come since it was chosen.
+                    if self.idle_time() >= EVICTABLE_AFTER {
+                        return Poll::Ready(CloseReason::Evicted);
+                    }
+                    evict.set(self.evict.notified());
+                    continue;
+                }
+                let Some((deadline, reason)) = self.deadline() else { return Poll::Pending };
+                let at =
+                    tokio::time::Instant::from_std(self.created + Duration::from_millis(deadline));
+                // A timer that is set too early is set again when it fires: the deadline moves with
+                // every request, and setting a timer costs more than that.
+                if timer.deadline() > at {
+                    timer.as_mut().reset(at);
+                }
+                if timer.as_mut().poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                if self.now() >= deadline {
+                    return Poll::Ready(reason);
+                }
+                timer.as_mut().reset(at);
+            }
+        })
+        .await
+    }
+
+    /// When the connection must be closed, as far as that is known now, and why.
+    fn deadline(&self) -> Option<(u64, CloseReason)> {
+        let since = self.phase_since.load(Ordering::Relaxed);
+        let rejected = self.rejections.load(Ordering::Relaxed) > 0;
+        let productive_at = self.productive_at.load(Ordering::Relaxed);
+        let blocked_since = self.blocked_since.load(Ordering::Relaxed);
+        let phase = match self.phase.load(Ordering::Relaxed) {
+            OPENED | HEADER => Some((since + millis(HEADER_TIMEOUT), CloseReason::HeaderTimeout)),
+            IDLE => Some((since + millis(self.keep_alive), CloseReason::IdleTimeout)),
+            // The handler has time-outs of its own.
+            _ => None,
+        };
+        let unproductive = [rejected.then_some(productive_at), Some(blocked_since)]
+            .into_iter()
+            .flatten()
+            .filter(|since| *since != NEVER && !self.is_in(APPEND))
+            .map(|since| (since + millis(UNPRODUCTIVE_MAX), CloseReason::IdleTimeout));
+        phase.into_iter().chain(unproductive).min_by_key(|(deadline, _)| *deadline)
+    }
+
+    /// How long ago it was opened or had a callback accepted; zero while a request is being stored.
     fn idle_time(&self) -> Duration {
-        if self.in_request.load(Ordering::Relaxed) {
+        if self.is_in(APPEND) {
             return Duration::ZERO;
         }
-        let since = Duration::from_millis(self.since.load(Ordering::Relaxed));
-        self.opened.elapsed().saturating_sub(since)
+        let since = Duration::from_millis(self.productive_at.load(Ordering::Relaxed));
+        self.created.elapsed().saturating_sub(since)
     }
 }
 
-/// Whom an address belongs to: of IPv6 a whole /64, within which a sender may take any.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The unit in which addresses are counted: of IPv6 a /64, within which a sender may use any address.
 fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
@@ -244,14 +403,43 @@ fn network(address: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
+    const KEEP_ALIVE: Duration = Duration::from_secs(75);
+
     #[test]
-    fn a_connection_ends_with_its_last_request_and_the_next_one_begins_anew() {
-        let limiter = ConnectionLimiter::new(1, 1);
+    fn a_connection_ends_with_its_last_request_and_the_next_one_starts_from_zero() {
+        let limiter = ConnectionLimiter::new(1, 1, KEEP_ALIVE);
         for _ in 0..2 {
             let permit = limiter.try_acquire().expect("the slot");
-            let last = (1..=REQUESTS_MAX).find(|_| permit.activity.record_response(true).is_some());
+            let accept = || permit.activity.record_response(RequestOutcome::Accepted);
+            let last = (1..=REQUESTS_MAX).find(|_| accept().is_some());
             assert_eq!(last, Some(REQUESTS_MAX));
-            assert_eq!(permit.activity.record_response(true), Some(CloseReason::TooManyRequests));
+            assert_eq!(accept(), Some(CloseReason::TooManyRequests));
         }
+    }
+
+    #[test]
+    fn each_phase_has_its_own_time_out() {
+        let activity = Activity::new(Instant::now(), KEEP_ALIVE);
+        let left = || activity.deadline().map(|(at, reason)| (at.div_ceil(1000), reason));
+        assert_eq!(left(), Some((15, CloseReason::HeaderTimeout)));
+        activity.begin_request();
+        assert_eq!(left(), None);
+        activity.begin_append();
+        assert_eq!(left(), None);
+        activity.record_response(RequestOutcome::Accepted);
+        activity.write_blocked();
+        assert_eq!(left(), Some((30, CloseReason::IdleTimeout)), "the client does not read");
+        activity.response_flushed();
+        assert_eq!(left(), Some((75, CloseReason::IdleTimeout)), "keep-alive");
+        activity.bytes_received();
+        assert_eq!(left(), Some((15, CloseReason::HeaderTimeout)));
+        activity.begin_request();
+        activity.record_response(RequestOutcome::Rejected);
+        activity.response_flushed();
+        assert_eq!(left(), Some((30, CloseReason::IdleTimeout)), "only rejected");
+        activity.begin_request();
+        activity.record_response(RequestOutcome::Accepted);
+        activity.response_flushed();
+        assert_eq!(left(), Some((75, CloseReason::IdleTimeout)));
     }
 }

@@ -1,5 +1,6 @@
-//! One connection: who is there, by TLS or not, and then one request after another.
+//! One connection: handshake, and then one request after another.
 
+use std::io;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -7,31 +8,29 @@ use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
-use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::admission::Permit;
-use super::proxy_protocol::Source;
-use super::{Access, Caller, Shared, answer, proxy_protocol};
+use super::handler::{Caller, answer};
+use super::stream::{ClientStream, Transport};
+use super::{Access, Shared};
 use crate::metrics::{self, CloseReason};
+use crate::proxy_protocol::{self, Source};
 
-/// From a connection's opening to the end of a PROXY header and of TLS's handshake.
+/// From a connection's opening to the end of a PROXY header and of the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// From a connection's opening, or its last answer, to the end of the next request's headers.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
-/// At a stop, the longest that a connection on which nothing happens is kept: a request that is on
-/// its way meets nobody when it is closed.
+/// When stopping, the longest that an idle connection is kept: a request that is in transit when it
+/// is closed gets no answer.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 /// Header bytes of a request. hyper takes no less than 8 KiB.
 const HEADER_BYTES_MAX: usize = 16 * 1024;
 /// Header fields of a request.
 const HEADERS_MAX: usize = 64;
 
-/// Serves the connection from `peer` until it ends, or has to.
+/// Serves the connection from `peer` until it ends or must be closed.
 pub(super) async fn serve(
     stream: TcpStream,
     peer: IpAddr,
@@ -39,104 +38,113 @@ pub(super) async fn serve(
     mut permit: Permit,
 ) {
     metrics::connection_opened();
-    // Answers are single small packets.
+    // Responses are single small packets.
     let _ = stream.set_nodelay(true);
     let activity = Arc::clone(&permit.activity);
     let policy = Arc::clone(&shared.policy.get());
     let outcome = tokio::select! {
         outcome = timeout(HANDSHAKE_TIMEOUT, handshake(stream, peer, policy.access(), &mut permit)) => outcome,
-        reason = activity.evicted() => Ok(Err(reason)),
+        reason = activity.closed() => Ok(Err(reason)),
         () = shutdown_grace(shared.stop.clone()) => return metrics::connection_closed(),
     };
     match outcome {
-        Ok(Ok((stream, peer))) => {
+        Ok(Ok(Some((transport, peer)))) => {
+            activity.handshake_completed();
+            let stream = ClientStream::new(transport, Arc::clone(&activity));
             let caller = Caller { peer, activity: &activity, policy: &policy };
-            match stream {
-                Stream::Plain(stream) => serve_http(stream, &shared, caller).await,
-                Stream::Tls(stream) => serve_http(*stream, &shared, caller).await,
-            }
+            serve_http(stream, &shared, caller).await;
         }
+        // A TCP health check: connected, and closed without a byte.
+        Ok(Ok(None)) => {}
         Ok(Err(reason)) => metrics::ended(reason),
         Err(_) => metrics::ended(CloseReason::HandshakeTimeout),
     }
     metrics::connection_closed();
 }
 
-enum Stream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
-
-/// Finds out who is there, and whether they may stay.
+/// Reads a PROXY header and performs a TLS handshake, as `access` has them. Returns the client's
+/// address, if that is known; or nothing when the client closes before it has sent anything.
 async fn handshake(
     mut stream: TcpStream,
-    mut peer: IpAddr,
+    peer: IpAddr,
     access: &Access,
     permit: &mut Permit,
-) -> Result<(Stream, IpAddr), CloseReason> {
-    let mut trusted = access.is_trusted(peer);
-    if trusted && access.proxy_protocol {
+) -> Result<Option<(Transport, Option<IpAddr>)>, CloseReason> {
+    let proxied = access.proxy_protocol && access.is_trusted(peer);
+    let mut client = Some(peer);
+    if proxied {
+        if is_closed(&stream).await {
+            return Ok(None);
+        }
         let source = proxy_protocol::read(&mut stream).await.map_err(|error| {
-            tracing::debug!(%error, %peer, "a proxy does not say whom it speaks for");
+            tracing::debug!(%error, %peer, "a trusted proxy sent no valid PROXY header");
             CloseReason::ProxyHeader
         })?;
-        match source {
-            Source::Address(source) => {
-                peer = source.to_canonical();
-                trusted = access.is_trusted(peer);
-            }
-            Source::Itself => {}
-            // It is not the proxy that speaks then, so nothing it sends is a proxy's word.
-            Source::Unknown => return Err(CloseReason::ProxyHeader),
-        }
+        client = match source {
+            Source::Address(source) => Some(source.to_canonical()),
+            // A health check of the proxy's.
+            Source::Local => client,
+            // Nothing on it is the proxy's word, and health checks are all that it may ask.
+            Source::Unknown => None,
+        };
     }
-    // Whom a trusted proxy speaks for is told by each request, and it may have many connections.
-    if !trusted {
-        if !access.is_allowed(peer) {
-            return Err(CloseReason::Address);
-        }
-        if !permit.charge_to(peer) {
-            return Err(CloseReason::PerAddressLimit);
-        }
+    // A trusted proxy has many connections, and each request names its client.
+    if let Some(client) = client.filter(|client| !access.is_trusted(*client))
+        && !permit.charge_to(client)
+    {
+        return Err(CloseReason::PerAddressLimit);
     }
-    let Some(tls) = &access.tls else { return Ok((Stream::Plain(stream), peer)) };
+    let Some(tls) = &access.tls else { return Ok(Some((Transport::Plain(stream), client))) };
+    if is_closed(&stream).await {
+        return Ok(None);
+    }
     let stream = tls.accept(stream).await.map_err(|error| {
         tracing::debug!(%error, %peer, "a TLS handshake failed");
         CloseReason::Tls
     })?;
-    Ok((Stream::Tls(Box::new(stream)), peer))
+    Ok(Some((Transport::Tls(Box::new(stream)), client)))
 }
 
-async fn serve_http(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
-    shared: &Shared,
-    caller: Caller<'_>,
-) {
+/// Whether the client closes the connection before its next byte.
+async fn is_closed(stream: &TcpStream) -> bool {
+    match stream.peek(&mut [0]).await {
+        Ok(count) => count == 0,
+        Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+    }
+}
+
+async fn serve_http(stream: ClientStream, shared: &Shared, caller: Caller<'_>) {
     let service = service_fn(|request| answer(shared, caller, request));
     let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        // A sender that has nothing more to say still wants its answer.
+        // A sender that has nothing more to send still wants its response.
         .half_close(true)
-        .header_read_timeout(HEADER_TIMEOUT)
+        // `Activity` has the time-outs: hyper's would also end idle connections.
+        .header_read_timeout(None)
         .max_buf_size(HEADER_BYTES_MAX)
         .max_headers(HEADERS_MAX)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
-    let ended = tokio::select! {
-        // Mostly it is the connection that has something to do.
-        biased;
-        ended = &mut connection => ended,
-        reason = caller.activity.evicted() => return metrics::ended(reason),
-        () = shutdown_grace(shared.stop.clone()) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let mut closed = pin!(caller.activity.closed());
+    let mut stopping = pin!(shutdown_grace(shared.stop.clone()));
+    let mut is_stopping = false;
+    let ended = loop {
+        tokio::select! {
+            // Mostly it is the connection that has something to do. What follows depends on what it
+            // did.
+            biased;
+            ended = &mut connection => break ended,
+            reason = &mut closed => return metrics::ended(reason),
+            () = &mut stopping, if !is_stopping => {
+                is_stopping = true;
+                connection.as_mut().graceful_shutdown();
+            }
         }
     };
     if let Err(error) = ended {
         if let Some(reason) = reason(&error) {
             metrics::ended(reason);
         }
-        tracing::debug!(%error, peer = %caller.peer, "a connection ended early");
+        tracing::debug!(%error, peer = ?caller.peer, "a connection ended early");
     }
 }
 
@@ -146,11 +154,9 @@ async fn shutdown_grace(stop: CancellationToken) {
     sleep(SHUTDOWN_GRACE).await;
 }
 
-/// Which of the limits ended a connection; `None` when it was the other side.
+/// Which limit ended a connection; `None` when the client did.
 fn reason(error: &hyper::Error) -> Option<CloseReason> {
-    if error.is_timeout() {
-        Some(CloseReason::HeaderTimeout)
-    } else if error.is_parse_too_large() {
+    if error.is_parse_too_large() {
         Some(CloseReason::HeaderTooLarge)
     } else if error.is_parse() {
         Some(CloseReason::HeaderMalformed)

@@ -1,4 +1,5 @@
-//! Who may call: from where, with which words, with which keys. One value, replaced as a whole.
+//! Which callbacks are accepted: from which addresses, with which secret, signed with which keys.
+//! One value, replaced as a whole on a reload.
 
 use std::net::IpAddr;
 
@@ -6,14 +7,15 @@ use bytes::Bytes;
 use hyper::HeaderMap;
 
 use super::Access;
+use super::rejection::Rejection;
 use crate::callback::{CallbackError, Unverified, Verifier};
 use crate::log_limit::LogLimiter;
-use crate::metrics::{KeyUse, RequestError};
+use crate::metrics::KeyUse;
 use crate::record::{Record, Timestamp};
 
 static UNVERIFIED: LogLimiter = LogLimiter::new();
 
-/// What must be shown, and what becomes known of it.
+/// What a request must show to be accepted.
 #[derive(Debug)]
 pub struct IntakePolicy {
     verifier: Verifier,
@@ -27,7 +29,7 @@ pub struct IntakePolicy {
 }
 
 impl IntakePolicy {
-    /// Admits what both do, less the members `omit`.
+    /// Accepts what both `verifier` and `access` accept, and drops the members `omit`.
     #[must_use]
     pub fn new(verifier: Verifier, access: Access, omit: Vec<String>) -> Self {
         let uses = verifier.keys.iter().map(|key| KeyUse::of(key.name())).collect();
@@ -38,20 +40,25 @@ impl IntakePolicy {
         &self.access
     }
 
-    /// Whether a request with these headers, over a connection from `peer`, is worth reading on.
-    pub(super) fn check_request(
-        &self,
-        peer: IpAddr,
-        headers: &HeaderMap,
-    ) -> Result<(), RequestError> {
-        // Also of those who were let in when they connected: that may have been another gate.
-        if !self.access.is_allowed(self.access.caller(peer, headers)) {
-            return Err(RequestError::Address);
-        }
-        if self.access.knows_secret(headers) { Ok(()) } else { Err(RequestError::Secret) }
+    /// The address that a request comes from, over a connection from `peer`.
+    pub(super) fn address(&self, peer: Option<IpAddr>, headers: &HeaderMap) -> Option<IpAddr> {
+        peer.map(|peer| self.access.caller(peer, headers))
     }
 
-    /// The record of a callback that proves where it comes from.
+    /// Whether a request from `address` with these headers is worth reading on. From an unknown
+    /// address none is: a proxy that was told to name its clients does not.
+    pub(super) fn check_request(
+        &self,
+        address: Option<IpAddr>,
+        headers: &HeaderMap,
+    ) -> Result<(), Rejection> {
+        if !address.is_some_and(|address| self.access.is_allowed(address)) {
+            return Err(Rejection::Address);
+        }
+        if self.access.knows_secret(headers) { Ok(()) } else { Err(Rejection::Secret) }
+    }
+
+    /// The record of a callback that proves where it comes from (I2).
     pub(super) fn verify(
         &self,
         body: &Bytes,

@@ -1,7 +1,7 @@
-//! Metrics of who comes, and how each proves that it may.
+//! Metrics of the intake's requests, connections and keys.
 
 use std::fmt;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics::{Counter, Gauge, counter, gauge};
@@ -9,22 +9,20 @@ use metrics::{Counter, Gauge, counter, gauge};
 use super::Counters;
 use crate::record::Timestamp;
 
-/// Why livebridge ended a connection on its own.
+/// Why livebridge closed a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
-    /// It comes from where callbacks are not taken from.
-    Address,
     /// There are too many from the same address.
     PerAddressLimit,
-    /// Nothing of it was taken while others waited for room.
+    /// It had gone longest without an accepted callback when another one needed its slot.
     Evicted,
-    /// Nothing of it was taken for too long.
+    /// It was idle, had only rejections, or did not read its responses for too long.
     IdleTimeout,
-    /// It has had as many requests as one may have.
+    /// It had as many requests as a connection may have.
     TooManyRequests,
-    /// It has had as many refusals in a row as one may have.
+    /// It had as many rejections in a row as a connection may have.
     TooManyRejections,
-    /// A trusted proxy did not say whom it speaks for.
+    /// A trusted proxy sent no valid PROXY header.
     ProxyHeader,
     /// The TLS handshake failed.
     Tls,
@@ -34,12 +32,13 @@ pub enum CloseReason {
     HeaderTimeout,
     /// The header is too large, or has too many fields.
     HeaderTooLarge,
-    /// This is not HTTP.
+    /// It is not HTTP.
     HeaderMalformed,
+    /// The client was still sending when it had been read for long enough after its last response.
+    LingerLimit,
 }
 
 const CLOSE_REASONS: [(CloseReason, &str); 12] = [
-    (CloseReason::Address, "address"),
     (CloseReason::PerAddressLimit, "per_address_limit"),
     (CloseReason::Evicted, "evicted"),
     (CloseReason::IdleTimeout, "idle_timeout"),
@@ -51,9 +50,31 @@ const CLOSE_REASONS: [(CloseReason, &str); 12] = [
     (CloseReason::HeaderTimeout, "header_timeout"),
     (CloseReason::HeaderTooLarge, "header_too_large"),
     (CloseReason::HeaderMalformed, "header_malformed"),
+    (CloseReason::LingerLimit, "linger_limit"),
 ];
 
-/// Those for which the operators' listener ends one.
+/// Requests that were answered with an error, by reason.
+static REJECTIONS: OnceLock<Counters> = OnceLock::new();
+
+/// Makes a counter for each reason for which a request can be rejected, so that every series exists
+/// before the first rejection.
+pub fn register_rejections(reasons: impl Iterator<Item = &'static str>) {
+    REJECTIONS.get_or_init(|| {
+        Counters::new(
+            reasons,
+            |label| counter!("livebridge_callbacks_refused_total", "reason" => label),
+        )
+    });
+}
+
+/// A request was answered with an error.
+pub fn rejected(reason: &'static str) {
+    if let Some(rejections) = REJECTIONS.get() {
+        rejections.get(reason).increment(1);
+    }
+}
+
+/// The reasons for which the admin listener closes one.
 const ADMIN_CLOSE_REASONS: [&str; 2] = ["evicted", "idle_timeout"];
 
 pub(super) struct IntakeMetrics {
@@ -80,12 +101,12 @@ impl CloseReason {
     }
 }
 
-/// A connection to the intake was ended.
+/// A connection to the intake was closed.
 pub fn ended(reason: CloseReason) {
     INTAKE.ended.get(reason.label()).increment(1);
 }
 
-/// A connection to the operators' listener was ended.
+/// A connection to the admin listener was closed.
 pub fn admin_ended(reason: CloseReason) {
     INTAKE.admin_ended.get(reason.label()).increment(1);
 }
@@ -106,7 +127,7 @@ pub struct KeyUse {
 }
 
 impl KeyUse {
-    /// Of the key of this name, which is shown from now on.
+    /// Of the key with this name, whose series exist from now on.
     #[must_use]
     pub fn of(name: &str) -> Self {
         let name = name.to_owned();

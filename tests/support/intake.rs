@@ -64,6 +64,7 @@ impl Bed {
             max_body: 2048,
             max_connections: 64,
             max_connections_per_address: usize::MAX,
+            keep_alive: Duration::from_secs(75),
             deadline: Duration::from_secs(5),
             drain: Duration::ZERO,
         };
@@ -73,7 +74,8 @@ impl Bed {
         let policy = Reloadable::new(policy(access));
         let (appender, reader, log) = wal::open(&log_config).unwrap();
         let stop = CancellationToken::new();
-        let intake = Intake::start(&listener, &config, &policy, &appender, &stop).unwrap();
+        let intake =
+            Intake::start(&listener, &config, &policy, (&appender, log.probe()), &stop).unwrap();
         drop(appender);
         Self {
             address,

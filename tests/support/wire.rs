@@ -97,6 +97,19 @@ impl Wire {
         Some(answer)
     }
 
+    /// Reads the rest of a head without a body, of which a part was read elsewhere.
+    pub(crate) fn skip_head(&mut self) -> bool {
+        loop {
+            if let Some(at) = self.received.windows(4).position(|four| four == b"\r\n\r\n") {
+                self.received.drain(..at + 4);
+                return true;
+            }
+            if !self.receive().is_ok_and(|count| count > 0) {
+                return false;
+            }
+        }
+    }
+
     /// Whether the server closes the connection without sending anything more.
     pub(crate) fn is_closed(&mut self) -> bool {
         self.received.is_empty()

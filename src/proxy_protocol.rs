@@ -1,48 +1,81 @@
-//! The PROXY protocol, versions 1 and 2: whom a proxy speaks for, said ahead of the connection's own
+//! The PROXY protocol, versions 1 and 2: a proxy sends its client's address ahead of the client's own
 //! bytes. <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::net::TcpStream;
+use tokio::time::sleep;
 
-/// Bytes that are read before it is known which version it is. No header is shorter.
+/// Bytes that tell the version. No header is shorter.
 const START: usize = 12;
 const V2: &[u8; START] = b"\r\n\r\n\0\r\nQUIT\n";
+/// The start of version 1.
+const V1: &[u8] = b"PROXY ";
+/// Between two looks at a connection that has sent less than the start of a header.
+const PEEK_INTERVAL: Duration = Duration::from_millis(10);
 /// The longest header of version 1.
 const V1_MAX: usize = 107;
-/// The longest part of version 2 behind its length: addresses and what a cloud's balancers add.
+/// The longest part of version 2 behind its length: addresses and the balancers' extensions.
 const V2_MAX: u16 = 1024;
 
-/// Whom a proxy speaks for.
+/// On whose behalf a proxy has connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
-    /// For whoever called from there.
+pub enum Source {
+    /// A client with this address.
     Address(IpAddr),
-    /// For itself, as its health checks do.
-    Itself,
-    /// For somebody of whom it does not know where they are.
+    /// The proxy itself, for a health check (`LOCAL`).
+    Local,
+    /// A client whose address the proxy does not know or tell (`UNKNOWN`).
     Unknown,
 }
 
+/// Reads past a PROXY header if the connection begins with one, for a listener that does not care
+/// where its connections come from. Other bytes are left where they are.
+///
+/// # Errors
+/// The connection's, or an invalid header.
+pub async fn skip(stream: &mut TcpStream) -> io::Result<()> {
+    let mut start = [0; START];
+    loop {
+        let count = stream.peek(&mut start).await?;
+        let seen = &start[..count];
+        let is_prefix = |whole: &[u8]| whole.starts_with(&seen[..count.min(whole.len())]);
+        if count == 0 || !(is_prefix(V2) || is_prefix(V1)) {
+            return Ok(());
+        }
+        // Enough to tell it from every HTTP method.
+        if count >= V1.len() {
+            return read(stream).await.map(drop);
+        }
+        // `peek` returns at once while there are some bytes, so it cannot wait for more.
+        sleep(PEEK_INTERVAL).await;
+    }
+}
+
 /// Reads the header and not a byte more.
-pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Source> {
+///
+/// # Errors
+/// The connection's, or an invalid header.
+pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Source> {
     let mut start = [0; START];
     stream.read_exact(&mut start).await?;
     if start == *V2 {
         return version_2(stream).await;
     }
-    if !start.starts_with(b"PROXY ") {
+    if !start.starts_with(V1) {
         return Err(wrong("there is no PROXY header"));
     }
-    let mut appends = start.to_vec();
-    while !appends.ends_with(b"\r\n") {
-        if appends.len() == V1_MAX {
+    let mut line = start.to_vec();
+    while !line.ends_with(b"\r\n") {
+        if line.len() == V1_MAX {
             return Err(wrong("the PROXY header is too long"));
         }
-        appends.push(stream.read_u8().await?);
+        line.push(stream.read_u8().await?);
     }
-    version_1(&appends)
+    version_1(&line)
 }
 
 fn wrong(problem: &'static str) -> io::Error {
@@ -50,9 +83,9 @@ fn wrong(problem: &'static str) -> io::Error {
 }
 
 /// `PROXY TCP4 <source> <destination> <source port> <destination port>`, or `PROXY UNKNOWN …`.
-fn version_1(appends: &[u8]) -> io::Result<Source> {
-    let appends = str::from_utf8(appends).unwrap_or_default();
-    let words: Vec<&str> = appends.trim_end_matches("\r\n").split(' ').skip(1).collect();
+fn version_1(line: &[u8]) -> io::Result<Source> {
+    let line = str::from_utf8(line).unwrap_or_default();
+    let words: Vec<&str> = line.trim_end_matches("\r\n").split(' ').skip(1).collect();
     if words.first() == Some(&"UNKNOWN") {
         return Ok(Source::Unknown);
     }
@@ -69,7 +102,7 @@ fn version_1(appends: &[u8]) -> io::Result<Source> {
         };
         matches.then_some(source)
     };
-    source().map(Source::Address).ok_or_else(|| wrong("the PROXY header makes no sense"))
+    source().map(Source::Address).ok_or_else(|| wrong("the PROXY header is invalid"))
 }
 
 async fn version_2(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Source> {
@@ -85,7 +118,7 @@ async fn version_2(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Source> 
     stream.read_exact(&mut rest).await?;
     // The high half of a family is 1 for IPv4 and 2 for IPv6; sources stand first.
     let source: Option<IpAddr> = match (command, family >> 4) {
-        (LOCAL, _) => return Ok(Source::Itself),
+        (LOCAL, _) => return Ok(Source::Local),
         (PROXY, 0 | 3) => return Ok(Source::Unknown),
         (PROXY, 1) if rest.len() >= 12 => {
             rest.first_chunk::<4>().map(|bytes| Ipv4Addr::from(*bytes).into())
@@ -95,19 +128,19 @@ async fn version_2(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Source> 
         }
         _ => None,
     };
-    source.map(Source::Address).ok_or_else(|| wrong("the PROXY header makes no sense"))
+    source.map(Source::Address).ok_or_else(|| wrong("the PROXY header is invalid"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// What `bytes` say, and how many of them were not read.
-    fn said(bytes: &[u8]) -> (io::Result<Source>, usize) {
+    /// The header in `bytes`, and how many of them were not read.
+    fn parse(bytes: &[u8]) -> (io::Result<Source>, usize) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let mut rest = bytes;
-        let said = runtime.block_on(read(&mut rest));
-        (said, rest.len())
+        let source = runtime.block_on(read(&mut rest));
+        (source, rest.len())
     }
 
     fn version_2(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
@@ -124,19 +157,19 @@ mod tests {
         let mut v6 = [0; 40];
         v6[..2].copy_from_slice(&[0x20, 0x01]);
         let address = |text: &str| Source::Address(text.parse().unwrap());
-        for (header, source) in [
+        for (header, expected) in [
             (b"PROXY TCP4 203.0.113.7 10.0.0.1 56324 443\r\n".to_vec(), address("203.0.113.7")),
             (b"PROXY TCP6 2001:db8::7 ::1 1 65535\r\n".to_vec(), address("2001:db8::7")),
             (b"PROXY UNKNOWN\r\n".to_vec(), Source::Unknown),
             (b"PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n".to_vec(), Source::Unknown),
             (version_2(0x21, 0x11, &v4), address("203.0.113.7")),
             (version_2(0x21, 0x21, &v6), address("2001::")),
-            (version_2(0x20, 0x00, &[]), Source::Itself),
-            (version_2(0x20, 0x11, &v4), Source::Itself),
+            (version_2(0x20, 0x00, &[]), Source::Local),
+            (version_2(0x20, 0x11, &v4), Source::Local),
             (version_2(0x21, 0x00, &[1; 7]), Source::Unknown),
         ] {
-            let (said, left) = said(&[&header[..], b"POST "].concat());
-            assert_eq!((said.unwrap(), left), (source, 5), "{}", header.escape_ascii());
+            let (source, left) = parse(&[&header[..], b"POST "].concat());
+            assert_eq!((source.unwrap(), left), (expected, 5), "{}", header.escape_ascii());
         }
     }
 
@@ -160,7 +193,7 @@ mod tests {
             &version_2(0x21, 0x11, &[0; 1025]),
             &version_2(0x21, 0x11, &[0; 12])[..20],
         ] {
-            assert!(said(bytes).0.is_err(), "{}", bytes.escape_ascii());
+            assert!(parse(bytes).0.is_err(), "{}", bytes.escape_ascii());
         }
     }
 }

@@ -1,0 +1,192 @@
+//! One request, one answer.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderValue};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
+use tokio::time::timeout;
+
+use super::admission::{Activity, Linger, RequestOutcome};
+use super::rejection::{Rejection, response};
+use super::rejection_log::Example;
+use super::{IntakePolicy, Shared, body};
+use crate::metrics;
+use crate::recent;
+use crate::record::{Timestamp, type_name};
+
+/// Where a request comes from.
+#[derive(Clone, Copy)]
+pub(super) struct Caller<'a> {
+    /// The other end of the connection, or the address in a PROXY header; `None` when a proxy does
+    /// not know it.
+    pub(super) peer: Option<IpAddr>,
+    pub(super) activity: &'a Activity,
+    /// The policy under which the connection was accepted.
+    pub(super) policy: &'a Arc<IntakePolicy>,
+}
+
+pub(super) async fn answer(
+    shared: &Shared,
+    caller: Caller<'_>,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let activity = caller.activity;
+    activity.begin_request();
+    let (mut response, outcome) = match health(shared, &request) {
+        Some(response) => (response, RequestOutcome::HealthCheck),
+        None => handle(shared, caller, request).await,
+    };
+    let last = activity.record_response(outcome);
+    if let Some(reason) = last {
+        metrics::ended(reason);
+    }
+    // The connection was accepted under a policy that is replaced.
+    let outdated = !shared.policy.is(caller.policy);
+    if last.is_some() || outdated || shared.leaving.load(Ordering::Relaxed) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    if response.headers().contains_key(header::CONNECTION) {
+        let answered = response.status();
+        // A client that was too slow has used its time.
+        let unread = outcome == RequestOutcome::Rejected && answered != StatusCode::REQUEST_TIMEOUT;
+        activity.set_linger(if unread { Linger::Long } else { Linger::Short });
+    }
+    Ok(response)
+}
+
+/// Answers `/healthz` and `/readyz`, for balancers that check the port they send to. Says no more
+/// than the status does, so it needs no permission.
+fn health(shared: &Shared, request: &Request<Incoming>) -> Option<Response<Full<Bytes>>> {
+    if ![Method::GET, Method::HEAD].contains(request.method()) {
+        return None;
+    }
+    let (healthy, text) = match request.uri().path() {
+        "/healthz" if shared.health.stuck().is_none() => (true, "alive"),
+        "/healthz" => (false, "stuck"),
+        "/readyz" if shared.health.ready().is_ok() => (true, "ready"),
+        "/readyz" => (false, "not ready"),
+        _ => return None,
+    };
+    let status = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let text = serde_json::json!({ "code": status.as_u16(), "message": text });
+    Some(response(status, Bytes::from(text.to_string())))
+}
+
+async fn handle(
+    shared: &Shared,
+    caller: Caller<'_>,
+    request: Request<Incoming>,
+) -> (Response<Full<Bytes>>, RequestOutcome) {
+    let started = Instant::now();
+    let head = Head::of(&request);
+    match receive(shared, caller, request).await {
+        Ok(type_name) => {
+            metrics::accepted(type_name, started.elapsed());
+            shared.rejections.accepted();
+            let body = Bytes::from_static(br#"{"code":0}"#);
+            (response(StatusCode::OK, body), RequestOutcome::Accepted)
+        }
+        Err((rejection, address)) => {
+            let response = rejection.response();
+            if head.is_proxys_own(caller) {
+                return (response, RequestOutcome::HealthCheck);
+            }
+            let (status, reason) = (rejection.status(), rejection.reason());
+            metrics::rejected(reason);
+            recent::refused(status.as_u16(), reason, || rejection.to_string());
+            let Head { method, path, .. } = &head;
+            let example = Example::new((status, reason), method.as_str(), path, address);
+            shared.rejections.rejected(example);
+            (response, RequestOutcome::Rejected)
+        }
+    }
+}
+
+/// What a log line may show of a request, kept beside its body.
+struct Head {
+    method: Method,
+    path: String,
+    is_forwarded: bool,
+}
+
+impl Head {
+    fn of(request: &Request<Incoming>) -> Self {
+        let is_forwarded = request.headers().contains_key("x-forwarded-for");
+        let path = request.uri().path().to_owned();
+        Self { method: request.method().clone(), path, is_forwarded }
+    }
+
+    /// Whether a trusted proxy asks for itself, as its health checks do: nobody's callback was
+    /// rejected.
+    fn is_proxys_own(&self, caller: Caller<'_>) -> bool {
+        let trusted = caller.peer.is_some_and(|peer| caller.policy.access().is_trusted(peer));
+        trusted && !self.is_forwarded && [Method::GET, Method::HEAD].contains(&self.method)
+    }
+}
+
+/// Accepts one callback and returns its type's name once it is durable (I1); or why not, and where
+/// the request came from.
+async fn receive(
+    shared: &Shared,
+    caller: Caller<'_>,
+    request: Request<Incoming>,
+) -> Result<&'static str, (Rejection, Option<IpAddr>)> {
+    let policy = Arc::clone(&shared.policy.get());
+    let address = policy.address(caller.peer, request.headers());
+    let accepted = async {
+        policy.check_request(address, request.headers())?;
+        check_target(shared, &request)?;
+        check_encoding(request.headers())?;
+        let body = body::read(shared, request.into_body()).await?;
+        store(shared, caller, &body).await
+    };
+    accepted.await.map_err(|rejection| (rejection, address))
+}
+
+/// Whether the request is a callback, by path and method.
+fn check_target(shared: &Shared, request: &Request<Incoming>) -> Result<(), Rejection> {
+    let below = request.uri().path().strip_prefix(&*shared.config.path);
+    let is_callback_path = below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    match (is_callback_path, request.method() == Method::POST) {
+        (true, true) => Ok(()),
+        (true, false) => Err(Rejection::Method),
+        (false, true) => Err(Rejection::Path),
+        (false, false) => Err(Rejection::NotFound),
+    }
+}
+
+fn check_encoding(headers: &HeaderMap) -> Result<(), Rejection> {
+    let codings = headers.get_all(header::CONTENT_ENCODING).iter().map(HeaderValue::as_bytes);
+    let is_plain = |coding: &[u8]| {
+        let coding = coding.trim_ascii();
+        coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
+    };
+    let mut codings = codings.flat_map(|codings| codings.split(|byte| *byte == b','));
+    if codings.all(is_plain) { Ok(()) } else { Err(Rejection::ContentEncoding) }
+}
+
+/// Verifies a callback and waits until it is durable.
+async fn store(
+    shared: &Shared,
+    caller: Caller<'_>,
+    body: &Bytes,
+) -> Result<&'static str, Rejection> {
+    caller.activity.begin_append();
+    let record = shared.policy.get().verify(body, Timestamp::now())?;
+    let type_name = type_name(record.event_type);
+    let noted = recent::due(&record);
+    let appended = timeout(shared.config.deadline, shared.appends.append(record)).await;
+    // After a time-out the record may still become durable; the sender's retry is then absorbed.
+    appended.map_err(|_| Rejection::Deadline)??;
+    if let Some(noted) = noted {
+        noted.accepted();
+    }
+    Ok(type_name)
+}
