@@ -122,7 +122,7 @@ struct Metrics {
     audit_missing: Gauge,
     audit_since: Gauge,
     ids: Gauge,
-    squeezed: Counter,
+    truncated: Counter,
     ledger_lag: Gauge,
     sessions: Counter,
     fenced: Counter,
@@ -182,13 +182,13 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         audit_accepted: counter!("livebridge_audit_accepted_total"),
         audit_settled: Counters::new(
             OUTCOMES.into_iter(),
-            |label| counter!("livebridge_audit_settled_total", "fate" => label),
+            |label| counter!("livebridge_audit_settled_total", "outcome" => label),
         ),
         audit_pending: gauge!("livebridge_audit_pending_records"),
         audit_missing: gauge!("livebridge_audit_missing_records"),
         audit_since: gauge!("livebridge_audit_since_timestamp_seconds"),
         ids: gauge!("livebridge_dedup_ids"),
-        squeezed: counter!("livebridge_dedup_squeezed_total"),
+        truncated: counter!("livebridge_dedup_window_truncated_total"),
         ledger_lag: gauge!("livebridge_ledger_lag_records"),
         sessions: counter!("livebridge_kafka_sessions_total"),
         fenced: counter!("livebridge_fenced_total"),
@@ -336,8 +336,8 @@ pub fn dedup_ids(ids: usize) {
 }
 
 /// The dedup window was cut short by its size.
-pub fn dedup_squeezed() {
-    METRICS.squeezed.increment(1);
+pub fn dedup_window_truncated() {
+    METRICS.truncated.increment(1);
 }
 
 /// A producer was made.
@@ -405,8 +405,8 @@ pub struct SelfAuditTotals {
 #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; 2^53 is enough")]
 pub fn audit(account: &SelfAuditTotals) {
     METRICS.audit_accepted.absolute(account.accepted);
-    for (fate, records) in OUTCOMES.into_iter().zip(account.settled) {
-        METRICS.audit_settled.get(fate).absolute(records);
+    for (outcome, records) in OUTCOMES.into_iter().zip(account.settled) {
+        METRICS.audit_settled.get(outcome).absolute(records);
     }
     METRICS.audit_pending.set(float(account.pending));
     METRICS.audit_missing.set(account.missing as f64);

@@ -50,7 +50,7 @@ pub(super) struct Marks {
     dead: f64,
     quarantined: f64,
     damaged: f64,
-    squeezed: f64,
+    truncated: f64,
     fenced: f64,
 }
 
@@ -70,7 +70,7 @@ impl Marks {
             dead: metrics.get("livebridge_dead_letters_total"),
             quarantined: metrics.get("livebridge_quarantined_total"),
             damaged: metrics.get("livebridge_wal_damaged_records_total"),
-            squeezed: metrics.get("livebridge_dedup_squeezed_total"),
+            truncated: metrics.get("livebridge_dedup_window_truncated_total"),
             fenced: metrics.get("livebridge_fenced_total"),
         }
     }
@@ -86,7 +86,7 @@ impl Marks {
             dead: self.dead - before.dead,
             quarantined: self.quarantined - before.quarantined,
             damaged: self.damaged - before.damaged,
-            squeezed: self.squeezed - before.squeezed,
+            truncated: self.truncated - before.truncated,
             fenced: self.fenced - before.fenced,
         }
     }
@@ -223,7 +223,7 @@ const RULES: [Rule; 16] = [
     (
         "LivebridgeDedupWindowTruncated",
         Level::Warning,
-        |facts| moved(facts.moved.squeezed, "times dedup.max_ids shortened the dedup window"),
+        |facts| moved(facts.moved.truncated, "times dedup.max_ids shortened the dedup window"),
         "Late retries may be published twice. Raise dedup.max_ids; an id takes about 22 bytes.",
     ),
     (

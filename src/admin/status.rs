@@ -106,7 +106,7 @@ pub(super) fn status(
             "ids": metrics.get("livebridge_dedup_ids"),
             "duplicates": metrics.get("livebridge_duplicates_total"),
             "conflicts": metrics.get("livebridge_conflicts_total"),
-            "squeezed": metrics.get("livebridge_dedup_squeezed_total"),
+            "truncated": metrics.get("livebridge_dedup_window_truncated_total"),
         },
         "audit": {
             "since": 1000.0 * metrics.get("livebridge_audit_since_timestamp_seconds"),

@@ -84,7 +84,7 @@ impl Window {
         }
         while self.len >= self.config.max_ids && self.generations.len() > 1 {
             if self.drop_oldest().is_some_and(|newest| newest >= self.horizon) {
-                metrics::dedup_squeezed();
+                metrics::dedup_window_truncated();
             }
         }
         if let Some(generation) = self.generations.back_mut() {

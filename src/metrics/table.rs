@@ -54,11 +54,11 @@ const fn records(name: &'static str, help: &'static str) -> Metric {
 /// All that are counted here; those of the process are in `process.rs`.
 pub(super) const TABLE: &[Metric] = &[
     gauge("livebridge_build_info", Unit::Count, "Always 1; the version is a label"),
-    counter("livebridge_config_reloads_total", "Times that the configuration was read anew"),
+    counter("livebridge_config_reloads_total", "Configuration reloads, by outcome"),
     gauge(
         "livebridge_config_ok",
         Unit::Count,
-        "1 while the configuration in use is the one last read, 0 while that was refused",
+        "1 while the configuration on disk is in use, 0 while it is rejected",
     ),
     counter(
         "livebridge_log_lines_dropped_total",
@@ -71,34 +71,34 @@ pub(super) const TABLE: &[Metric] = &[
     gauge(
         "livebridge_callback_key_last_used_timestamp_seconds",
         Unit::Seconds,
-        "When a callback signed with the key last came; 0 when none did",
+        "When a callback signed with the key was last accepted; 0 for never",
     ),
     gauge("livebridge_http_connections", Unit::Count, "Open connections to the intake"),
     counter(
         "livebridge_http_connections_closed_total",
-        "Connections that livebridge ended on its own, by reason",
+        "Connections closed by livebridge, by reason",
     ),
     gauge(
         "livebridge_tls_certificate_expiry_timestamp_seconds",
         Unit::Seconds,
-        "When the certificate of the intake ends; 0 when it has none",
+        "When the TLS certificate of the intake expires; 0 without one",
     ),
     seconds("livebridge_acknowledge_seconds", &SECONDS, "From request to durable"),
     counter(
         "livebridge_admin_connections_closed_total",
-        "Connections to the admin listener that livebridge ended on its own, by reason",
+        "Connections to the admin listener closed by livebridge, by reason",
     ),
     // Log.
-    seconds("livebridge_wal_commit_seconds", &SECONDS, "Writing and syncing one group"),
-    seconds("livebridge_wal_sync_seconds", &SECONDS, "The syncing part of a commit"),
+    seconds("livebridge_wal_commit_seconds", &SECONDS, "Duration of a commit: write and sync"),
+    seconds("livebridge_wal_sync_seconds", &SECONDS, "Duration of the sync of a commit"),
     records("livebridge_wal_group_records", "Records per commit"),
     gauge("livebridge_wal_records", Unit::Count, "Records in the log that are not published yet"),
-    gauge("livebridge_wal_disk_bytes", Unit::Bytes, "Disk space that the log takes"),
+    gauge("livebridge_wal_disk_bytes", Unit::Bytes, "Size of the log on disk"),
     gauge("livebridge_wal_segments", Unit::Count, "Segments in the log"),
     gauge(
         "livebridge_wal_room_bytes",
         Unit::Bytes,
-        "How much the log may still grow until callbacks are refused; 0 when they are",
+        "How much the log can grow before callbacks are rejected; 0 while they are",
     ),
     gauge(
         "livebridge_oldest_unpublished_age_seconds",
@@ -121,47 +121,57 @@ pub(super) const TABLE: &[Metric] = &[
     ),
     counter(
         "livebridge_dead_letters_total",
-        "Records that Kafka refused, in the dead-letter topic",
+        "Records that Kafka rejected, sent to the dead-letter topic",
     ),
-    counter("livebridge_quarantined_total", "Records that Kafka refused even there, kept on disk"),
+    counter(
+        "livebridge_quarantined_total",
+        "Records that the dead-letter topic rejected too, kept on disk",
+    ),
     counter("livebridge_transactions_total", "Transactions with Kafka, by outcome"),
     seconds(
         "livebridge_transaction_seconds",
         &LONG_SECONDS,
-        "From first send to the end of a transaction",
+        "From the first send to the end of a transaction",
     ),
     records("livebridge_transaction_records", "Records per transaction"),
     // Self-audit.
-    counter("livebridge_audit_accepted_total", "Records accepted since the account began"),
-    counter("livebridge_audit_settled_total", "What became of them, by fate"),
-    gauge("livebridge_audit_pending_records", Unit::Count, "Those that are still in the log"),
+    counter("livebridge_audit_accepted_total", "Records accepted since the self-audit began"),
+    counter("livebridge_audit_settled_total", "Accepted records that are settled, by outcome"),
+    gauge(
+        "livebridge_audit_pending_records",
+        Unit::Count,
+        "Accepted records that are not settled yet",
+    ),
     gauge(
         "livebridge_audit_missing_records",
         Unit::Count,
-        "Accepted, less settled and pending: not 0 when the account does not add up",
+        "Accepted minus settled minus pending; other than 0 is an error",
     ),
     gauge(
         "livebridge_audit_since_timestamp_seconds",
         Unit::Seconds,
-        "When the account began, in seconds since 1970",
+        "When the self-audit began, in seconds since 1970",
     ),
     // Ledger.
     gauge("livebridge_dedup_ids", Unit::Count, "Event ids in the dedup window"),
-    counter("livebridge_dedup_squeezed_total", "Times that dedup.max_ids cut the window short"),
+    counter(
+        "livebridge_dedup_window_truncated_total",
+        "Times that dedup.max_ids shortened the dedup window",
+    ),
     gauge(
         "livebridge_ledger_lag_records",
         Unit::Count,
-        "Offsets of the ledger topic that are decided and not read yet",
+        "Committed offsets of the ledger topic that are not read yet",
     ),
     // Kafka.
     gauge("livebridge_kafka_up", Unit::Count, "1 while the last exchange with Kafka succeeded"),
     counter(
         "livebridge_kafka_sessions_total",
-        "Producers made: one at the start, one after each that was lost",
+        "Producers created: one at the start, one after each that failed",
     ),
     counter(
         "livebridge_fenced_total",
-        "Times that another producer with this kafka.instance took over",
+        "Times that another producer with this transactional id fenced this one",
     ),
     gauge(
         "livebridge_kafka_brokers_connected",
