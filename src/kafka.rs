@@ -30,6 +30,7 @@ pub mod topic_reader;
 mod topics;
 
 pub use cause::Cause;
+use error::is_silence;
 pub use error::{SetupError, is_denied, text};
 pub use ledger_reader::LedgerReader;
 pub use producer::{Failure, Message, Producer, REQUEST_BYTES, RejectedMessage};
@@ -204,9 +205,14 @@ impl Config {
         });
         let outcome = Producer::connect(self, REQUEST_BYTES, give_up.clone());
         drop(connected);
-        if give_up.is_cancelled() {
-            return Err(SetupError::Unanswered(PATIENCE));
+        match outcome {
+            // Kafka did answer, again and again with the same error.
+            Err(SetupError::Transactions { cause, .. })
+                if give_up.is_cancelled() && is_silence(&cause) =>
+            {
+                Err(SetupError::Unanswered(PATIENCE))
+            }
+            outcome => outcome,
         }
-        outcome
     }
 }

@@ -42,6 +42,7 @@ impl Cause {
                  (advertised.listeners)",
             ),
             Code::SSL => tls(has),
+            Code::BrokerTransportFailure if has("ssl handshake") => tls(has),
             Code::Authentication
             | Code::SaslAuthenticationFailed
             | Code::UnsupportedSASLMechanism
@@ -56,12 +57,21 @@ impl Cause {
                 "Authentication with Kafka fails",
                 "check sasl.username, sasl.password and sasl.mechanisms in [kafka.client]",
             ),
-            Code::BrokerTransportFailure if has("ssl listener") => (
-                "Kafka closes the connection at the first request",
-                "its port may speak TLS, or want a user: set security.protocol in [kafka.client] to \
+            Code::BrokerTransportFailure
+                if has("ssl listener") || has("state apiversion_query") =>
+            {
+                (
+                    "Kafka closes the connection at the first request",
+                    "its port may speak TLS, or want a user: set security.protocol in [kafka.client] to \
                  SSL, SASL_SSL or SASL_PLAINTEXT",
+                )
+            }
+            Code::BrokerTransportFailure if has("require sasl") => (
+                "Kafka closes the connection at the first request",
+                "its port may want a user: set security.protocol in [kafka.client] to \
+                 SASL_PLAINTEXT or SASL_SSL, and sasl.*",
             ),
-            Code::BrokerTransportFailure if has("sasl") => (
+            Code::BrokerTransportFailure if has("in state auth") => (
                 "Kafka closes the connection during authentication",
                 "its port may want no user: check security.protocol and sasl.* in [kafka.client]",
             ),
@@ -88,12 +98,6 @@ fn tls(has: impl Fn(&str) -> bool) -> (&'static str, &'static str) {
             "Kafka refuses the TLS certificate of livebridge",
             "check ssl.certificate.location and ssl.key.location in [kafka.client]",
         )
-    } else if has("expired") {
-        (
-            "the TLS certificate of Kafka has expired",
-            "renew the brokers' certificate, or the authority's in ssl.ca.location; check the clock \
-             here",
-        )
     } else if has("hostname mismatch") || has("ip address mismatch") {
         (
             "the TLS certificate of Kafka is for another host name",
@@ -101,8 +105,9 @@ fn tls(has: impl Fn(&str) -> bool) -> (&'static str, &'static str) {
         )
     } else {
         (
-            "the TLS certificate of Kafka is not trusted, or TLS fails otherwise",
-            "set ssl.ca.location in [kafka.client] to the authority that signed it",
+            "the TLS certificate of Kafka is not trusted, or has expired",
+            "set ssl.ca.location in [kafka.client] to the authority that signed it; if that is right, \
+             renew the certificate, or set the clock here",
         )
     }
 }
@@ -111,18 +116,27 @@ fn tls(has: impl Fn(&str) -> bool) -> (&'static str, &'static str) {
 #[derive(Debug, Default)]
 pub(super) struct Causes(Mutex<Option<Cause>>);
 
+impl Causes {
+    fn keep(&self, cause: Option<Cause>) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lasting = kept.as_ref().is_some_and(|kept| kept.lasting);
+        if let Some(cause) = cause.filter(|cause| cause.lasting || !lasting) {
+            *kept = Some(cause);
+        }
+    }
+}
+
 impl ClientContext for Causes {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if facility == "FAIL" {
+            let reason = message.split_once("]: ").map_or(message, |(_thread, reason)| reason);
+            self.keep(Cause::of(Code::BrokerTransportFailure, reason));
+        }
         Context.log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        if let Some(cause) = error.rdkafka_error_code().and_then(|code| Cause::of(code, reason)) {
-            let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if cause.lasting || !kept.as_ref().is_some_and(|kept| kept.lasting) {
-                *kept = Some(cause);
-            }
-        }
+        self.keep(error.rdkafka_error_code().and_then(|code| Cause::of(code, reason)));
         Context.error(error, reason);
     }
 }

@@ -12,6 +12,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::stats::ProducerStats;
 use super::{Context, text};
+use crate::secret::redact;
 
 /// Collects what deliveries failed, and where the ledger record of a batch got to.
 #[derive(Default)]
@@ -21,6 +22,7 @@ pub(super) struct Reports {
     ledger: AtomicUsize,
     ledger_offset: AtomicI64,
     stats: ProducerStats,
+    transaction_error: Mutex<Option<String>>,
 }
 
 /// A delivery that failed.
@@ -34,6 +36,11 @@ pub(super) struct Failed {
 
 impl ClientContext for Reports {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        // Why a transaction failed is in no delivery report: its messages are dropped.
+        if facility == "TXNERR" {
+            let mut error = self.transaction_error.lock().unwrap_or_else(PoisonError::into_inner);
+            *error = Some(redact(message).into_owned());
+        }
         Context.log(level, facility, message);
     }
 
@@ -90,6 +97,11 @@ impl Reports {
     pub(super) fn look(&self) -> (bool, bool) {
         let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         (!failed.is_empty(), failed.iter().any(|failed| !failed.is_purged()))
+    }
+
+    /// Why the last transaction failed, as librdkafka logged it.
+    pub(super) fn take_transaction_error(&self) -> Option<String> {
+        self.transaction_error.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     pub(super) fn take(&self) -> Vec<Failed> {

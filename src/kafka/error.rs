@@ -134,6 +134,19 @@ pub fn is_denied(error: &KafkaError) -> bool {
     error.rdkafka_error_code() == Some(Code::TopicAuthorizationFailed)
 }
 
+/// Whether the answer is that there is none yet: the coordinator of transactions is not there.
+pub(super) fn is_silence(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            Code::OperationTimedOut
+                | Code::CoordinatorNotAvailable
+                | Code::CoordinatorLoadInProgress
+                | Code::NotCoordinator
+        )
+    )
+}
+
 /// What to do about a refusal of transactions.
 fn transaction_advice(error: &KafkaError) -> &'static str {
     match error.rdkafka_error_code() {

@@ -196,40 +196,40 @@ impl Producer {
         self.client.poll(Duration::ZERO);
     }
 
-    /// Sends to every one of `topics` and undoes it: tells whether they may be written.
+    /// Sends to every one of `topics`, each in a transaction that is aborted: tells which of them may
+    /// not be written, and why.
     ///
     /// # Errors
     /// Why not, topic by topic.
     pub fn rehearse(&self, topics: &[&str]) -> Result<(), String> {
-        let undone = |failure: Failure| failure.to_string();
-        self.begin().map_err(undone)?;
-        for (index, topic) in topics.iter().enumerate() {
-            let message = Message {
-                topic,
-                key: None,
-                value: Cow::Borrowed(b"{}"),
-                timestamp: Timestamp::now(),
-                headers: Vec::new(),
-                index,
-            };
-            self.send(&message, None);
-        }
-        while self.poll() {}
-        let failed = self.client.context().take();
-        self.abort().map_err(undone)?;
-        if failed.is_empty() {
-            return Ok(());
-        }
-        // The others were dropped because of the one that failed.
-        let line = |failed: &Failed| {
-            let advice = match failed.error.rdkafka_error_code() {
-                Some(Code::TopicAuthorizationFailed) => "; allow this user WRITE on it",
-                _ => "",
-            };
-            format!("{}: {}{advice}", topics[failed.index], text(&failed.error))
+        let failures: Vec<String> =
+            topics.iter().filter_map(|topic| self.rehearse_one(topic).err()).collect();
+        if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
+    }
+
+    fn rehearse_one(&self, topic: &str) -> Result<(), String> {
+        let failed = |failure: Failure| format!("{topic}: {failure}");
+        let reports = self.client.context();
+        reports.take_transaction_error();
+        self.begin().map_err(failed)?;
+        let message = Message {
+            topic,
+            key: None,
+            value: Cow::Borrowed(b"{}"),
+            timestamp: Timestamp::now(),
+            headers: Vec::new(),
+            index: 0,
         };
-        let causes: Vec<_> = failed.iter().filter(|failed| !failed.is_purged()).map(line).collect();
-        Err(if causes.is_empty() { failed.iter().map(line).collect() } else { causes }.join("; "))
+        self.send(&message, None);
+        while self.poll() {}
+        let report = reports.take().pop();
+        let aborted = self.abort();
+        let Some(report) = report else { return aborted.map_err(failed) };
+        let logged = reports.take_transaction_error().filter(|_| report.is_purged());
+        let cause = logged.unwrap_or_else(|| text(&report.error));
+        let denied = cause.to_lowercase().contains("topic authorization failed");
+        let advice = if denied { "; allow this user WRITE on it" } else { "" };
+        Err(format!("{topic}: {cause}{advice}"))
     }
 
     fn begin(&self) -> Result<(), Failure> {
@@ -372,7 +372,9 @@ impl Producer {
         loop {
             match call(&self.client) {
                 Err(KafkaError::Transaction(error))
-                    if error.is_retriable() && !self.give_up.is_cancelled() =>
+                    if error.is_retriable()
+                        && !is_unsupported(error.code())
+                        && !self.give_up.is_cancelled() =>
                 {
                     if started.elapsed() > SILENCE && !std::mem::replace(&mut said, true) {
                         metrics::kafka_up(false);
@@ -426,6 +428,14 @@ pub(super) fn settings(config: &Config, request_bytes: usize) -> ClientConfig {
             .set("transaction.timeout.ms", TRANSACTION_TIMEOUT.as_millis().to_string());
     }
     client
+}
+
+/// Whether Kafka has no transactions: librdkafka would ask again for ever.
+fn is_unsupported(code: Code) -> bool {
+    matches!(
+        code,
+        Code::UnsupportedVersion | Code::UnsupportedForMessageFormat | Code::InvalidRequest
+    )
 }
 
 fn lost(error: KafkaError) -> Failure {

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::metadata::Metadata;
@@ -150,8 +151,13 @@ impl Config {
 
     /// Everything that Kafka says about its topics; or why it says nothing.
     fn metadata(&self) -> Result<Metadata, SetupError> {
-        let consumer: BaseConsumer<Causes> =
-            self.base().create_with_context(Causes::default()).map_err(SetupError::Client)?;
+        let consumer: BaseConsumer<Causes> = self
+            .base()
+            // A port that speaks TLS closes the connection, which librdkafka only logs.
+            .set("log.connection.close", "true")
+            .set_log_level(RDKafkaLogLevel::Info)
+            .create_with_context(Causes::default())
+            .map_err(SetupError::Client)?;
         let started = Instant::now();
         loop {
             match consumer.fetch_metadata(None, METADATA_STEP) {

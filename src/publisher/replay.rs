@@ -242,6 +242,7 @@ struct Refused {
 /// Sends events again, one transaction after another.
 #[derive(Debug)]
 pub struct Sender {
+    kafka: kafka::Config,
     producer: Producer,
     publisher: OpeningId,
     /// The ledger's topic; `None` when what is sent goes where nobody looks for events.
@@ -262,6 +263,7 @@ impl Sender {
         kafka.instance.push_str(".replay");
         let producer = kafka.producer_soon()?;
         Ok(Self {
+            kafka,
             producer,
             publisher: OpeningId::unique(),
             ledger: ledger.map(str::to_owned),
@@ -298,6 +300,8 @@ impl Sender {
         let mut parts = vec![std::mem::take(&mut self.batch)];
         while let Some(mut part) = parts.pop() {
             let Some(cause) = self.transaction(&part)? else { continue };
+            // After a refusal, brokers miss sequence numbers in what the same producer sends.
+            self.producer = self.kafka.producer_soon()?;
             let mut alone = cause.alone;
             if part.len() == 1 {
                 alone.insert(0, cause.reason);
