@@ -27,9 +27,12 @@ mod topics;
 
 pub use replay::Exported;
 pub use topics::{Topics, TopicsError};
+// Public so that tests/protocol_model.rs checks these decisions and not a copy of them.
+#[doc(hidden)]
+pub use batch::Batch;
+#[doc(hidden)]
+pub use contention::OpenCommits;
 
-use batch::Batch;
-use contention::OpenCommits;
 use outage::OutageLog;
 
 /// Bytes of records per transaction.

@@ -40,6 +40,9 @@ pub use appender::{AppendHandle, Appender};
 pub use error::{AppendError, OpenError, ReadError, Unready};
 pub use inspect::{LogView, SegmentContents, SegmentView, visit};
 pub use opening::{OpeningId, Progress};
+// Public so that tests/protocol_model.rs checks these decisions and not a copy of them.
+#[doc(hidden)]
+pub use opening::{Extent, Position, published, resolve};
 pub use reader::{Entries, Next, Reader};
 pub use segment::StoreError;
 pub use self_audit::{Audit, Outcomes};
@@ -51,7 +54,6 @@ use dir::{
     FoundSegment, Recovered, SEGMENTS, list, lock, make_identity, oldest, read_identity, recover,
 };
 use maintenance::Maintenance;
-use opening::Position;
 use progress::ProgressFile;
 use self_audit::{AuditTotals, TotalsFile};
 use state::State;

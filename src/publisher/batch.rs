@@ -34,18 +34,21 @@ static DEAD: LogLimiter = LogLimiter::new();
 static HELD: LogLimiter = LogLimiter::new();
 
 /// Entries of the log with what becomes of each.
-pub(super) struct Batch<'a> {
+#[derive(Debug)]
+pub struct Batch<'a> {
     entries: &'a [Entry],
     pending: Vec<Pending<'a>>,
     conflicts: u64,
 }
 
 /// An entry that is not a retry.
+#[derive(Debug)]
 struct Pending<'a> {
     entry: &'a Entry,
     disposition: Disposition,
 }
 
+#[derive(Debug)]
 enum Disposition {
     /// To its topic.
     Publish,
@@ -57,7 +60,8 @@ enum Disposition {
 
 impl<'a> Batch<'a> {
     /// Sorts out retries of what the ledger knows and of each other (I5).
-    pub(super) fn deduplicate(entries: &'a [Entry], ledger: &Ledger) -> Self {
+    #[must_use]
+    pub fn deduplicate(entries: &'a [Entry], ledger: &Ledger) -> Self {
         let mut seen_in_batch: HashSet<EventId> = HashSet::with_capacity(entries.len());
         let mut batch = Self { entries, pending: Vec::with_capacity(entries.len()), conflicts: 0 };
         for entry in entries {
@@ -80,7 +84,8 @@ impl<'a> Batch<'a> {
     }
 
     /// The ledger's record of this batch; `None` when it holds nothing but retries.
-    pub(super) fn commit(&self, publisher: OpeningId, writer: OpeningId) -> Option<Commit> {
+    #[must_use]
+    pub fn commit(&self, publisher: OpeningId, writer: OpeningId) -> Option<Commit> {
         let (Some(first), Some(last)) = (self.entries.first(), self.entries.last()) else {
             return None;
         };

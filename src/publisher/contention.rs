@@ -11,11 +11,11 @@ use crate::record::EventId;
 
 /// Ledger records by offset, of which it is not yet known whether they hold.
 #[derive(Debug, Default)]
-pub(super) struct OpenCommits(VecDeque<(i64, Commit)>);
+pub struct OpenCommits(VecDeque<(i64, Commit)>);
 
 impl OpenCommits {
     /// Takes in a record of the topic, read whether or not it is committed.
-    pub(super) fn take(&mut self, offset: i64, bytes: &[u8]) {
+    pub fn take(&mut self, offset: i64, bytes: &[u8]) {
         // What cannot be decoded is reported when it is read as committed.
         if let Ok(commit) = Commit::decode(bytes) {
             self.0.push_back((offset, commit));
@@ -23,7 +23,7 @@ impl OpenCommits {
     }
 
     /// What is before this offset is decided, and the ledger knows of it.
-    pub(super) fn forget(&mut self, before: i64) {
+    pub fn forget(&mut self, before: i64) {
         while self.0.front().is_some_and(|(offset, _)| *offset < before) {
             self.0.pop_front();
         }
@@ -32,7 +32,8 @@ impl OpenCommits {
     /// Whether another publisher came first with an event of `own`, whose record is at `mine`.
     ///
     /// Publishers are told apart by their openings: two clones of a directory have one log id.
-    pub(super) fn is_contended(&self, own: &Commit, mine: i64) -> bool {
+    #[must_use]
+    pub fn is_contended(&self, own: &Commit, mine: i64) -> bool {
         let earlier = self.0.iter().take_while(|(offset, _)| *offset < mine);
         let mut others = earlier.filter(|(_, commit)| commit.publisher != own.publisher).peekable();
         if others.peek().is_none() {

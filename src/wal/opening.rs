@@ -92,23 +92,28 @@ impl Progress {
 /// A place in one directory: everything before it in the directory's order is published. By
 /// default before everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Position {
-    pub(super) writer: OpeningId,
-    pub(super) lsn: Lsn,
+pub struct Position {
+    /// The opening that wrote the record there.
+    pub writer: OpeningId,
+    /// The record.
+    pub lsn: Lsn,
 }
 
 /// A segment as far as progress is concerned.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Extent {
-    pub(super) number: u32,
-    pub(super) writer: OpeningId,
+pub struct Extent {
+    /// The segment's number.
+    pub number: u32,
+    /// The opening that wrote it.
+    pub writer: OpeningId,
     /// The last record's index.
-    pub(super) records: u32,
+    pub records: u32,
 }
 
 /// The last record of a directory that is published: its segments, in order, count as long as each
 /// is covered to its end by its writer's progress.
-pub(super) fn published(segments: impl Iterator<Item = Extent>, progress: &Progress) -> Lsn {
+#[must_use]
+pub fn published(segments: impl Iterator<Item = Extent>, progress: &Progress) -> Lsn {
     let mut published = Lsn::ZERO;
     for Extent { number, writer, records } in segments {
         let through = progress.of(writer);
@@ -130,7 +135,8 @@ pub(super) fn published(segments: impl Iterator<Item = Extent>, progress: &Progr
 /// The position's own segment settles the order of all before it. When that segment is gone, or
 /// another opening wrote the one of this number, then only segments of the same writer are known
 /// to come before it.
-pub(super) fn resolve(segments: impl Iterator<Item = Extent> + Clone, position: Position) -> Lsn {
+#[must_use]
+pub fn resolve(segments: impl Iterator<Item = Extent> + Clone, position: Position) -> Lsn {
     let Position { writer, lsn } = position;
     let is_there = |extent: Extent| extent.number == lsn.segment() && extent.writer == writer;
     if segments.clone().any(is_there) {
