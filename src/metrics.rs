@@ -102,6 +102,8 @@ struct Metrics {
     damaged: Counter,
     records: Gauge,
     disk_bytes: Gauge,
+    damaged_segments: Gauge,
+    damaged_segments_bytes: Gauge,
     segments: Gauge,
     room: Gauge,
     oldest: Gauge,
@@ -159,6 +161,8 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         damaged: counter!("livebridge_wal_damaged_records_total"),
         records: gauge!("livebridge_wal_records"),
         disk_bytes: gauge!("livebridge_wal_disk_bytes"),
+        damaged_segments: gauge!("livebridge_wal_damaged_segments"),
+        damaged_segments_bytes: gauge!("livebridge_wal_damaged_segments_bytes"),
         segments: gauge!("livebridge_wal_segments"),
         room: gauge!("livebridge_wal_room_bytes"),
         oldest: gauge!("livebridge_oldest_unpublished_age_seconds"),
@@ -256,6 +260,12 @@ pub fn committed(records: usize, elapsed: Duration, syncing: Duration) {
 /// Records were found to be damaged.
 pub fn damaged(records: u32) {
     METRICS.damaged.increment(u64::from(records));
+}
+
+/// Damaged segments that are kept.
+pub fn damaged_segments(count: usize, bytes: u64) {
+    METRICS.damaged_segments.set(float(count as u64));
+    METRICS.damaged_segments_bytes.set(float(bytes));
 }
 
 /// What the log holds.

@@ -50,9 +50,6 @@ const FENCED_AGAIN: Duration = Duration::from_mins(1);
 /// Why the publisher cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum PublisherError {
-    /// The log cannot be read.
-    #[error(transparent)]
-    Read(#[from] ReadError),
     /// The quarantine cannot be written, so the line cannot move on.
     #[error("cannot write to the quarantine {path}: {cause}", path = path.display())]
     Quarantine {
@@ -225,6 +222,7 @@ impl Publisher {
             read.entries.retain(|entry| entry.lsn > done);
         }
         self.unfinished.retain(|read| !read.entries.is_empty());
+        let mut read_pause = BACKOFF.0;
         while !self.give_up.is_cancelled() {
             if self.request_size.grow() {
                 return Ok(SessionEnd::Grow);
@@ -232,8 +230,16 @@ impl Publisher {
             std::thread::sleep(self.pace());
             let next = match self.unfinished.pop_front() {
                 Some(read) => Next::Entries(read),
-                None => self.reader.next(BATCH_BYTES, IDLE)?,
+                None => match self.reader.next(BATCH_BYTES, IDLE) {
+                    Ok(next) => next,
+                    Err(error) => {
+                        Self::unreadable(&error);
+                        self.wait(&mut read_pause);
+                        continue;
+                    }
+                },
             };
+            read_pause = BACKOFF.0;
             self.follow_ledger();
             let read = match next {
                 Next::Entries(read) => read,
@@ -286,17 +292,14 @@ impl Publisher {
             let ledger = batch.ledger(&self.topics, &self.kafka, &commit);
             let messages = || batch.messages(&self.topics, &self.kafka);
             let (reader, unfinished) = (&mut self.reader, &mut self.unfinished);
-            let mut read = Ok(());
             let handed = producer.hand_over(Some(&ledger), messages, || {
                 if self.backlog && unfinished.is_empty() {
-                    read = reader.next(BATCH_BYTES, Duration::ZERO).map(|next| {
-                        if let Next::Entries(read) = next {
-                            unfinished.push_back(read);
-                        }
-                    });
+                    // An error is met again, and reported, when this batch is done.
+                    if let Ok(Next::Entries(read)) = reader.next(BATCH_BYTES, Duration::ZERO) {
+                        unfinished.push_back(read);
+                    }
                 }
             });
-            read?;
             let outcome = handed
                 .and_then(|mine| self.ensure_first(producer, &commit, mine))
                 .and_then(|mine| producer.commit().map(|()| mine));
@@ -393,6 +396,17 @@ impl Publisher {
         if let Some(last) = batch.last() {
             self.ledger.expire(last.record.received_at, Instant::now());
             self.reader.settle(last.lsn, Some(last.record.received_at), outcomes);
+        }
+    }
+
+    /// Reports that the log cannot be read: the intake stores callbacks meanwhile.
+    fn unreadable(error: &ReadError) {
+        static UNREADABLE: LogLimiter = LogLimiter::new();
+        if let Some(suppressed) = UNREADABLE.permit() {
+            tracing::error!(
+                %error, suppressed,
+                "cannot read the log; callbacks are still accepted and stored, trying again"
+            );
         }
     }
 

@@ -38,7 +38,7 @@ mod writer;
 
 pub use appender::{AppendHandle, Appender};
 pub use error::{AppendError, OpenError, ReadError, Unready};
-pub use inspect::{LogView, SegmentContents, SegmentView, visit};
+pub use inspect::{LogView, SegmentContents, SegmentView, drop_damaged, visit};
 pub use opening::{OpeningId, Progress};
 // Public so that tests/protocol_model.rs checks these decisions and not a copy of them.
 #[doc(hidden)]

@@ -10,10 +10,12 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use livebridge::metrics::{self, Exporter};
 use livebridge::record::{Entry, Lsn};
-use livebridge::wal::{self, OpenError};
+use livebridge::wal::{self, LogView, OpenError, drop_damaged};
 use log_support::{OpenLog, cases, copy_dir, record, segment_dirs, temp_dir, visit};
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -247,7 +249,7 @@ fn a_damaged_marker_changes_nothing() {
 /// Opening removed such a segment as an empty one: a single damaged bit could cost the only copy
 /// of what might have been put right by hand.
 #[test]
-fn a_segment_without_a_readable_record_is_undelivered() {
+fn a_segment_without_a_readable_record_is_kept() {
     for closed in [false, true] {
         let dir = temp_dir();
         let log = open(dir.path()).unwrap();
@@ -268,15 +270,71 @@ fn a_segment_without_a_readable_record_is_undelivered() {
         assert!(next > last, "LSNs go on behind what cannot be read");
         log.reader.release(next, None);
         log.close().unwrap();
-        let kept = fs::read_dir(dir.path().join("segments")).unwrap().any(|entry| {
-            let path = entry.unwrap().path();
-            [path.join("db"), path]
-                .iter()
-                .any(|path| fs::read(path).is_ok_and(|bytes| bytes == damaged_bytes))
-        });
-        // With its marker, its loss was counted, and the reader let go of it knowingly.
-        assert!(kept || closed, "the damaged bytes are still there");
+        let kept = kept(dir.path());
+        assert_eq!(kept.len(), 1, "closed {closed}: {kept:?}");
+        assert_eq!(fs::read(kept[0].join("db")).unwrap(), damaged_bytes);
+        // It is not read as a segment, and the next start leaves it alone.
+        open(dir.path()).unwrap().close().unwrap();
+        assert_eq!(self::kept(dir.path()), kept);
     }
+}
+
+/// The segment was deleted with its neighbours, before anybody could copy it.
+#[test]
+fn a_damaged_segment_is_kept_when_the_rest_of_it_is_released_also_by_a_later_process() {
+    let _turn = exporter();
+    for killed in [false, true] {
+        let copy = STOPPED.copy();
+        let data = Stopped::data_of(copy.path());
+        let frame = &STOPPED.frames[STOPPED.frames.len() / 2];
+        overwrite(&data, frame.bytes.start + 100, b"damage");
+        let bytes = fs::read(&data).unwrap();
+        let mut log = open(copy.path()).unwrap();
+        let read = log.read();
+        let last = read.last().unwrap().lsn;
+        if killed {
+            // Everything up to the last record is released, the damage among it.
+            log.reader.release(read[read.len() - 2].lsn, None);
+            log.close().unwrap();
+            assert_eq!(kept(copy.path()), Vec::<PathBuf>::new());
+            log = open(copy.path()).unwrap();
+            assert_eq!(log.read().last().unwrap().lsn, last);
+        }
+        log.reader.release(last, None);
+        log.close().unwrap();
+        let kept = kept(copy.path());
+        assert_eq!(kept.len(), 1, "killed {killed}: {kept:?}");
+        assert_eq!(fs::read(kept[0].join("db")).unwrap(), bytes);
+
+        let view = LogView::open(copy.path()).unwrap();
+        let segment = &view.damaged[0];
+        let mut readable = Vec::new();
+        view.read(segment, |entry| {
+            readable.push(entry);
+            Ok::<_, OpenError>(())
+        })
+        .unwrap();
+        assert!(readable == STOPPED.whole(&frame.bytes), "what is readable can be exported");
+        assert_eq!(segment.closed, Some(u32::try_from(STOPPED.entries.len()).unwrap()));
+
+        // It takes space, and is said to.
+        let log = open(copy.path()).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while log.log.stored().disk_bytes < bytes.len() as u64 {
+            assert!(Instant::now() < deadline, "{:?}", log.log.stored());
+            thread::sleep(Duration::from_millis(10));
+        }
+        log.close().unwrap();
+        drop_damaged(segment).unwrap();
+        assert_eq!(self::kept(copy.path()), Vec::<PathBuf>::new());
+    }
+}
+
+/// The damaged segments that are kept.
+fn kept(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir.join("segments")).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths.filter(|path| path.extension().is_some_and(|extension| extension == "damaged")).collect()
 }
 
 /// The publisher ended with an error, at every start again.

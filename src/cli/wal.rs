@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use livebridge::publisher::Exported;
 use livebridge::publisher::quarantine::{self, QuarantinedRecord};
 use livebridge::record::{Entry, Lsn, type_name};
-use livebridge::wal::{self, LogView};
+use livebridge::wal::{self, LogView, SegmentView};
 use serde_json::json;
 
 use super::progress::Progress;
@@ -38,6 +38,11 @@ enum Command {
     ///
     /// Exits 1 when a record is lost that was not published.
     Verify(Report),
+    /// List, print or drop the damaged segments that are kept.
+    ///
+    /// A segment is kept when some of its records could not be read, and so not be published, after
+    /// everything readable in it was. It takes disk space until it is dropped.
+    Damaged(Damaged),
     /// Print every record in quarantine as a line of JSON, with the reason.
     ///
     /// There is what Kafka refused even in the dead-letter topic.
@@ -74,6 +79,19 @@ struct Report {
 }
 
 #[derive(Debug, Args)]
+struct Damaged {
+    #[command(flatten)]
+    report: Report,
+    /// Print the readable records of this segment as lines of JSON, as `wal export` does; `all` for
+    /// those of all segments.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["drop", "json"])]
+    export: Option<String>,
+    /// Remove this segment for good; `all` for all of them.
+    #[arg(long, value_name = "NAME", conflicts_with = "json")]
+    drop: Option<String>,
+}
+
+#[derive(Debug, Args)]
 struct Export {
     #[command(flatten)]
     dir: Dir,
@@ -102,6 +120,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
         Command::List(Report { dir, json }) => list(&dir.dir, *json, &mut out),
         Command::Export(options) => export(options, &mut out),
         Command::Verify(Report { dir, json }) => verify(&dir.dir, *json, &mut out),
+        Command::Damaged(options) => damaged(options, &mut out),
         Command::Quarantine(Dir { dir }) => held(dir)?.iter().try_for_each(|held| {
             let mut line = json!(Exported::of(&held.record));
             line["reason"] = held.reason.clone().into();
@@ -150,11 +169,67 @@ fn export(options: &Export, out: &mut impl Write) -> Result<(), CliError> {
             if !is_meant(&entry) {
                 return Ok(());
             }
-            let mut line = json!(Exported::of(&entry.record));
-            line["lsn"] = entry.lsn.to_string().into();
-            print(out, &line)
+            print_entry(out, &entry)
         })?;
         bar.add(segment.bytes);
+    }
+    Ok(())
+}
+
+fn print_entry(out: &mut impl Write, entry: &Entry) -> Result<(), CliError> {
+    let mut line = json!(Exported::of(&entry.record));
+    line["lsn"] = entry.lsn.to_string().into();
+    print(out, &line)
+}
+
+/// The damaged segments that `name` means.
+fn meant<'v>(view: &'v LogView, name: &str) -> Result<Vec<&'v SegmentView>, CliError> {
+    let is_meant = |segment: &&SegmentView| name == "all" || segment.name() == name;
+    let meant: Vec<_> = view.damaged.iter().filter(is_meant).collect();
+    if meant.is_empty() && name != "all" {
+        let cause = format!("no such damaged segment: {name}; `livebridge wal damaged` lists them");
+        return Err(CliError::other("find the segment")(io::Error::other(cause)));
+    }
+    Ok(meant)
+}
+
+fn damaged(options: &Damaged, out: &mut impl Write) -> Result<(), CliError> {
+    let view = LogView::open(&options.report.dir.dir)?;
+    if let Some(name) = &options.export {
+        for segment in meant(&view, name)? {
+            view.read(segment, |entry| print_entry(out, &entry))?;
+        }
+        return Ok(());
+    }
+    if let Some(name) = &options.drop {
+        for segment in meant(&view, name)? {
+            wal::drop_damaged(segment)?;
+            print(out, &format_args!("{} is removed", segment.name()))?;
+        }
+        return Ok(());
+    }
+    if view.damaged.is_empty() && !options.report.json {
+        return print(out, &"no damaged segment is kept");
+    }
+    for segment in &view.damaged {
+        let mut readable = 0_u32;
+        view.read(segment, |_| {
+            readable += 1;
+            Ok::<_, CliError>(())
+        })?;
+        let (name, bytes, records) = (segment.name(), segment.bytes, segment.closed);
+        if options.report.json {
+            let path = segment.path.display().to_string();
+            let line = json!({
+                "name": name, "bytes": bytes, "records": records, "readable": readable,
+                "path": path,
+            });
+            print(out, &line)?;
+        } else {
+            let size = ByteSize(bytes);
+            let records = records.map_or_else(|| "?".to_owned(), |records| records.to_string());
+            print(out, &format_args!("{name}  {size}  {readable} of {records} records readable"))?;
+        }
     }
     Ok(())
 }

@@ -95,6 +95,12 @@ pub(super) const TABLE: &[Metric] = &[
     gauge("livebridge_wal_records", Unit::Count, "Records in the log that are not published yet"),
     gauge("livebridge_wal_disk_bytes", Unit::Bytes, "Size of the log on disk"),
     gauge("livebridge_wal_segments", Unit::Count, "Segments in the log"),
+    gauge("livebridge_wal_damaged_segments", Unit::Count, "Damaged segments that are kept"),
+    gauge(
+        "livebridge_wal_damaged_segments_bytes",
+        Unit::Bytes,
+        "Bytes of the damaged segments that are kept",
+    ),
     gauge(
         "livebridge_wal_room_bytes",
         Unit::Bytes,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use super::frame::Scanner;
+use super::frame::{Scanner, is_unreadable};
 use super::opening::{Extent, OpeningId, Position};
 use super::{LogId, OpenError};
 use crate::metrics;
@@ -20,7 +20,8 @@ pub(super) const IDENTITY: &str = "log";
 pub(super) const SEGMENTS: &str = "segments";
 /// A segment's directory on its way out: what is left of it is not looked at.
 pub(super) const GONE: &str = "gone";
-/// A segment's data that nobody can read, kept for whoever can put it right.
+/// A segment with records that could not be published because they cannot be read; kept until an
+/// operator drops it. Within a segment's directory: marks it as such before its removal.
 pub(super) const DAMAGED: &str = "damaged";
 
 /// Where sled keeps a database's data, within its directory.
@@ -66,6 +67,43 @@ impl Closed {
         let checksum = crc32fast::hash(text.as_bytes());
         format!("{text}, checksum {checksum:08x}\n")
     }
+}
+
+/// Marks a segment as one to be kept as damaged.
+pub(super) fn mark_damaged(dir: &Path) -> io::Result<()> {
+    File::create(dir.join(DAMAGED))?.sync_all()?;
+    sync_dir(dir)
+}
+
+/// Whether the segment is to be kept as damaged. If that cannot be told, it is.
+pub(super) fn is_marked_damaged(dir: &Path) -> bool {
+    dir.join(DAMAGED).try_exists().unwrap_or(true)
+}
+
+/// Keeps a segment as damaged: renames its directory, to a name that is not taken.
+pub(super) fn keep_damaged(dir: &Path) -> io::Result<PathBuf> {
+    let mut kept = dir.with_extension(DAMAGED);
+    let mut number = 2;
+    while kept.try_exists()? {
+        kept = dir.with_extension(format!("{number}.{DAMAGED}"));
+        number += 1;
+    }
+    fs::rename(dir, &kept)?;
+    Ok(kept)
+}
+
+/// Damaged segments that are kept: number and directory, in order.
+pub(super) fn list_damaged(segments: &Path) -> io::Result<Vec<(u32, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(segments)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let number =
+            name.strip_suffix(DAMAGED).and_then(|name| name.split('.').next()?.parse().ok());
+        found.extend(number.map(|number| (number, path)));
+    }
+    found.sort_unstable();
+    Ok(found)
 }
 
 /// Removes all that is in a segment's directory, but not the directory.
@@ -202,19 +240,26 @@ pub(super) fn recover(segments: &Path, id: LogId) -> Result<Recovered, OpenError
     };
     // The process that made the last segment may have been killed before it synced its directory.
     sync_dir(segments).map_err(io("sync", segments))?;
-    finish_removals(segments).map_err(io("tidy", segments))?;
+    finish_removals(segments).map_err(io("list", segments))?;
     let mut found = Vec::new();
     let listed = list(segments).map_err(io("list", segments))?;
     let next_number = listed.last().map_or(1, |(number, _)| number + 1);
     for (number, dir) in listed {
         let disk_bytes = fs::metadata(data_file(&dir)).map_or(0, |meta| meta.len());
         let contents = examine(number, &dir, id).map_err(io("read", &dir))?;
-        if let Some(Closed { writer, records }) = contents {
+        if let Contents::Records(Closed { writer, records }) = contents {
             found.push(FoundSegment { number, writer, records, disk_bytes });
-        } else if number + 1 == next_number {
-            empty(&dir).map_err(io("empty", &dir))?;
-        } else {
-            fs::remove_dir_all(&dir).map_err(io("remove", &dir))?;
+            continue;
+        }
+        let is_last = number + 1 == next_number;
+        let cleared = match contents {
+            Contents::Unreadable => keep_unreadable(&dir, is_last),
+            _ if is_last => empty(&dir),
+            _ => fs::remove_dir_all(&dir),
+        };
+        // Whatever is wrong with it, the others are not to wait for it.
+        if let Err(error) = cleared {
+            tracing::error!(%error, path = %dir.display(), "cannot clear an empty segment away");
         }
     }
     // What was read may be in the page cache only, when the process that wrote it was killed
@@ -254,54 +299,84 @@ pub(super) fn list(segments: &Path) -> io::Result<Vec<(u32, PathBuf)>> {
 fn finish_removals(segments: &Path) -> io::Result<()> {
     for entry in fs::read_dir(segments)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == GONE) {
-            fs::remove_dir_all(&path)?;
+        if path.extension().is_some_and(|extension| extension == GONE)
+            && let Err(error) = fs::remove_dir_all(&path)
+        {
+            tracing::warn!(%error, path = %path.display(), "cannot remove a published segment");
         }
     }
     Ok(())
 }
 
-/// How many records the segment in `dir` has, damaged ones included, and whose; `None` when it has
-/// none.
-fn examine(number: u32, dir: &Path, id: LogId) -> io::Result<Option<Closed>> {
+/// What a segment's directory holds.
+enum Contents {
+    Records(Closed),
+    Nothing,
+    /// Data, of which no record can be read.
+    Unreadable,
+}
+
+/// Keeps a segment of which no record can be read.
+fn keep_unreadable(dir: &Path, is_last: bool) -> io::Result<()> {
+    let kept = keep_damaged(dir)?;
+    tracing::error!(
+        path = %kept.display(),
+        "no record of a segment can be read: its first commit was cut short, or it is damaged; it \
+         is kept: see `livebridge wal damaged`"
+    );
+    if is_last { fs::create_dir(dir) } else { Ok(()) }
+}
+
+/// How many records the segment in `dir` has, damaged ones included, and whose.
+fn examine(number: u32, dir: &Path, id: LogId) -> io::Result<Contents> {
     let data = data_file(dir);
     let closed = read_closed(dir, number);
-    if !data.exists() {
-        let lost = closed.map_or(0, |closed| closed.records);
-        if lost > 0 {
-            metrics::damaged(lost);
-            tracing::error!(
-                records = lost, path = %data.display(),
-                "a segment's file is missing; its records cannot be published, if they were not"
-            );
+    let file = match closed {
+        Some(closed) if closed.records == 0 => return Ok(Contents::Nothing),
+        Some(closed) if data.try_exists().unwrap_or(true) => return Ok(Contents::Records(closed)),
+        _ => File::open(&data),
+    };
+    let file = match file {
+        Ok(file) => file,
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+            if let Some(Closed { records, .. }) = closed {
+                metrics::damaged(records);
+                tracing::error!(
+                    records, path = %data.display(),
+                    "a segment's file is missing; its records cannot be published, if they were not"
+                );
+            }
+            return Ok(Contents::Nothing);
         }
-        return Ok(None);
-    }
-    if let Some(closed) = closed {
-        return Ok((closed.records > 0).then_some(closed));
-    }
-    let mut scanner = Scanner::new(File::open(&data)?, id);
+        Err(cause) if is_unreadable(&cause) => return Ok(Contents::Unreadable),
+        Err(cause) => return Err(cause),
+    };
+    let mut scanner = Scanner::new(file, id);
     let mut contents: Option<Closed> = None;
     while let Some(frame) = scanner.next()? {
         if frame.first().segment() != number {
             continue;
         }
-        let contents = contents
-            .get_or_insert(Closed { writer: frame.writer(), records: frame.last().index() });
+        let records = frame.last().index();
+        let contents = contents.get_or_insert(Closed { writer: frame.writer(), records });
         if frame.writer() == contents.writer {
-            contents.records = contents.records.max(frame.last().index());
+            contents.records = contents.records.max(records);
         }
     }
-    if contents.is_none() && scanner.passed_over_damage() {
-        let kept = dir.with_extension(DAMAGED);
-        fs::rename(&data, &kept)?;
-        tracing::error!(
-            path = %kept.display(),
-            "no record of a segment can be read: its first commit was cut short, or it is damaged; \
-             its file is set aside, remove it when it is of no use"
-        );
+    let unreadable = scanner.unreadable_bytes();
+    match contents {
+        None if unreadable > 0 || scanner.passed_over_damage() => Ok(Contents::Unreadable),
+        None => Ok(Contents::Nothing),
+        Some(closed) => {
+            // Records behind the last readable one may be lost, and nobody can tell how many.
+            if unreadable > 0
+                && let Err(error) = mark_damaged(dir)
+            {
+                tracing::error!(%error, path = %dir.display(), "cannot mark a damaged segment");
+            }
+            Ok(Contents::Records(closed))
+        }
     }
-    Ok(contents)
 }
 
 /// Makes a directory's entries durable.

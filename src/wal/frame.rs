@@ -180,21 +180,45 @@ pub(super) struct Scanner {
     /// The file's offset just behind `window`.
     end: u64,
     passed_over_damage: bool,
+    /// Bytes that the disk did not return since the last [`Self::seek`].
+    unreadable: u64,
 }
 
 /// Bytes read at once: a few frames.
 const READ_BYTES: usize = 1024 * 1024;
+/// What is skipped at a time where the disk returns an error: a page, which is what the kernel
+/// reads at least.
+const BLOCK_BYTES: u64 = 4096;
+
+/// Whether `error` says that what was stored is lost or broken, rather than that the system lacks
+/// memory, descriptors or permission for now.
+pub(super) fn is_unreadable(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    /// I/O error; checksums of the file system or of the device; an uncorrectable medium error.
+    const UNREADABLE: [Errno; 6] =
+        [Errno::IO, Errno::BADMSG, Errno::UCLEAN, Errno::ILSEQ, Errno::NODATA, Errno::REMOTEIO];
+    Errno::from_io_error(error).is_some_and(|errno| UNREADABLE.contains(&errno))
+}
 
 impl Scanner {
     pub(super) fn new(file: File, log: LogId) -> Self {
         let finder = Finder::new(&MAGIC).into_owned();
-        Self { file, log, finder, window: BytesMut::new(), end: 0, passed_over_damage: false }
+        Self {
+            file,
+            log,
+            finder,
+            window: BytesMut::new(),
+            end: 0,
+            passed_over_damage: false,
+            unreadable: 0,
+        }
     }
 
     /// The next whole frame, or `None` at what is now the file's end; a later call goes on there.
     ///
     /// Frames come in the order in which they were written. What is between them, or fails its
-    /// checksum, is passed over; so is what another thread was still writing when it was read.
+    /// checksum, is skipped; so is what another thread was still writing when it was read, and what
+    /// the disk cannot read, a block at a time.
     pub(super) fn next(&mut self) -> io::Result<Option<Frame>> {
         loop {
             if let Some(at) = self.finder.find(&self.window) {
@@ -229,6 +253,12 @@ impl Scanner {
     pub(super) fn seek(&mut self, position: u64) {
         self.window = BytesMut::new();
         self.end = position;
+        self.unreadable = 0;
+    }
+
+    /// Bytes that the disk did not return since the last [`Self::seek`].
+    pub(super) fn unreadable_bytes(&self) -> u64 {
+        self.unreadable
     }
 
     /// The frame at the window's start; `None` when there is none, or not yet.
@@ -288,6 +318,20 @@ impl Scanner {
                     self.end += read as u64;
                 }
                 Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+                Err(cause) if is_unreadable(&cause) => {
+                    // Zeros in its place: a frame that it belongs to fails its checksum.
+                    let size = self.file.metadata().map_or(0, |metadata| metadata.len());
+                    let block = BLOCK_BYTES - self.end % BLOCK_BYTES;
+                    let block = block.min(size.saturating_sub(self.end));
+                    let skipped = (window.len() - filled).min(usize::try_from(block).unwrap_or(0));
+                    if skipped == 0 {
+                        break;
+                    }
+                    window[filled..filled + skipped].fill(0);
+                    filled += skipped;
+                    self.end += skipped as u64;
+                    self.unreadable += skipped as u64;
+                }
                 Err(cause) => return Err(cause),
             }
         }

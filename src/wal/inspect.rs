@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::dir::{self, SEGMENTS};
-use super::frame::Scanner;
+use super::frame::{Scanner, is_unreadable};
 use super::opening::{self, Extent};
 use super::{LogId, OpenError, OpeningId, progress};
 use crate::record::{Entry, Lsn, Timestamp};
@@ -22,6 +22,8 @@ pub struct LogView {
     pub published: Lsn,
     /// Its segments, in order.
     pub segments: Vec<SegmentView>,
+    /// Segments that are kept because some of their records could not be published.
+    pub damaged: Vec<SegmentView>,
 }
 
 /// A segment as it was found.
@@ -60,19 +62,10 @@ impl LogView {
         let id = dir::read_identity(dir)?;
         let segments = dir.join(SEGMENTS);
         let listed = dir::list(&segments).map_err(failed(&segments))?;
-        let segments: Vec<_> = listed
-            .into_iter()
-            .filter_map(|(number, dir)| {
-                let path = dir::data_file(&dir);
-                // Without a file it holds nothing, or was removed since.
-                let bytes = fs::metadata(&path).ok()?.len();
-                let closed = dir::read_closed(&dir, number);
-                let writer = closed
-                    .map_or_else(|| first_writer(&path, id, number), |closed| Some(closed.writer));
-                let closed = closed.map(|closed| closed.records);
-                Some(SegmentView { number, path, bytes, writer, closed })
-            })
-            .collect();
+        let damaged = dir::list_damaged(&segments).map_err(failed(&segments))?;
+        let view = |(number, dir): (u32, PathBuf)| SegmentView::open(id, number, &dir);
+        let segments: Vec<_> = listed.into_iter().filter_map(view).collect();
+        let damaged = damaged.into_iter().filter_map(view).collect();
         let extents =
             segments.iter().filter_map(|&SegmentView { number, writer, closed, .. }| {
                 // The open segment is the last one, of which a position covers a part at most.
@@ -81,7 +74,7 @@ impl LogView {
         let published = progress::read(dir, id)
             .map_or(Lsn::ZERO, |position| opening::resolve(extents, position));
         let lineage = opening::read_lineage(dir, id);
-        Ok(Self { id, lineage, published, segments })
+        Ok(Self { id, lineage, published, segments, damaged })
     }
 
     /// When the first record of `segment` was received; `None` when there is none.
@@ -115,6 +108,11 @@ impl LogView {
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
                 return Ok(SegmentContents::default());
             }
+            Err(cause) if is_unreadable(&cause) => {
+                let end = Lsn::new(number, closed.unwrap_or(0)).next();
+                let missing = self.unpublished(Lsn::new(number, 1), end);
+                return Ok(SegmentContents { last: 0, missing, torn: true });
+            }
             file => file.map_err(failed(path))?,
         };
         let mut scanner = Scanner::new(file, self.id);
@@ -137,7 +135,8 @@ impl LogView {
         missing += self.unpublished(next, Lsn::new(number, closed.unwrap_or(last)).next());
         // It may have been removed while it was read, and is then no more than empty.
         let missing = if path.exists() { missing } else { 0 };
-        Ok(SegmentContents { last, missing, torn: scanner.passed_over_damage() })
+        let torn = scanner.passed_over_damage() || scanner.unreadable_bytes() > 0;
+        Ok(SegmentContents { last, missing, torn })
     }
 
     /// How many places of one segment from `from` to before `to` are not published.
@@ -145,6 +144,37 @@ impl LogView {
         let from = from.max(self.published.next());
         if from.segment() == to.segment() { to.index().saturating_sub(from.index()) } else { 0 }
     }
+}
+
+impl SegmentView {
+    /// `None` without a file: it holds nothing, or was removed since.
+    fn open(log: LogId, number: u32, dir: &Path) -> Option<Self> {
+        let path = dir::data_file(dir);
+        let bytes = fs::metadata(&path).ok()?.len();
+        let closed = dir::read_closed(dir, number);
+        let writer = match closed {
+            Some(closed) => Some(closed.writer),
+            None => first_writer(&path, log, number),
+        };
+        Some(Self { number, path, bytes, writer, closed: closed.map(|closed| closed.records) })
+    }
+
+    /// The name of its directory.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        let dir = self.path.parent().and_then(Path::file_name);
+        dir.and_then(|name| name.to_str()).unwrap_or_default()
+    }
+}
+
+/// Removes a damaged segment that is kept ([`LogView::damaged`]).
+///
+/// # Errors
+/// [`OpenError`]
+pub fn drop_damaged(segment: &SegmentView) -> Result<(), OpenError> {
+    let dir = segment.path.parent().unwrap_or(&segment.path);
+    let io = |cause| OpenError::Io { what: "remove", path: dir.to_owned(), cause };
+    fs::remove_dir_all(dir).map_err(io)
 }
 
 /// The opening of the first frame of segment `number`.

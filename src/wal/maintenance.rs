@@ -1,9 +1,10 @@
 //! Makes segments before they are needed, closes them when they are full, removes them when they
 //! are published, and watches the space: all that must not hold up the writer or the publisher.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
@@ -18,12 +19,16 @@ use crate::metrics;
 /// How often the space is looked at, and a segment that could not be made is tried again: short
 /// against the time in which senders could fill the floor that `wal.min_free_bytes` leaves.
 const LOOK: Duration = Duration::from_millis(100);
+/// How often the damaged segments that are kept are counted: they change by an operator's hand.
+const COUNT: Duration = Duration::from_secs(10);
 
 pub(super) enum MaintenanceTask {
     /// The spare was taken: make another.
     MakeSpare,
     /// Close a segment into which `writer` put this many records.
     Close { segment: Segment, writer: OpeningId, records: u32 },
+    /// Keep a segment's data when it would be removed: some of its records cannot be read.
+    KeepDamaged(u32),
     /// Remove a closed segment.
     Remove(u32),
 }
@@ -38,6 +43,10 @@ pub(super) struct Maintenance {
     totals: self_audit::TotalsFile,
     /// What was missing at the last look.
     missing: i64,
+    /// Segments with damage. The marker in each tells the next process.
+    damaged: HashSet<u32>,
+    /// When the damaged segments that are kept were counted.
+    counted: Option<Instant>,
     room: Result<(), AppendError>,
     /// Whether the last attempt to make a segment failed, and was reported.
     failing: bool,
@@ -61,6 +70,8 @@ impl Maintenance {
             state,
             totals,
             missing: 0,
+            damaged: HashSet::new(),
+            counted: None,
             room: Ok(()),
             failing: false,
         };
@@ -81,6 +92,7 @@ impl Maintenance {
                 Ok(MaintenanceTask::Close { segment, writer, records }) => {
                     self.close(segment, writer, records);
                 }
+                Ok(MaintenanceTask::KeepDamaged(number)) => self.mark_damaged(number),
                 Ok(MaintenanceTask::Remove(number)) => self.remove(number),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -109,6 +121,9 @@ impl Maintenance {
     /// Whether the limits leave room, for the writer and the metrics.
     fn look(&mut self) {
         self.audit();
+        if self.counted.is_none_or(|counted| counted.elapsed() >= COUNT) {
+            self.count_damaged();
+        }
         let free_bytes = free_bytes(&self.segments);
         let stored = self.state.stored();
         self.state.show();
@@ -177,13 +192,37 @@ impl Maintenance {
         }
     }
 
-    /// Renames first: what is left after a crash is then known to be done with. The last segment's
-    /// directory stays, so that numbers do not restart.
+    fn mark_damaged(&mut self, number: u32) {
+        if !self.damaged.insert(number) {
+            return;
+        }
+        let dir = dir::segment_dir(&self.segments, number);
+        if let Err(error) = dir::mark_damaged(&dir) {
+            tracing::error!(%error, path = %dir.display(), "cannot mark a damaged segment");
+        }
+    }
+
+    /// Counts the damaged segments that are kept; an operator may have dropped some.
+    fn count_damaged(&mut self) {
+        self.counted = Some(Instant::now());
+        let kept = dir::list_damaged(&self.segments).unwrap_or_default();
+        let bytes = |dir: &PathBuf| fs::metadata(dir::data_file(dir)).map_or(0, |data| data.len());
+        let bytes = kept.iter().map(|(_, dir)| bytes(dir)).sum();
+        self.state.set_damaged_bytes(bytes);
+        metrics::damaged_segments(kept.len(), bytes);
+    }
+
+    /// Renames first, so that a removal that a crash cuts short is finished by the next start. The
+    /// last segment's directory stays, so that numbers do not restart.
     fn remove(&mut self, number: u32) {
         self.totals.save_durably(&self.state.totals().0);
         let dir = dir::segment_dir(&self.segments, number);
+        let is_last = number + 1 == self.next_number;
+        let damaged = self.damaged.remove(&number) || dir::is_marked_damaged(&dir);
         let gone = dir.with_extension(GONE);
-        let removed: io::Result<()> = if number + 1 == self.next_number {
+        let removed: io::Result<()> = if damaged {
+            self.keep(&dir, is_last)
+        } else if is_last {
             dir::empty(&dir)
         } else {
             fs::rename(&dir, &gone).and_then(|()| fs::remove_dir_all(&gone))
@@ -192,12 +231,26 @@ impl Maintenance {
             tracing::warn!(%error, path = %dir.display(), "cannot remove a published segment");
         }
     }
+
+    fn keep(&mut self, dir: &Path, is_last: bool) -> io::Result<()> {
+        // A segment without a file has nothing to keep.
+        if !dir::data_file(dir).try_exists().unwrap_or(true) {
+            return if is_last { dir::empty(dir) } else { fs::remove_dir_all(dir) };
+        }
+        let kept = dir::keep_damaged(dir)?;
+        tracing::error!(
+            path = %kept.display(),
+            "everything readable in a damaged segment is published; it is kept until it is dropped \
+             with `livebridge wal damaged --drop`"
+        );
+        self.count_damaged();
+        if is_last { fs::create_dir(dir) } else { Ok(()) }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
     use std::sync::{Arc, mpsc};
 
     use super::super::Limits;

@@ -1,13 +1,15 @@
 //! The back of the log: durable records in order, from memory or from the segments' files.
 
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::thread;
 use std::time::Duration;
 
 use super::dir::{self, SEGMENTS};
-use super::frame::{Frame, Scanner};
+use super::frame::{Frame, Scanner, is_unreadable};
 use super::maintenance::MaintenanceTask;
 use super::opening::{OpeningId, Progress};
 use super::progress::ProgressFile;
@@ -19,6 +21,11 @@ use crate::metrics;
 use crate::record::{Entry, Lsn, Timestamp};
 
 static DAMAGED: LogLimiter = LogLimiter::new();
+
+/// How often a part of a segment is read before it counts as unreadable, and the pause in between:
+/// a path to a disk that fails over is back by then, and publishing is not held up for long.
+const READ_ATTEMPTS: u32 = 3;
+const READ_PAUSE: Duration = Duration::from_secs(1);
 
 /// Entries in order, at least one, all of them written by one opening: a ledger record tells the
 /// progress of one writer, so no batch spans two.
@@ -69,6 +76,8 @@ struct OpenSegment {
     scanner: Scanner,
     /// The file's offset behind the last frame that was wanted.
     done: u64,
+    /// Whether the disk did not return a part of it, after all attempts.
+    unreadable: bool,
 }
 
 impl Reader {
@@ -115,7 +124,8 @@ impl Reader {
     /// `timeout` for the first.
     ///
     /// # Errors
-    /// [`ReadError`]. Damaged records are no error: they are counted, logged and passed over.
+    /// [`ReadError`]; calling again tries again. Records that are damaged or that the disk cannot
+    /// read are no error: they are counted, logged and skipped.
     pub fn next(&mut self, max_bytes: usize, timeout: Duration) -> Result<Next, ReadError> {
         let mut entries = Vec::new();
         let mut bytes = 0;
@@ -131,9 +141,12 @@ impl Reader {
                     self.open = None;
                     frame
                 }
-                Location::File { writer, records } => match self.read(writer, records)? {
-                    Some(frame) => frame,
-                    None => continue,
+                Location::File { writer, records } => match self.read(writer, records) {
+                    Ok(Some(frame)) => frame,
+                    Ok(None) => continue,
+                    // What was read before comes first; the next call meets the error again.
+                    Err(_) if !entries.is_empty() => break,
+                    Err(error) => return Err(error),
                 },
                 end @ (Location::Nowhere | Location::End) if entries.is_empty() => {
                     // The last segment may only now be one that can go, and so may damaged records.
@@ -142,9 +155,16 @@ impl Reader {
                 }
                 Location::Nowhere | Location::End => break,
             };
-            frame
-                .entries(self.cursor, &mut entries)
-                .map_err(|cause| ReadError::Record { lsn: frame.first(), cause })?;
+            let before = entries.len();
+            if let Err(cause) = frame.entries(self.cursor, &mut entries) {
+                entries.truncate(before);
+                // Read the frame again the next time.
+                self.open = None;
+                if entries.is_empty() {
+                    return Err(ReadError::Record { lsn: frame.first(), cause });
+                }
+                break;
+            }
             bytes += frame.len();
             writer = frame.writer();
             self.returned = frame.last();
@@ -204,33 +224,41 @@ impl Reader {
 
     /// The frame at the cursor out of its segment's file, which has `records` records; `None` when
     /// it is damaged, and the cursor then stands behind the damage.
+    ///
+    /// What the disk cannot read is damage, after some attempts: the rest must be published.
     fn read(&mut self, writer: OpeningId, records: u32) -> Result<Option<Frame>, ReadError> {
         let number = self.cursor.segment();
+        let end = Lsn::new(number, records).next();
         let mut open = match self.open.take() {
             Some(open) if open.number == number => open,
-            _ => self.open(number, writer)?,
+            _ => {
+                let Some(open) = self.open(number, writer)? else {
+                    self.skip_damage(end);
+                    return Ok(None);
+                };
+                open
+            }
         };
         let mut found = open.find(self.cursor)?;
-        if found.as_ref().is_none_or(|frame| frame.first() > self.cursor) {
-            // Read ahead while it was still being written? Then it is there now.
+        let mut attempts = 1;
+        while found.as_ref().is_none_or(|frame| frame.first() > self.cursor) {
+            let unreadable = open.scanner.unreadable_bytes() > 0 && !open.unreadable;
+            // Read ahead while it was still being written? Then it is there at the second attempt.
+            if attempts == if unreadable { READ_ATTEMPTS } else { 2 } {
+                break;
+            }
+            if unreadable {
+                thread::sleep(READ_PAUSE);
+            }
             open.scanner.seek(open.done);
             found = open.find(self.cursor)?;
+            attempts += 1;
         }
-        let next = match &found {
-            Some(frame) => frame.first(),
-            None => Lsn::new(number, records).next(),
-        };
+        // One place that stays unreadable is enough to know the disk by.
+        open.unreadable |= open.scanner.unreadable_bytes() > 0;
+        let next = found.as_ref().map_or(end, Frame::first);
         if next > self.cursor {
-            let lost = next.index() - self.cursor.index();
-            metrics::damaged(lost);
-            self.damage.push((next.previous(), u64::from(lost)));
-            if let Some(suppressed) = DAMAGED.permit() {
-                tracing::error!(
-                    from = %self.cursor, records = lost, suppressed, path = %open.path.display(),
-                    "records are damaged on disk and cannot be published; going on behind them"
-                );
-            }
-            self.cursor = next;
+            self.skip_damage(next);
         }
         if found.is_some() {
             open.done = open.scanner.position();
@@ -239,11 +267,46 @@ impl Reader {
         Ok(found)
     }
 
-    fn open(&self, number: u32, writer: OpeningId) -> Result<OpenSegment, ReadError> {
-        let path = dir::data_file(&dir::segment_dir(&self.segments, number));
-        let file =
-            File::open(&path).map_err(|cause| ReadError::Io { path: path.clone(), cause })?;
-        Ok(OpenSegment { number, writer, path, scanner: Scanner::new(file, self.log), done: 0 })
+    /// Counts and reports the records from the cursor to before `next` as damaged, and goes on
+    /// there. Their segment is kept when it would be removed.
+    fn skip_damage(&mut self, next: Lsn) {
+        let lost = next.index() - self.cursor.index();
+        metrics::damaged(lost);
+        self.damage.push((next.previous(), u64::from(lost)));
+        let _ = self.tasks.send(MaintenanceTask::KeepDamaged(self.cursor.segment()));
+        if let Some(suppressed) = DAMAGED.permit() {
+            let path = self.path(self.cursor.segment());
+            tracing::error!(
+                from = %self.cursor, records = lost, suppressed, path = %path.display(),
+                "records are damaged or unreadable on disk and cannot be published; skipping \
+                 them. Their segment is kept: see `livebridge wal damaged`"
+            );
+        }
+        self.cursor = next;
+    }
+
+    fn path(&self, number: u32) -> PathBuf {
+        dir::data_file(&dir::segment_dir(&self.segments, number))
+    }
+
+    /// Opens a segment's file; `None` when it is gone or cannot be opened for good.
+    fn open(&self, number: u32, writer: OpeningId) -> Result<Option<OpenSegment>, ReadError> {
+        let path = self.path(number);
+        for attempt in 1.. {
+            match File::open(&path) {
+                Ok(file) => {
+                    let scanner = Scanner::new(file, self.log);
+                    let open =
+                        OpenSegment { number, writer, path, scanner, done: 0, unreadable: false };
+                    return Ok(Some(open));
+                }
+                Err(cause) if cause.kind() == io::ErrorKind::NotFound => break,
+                Err(cause) if !is_unreadable(&cause) => return Err(ReadError::Io { path, cause }),
+                Err(_) if attempt == READ_ATTEMPTS => break,
+                Err(_) => thread::sleep(READ_PAUSE),
+            }
+        }
+        Ok(None)
     }
 }
 

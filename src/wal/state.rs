@@ -27,7 +27,8 @@ const LAST: Lsn = Lsn::new(u32::MAX, u32::MAX);
 pub struct Stored {
     /// Records.
     pub records: u64,
-    /// Bytes on disk, released records of the oldest segment included.
+    /// Bytes on disk, with the released records of the oldest segment and the damaged segments that
+    /// are kept.
     pub disk_bytes: u64,
     /// Segments with records.
     pub segments: usize,
@@ -58,6 +59,8 @@ struct Inner {
     /// Records up to here were counted as released before this process.
     counted: Lsn,
     gone: Option<Gone>,
+    /// Bytes of the damaged segments that are kept.
+    damaged_bytes: u64,
     room: Result<(), AppendError>,
     limits: Limits,
     spareless: bool,
@@ -112,6 +115,7 @@ impl State {
             totals,
             counted: done.min(totals.done.lsn),
             gone: None,
+            damaged_bytes: 0,
             room: Ok(()),
             limits,
             spareless: false,
@@ -244,6 +248,10 @@ impl State {
         if inner.spareless && !takes { Err(AppendError::DiskFull) } else { Ok(()) }
     }
 
+    pub(super) fn set_damaged_bytes(&self, bytes: u64) {
+        self.lock().damaged_bytes = bytes;
+    }
+
     pub(super) fn set_room(&self, room: Result<(), AppendError>) {
         self.lock().room = room;
     }
@@ -324,7 +332,8 @@ impl State {
         let inner = self.lock();
         Stored {
             records: inner.pending,
-            disk_bytes: inner.segments.values().map(|segment| segment.disk_bytes).sum(),
+            disk_bytes: inner.segments.values().map(|segment| segment.disk_bytes).sum::<u64>()
+                + inner.damaged_bytes,
             segments: inner.segments.len(),
             oldest: inner.oldest,
         }
