@@ -24,7 +24,9 @@ pub mod embedded;
 mod error;
 mod ledger_reader;
 mod producer;
+mod producer_settings;
 pub mod settings;
+mod silence;
 mod stats;
 pub mod topic_reader;
 mod topics;
@@ -33,7 +35,8 @@ pub use cause::Cause;
 use error::is_silence;
 pub use error::{SetupError, is_denied, text};
 pub use ledger_reader::LedgerReader;
-pub use producer::{Failure, Message, Producer, REQUEST_BYTES, RejectedMessage};
+pub use producer::{Failure, Message, Producer, RejectedMessage};
+pub use producer_settings::{ProducerSettings, REQUEST_BYTES};
 pub use rdkafka::error::KafkaError;
 pub use settings::SettingError;
 pub use topics::TopicState;
@@ -174,7 +177,7 @@ impl Config {
             return Ok(());
         }
         let refused = |error: KafkaError| SettingError::of(&error);
-        let mut producer = producer::settings(self, REQUEST_BYTES);
+        let mut producer = ProducerSettings::default().client(self);
         let producer: BaseProducer<DefaultProducerContext> =
             producer.remove("bootstrap.servers").create().map_err(refused)?;
         drop(producer);
@@ -203,7 +206,8 @@ impl Config {
                 late.cancel();
             }
         });
-        let outcome = Producer::connect(self, REQUEST_BYTES, give_up.clone());
+        let settings = ProducerSettings { waits_forever: false, ..ProducerSettings::default() };
+        let outcome = Producer::connect(self, &settings, give_up.clone());
         drop(connected);
         match outcome {
             // Kafka did answer, again and again with the same error.

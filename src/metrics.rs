@@ -44,6 +44,8 @@ pub fn install() -> Result<Exporter, BuildError> {
     LazyLock::force(&intake::INTAKE);
     METRICS.build.set(1.0);
     METRICS.reload_ok.set(1.0);
+    METRICS.quarantine_ok.set(1.0);
+    METRICS.wal_read_ok.set(1.0);
     Ok(exporter)
 }
 
@@ -113,6 +115,8 @@ struct Metrics {
     conflicts: Counter,
     dead: Counter,
     quarantined: Counter,
+    quarantine_ok: Gauge,
+    wal_read_ok: Gauge,
     delay: Histogram,
     transactions: Counters,
     transaction: Histogram,
@@ -175,6 +179,8 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         conflicts: counter!("livebridge_conflicts_total"),
         dead: counter!("livebridge_dead_letters_total"),
         quarantined: counter!("livebridge_quarantined_total"),
+        quarantine_ok: gauge!("livebridge_quarantine_ok"),
+        wal_read_ok: gauge!("livebridge_wal_read_ok"),
         delay: histogram!("livebridge_publish_delay_seconds"),
         transactions: Counters::new(
             ["committed", "aborted", "contended", "lost"].into_iter(),
@@ -302,6 +308,16 @@ pub fn conflicts(records: u64) {
 /// A record went to the dead-letter topic.
 pub fn dead_letter() {
     METRICS.dead.increment(1);
+}
+
+/// Whether the quarantine could be written at the last attempt.
+pub fn quarantine_ok(ok: bool) {
+    METRICS.quarantine_ok.set(f64::from(u8::from(ok)));
+}
+
+/// Whether the publisher could read the log at the last attempt.
+pub fn wal_read_ok(ok: bool) {
+    METRICS.wal_read_ok.set(f64::from(u8::from(ok)));
 }
 
 /// A record went to the quarantine.

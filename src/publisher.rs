@@ -1,65 +1,57 @@
-//! Durable entries, in order, minus those already published, one transaction after another.
+//! Publishes the log's durable records in order, one transaction after another, without those that
+//! are published already.
 //!
-//! A batch is whatever became durable while the last transaction ran. Its transaction carries the
+//! A batch is what became durable while the last transaction ran. Its transaction carries the
 //! events and one ledger record, so that after any crash the ledger tells exactly what Kafka has.
-//! While Kafka is busy with a full one, the next is read.
+//! While Kafka is busy with a full batch, the next one is read.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::kafka::{self, Failure, LedgerReader, Producer, SetupError};
+use crate::kafka::{self, Failure, LedgerReader, Producer, ProducerSettings, SetupError};
 use crate::ledger::{self, Commit, Ledger};
 use crate::log_limit::LogLimiter;
 use crate::metrics;
 use crate::record::Timestamp;
-use crate::wal::{Entries, Next, OpeningId, ReadError, Reader};
+use crate::wal::{Next, Reader};
 
 pub mod audit;
 mod batch;
 mod contention;
+mod fencing;
+mod limits;
+mod message;
 mod outage;
 pub mod quarantine;
 pub mod replay;
+mod session;
 mod topics;
 
-pub use replay::Exported;
-pub use topics::{Topics, TopicsError};
-// Public so that tests/protocol_model.rs checks these decisions and not a copy of them.
+// Public for tests/protocol_model.rs, which checks these decisions and not a copy of them.
 #[doc(hidden)]
 pub use batch::Batch;
 #[doc(hidden)]
 pub use contention::OpenCommits;
+#[doc(hidden)]
+pub use limits::BatchLimits;
+pub use replay::Exported;
+pub use topics::{Topics, TopicsError};
 
-use outage::OutageLog;
+use fencing::{Fence, Fences};
+use outage::{Outage, OutageLog};
+use quarantine::Quarantine;
+use session::SessionEnd;
 
-/// Bytes of records per transaction.
-const BATCH_BYTES: usize = 8 * 1024 * 1024;
-/// Transactions begin at least so far apart, unless a batch is full: a transaction costs Kafka and
-/// us about the same with one record as with a hundred.
-const PACE: Duration = Duration::from_millis(5);
-/// How long a wait for records lasts before a look at the order to stop.
-const IDLE: Duration = Duration::from_millis(500);
 /// Pauses between attempts: doubled from the first to the last.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// Fenced again within this time after starting anew, this instance has a living namesake.
-const FENCED_AGAIN: Duration = Duration::from_mins(1);
 
 /// Why the publisher cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum PublisherError {
-    /// The quarantine cannot be written, so the line cannot move on.
-    #[error("cannot write to the quarantine {path}: {cause}", path = path.display())]
-    Quarantine {
-        /// Its file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        cause: std::io::Error,
-    },
-    /// Two processes with one name.
+    /// Two processes have one name.
     #[error(
         "another livebridge publishes as kafka.instance = {0:?}; give every instance its own name"
     )]
@@ -73,38 +65,27 @@ pub struct Publisher {
     kafka: kafka::Config,
     topics: Topics,
     ledger: Ledger,
-    /// Where the ledger topic is read up to; kept from session to session.
+    /// The position in the ledger topic; kept from session to session.
     ledger_reader: Option<LedgerReader>,
     open_commits: OpenCommits,
-    /// Batches in a row that gave way to another instance.
+    /// Consecutive transactions aborted for another instance's.
     contentions: u32,
-    quarantine: PathBuf,
+    quarantine: Quarantine,
     give_up: CancellationToken,
-    /// Read from the log at one time each, and not known to be in Kafka.
-    unfinished: VecDeque<Entries>,
+    /// Read from the log and not known to be in Kafka, in the order of the log.
+    queue: VecDeque<Batch>,
+    limits: BatchLimits,
     /// When the last transaction began.
     began: Instant,
     /// Whether it was full, so that more is waiting.
     backlog: bool,
     request_size: RequestSize,
-    outage: OutageLog,
-    fenced: Option<Instant>,
-}
-
-/// Why a session ended.
-enum SessionEnd {
-    /// The log has ended and all of it is published, or there is an order to give up.
-    Done,
-    /// Start a new one.
-    Lost(Failure),
-    /// So did the ledger, or its topic.
-    Setup(SetupError),
-    /// Kafka refuses messages that travel together: send fewer at once.
-    Shrink,
-    /// That was long ago: try with more at once.
-    Grow,
-    /// Another instance came first with some of the batch: see what becomes of it.
-    Contended,
+    /// Whether the brokers offer idempotence; only without transactions they may not.
+    idempotent: bool,
+    kafka_outage: OutageLog,
+    quarantine_outage: OutageLog,
+    log_outage: OutageLog,
+    fences: Fences,
 }
 
 impl Publisher {
@@ -127,14 +108,18 @@ impl Publisher {
             ledger_reader: None,
             open_commits: OpenCommits::default(),
             contentions: 0,
-            quarantine,
+            quarantine: Quarantine::new(quarantine),
             give_up,
-            unfinished: VecDeque::new(),
+            queue: VecDeque::new(),
+            limits: BatchLimits::default(),
             began: Instant::now(),
             backlog: false,
             request_size: RequestSize::new(),
-            outage: OutageLog::default(),
-            fenced: None,
+            idempotent: true,
+            kafka_outage: OutageLog::new(Outage::Kafka),
+            quarantine_outage: OutageLog::new(Outage::Quarantine),
+            log_outage: OutageLog::new(Outage::Log),
+            fences: Fences::default(),
         }
     }
 
@@ -148,23 +133,36 @@ impl Publisher {
             let started = Instant::now();
             let ended = match self.connect() {
                 Ok(producer) => {
-                    self.outage.resolved();
-                    self.publish(&producer)?
+                    self.kafka_outage.resolved();
+                    self.publish(&producer)
                 }
                 Err(cause) => SessionEnd::Setup(cause),
             };
             match ended {
                 SessionEnd::Done => return Ok(()),
-                SessionEnd::Lost(Failure::Fenced(cause)) => self.fenced(&kafka::text(&cause))?,
-                SessionEnd::Lost(failure) => self.outage.report(&failure),
+                // Each of these changes what the next session does, and a limited number of times.
+                SessionEnd::Replace => continue,
                 SessionEnd::Shrink => {
                     self.request_size.shrink();
                     continue;
                 }
-                SessionEnd::Grow | SessionEnd::Contended => continue,
+                SessionEnd::Lost { failure: Failure::Fenced(cause), late } => {
+                    self.fenced(&kafka::text(&cause), late)?;
+                }
+                SessionEnd::Lost { failure: Failure::NotIdempotent(cause), .. } => {
+                    self.idempotent = false;
+                    tracing::warn!(
+                        cause = kafka::text(&cause),
+                        "the brokers have no idempotent producers; one request at a time is sent, \
+                         and one whose answer is lost is sent again, so events may repeat"
+                    );
+                }
+                SessionEnd::Lost { failure, .. } => {
+                    self.kafka_outage.report(&failure);
+                }
                 SessionEnd::Setup(cause) => {
                     self.ledger_reader = None;
-                    self.outage.report(&cause);
+                    self.kafka_outage.report(&cause);
                 }
             }
             if started.elapsed() > BACKOFF.1 {
@@ -175,11 +173,17 @@ impl Publisher {
         Ok(())
     }
 
-    /// A producer first, which settles what its predecessor left open; then what the ledger says.
+    /// Makes a producer first, which ends its predecessor's open transaction, and then reads the
+    /// ledger.
     fn connect(&mut self) -> Result<Producer, SetupError> {
         self.kafka.make_topics(&self.topics.all(), self.topics.ledger())?;
-        let producer =
-            Producer::connect(&self.kafka, self.request_size.bytes, self.give_up.clone())?;
+        let settings = ProducerSettings {
+            request_bytes: self.request_size.bytes,
+            patience: self.limits.patience(),
+            idempotent: self.idempotent,
+            ..ProducerSettings::default()
+        };
+        let producer = Producer::connect(&self.kafka, &settings, self.give_up.clone())?;
         metrics::session();
         let started = Instant::now();
         let mut reader = if let Some(reader) = self.ledger_reader.take() {
@@ -201,14 +205,14 @@ impl Publisher {
         Ok(producer)
     }
 
-    /// Takes in what has arrived of the ledger topic: commits of other instances, and our own.
+    /// Applies what has arrived of the ledger topic: commits of other instances, and own ones.
     fn follow_ledger(&mut self) {
         let Some(reader) = &mut self.ledger_reader else { return };
         reader.read_arrived(|bytes| apply(&mut self.ledger, bytes));
         self.open_commits.forget(reader.next());
     }
 
-    /// Waits until everything in the ledger topic is decided, and takes it in.
+    /// Waits until every transaction in the ledger topic is decided, and applies it.
     fn settle_ledger(&mut self) -> Result<(), SetupError> {
         let Some(reader) = &mut self.ledger_reader else { return Ok(()) };
         reader.read_to_end(&self.give_up, |bytes| apply(&mut self.ledger, bytes))?;
@@ -216,227 +220,41 @@ impl Publisher {
         Ok(())
     }
 
-    fn publish(&mut self, producer: &Producer) -> Result<SessionEnd, PublisherError> {
-        let done = self.reader.resume(self.ledger.progress());
-        for read in &mut self.unfinished {
-            read.entries.retain(|entry| entry.lsn > done);
-        }
-        self.unfinished.retain(|read| !read.entries.is_empty());
-        let mut read_pause = BACKOFF.0;
-        while !self.give_up.is_cancelled() {
-            if self.request_size.grow() {
-                return Ok(SessionEnd::Grow);
-            }
-            std::thread::sleep(self.pace());
-            let next = match self.unfinished.pop_front() {
-                Some(read) => Next::Entries(read),
-                None => match self.reader.next(BATCH_BYTES, IDLE) {
-                    Ok(next) => next,
-                    Err(error) => {
-                        Self::unreadable(&error);
-                        self.wait(&mut read_pause);
-                        continue;
-                    }
-                },
-            };
-            read_pause = BACKOFF.0;
-            self.follow_ledger();
-            let read = match next {
-                Next::Entries(read) => read,
-                Next::Idle => {
-                    producer.serve();
-                    self.ledger.expire(Timestamp::now(), Instant::now());
-                    continue;
-                }
-                Next::End => return Ok(SessionEnd::Done),
-            };
-            self.began = Instant::now();
-            let Entries { writer, ref entries } = read;
-            let bytes: usize = entries.iter().map(|entry| entry.record.encoded_len()).sum();
-            self.backlog = bytes >= BATCH_BYTES / 2;
-            let mut batch = Batch::deduplicate(entries, &self.ledger);
-            match self.deliver(producer, &mut batch, writer)? {
-                Ok(commit) => self.finish(&batch, commit.as_ref()),
-                Err(SessionEnd::Contended) => {
-                    self.unfinished.push_front(read);
-                    if let Err(cause) = self.settle_ledger() {
-                        return Ok(SessionEnd::Setup(cause));
-                    }
-                }
-                Err(ended) => {
-                    self.unfinished.push_front(read);
-                    return Ok(ended);
-                }
-            }
-        }
-        Ok(SessionEnd::Done)
-    }
-
-    /// How long to let records gather before the next transaction.
-    fn pace(&self) -> Duration {
-        if self.backlog { Duration::ZERO } else { PACE.saturating_sub(self.began.elapsed()) }
-    }
-
-    /// One batch into Kafka, however often it takes. Returns its ledger record, if it needed one.
-    fn deliver(
-        &mut self,
-        producer: &Producer,
-        batch: &mut Batch<'_>,
-        writer: OpeningId,
-    ) -> Result<Result<Option<Commit>, SessionEnd>, PublisherError> {
-        let mut pause = BACKOFF.0;
-        let publisher = self.reader.opening();
-        loop {
-            let Some(commit) = batch.commit(publisher, writer) else { return Ok(Ok(None)) };
-            let started = Instant::now();
-            let ledger = batch.ledger(&self.topics, &self.kafka, &commit);
-            let messages = || batch.messages(&self.topics, &self.kafka);
-            let (reader, unfinished) = (&mut self.reader, &mut self.unfinished);
-            let handed = producer.hand_over(Some(&ledger), messages, || {
-                if self.backlog && unfinished.is_empty() {
-                    // An error is met again, and reported, when this batch is done.
-                    if let Ok(Next::Entries(read)) = reader.next(BATCH_BYTES, Duration::ZERO) {
-                        unfinished.push_back(read);
-                    }
-                }
-            });
-            let outcome = handed
-                .and_then(|mine| self.ensure_first(producer, &commit, mine))
-                .and_then(|mine| producer.commit().map(|()| mine));
-            let elapsed = started.elapsed();
-            match outcome {
-                Ok(mine) => {
-                    metrics::transaction(metrics::Transaction::Committed, batch.len(), elapsed);
-                    self.outage.resolved();
-                    self.contentions = 0;
-                    if let Some(reader) = &mut self.ledger_reader {
-                        reader.committed(mine);
-                    }
-                    return Ok(Ok(Some(commit)));
-                }
-                Err(Failure::Rejected(rejected)) => {
-                    metrics::transaction(metrics::Transaction::Aborted, batch.len(), elapsed);
-                    if !rejected.iter().any(|rejected| rejected.alone) {
-                        return Ok(Err(SessionEnd::Shrink));
-                    }
-                    for rejected in rejected.iter().filter(|rejected| rejected.alone) {
-                        batch.reject(rejected, &self.quarantine)?;
-                    }
-                }
-                Err(Failure::Contended) => {
-                    metrics::transaction(metrics::Transaction::Contended, batch.len(), elapsed);
-                    self.back_off();
-                    return Ok(Err(SessionEnd::Contended));
-                }
-                Err(Failure::Retry(cause)) => {
-                    metrics::transaction(metrics::Transaction::Aborted, batch.len(), elapsed);
-                    if self.give_up.is_cancelled() {
-                        return Ok(Err(SessionEnd::Done));
-                    }
-                    self.outage.report(&kafka::text(&cause));
-                    // Topics may have been deleted under us; this makes them again.
-                    if let Err(cause) =
-                        self.kafka.make_topics(&self.topics.all(), self.topics.ledger())
-                    {
-                        self.outage.report(&cause);
-                    }
-                    self.wait(&mut pause);
-                }
-                Err(failure) => {
-                    metrics::transaction(metrics::Transaction::Lost, batch.len(), elapsed);
-                    return Ok(Err(SessionEnd::Lost(failure)));
-                }
-            }
-        }
-    }
-
-    /// Gives way if another instance wrote to the ledger topic before `mine`, where this batch's
-    /// record `own` is, that it publishes one of its events: whether or not it has committed yet.
-    ///
-    /// Of two instances with the same event one finds the other, so one commits at most.
-    fn ensure_first(
-        &mut self,
-        producer: &Producer,
-        own: &Commit,
-        mine: i64,
-    ) -> Result<i64, Failure> {
-        let Some(reader) = &mut self.ledger_reader else { return Ok(mine) };
-        let open_commits = &mut self.open_commits;
-        let read = reader.read_open(mine, &self.give_up, |at, bytes| open_commits.take(at, bytes));
-        let outcome = match read {
-            Err(cause) => {
-                self.ledger_reader = None;
-                Failure::Lost(cause)
-            }
-            Ok(()) if self.give_up.is_cancelled() || open_commits.is_contended(own, mine) => {
-                Failure::Contended
-            }
-            Ok(()) => return Ok(mine),
-        };
-        producer.abort()?;
-        Err(outcome)
-    }
-
-    /// Pauses for a time that chance chooses: two that gave way to each other must not meet again.
-    fn back_off(&mut self) {
-        /// The longest pause at the first time, in milliseconds; doubled up to six times.
-        const FIRST: u32 = 10;
-        let span = Duration::from_millis(u64::from(FIRST << self.contentions.min(6)));
-        self.contentions += 1;
-        let chance = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        std::thread::sleep(span.mul_f64(f64::from(chance.subsec_nanos() % 1000) / 1000.0));
-    }
-
-    /// The batch is in Kafka, for good: count it and let the log have its space back (I3).
-    fn finish(&mut self, batch: &Batch<'_>, commit: Option<&Commit>) {
-        if let Some(commit) = commit {
-            self.ledger.apply(commit, Instant::now());
-        }
-        let outcomes = batch.count();
-        if let Some(last) = batch.last() {
-            self.ledger.expire(last.record.received_at, Instant::now());
-            self.reader.settle(last.lsn, Some(last.record.received_at), outcomes);
-        }
-    }
-
-    /// Reports that the log cannot be read: the intake stores callbacks meanwhile.
-    fn unreadable(error: &ReadError) {
-        static UNREADABLE: LogLimiter = LogLimiter::new();
-        if let Some(suppressed) = UNREADABLE.permit() {
-            tracing::error!(
-                %error, suppressed,
-                "cannot read the log; callbacks are still accepted and stored, trying again"
-            );
-        }
-    }
-
     /// When the oldest record that is still to be published was received, as far as can be told.
     fn oldest(&mut self) -> Timestamp {
-        if self.unfinished.is_empty()
+        if self.queue.is_empty()
             && let Ok(Next::Entries(read)) = self.reader.next(1, Duration::ZERO)
         {
-            self.unfinished.push_back(read);
+            self.queue.push_back(Batch::new(read));
         }
-        let entries = self.unfinished.iter().flat_map(|read| &read.entries);
+        let entries = self.queue.iter().flat_map(Batch::entries);
         let oldest = entries.map(|entry| entry.record.received_at).min();
         // A record from the future was received before the clock was set back.
         let now = Timestamp::now();
         oldest.map_or(now, |oldest| oldest.min(now))
     }
 
-    fn fenced(&mut self, cause: &dyn std::fmt::Display) -> Result<(), PublisherError> {
+    fn fenced(&mut self, cause: &dyn std::fmt::Display, late: bool) -> Result<(), PublisherError> {
         metrics::fenced();
-        if self.fenced.is_some_and(|before| before.elapsed() < FENCED_AGAIN) {
-            return Err(PublisherError::Fenced(self.kafka.instance.clone()));
+        let instance = &self.kafka.instance;
+        match self.fences.record(Instant::now(), late) {
+            Fence::Namesake => return Err(PublisherError::Fenced(instance.clone())),
+            Fence::Repeated(times) => tracing::error!(
+                times,
+                instance,
+                "another producer took this instance's name several times within hours: probably \
+                 another livebridge has the same kafka.instance; give every instance its own name"
+            ),
+            Fence::Single => {}
         }
-        self.fenced = Some(Instant::now());
-        self.outage.report(&format_args!("fenced once, perhaps by a time-out: {cause}"));
+        self.kafka_outage
+            .report(&format_args!("another producer took the name, or a time-out: {cause}"));
         Ok(())
     }
 
-    /// Waits for `pause`, which doubles, or until there is an order to give up.
+    /// Waits for `pause`, which doubles, or until `give_up`.
     fn wait(&self, pause: &mut Duration) {
-        /// How soon an order to give up is noticed.
+        /// How soon `give_up` is noticed.
         const STEP: Duration = Duration::from_millis(50);
         let until = Instant::now() + *pause;
         while Instant::now() < until && !self.give_up.is_cancelled() {
@@ -450,16 +268,16 @@ fn apply(ledger: &mut Ledger, bytes: &[u8]) {
     match Commit::decode(bytes) {
         Ok(commit) => ledger.apply(&commit, Instant::now()),
         Err(error) => {
-            static PASSED: LogLimiter = LogLimiter::new();
-            if let Some(suppressed) = PASSED.permit() {
-                tracing::error!(%error, suppressed, "passing over a record of the ledger topic");
+            static SKIPPED: LogLimiter = LogLimiter::new();
+            if let Some(suppressed) = SKIPPED.permit() {
+                tracing::error!(%error, suppressed, "skipping a record of the ledger topic");
             }
         }
     }
 }
 
-/// How much travels together: what brokers take unless they are told otherwise, until Kafka refuses
-/// a set. Then less and less, until it is known which of its messages Kafka refuses.
+/// The highest number of bytes in one request: what brokers accept by default, until Kafka rejects a
+/// request. Then it is halved until Kafka rejects a message alone.
 #[derive(Debug)]
 struct RequestSize {
     bytes: usize,
@@ -467,7 +285,8 @@ struct RequestSize {
 }
 
 impl RequestSize {
-    /// Small sets cost throughput, trying costs a few sessions.
+    /// How long a smaller size is kept. Small requests cost throughput, a new attempt costs about
+    /// ten sessions.
     const KEPT: Duration = Duration::from_hours(1);
 
     fn new() -> Self {
@@ -480,11 +299,12 @@ impl RequestSize {
         let bytes = self.bytes;
         tracing::warn!(
             bytes,
-            "Kafka refuses messages that are sent together; sending fewer at once"
+            "Kafka rejects messages that are sent together; sending fewer in one request"
         );
     }
 
-    /// Whether it is time to try again.
+    /// Tries the full size again when the smaller one has been kept for long enough; returns
+    /// whether that is so.
     fn grow(&mut self) -> bool {
         let due = self.shrunk.is_some_and(|shrunk| shrunk.elapsed() > Self::KEPT);
         if due {

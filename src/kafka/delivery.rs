@@ -1,7 +1,7 @@
 //! What librdkafka reports of the producer's deliveries, and of itself.
 
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -14,11 +14,13 @@ use super::stats::ProducerStats;
 use super::{Context, text};
 use crate::secret::redact;
 
-/// Collects what deliveries failed, and where the ledger record of a batch got to.
+/// Collects which deliveries failed, and the offset of the batch's ledger record.
 #[derive(Default)]
 pub(super) struct Reports {
     failed: Mutex<Vec<Failed>>,
-    /// The record's place.
+    /// The indices of delivered messages, if they are wanted.
+    delivered: Option<Mutex<Vec<usize>>>,
+    /// The index of the ledger record.
     ledger: AtomicUsize,
     ledger_offset: AtomicI64,
     stats: ProducerStats,
@@ -27,7 +29,7 @@ pub(super) struct Reports {
 
 /// A delivery that failed.
 pub(super) struct Failed {
-    /// The message's place.
+    /// The message's index.
     pub(super) index: usize,
     pub(super) error: KafkaError,
     /// It did not leave this process.
@@ -59,6 +61,25 @@ impl Failed {
         let code = self.error.rdkafka_error_code();
         matches!(code, Some(Code::PurgeQueue | Code::PurgeInflight))
     }
+
+    /// The message itself is at fault, so that sending it again would fail again.
+    ///
+    /// Authorization is not: an operator mends it. An unknown topic is not: it comes back.
+    pub(super) fn is_rejected(&self) -> bool {
+        let (KafkaError::MessageProduction(code) | KafkaError::Global(code)) = &self.error else {
+            return false;
+        };
+        matches!(
+            code,
+            Code::MessageSizeTooLarge
+                | Code::MessageBatchTooLarge
+                | Code::InvalidMessage
+                | Code::InvalidMessageSize
+                | Code::InvalidRecord
+                | Code::InvalidTimestamp
+                | Code::InvalidTopic
+        )
+    }
 }
 
 impl ProducerContext for Reports {
@@ -69,7 +90,11 @@ impl ProducerContext for Reports {
             Ok(message) if index == self.ledger.load(Ordering::Relaxed) => {
                 self.ledger_offset.store(message.offset(), Ordering::Relaxed);
             }
-            Ok(_) => {}
+            Ok(_) => {
+                if let Some(delivered) = &self.delivered {
+                    lock(delivered).push(index);
+                }
+            }
             Err((error, message)) => {
                 tracing::debug!(error = text(error), topic = message.topic(), "delivery failed");
                 self.failed(Failed { index, error: error.clone(), here: false });
@@ -79,23 +104,28 @@ impl ProducerContext for Reports {
 }
 
 impl Reports {
-    /// Which place the ledger record of the next batch has.
+    /// With `names_delivered`, [`Self::take_delivered`] names what was delivered.
+    pub(super) fn new(names_delivered: bool) -> Self {
+        Self { delivered: names_delivered.then(Mutex::default), ..Self::default() }
+    }
+
+    /// The ledger record of the next batch has this index.
     pub(super) fn expect(&self, ledger: Option<usize>) {
         self.ledger.store(ledger.unwrap_or(usize::MAX), Ordering::Relaxed);
     }
 
-    /// Where the last one that was delivered is.
+    /// The offset of the last ledger record that was delivered.
     pub(super) fn ledger_offset(&self) -> i64 {
         self.ledger_offset.load(Ordering::Relaxed)
     }
 
     pub(super) fn failed(&self, failed: Failed) {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner).push(failed);
+        lock(&self.failed).push(failed);
     }
 
-    /// Whether deliveries failed, and whether it is known why.
-    pub(super) fn look(&self) -> (bool, bool) {
-        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Whether deliveries failed, and whether the reason is among the reports.
+    pub(super) fn failures(&self) -> (bool, bool) {
+        let failed = lock(&self.failed);
         (!failed.is_empty(), failed.iter().any(|failed| !failed.is_purged()))
     }
 
@@ -104,7 +134,18 @@ impl Reports {
         self.transaction_error.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    pub(super) fn take(&self) -> Vec<Failed> {
-        std::mem::take(&mut self.failed.lock().unwrap_or_else(PoisonError::into_inner))
+    pub(super) fn take_failed(&self) -> Vec<Failed> {
+        std::mem::take(&mut lock(&self.failed))
     }
+
+    pub(super) fn take_delivered(&self) -> Vec<usize> {
+        self.delivered
+            .as_ref()
+            .map(|delivered| std::mem::take(&mut *lock(delivered)))
+            .unwrap_or_default()
+    }
+}
+
+fn lock<T>(reports: &Mutex<Vec<T>>) -> MutexGuard<'_, Vec<T>> {
+    reports.lock().unwrap_or_else(PoisonError::into_inner)
 }

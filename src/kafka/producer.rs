@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaError};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, PurgeConfig};
@@ -12,14 +11,14 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio_util::sync::CancellationToken;
 
 use super::delivery::{Failed, Reports};
-use super::{Config, Delivery, LEDGER_PARTITION, SetupError, text};
-use crate::metrics;
+use super::silence::Silence;
+use super::{Config, Delivery, ProducerSettings, SetupError, text};
 use crate::record::Timestamp;
 
-/// What goes to Kafka.
+/// A message for Kafka.
 #[derive(Clone, Debug)]
 pub struct Message<'a> {
-    /// Where to.
+    /// Its topic.
     pub topic: &'a str,
     /// Chooses the partition.
     pub key: Option<&'a [u8]>,
@@ -29,7 +28,7 @@ pub struct Message<'a> {
     pub timestamp: Timestamp,
     /// The record's headers.
     pub headers: Vec<(&'a str, Cow<'a, str>)>,
-    /// What the sender knows it by, should Kafka refuse it.
+    /// Identifies it in a [`Failure`].
     pub index: usize,
 }
 
@@ -46,13 +45,19 @@ impl Message<'_> {
 pub enum Failure {
     /// Nothing of it is visible: send the same again, later.
     Retry(KafkaError),
-    /// Nothing of it is visible: another instance came first with some of it.
+    /// As [`Failure::Retry`]; Kafka did not answer in time, so less at once may help.
+    TimedOut(KafkaError),
+    /// Nothing of it is visible: another instance was first with some of it.
     Contended,
-    /// Nothing of it is visible, and Kafka will never take these messages.
+    /// Nothing of it is visible, and Kafka will never accept these messages.
     Rejected(Vec<RejectedMessage>),
-    /// The producer is dead and it is not known whether the batch was committed: make a new one
+    /// Nothing of it is visible, and Kafka will never accept this ledger record.
+    LedgerRejected(KafkaError),
+    /// The producer has ended and it is not known whether the batch was committed: make a new one
     /// and read the ledger.
     Lost(KafkaError),
+    /// As [`Failure::Lost`], because the brokers do not offer idempotent producers.
+    NotIdempotent(KafkaError),
     /// As [`Failure::Lost`], because another producer took the transactional id.
     Fenced(KafkaError),
 }
@@ -61,56 +66,52 @@ impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Retry(cause) => write!(f, "nothing was published: {}", text(cause)),
+            Self::TimedOut(cause) => write!(f, "Kafka did not answer in time: {}", text(cause)),
             Self::Contended => f.write_str("another instance came first"),
             Self::Rejected(rejected) => write!(f, "Kafka rejects {} messages", rejected.len()),
+            Self::LedgerRejected(cause) => {
+                write!(f, "Kafka rejects the ledger's record: {}", text(cause))
+            }
             Self::Lost(cause) => write!(f, "the producer has failed: {}", text(cause)),
+            Self::NotIdempotent(_) => f.write_str("the brokers have no idempotent producers"),
             Self::Fenced(cause) => write!(f, "another producer took over: {}", text(cause)),
         }
     }
 }
 
-/// A message that Kafka will never take.
+/// A message that Kafka will never accept.
 #[derive(Debug)]
 pub struct RejectedMessage {
-    /// The message's `place`.
+    /// The message's index.
     pub index: usize,
-    /// Whether it is this message that Kafka refused. Otherwise it was in company: Kafka refuses
-    /// the messages that travel together because of one of them, or of all of them together.
+    /// Whether Kafka rejected this message. Otherwise it rejected all messages of a request, because
+    /// of one of them or because of their number.
     pub alone: bool,
-    /// Whether Kafka would refuse larger messages to the same topic as well.
-    pub by_size: bool,
     /// Why.
     pub reason: KafkaError,
 }
 
-/// The longest that a transaction may stay open, in Kafka's eyes. An abandoned one holds up every
-/// `read_committed` consumer for so long.
-const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(30);
-/// Messages are given up before their transaction is, so that the error names the cause.
-const MESSAGE_TIMEOUT: Duration = Duration::from_secs(25);
 /// How long one call of the transaction API blocks before it is resumed.
 const CALL: Duration = Duration::from_secs(2);
-/// A silence of Kafka that is longer is said: one that is frozen keeps its connections, and nothing
-/// else would tell.
-const SILENCE: Duration = Duration::from_secs(10);
-/// How long to leave Kafka alone between two looks for delivery reports. `BaseProducer::poll` spins
-/// through what is left of its time-out below a millisecond, so it is given none.
+/// How long to leave librdkafka alone between two polls for delivery reports. `BaseProducer::poll`
+/// spins through what is left of its time-out below a millisecond, so its time-out is zero.
 const PAUSE: Duration = Duration::from_micros(200);
-/// Bytes of messages that travel together: what brokers take unless they are told otherwise.
-pub const REQUEST_BYTES: usize = 1024 * 1024;
 /// How long the cause is waited for when librdkafka has dropped messages.
 const CAUSE: Duration = Duration::from_secs(1);
+/// Without transactions: how long answers to requests under way are waited for after a failure.
+const ANSWERS: Duration = Duration::from_mins(2);
+/// How often a wait looks for a fatal error.
+const FATAL: Duration = Duration::from_millis(100);
 /// Messages between two polls while a batch is being sent.
 const POLL_EVERY: usize = 512;
 
-/// A producer with its transactions initialised: its predecessor's open transaction is settled.
+/// A producer with its transactions initialised: its predecessor's open transaction is ended.
 pub struct Producer {
     client: BaseProducer<Reports>,
     transactional: bool,
-    /// Messages that are not larger travel in sets that are not larger.
+    /// The highest number of bytes in one request that holds more than one message.
     request_bytes: usize,
-    /// What Kafka takes then does not go by length.
-    compresses: bool,
+    transaction_timeout: Duration,
     give_up: CancellationToken,
 }
 
@@ -123,25 +124,23 @@ impl std::fmt::Debug for Producer {
 }
 
 impl Producer {
-    /// Connects. Blocks while Kafka is away, until `give_up`. Messages are sent in sets of up to
-    /// `request_bytes`, or one by one when they are larger.
+    /// Connects. Blocks while Kafka is away, until `give_up`.
     ///
     /// # Errors
     /// [`SetupError`]
     pub fn connect(
         config: &Config,
-        request_bytes: usize,
+        settings: &ProducerSettings,
         give_up: CancellationToken,
     ) -> Result<Self, SetupError> {
         let transactional = config.delivery == Delivery::ExactlyOnce;
-        let configured = config.client.get("batch.size").and_then(|bytes| bytes.parse().ok());
-        let request_bytes =
-            configured.map_or(request_bytes, |bytes: usize| bytes.min(request_bytes));
-        let producer: BaseProducer<Reports> = settings(config, request_bytes)
-            .create_with_context(Reports::default())
-            .map_err(SetupError::Client)?;
-        let compresses = config.client.keys().any(|name| name.starts_with("compression"));
-        let producer = Self { client: producer, transactional, request_bytes, compresses, give_up };
+        let request_bytes = settings.request_bytes(config);
+        let transaction_timeout = settings.transaction_timeout();
+        let client = settings.client(config);
+        let producer: BaseProducer<Reports> =
+            client.create_with_context(Reports::new(!transactional)).map_err(SetupError::Client)?;
+        let producer =
+            Self { client: producer, transactional, request_bytes, transaction_timeout, give_up };
         if transactional {
             producer.resume(|p| p.init_transactions(CALL)).map_err(|cause| {
                 SetupError::Transactions { instance: config.instance.clone(), cause }
@@ -150,11 +149,31 @@ impl Producer {
         Ok(producer)
     }
 
-    /// Hands a batch to Kafka, all of it or none: until [`Self::commit`], nobody sees it. `meanwhile`
-    /// is done while Kafka is busy with it. Returns the offset of its `ledger` record.
+    /// How long a transaction may stay open.
+    #[must_use]
+    pub fn transaction_timeout(&self) -> Duration {
+        self.transaction_timeout
+    }
+
+    /// Whether an error has ended the producer, so that another one is needed.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.client.client().fatal_error().is_some()
+    }
+
+    /// The indices of the messages that Kafka has, whatever becomes of the others. With transactions
+    /// there are none: only the commit decides.
+    #[must_use]
+    pub fn take_delivered(&self) -> Vec<usize> {
+        self.client.context().take_delivered()
+    }
+
+    /// Hands a batch to Kafka. With transactions it is visible after [`Self::commit`], all of it or
+    /// nothing. `meanwhile` is done while Kafka is busy with it. Returns the offset of its `ledger`
+    /// record.
     ///
-    /// Without transactions everybody sees what is there, and some of it may be there after a failure;
-    /// so the record, which says that the rest is there, then waits for the rest.
+    /// Without transactions the messages are visible at once, and after a failure some of them are
+    /// ([`Self::take_delivered`]). The ledger record is then sent when all of them are delivered.
     ///
     /// # Errors
     /// [`Failure`]
@@ -168,18 +187,18 @@ impl Producer {
         reports.expect(ledger.map(|ledger| ledger.index));
         self.begin()?;
         for (index, message) in messages().enumerate() {
-            self.send(&message, None);
+            self.send(&message);
             if index % POLL_EVERY == POLL_EVERY - 1 {
                 self.client.poll(Duration::ZERO);
             }
         }
         if let Some(ledger) = ledger.filter(|_| self.transactional) {
-            self.send(ledger, Some(LEDGER_PARTITION));
+            self.send(ledger);
         }
         meanwhile();
         let mut outcome = self.drain(ledger, &messages);
         if let Some(ledger) = ledger.filter(|_| !self.transactional && outcome.is_ok()) {
-            self.send(ledger, Some(LEDGER_PARTITION));
+            self.send(ledger);
             outcome = self.drain(Some(ledger), &messages);
         }
         match outcome {
@@ -191,7 +210,7 @@ impl Producer {
         }
     }
 
-    /// Lets librdkafka say how it is, while there is nothing to send.
+    /// Lets librdkafka report its statistics while there is nothing to send.
     pub fn serve(&self) {
         self.client.poll(Duration::ZERO);
     }
@@ -220,9 +239,9 @@ impl Producer {
             headers: Vec::new(),
             index: 0,
         };
-        self.send(&message, None);
-        while self.poll() {}
-        let report = reports.take().pop();
+        self.send(&message);
+        while self.poll() && !self.give_up.is_cancelled() {}
+        let report = reports.take_failed().pop();
         let aborted = self.abort();
         let Some(report) = report else { return aborted.map_err(failed) };
         let logged = reports.take_transaction_error().filter(|_| report.is_purged());
@@ -239,16 +258,19 @@ impl Producer {
         self.client.begin_transaction().map_err(lost)
     }
 
-    /// Hands a message over, to `partition` or to the one that its key chooses; what is wrong with
-    /// it shows in [`Self::drain`].
-    fn send(&self, message: &Message<'_>, partition: Option<i32>) {
+    /// Hands a message over; what is wrong with it shows in [`Self::drain`].
+    ///
+    /// The partition is left to librdkafka, for the ledger as well, whose topic has a single one: with
+    /// a partition named here, librdkafka 2.12 committed transactions without some of their messages
+    /// after an abort (tests/faults.rs, `only_what_is_too_large_for_its_topic_becomes_a_dead_letter`).
+    fn send(&self, message: &Message<'_>) {
         let mut headers = OwnedHeaders::new_with_capacity(message.headers.len());
         for (key, value) in &message.headers {
             headers = headers.insert(Header { key, value: Some(value.as_bytes()) });
         }
         let mut record = BaseRecord {
             topic: message.topic,
-            partition,
+            partition: None,
             payload: Some(&*message.value),
             key: message.key,
             timestamp: Some(message.timestamp.as_millis()),
@@ -258,7 +280,9 @@ impl Producer {
         loop {
             match self.client.send(record) {
                 Ok(()) => return,
-                Err((KafkaError::MessageProduction(Code::QueueFull), back)) => {
+                Err((KafkaError::MessageProduction(Code::QueueFull), back))
+                    if !self.give_up.is_cancelled() =>
+                {
                     record = back;
                     self.poll();
                 }
@@ -270,52 +294,101 @@ impl Producer {
         }
     }
 
-    /// Waits until Kafka has answered for every message, or has failed one: librdkafka then sends
-    /// no more of the transaction, and the rest would time out.
+    /// Waits until Kafka has answered for every message, or has failed one: within a transaction
+    /// librdkafka then sends no more, and the rest would time out.
     fn drain<'m, M: Iterator<Item = Message<'m>>>(
         &self,
         ledger: Option<&Message<'_>>,
         messages: impl Fn() -> M,
     ) -> Result<(), Failure> {
         let mut purged: Option<Instant> = None;
+        let mut silence = Silence::new();
+        let mut fatal_at = Instant::now() + FATAL;
+        let mut left = self.client.in_flight_count();
         while self.poll() {
             if self.give_up.is_cancelled() {
                 return Err(Failure::Retry(KafkaError::Canceled));
             }
-            match self.client.context().look() {
+            match self.client.context().failures() {
                 (_, true) => break,
-                // Why is reported last, if it is for a message that it happened.
+                // The reason is reported last, if it is another message's failure.
                 (true, false) if purged.get_or_insert_with(Instant::now).elapsed() > CAUSE => break,
                 _ => {}
             }
-        }
-        let failed = self.client.context().take();
-        let (refused, passing): (Vec<_>, Vec<_>) =
-            failed.into_iter().partition(|failed| is_refusal(&failed.error));
-        if !refused.is_empty() {
-            let lengths = messages().map(|message| (message.index, message.len()));
-            let ledger = ledger.map(|ledger| (ledger.index, ledger.len()));
-            let lengths: HashMap<usize, usize> = lengths.chain(ledger).collect();
-            let refused = refused.into_iter().map(|Failed { index, error, here }| {
-                let length = lengths.get(&index).copied().unwrap_or_default();
-                let alone = here || length >= self.request_bytes;
-                let too_large = error.rdkafka_error_code() == Some(Code::MessageSizeTooLarge);
-                RejectedMessage {
-                    index,
-                    alone,
-                    by_size: too_large && !self.compresses,
-                    reason: error,
+            if Instant::now() > fatal_at {
+                if !self.transactional && self.has_ended() {
+                    break;
                 }
-            });
-            return Err(Failure::Rejected(refused.collect()));
+                fatal_at = Instant::now() + FATAL;
+                let before = std::mem::replace(&mut left, self.client.in_flight_count());
+                if left == before {
+                    silence.lasts(&"no answer to what was sent");
+                } else {
+                    silence = silence.ends();
+                }
+            }
         }
-        match passing.into_iter().min_by_key(Failed::is_purged) {
-            Some(failed) => Err(Failure::Retry(failed.error)),
-            None => Ok(()),
+        silence.ends();
+        if !self.transactional {
+            self.await_answers();
         }
+        let failed = self.client.context().take_failed();
+        let fatal = if self.transactional { None } else { self.client.client().fatal_error() };
+        if let Some((code, reason)) = &fatal {
+            tracing::warn!(?code, reason, "the producer has ended; another one takes its place");
+        }
+        if failed.is_empty() && fatal.is_none() {
+            return Ok(());
+        }
+        if let Some(at) = failed.iter().position(|failed| {
+            failed.is_rejected() && ledger.is_some_and(|l| l.index == failed.index)
+        }) {
+            let error = failed.into_iter().nth(at).map(|failed| failed.error);
+            return Err(Failure::LedgerRejected(error.unwrap_or(KafkaError::Canceled)));
+        }
+        let (rejected, passing): (Vec<_>, Vec<_>) =
+            failed.into_iter().partition(Failed::is_rejected);
+        if !rejected.is_empty() {
+            let lengths = messages().map(|message| (message.index, message.len())).collect();
+            return Err(Failure::Rejected(self.rejected(rejected, &lengths)));
+        }
+        let cause = passing.into_iter().min_by_key(Failed::is_purged).map(|failed| failed.error);
+        Err(match (fatal, cause) {
+            (Some((Code::UnsupportedFeature, _)), _) => {
+                Failure::NotIdempotent(KafkaError::Global(Code::UnsupportedFeature))
+            }
+            (Some((code, _)), cause) => Failure::Lost(cause.unwrap_or(KafkaError::Global(code))),
+            (None, Some(cause)) if cause.rdkafka_error_code() == Some(Code::MessageTimedOut) => {
+                Failure::TimedOut(cause)
+            }
+            (None, cause) => Failure::Retry(cause.unwrap_or(KafkaError::Canceled)),
+        })
     }
 
-    /// Takes in the delivery reports that are there, and waits a little if some are not. Returns
+    /// Which of the messages in rejected requests are rejected themselves: those that did not leave
+    /// this process, and those too large to share a request. Nothing else tells how many a request
+    /// had, because the reports of one request can arrive after the wait for them has ended.
+    fn rejected(
+        &self,
+        rejected: Vec<Failed>,
+        lengths: &HashMap<usize, usize>,
+    ) -> Vec<RejectedMessage> {
+        let message = |Failed { index, error, here }: Failed| {
+            let length = lengths.get(&index).copied().unwrap_or_default();
+            RejectedMessage { index, alone: here || length >= self.request_bytes, reason: error }
+        };
+        rejected.into_iter().map(message).collect()
+    }
+
+    /// Without transactions, after a failure: drops what was not sent, and waits for the answers to
+    /// what was. A message that is dropped unanswered may be in Kafka, and would be sent again.
+    fn await_answers(&self) {
+        let until = Instant::now() + ANSWERS;
+        self.client.purge(PurgeConfig::default().queue());
+        while self.poll() && Instant::now() < until && !self.give_up.is_cancelled() {}
+    }
+
+    /// Handles the delivery reports that are there, and waits a little if some are missing. Returns
     /// whether there are messages without one.
     fn poll(&self) -> bool {
         let mut before = self.client.in_flight_count();
@@ -351,14 +424,14 @@ impl Producer {
         }
     }
 
-    /// Undoes what was handed over.
+    /// Aborts what was handed over.
     ///
     /// # Errors
     /// [`Failure`]
     pub fn abort(&self) -> Result<(), Failure> {
         self.client.purge(PurgeConfig::default().queue().inflight());
         while self.poll() {}
-        self.client.context().take();
+        self.client.context().take_failed();
         if !self.transactional {
             return Ok(());
         }
@@ -367,8 +440,7 @@ impl Producer {
 
     /// Calls until the answer is not that the call should be resumed.
     fn resume(&self, call: impl Fn(&BaseProducer<Reports>) -> KafkaResult<()>) -> KafkaResult<()> {
-        let started = Instant::now();
-        let mut said = false;
+        let mut silence = Silence::new();
         loop {
             match call(&self.client) {
                 Err(KafkaError::Transaction(error))
@@ -376,58 +448,19 @@ impl Producer {
                         && !is_unsupported(error.code())
                         && !self.give_up.is_cancelled() =>
                 {
-                    if started.elapsed() > SILENCE && !std::mem::replace(&mut said, true) {
-                        metrics::kafka_up(false);
-                        tracing::error!(
-                            error = text(&KafkaError::Transaction(error)),
-                            "Kafka does not answer; callbacks are still taken and stored"
-                        );
-                    }
-                    // What librdkafka has to say piles up until it is asked for: its statistics would
-                    // fill the memory while Kafka is away.
+                    silence.lasts(&text(&KafkaError::Transaction(error)));
+                    // librdkafka's statistics would fill the memory while Kafka is away.
                     self.client.poll(Duration::ZERO);
                     // An answer that comes at once must not become a busy loop.
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 outcome => {
-                    if said {
-                        let after_seconds = started.elapsed().as_secs();
-                        tracing::info!(after_seconds, "Kafka answers again");
-                    }
+                    silence.ends();
                     return outcome;
                 }
             }
         }
     }
-}
-
-/// librdkafka's settings for a producer.
-pub(super) fn settings(config: &Config, request_bytes: usize) -> ClientConfig {
-    let mut client = config.base();
-    client
-        .set("acks", "all")
-        .set("enable.idempotence", "true")
-        .set("message.timeout.ms", MESSAGE_TIMEOUT.as_millis().to_string())
-        .set("batch.size", request_bytes.to_string())
-        .set("statistics.interval.ms", config.statistics_interval())
-        .set_log_level(RDKafkaLogLevel::Warning);
-    for (name, default) in [
-        // Streams land where Java producers put them.
-        ("partitioner", "murmur2_random"),
-        // A batch is sent as a whole: waiting for more of it gains nothing.
-        ("linger.ms", "1"),
-        ("queue.buffering.max.messages", "200000"),
-    ] {
-        if !config.client.contains_key(name) {
-            client.set(name, default);
-        }
-    }
-    if config.delivery == Delivery::ExactlyOnce {
-        client
-            .set("transactional.id", &config.instance)
-            .set("transaction.timeout.ms", TRANSACTION_TIMEOUT.as_millis().to_string());
-    }
-    client
 }
 
 /// Whether Kafka has no transactions: librdkafka would ask again for ever.
@@ -446,23 +479,4 @@ fn lost(error: KafkaError) -> Failure {
         KafkaError::Transaction(cause) if fenced(cause) => Failure::Fenced(error),
         _ => Failure::Lost(error),
     }
-}
-
-/// Whether the message itself is at fault, so that sending it again would fail again.
-///
-/// Authorization is not: an operator mends it. An unknown topic is not: it comes back.
-fn is_refusal(error: &KafkaError) -> bool {
-    let (KafkaError::MessageProduction(code) | KafkaError::Global(code)) = error else {
-        return false;
-    };
-    matches!(
-        code,
-        Code::MessageSizeTooLarge
-            | Code::MessageBatchTooLarge
-            | Code::InvalidMessage
-            | Code::InvalidMessageSize
-            | Code::InvalidRecord
-            | Code::InvalidTimestamp
-            | Code::InvalidTopic
-    )
 }

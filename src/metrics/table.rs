@@ -133,6 +133,12 @@ pub(super) const TABLE: &[Metric] = &[
         "livebridge_quarantined_total",
         "Records that the dead-letter topic rejected too, kept on disk",
     ),
+    gauge(
+        "livebridge_quarantine_ok",
+        Unit::Count,
+        "0 while a record that Kafka rejects cannot be stored, which stops the publisher",
+    ),
+    gauge("livebridge_wal_read_ok", Unit::Count, "0 while the publisher cannot read the log"),
     counter("livebridge_transactions_total", "Transactions with Kafka, by outcome"),
     seconds(
         "livebridge_transaction_seconds",

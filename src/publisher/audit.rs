@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::message::{RECEIVED_AT, REPLAYED_AT};
 use super::replay::id_of;
 use super::{Topics, quarantine};
 use crate::kafka::topic_reader::{ConsumedRecord, PartitionRange, read_to_end, wait_until_decided};
@@ -23,8 +24,6 @@ use crate::wal::{LogView, OpenError, OpeningId, Progress};
 const SLACK: Duration = Duration::from_hours(1);
 /// Findings of one kind that are named; all are counted.
 const NAMED: usize = 1000;
-/// Header of an event that somebody sent again on purpose.
-const REPLAYED_AT: &str = "livebridge-replayed-at";
 
 /// Why nothing can be compared.
 #[derive(Debug, thiserror::Error)]
@@ -272,7 +271,7 @@ impl Audit<'_> {
         let mut count = 0;
         read_to_end(self.kafka, topic, since, |landed| {
             let Some(id) = id_of(&landed.headers) else { return Ok(()) };
-            let received_at = header(&landed, "livebridge-received-at").and_then(Timestamp::parse);
+            let received_at = header(&landed, RECEIVED_AT).and_then(Timestamp::parse);
             let within = received_at.is_some_and(|received_at| self.has(received_at));
             let entry = seen.entry(id).or_default();
             if !dead && header(&landed, REPLAYED_AT).is_none() {

@@ -1,138 +1,186 @@
-//! A batch: what of some entries is to be published, and the messages that say it.
+//! A batch: consecutive records of the log, and what becomes of each.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
-use std::path::Path;
-use std::time::Duration;
 
-use super::{PublisherError, Topics, quarantine};
-use crate::kafka::{self, Message, RejectedMessage};
+use super::limits::BatchLimits;
+use super::message::{DEAD_REASON, DEAD_TOPIC, kafka_timestamp, message};
+use super::quarantine::{Quarantine, QuarantineError};
+use super::topics::Topics;
+use crate::kafka::{self, Message};
 use crate::ledger::{Commit, Known, Ledger};
 use crate::log_limit::LogLimiter;
 use crate::metrics;
 use crate::recent;
-use crate::record::{Entry, EventId, Record, Timestamp, type_name};
-use crate::wal::{OpeningId, Outcomes};
+use crate::record::{Entry, EventId, Lsn, Timestamp, type_name};
+use crate::wal::{Entries, OpeningId, Outcomes};
 
-/// CloudEvents' `source`: what `ce_id` is unique within, whichever instance received the event.
-const SOURCE: &str = "urn:tencent-cloud:live";
+static DEAD_LETTERED: LogLimiter = LogLimiter::new();
+static QUARANTINED: LogLimiter = LogLimiter::new();
 
-/// Says of a dead letter where it should have gone.
-pub(super) const DEAD_TOPIC: &str = "livebridge-topic";
-/// Says of a dead letter why it did not.
-pub(super) const DEAD_REASON: &str = "livebridge-reason";
-
-/// Retention is shortened by this at most. Retries, and recordings that are reported when they end,
-/// keep their own time.
-const BACKDATED_MAX: Duration = Duration::from_hours(24);
-
-/// Keys and headers of two records of one type differ in length by less than this.
-const HEADERS_SPREAD: usize = 4 * 1024;
-
-static LEDGER_REFUSED: LogLimiter = LogLimiter::new();
-static DEAD: LogLimiter = LogLimiter::new();
-static HELD: LogLimiter = LogLimiter::new();
-
-/// Entries of the log with what becomes of each.
+/// Consecutive entries of the log. It outlives sessions: what is known of an entry is kept until
+/// the ledger says that the entry is done with.
 #[derive(Debug)]
-pub struct Batch<'a> {
-    entries: &'a [Entry],
-    pending: Vec<Pending<'a>>,
-    conflicts: u64,
+pub struct Batch {
+    /// The opening of the log that wrote the entries.
+    writer: OpeningId,
+    items: Vec<Item>,
 }
 
-/// An entry that is not a retry.
 #[derive(Debug)]
-struct Pending<'a> {
-    entry: &'a Entry,
+struct Item {
+    entry: Entry,
     disposition: Disposition,
+    /// Without transactions: Kafka has it, so it is not sent again.
+    delivered: bool,
 }
 
-#[derive(Debug)]
+/// What becomes of an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Disposition {
-    /// To its topic.
-    Publish,
-    /// To the dead-letter topic, because its own refused it.
+    /// It goes to its topic.
+    Publish {
+        /// Another event with the same natural key is published.
+        conflict: bool,
+    },
+    /// It is a retry of a published event, or of an earlier one of the batch.
+    Absorb,
+    /// It goes to the dead-letter topic, because its own topic rejected it.
     DeadLetter { reason: String },
-    /// Kept on disk, because the dead-letter topic refused it too.
-    Quarantined,
+    /// It stays on disk, because the dead-letter topic rejected it too.
+    Quarantine { reason: String, stored: bool },
 }
 
-impl<'a> Batch<'a> {
-    /// Sorts out retries of what the ledger knows and of each other (I5).
+/// Where a rejected record goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rejected {
+    /// To the dead-letter topic.
+    DeadLetter,
+    /// To the quarantine.
+    Quarantine,
+}
+
+impl Batch {
+    /// Entries of one writer, in the order of the log.
     #[must_use]
-    pub fn deduplicate(entries: &'a [Entry], ledger: &Ledger) -> Self {
-        let mut seen_in_batch: HashSet<EventId> = HashSet::with_capacity(entries.len());
-        let mut batch = Self { entries, pending: Vec::with_capacity(entries.len()), conflicts: 0 };
-        for entry in entries {
-            let known = ledger.known(entry.record.id);
-            if known == Known::Retry || !seen_in_batch.insert(entry.record.id) {
+    pub fn new(Entries { writer, entries }: Entries) -> Self {
+        let item = |entry| {
+            let disposition = Disposition::Publish { conflict: false };
+            Item { entry, disposition, delivered: false }
+        };
+        Self { writer, items: entries.into_iter().map(item).collect() }
+    }
+
+    /// Sorts out retries of events that the ledger knows, and of each other (I5). It is repeated
+    /// before every attempt, because the ledger learns of other instances' events meanwhile.
+    pub fn deduplicate(&mut self, ledger: &Ledger) {
+        let mut seen_in_batch: HashSet<EventId> = HashSet::with_capacity(self.items.len());
+        for item in &mut self.items {
+            let id = item.entry.record.id;
+            let is_first = seen_in_batch.insert(id);
+            if item.delivered || matches!(item.disposition, Disposition::Quarantine { .. }) {
                 continue;
             }
-            batch.conflicts += u64::from(known == Known::Conflict);
-            batch.pending.push(Pending { entry, disposition: Disposition::Publish });
+            let known = ledger.known(id);
+            if known == Known::Retry || !is_first {
+                item.disposition = Disposition::Absorb;
+            } else if !matches!(item.disposition, Disposition::DeadLetter { .. }) {
+                item.disposition = Disposition::Publish { conflict: known == Known::Conflict };
+            }
         }
-        batch
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.pending.len()
-    }
-
-    pub(super) fn last(&self) -> Option<&'a Entry> {
-        self.entries.last()
-    }
-
-    /// The ledger's record of this batch; `None` when it holds nothing but retries.
+    /// Cuts the batch down to `limits`; returns the rest, if there is one.
     #[must_use]
-    pub fn commit(&self, publisher: OpeningId, writer: OpeningId) -> Option<Commit> {
-        let (Some(first), Some(last)) = (self.entries.first(), self.entries.last()) else {
-            return None;
-        };
-        if self.pending.is_empty() {
-            return None;
-        }
-        let received = self.entries.iter().map(|entry| entry.record.received_at);
+    pub fn split(&mut self, limits: &BatchLimits) -> Option<Self> {
+        let sizes = self.items.iter().map(|item| item.entry.record.encoded_len());
+        let count = limits.split(sizes);
+        let rest = if count < self.items.len() { self.items.split_off(count) } else { Vec::new() };
+        (!rest.is_empty()).then_some(Self { writer: self.writer, items: rest })
+    }
+
+    /// Keeps the entries for which `keep` holds.
+    pub(super) fn retain(&mut self, keep: impl Fn(Lsn) -> bool) {
+        self.items.retain(|item| keep(item.entry.lsn));
+    }
+
+    /// Entries, retries among them.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Whether it has no entries.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// Bytes of records.
+    pub(super) fn bytes(&self) -> usize {
+        self.items.iter().map(|item| item.entry.record.encoded_len()).sum()
+    }
+
+    /// Entries that are not retries.
+    pub(super) fn pending(&self) -> usize {
+        self.pending_items().count()
+    }
+
+    /// Its entries.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.items.iter().map(|item| &item.entry)
+    }
+
+    fn pending_items(&self) -> impl Iterator<Item = &Item> {
+        self.items.iter().filter(|item| item.disposition != Disposition::Absorb)
+    }
+
+    /// The ledger's record of this batch, published by the opening `publisher`; `None` when it holds
+    /// nothing but retries.
+    #[must_use]
+    pub fn commit(&self, publisher: OpeningId) -> Option<Commit> {
+        let (first, last) = (self.items.first()?, self.items.last()?);
+        self.pending_items().next()?;
+        let received = self.entries().map(|entry| entry.record.received_at);
+        // A quarantined record is not in Kafka: once released, it must not count as a retry.
+        let in_kafka = |item: &&Item| !matches!(item.disposition, Disposition::Quarantine { .. });
         Some(Commit {
             publisher,
-            writer,
-            first: first.lsn,
-            last: last.lsn,
-            newest: received.max().unwrap_or(last.record.received_at),
-            // A quarantined record is not in Kafka: released one day, it must not pass for a retry.
-            ids: self
-                .pending
-                .iter()
-                .filter(|pending| !matches!(pending.disposition, Disposition::Quarantined))
-                .map(|pending| pending.entry.record.id)
-                .collect(),
+            writer: self.writer,
+            first: first.entry.lsn,
+            last: last.entry.lsn,
+            newest: received.max()?,
+            ids: self.pending_items().filter(in_kafka).map(|item| item.entry.record.id).collect(),
         })
     }
 
-    /// What goes to Kafka: a message for each chosen entry that is not quarantined, in order.
+    /// The messages that are still to be sent, in the order of the log.
     pub(super) fn messages<'m>(
         &'m self,
         topics: &'m Topics,
         kafka: &'m kafka::Config,
     ) -> impl Iterator<Item = Message<'m>> {
-        self.pending.iter().enumerate().filter_map(|(index, pending)| {
-            let record = &pending.entry.record;
-            let topic = topics.of(record.event_type);
-            let mut message = message(record, topic, &kafka.instance, index);
-            match &pending.disposition {
-                Disposition::Publish => {}
-                Disposition::DeadLetter { reason } => {
+        self.items.iter().enumerate().filter(|(_, item)| !item.delivered).filter_map(
+            |(index, item)| {
+                let record = &item.entry.record;
+                let topic = topics.of(record.event_type);
+                let mut message = match &item.disposition {
+                    Disposition::Absorb | Disposition::Quarantine { .. } => return None,
+                    Disposition::Publish { .. } | Disposition::DeadLetter { .. } => {
+                        message(record, topic, &kafka.instance, index)
+                    }
+                };
+                if let Disposition::DeadLetter { reason } = &item.disposition {
                     message.topic = topics.dead_letter();
                     message.headers.push((DEAD_TOPIC, Cow::Borrowed(topic)));
                     message.headers.push((DEAD_REASON, Cow::Borrowed(reason)));
                 }
-                Disposition::Quarantined => return None,
-            }
-            Some(message)
-        })
+                Some(message)
+            },
+        )
     }
 
-    /// What goes to the ledger topic with them.
+    /// The message for the ledger topic.
     pub(super) fn ledger<'m>(
         &self,
         topics: &'m Topics,
@@ -145,77 +193,83 @@ impl<'a> Batch<'a> {
             value: Cow::Owned(commit.encode()),
             timestamp: kafka_timestamp(commit.newest, Timestamp::now()),
             headers: Vec::new(),
-            index: self.pending.len(),
+            index: self.items.len(),
         }
     }
 
-    /// Moves a refused record to the dead-letter topic, or, refused there as well, to disk.
+    /// Kafka has the messages with these indices, for good.
+    pub(super) fn delivered(&mut self, indices: &[usize]) {
+        for index in indices {
+            if let Some(item) = self.items.get_mut(*index) {
+                item.delivered = true;
+            }
+        }
+    }
+
+    /// Directs the rejected message `index` to the dead-letter topic, or, if that topic rejected
+    /// it, to the quarantine.
     pub(super) fn reject(
         &mut self,
-        rejected: &RejectedMessage,
-        quarantine: &Path,
-    ) -> Result<(), PublisherError> {
-        let Some(pending) = self.pending.get_mut(rejected.index) else {
-            // The ledger's own record: nothing to set aside, so it is tried again.
-            if let Some(suppressed) = LEDGER_REFUSED.permit() {
-                tracing::error!(reason = %rejected.reason, suppressed, "Kafka refuses the ledger's record");
-            }
-            return Ok(());
+        index: usize,
+        reason: &dyn std::fmt::Display,
+    ) -> Option<Rejected> {
+        let item = self.items.get_mut(index)?;
+        let (lsn, reason) = (item.entry.lsn, reason.to_string());
+        let (place, rejected) = match item.disposition {
+            Disposition::Publish { .. } => ("dead-letter", Rejected::DeadLetter),
+            Disposition::DeadLetter { .. } => ("quarantine", Rejected::Quarantine),
+            Disposition::Absorb | Disposition::Quarantine { .. } => return None,
         };
-        let lsn = pending.entry.lsn;
-        let reason = rejected.reason.to_string();
-        if matches!(pending.disposition, Disposition::Publish) {
-            let record = &pending.entry.record;
-            pending.disposition = Disposition::DeadLetter { reason: reason.clone() };
-            let mut larger = 0;
-            if rejected.by_size {
-                larger = self.reject_larger(record, &reason);
-            }
-            recent::undelivered("dead-letter", lsn.to_string(), record, &reason);
-            if let Some(suppressed) = DEAD.permit() {
-                tracing::error!(
-                    %lsn, %reason, larger, suppressed,
-                    "Kafka refuses a record; it goes to the dead letters"
-                );
-            }
-        } else {
-            quarantine::store(quarantine, pending.entry, &reason)?;
-            recent::undelivered("quarantine", lsn.to_string(), &pending.entry.record, &reason);
-            if let Some(suppressed) = HELD.permit() {
+        recent::undelivered(place, lsn.to_string(), &item.entry.record, &reason);
+        item.disposition = if rejected == Rejected::DeadLetter {
+            if let Some(suppressed) = DEAD_LETTERED.permit() {
                 tracing::error!(
                     %lsn, %reason, suppressed,
-                    "the dead-letter topic refuses a record; it stays on disk"
+                    "Kafka rejects a record; it goes to the dead-letter topic"
                 );
             }
-            pending.disposition = Disposition::Quarantined;
+            Disposition::DeadLetter { reason }
+        } else {
+            if let Some(suppressed) = QUARANTINED.permit() {
+                tracing::error!(
+                    %lsn, %reason, suppressed,
+                    "the dead-letter topic rejects a record; it stays on disk, in quarantine"
+                );
+            }
+            Disposition::Quarantine { reason, stored: false }
+        };
+        Some(rejected)
+    }
+
+    /// Stores the records that go to the quarantine and are not there yet.
+    pub(super) fn store(&mut self, quarantine: &mut Quarantine) -> Result<(), QuarantineError> {
+        for item in &mut self.items {
+            if let Disposition::Quarantine { reason, stored: stored @ false } =
+                &mut item.disposition
+            {
+                quarantine.store(&item.entry, reason)?;
+                *stored = true;
+            }
         }
         Ok(())
     }
 
-    /// Does not try one by one what is larger than a `record` that was too large.
-    fn reject_larger(&mut self, record: &Record, reason: &str) -> usize {
-        let mut rejected = 0;
-        for pending in &mut self.pending {
-            let other = &pending.entry.record;
-            let same = other.event_type == record.event_type
-                && matches!(pending.disposition, Disposition::Publish);
-            if same && other.body.len() >= record.body.len() + HEADERS_SPREAD {
-                pending.disposition = Disposition::DeadLetter { reason: reason.to_owned() };
-                rejected += 1;
-            }
-        }
-        rejected
+    /// Whether the record at `lsn` goes to the quarantine; `None` when it is not in this batch.
+    pub(super) fn is_quarantined(&self, lsn: Lsn) -> Option<bool> {
+        let found = self.items.binary_search_by_key(&lsn, |item| item.entry.lsn).ok()?;
+        Some(matches!(self.items[found].disposition, Disposition::Quarantine { .. }))
     }
 
     /// Counts what became of the entries.
     pub(super) fn count(&self) -> Outcomes {
         let now = Timestamp::now();
-        let absorbed = (self.entries.len() - self.pending.len()) as u64;
-        let mut outcomes = Outcomes { absorbed, ..Outcomes::default() };
-        for pending in &self.pending {
-            let record = &pending.entry.record;
-            match pending.disposition {
-                Disposition::Publish => {
+        let (mut outcomes, mut conflicts) = (Outcomes::default(), 0);
+        for item in &self.items {
+            let record = &item.entry.record;
+            match item.disposition {
+                Disposition::Absorb => outcomes.absorbed += 1,
+                Disposition::Publish { conflict } => {
+                    conflicts += u64::from(conflict);
                     outcomes.published += 1;
                     metrics::published(type_name(record.event_type), now.since(record.received_at));
                 }
@@ -223,83 +277,17 @@ impl<'a> Batch<'a> {
                     outcomes.dead_lettered += 1;
                     metrics::dead_letter();
                 }
-                Disposition::Quarantined => {
+                Disposition::Quarantine { .. } => {
                     outcomes.quarantined += 1;
                     metrics::quarantined();
                 }
             }
         }
-        metrics::duplicates(absorbed);
-        metrics::conflicts(self.conflicts);
+        metrics::duplicates(outcomes.absorbed);
+        metrics::conflicts(conflicts);
         outcomes
     }
 }
 
-/// A record's timestamp in Kafka: its own `time`, but at most [`BACKDATED_MAX`] before `now`, when
-/// it is published, and never after it.
-///
-/// Topics are cleaned by this timestamp: an event of last week would be deleted by the next
-/// cleaning, seconds after it was published. Brokers reject timestamps from the future. `ce_time`
-/// keeps the event's own time.
-pub(super) fn kafka_timestamp(time: Timestamp, now: Timestamp) -> Timestamp {
-    time.max(now.before(BACKDATED_MAX)).min(now)
-}
-
-/// A record as Kafka sees it: CloudEvents' Kafka binding in binary mode, the body untouched.
-pub(super) fn message<'m>(
-    record: &'m Record,
-    topic: &'m str,
-    instance: &'m str,
-    index: usize,
-) -> Message<'m> {
-    let occurred_at = record.occurred_at.unwrap_or(record.received_at);
-    let stream = record.key.as_deref().filter(|_| record.has_stream);
-    let mut headers = Vec::with_capacity(11);
-    headers.extend([
-        ("ce_specversion", Cow::Borrowed("1.0")),
-        ("ce_id", Cow::Owned(record.id.to_string())),
-        ("ce_source", Cow::Borrowed(SOURCE)),
-        ("ce_type", Cow::Owned(format!("com.tencent.cloud.live.{}", type_name(record.event_type)))),
-        ("ce_time", Cow::Owned(occurred_at.to_string())),
-        ("content-type", Cow::Borrowed("application/json")),
-        ("livebridge-received-at", Cow::Owned(record.received_at.to_string())),
-        ("livebridge-instance", Cow::Borrowed(instance)),
-    ]);
-    if let Some(stream) = stream.and_then(|stream| std::str::from_utf8(stream).ok()) {
-        headers.push(("ce_subject", Cow::Borrowed(stream)));
-    }
-    Message {
-        topic,
-        key: record.key.as_deref(),
-        value: Cow::Borrowed(&record.body),
-        timestamp: kafka_timestamp(occurred_at.min(record.received_at), Timestamp::now()),
-        headers,
-        index,
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const DAY: i64 = 86_400_000;
-
-    #[test]
-    fn nothing_is_published_with_a_timestamp_older_than_a_day_or_in_the_future() {
-        let now = 1_800_000_000_000;
-        for (time, expected) in [
-            (now, now),
-            (now - 1, now - 1),
-            (now - DAY, now - DAY),
-            (now - DAY - 1, now - DAY),
-            (now - 8 * DAY, now - DAY),
-            (0, now - DAY),
-            (i64::MIN, now - DAY),
-            (now + 1, now),
-            (i64::MAX, now),
-        ] {
-            let [time, now] = [time, now].map(Timestamp::from_millis);
-            assert_eq!(kafka_timestamp(time, now), Timestamp::from_millis(expected), "{time}");
-        }
-    }
-}
+mod tests;

@@ -1,14 +1,26 @@
-//! Records that Kafka takes in no topic: one file each, until somebody releases them.
+//! Records that no topic accepts: a file each in the log's directory, until an operator releases
+//! them.
+//!
+//! A record is stored before the transaction that passes over it commits, under a name of its own
+//! (`.pending`), and gets its final name (`.record`) afterwards. So a crash in between loses
+//! nothing, and a record that is accepted at the next attempt leaves no copy to release.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
 
-use super::PublisherError;
-use crate::record::{Entry, Record};
+use super::batch::Batch;
+use crate::record::{Entry, Lsn, Record};
 use crate::wal;
+
+/// A quarantined record, with its reason in a `.reason` file beside it.
+const RECORD: &str = "record";
+/// The same, while the transaction that passes over it may not be committed.
+const PENDING: &str = "pending";
+const REASON: &str = "reason";
 
 /// A record in quarantine.
 #[derive(Clone, Debug)]
@@ -17,8 +29,17 @@ pub struct QuarantinedRecord {
     pub path: PathBuf,
     /// The record.
     pub record: Record,
-    /// Why Kafka refused it.
+    /// Why Kafka rejected it.
     pub reason: String,
+}
+
+/// The quarantine cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to the quarantine {path}: {cause}", path = path.display())]
+pub struct QuarantineError {
+    path: PathBuf,
+    #[source]
+    cause: io::Error,
 }
 
 /// The quarantine of the log in `dir`.
@@ -27,16 +48,107 @@ pub fn dir_of(dir: &Path) -> PathBuf {
     dir.join("quarantine")
 }
 
-/// Stores `entry` durably as `<lsn>.record`, with the reason in `<lsn>.reason`.
-pub(super) fn store(dir: &Path, entry: &Entry, reason: &str) -> Result<(), PublisherError> {
-    let path = dir.join(format!("{}.record", entry.lsn));
-    let mut bytes = BytesMut::with_capacity(entry.record.encoded_len());
-    entry.record.encode(&mut bytes);
-    let stored: io::Result<()> = wal::create_dir_durably(dir)
-        .and_then(|()| wal::write_durably(&path.with_extension("reason"), reason.as_bytes()))
-        .and_then(|()| wal::write_durably(&path, &bytes))
-        .and_then(|()| wal::sync_dir(dir));
-    stored.map_err(|cause| PublisherError::Quarantine { path, cause })
+/// The quarantine as the publisher uses it.
+#[derive(Debug)]
+pub(super) struct Quarantine {
+    dir: PathBuf,
+    /// Records stored and not yet decided on; `None` until the directory is read.
+    pending: Option<BTreeSet<Lsn>>,
+}
+
+impl Quarantine {
+    pub(super) fn new(dir: PathBuf) -> Self {
+        Self { dir, pending: None }
+    }
+
+    /// Stores `entry` durably as pending, with the reason.
+    pub(super) fn store(&mut self, entry: &Entry, reason: &str) -> Result<(), QuarantineError> {
+        let path = self.path(entry.lsn, PENDING);
+        let mut bytes = BytesMut::with_capacity(entry.record.encoded_len());
+        entry.record.encode(&mut bytes);
+        self.read_pending()?;
+        let stored = wal::create_dir_durably(&self.dir)
+            .and_then(|()| wal::write_durably(&path.with_extension(REASON), reason.as_bytes()))
+            .and_then(|()| wal::write_durably(&path, &bytes))
+            .and_then(|()| wal::sync_dir(&self.dir));
+        stored.map_err(|cause| QuarantineError { path, cause })?;
+        self.pending.get_or_insert_default().insert(entry.lsn);
+        Ok(())
+    }
+
+    /// The records of `batch` and all before it are done with, for good. A pending record that the
+    /// batch published is removed; every other one stays, because its transaction is committed.
+    pub(super) fn settle(&mut self, batch: &Batch) -> Result<(), QuarantineError> {
+        let Some(last) = batch.entries().last().map(|entry| entry.lsn) else { return Ok(()) };
+        self.decide(|lsn| match batch.is_quarantined(lsn) {
+            _ if lsn > last => Decision::Wait,
+            Some(false) => Decision::Remove,
+            Some(true) | None => Decision::Keep,
+        })
+    }
+
+    /// Every record of the log is done with.
+    pub(super) fn settle_all(&mut self) -> Result<(), QuarantineError> {
+        self.decide(|_| Decision::Keep)
+    }
+
+    fn decide(&mut self, decision: impl Fn(Lsn) -> Decision) -> Result<(), QuarantineError> {
+        let decided: Vec<Lsn> = self.read_pending()?.iter().copied().collect();
+        let mut changed = Vec::new();
+        for lsn in decided {
+            let path = self.path(lsn, PENDING);
+            let done = match decision(lsn) {
+                Decision::Wait => continue,
+                Decision::Keep => fs::rename(&path, path.with_extension(RECORD)),
+                Decision::Remove => remove_files(&path),
+            };
+            done.map_err(|cause| QuarantineError { path, cause })?;
+            changed.push(lsn);
+        }
+        if !changed.is_empty() {
+            let synced = wal::sync_dir(&self.dir);
+            synced.map_err(|cause| QuarantineError { path: self.dir.clone(), cause })?;
+            let pending = self.pending.get_or_insert_default();
+            pending.retain(|lsn| !changed.contains(lsn));
+        }
+        Ok(())
+    }
+
+    fn read_pending(&mut self) -> Result<&BTreeSet<Lsn>, QuarantineError> {
+        if self.pending.is_none() {
+            let names = files(&self.dir, PENDING);
+            let names = names.map_err(|cause| QuarantineError { path: self.dir.clone(), cause })?;
+            let lsn = |path: &PathBuf| Lsn::parse(path.file_stem()?.to_str()?);
+            self.pending = Some(names.iter().filter_map(lsn).collect());
+        }
+        Ok(self.pending.get_or_insert_default())
+    }
+
+    fn path(&self, lsn: Lsn, extension: &str) -> PathBuf {
+        self.dir.join(format!("{lsn}.{extension}"))
+    }
+}
+
+enum Decision {
+    Wait,
+    Keep,
+    Remove,
+}
+
+/// The files of a kind in `dir`; none when there is no such directory.
+fn files(dir: &Path, extension: &str) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(dir) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|found| found == extension) {
+            files.push(path);
+        }
+    }
+    Ok(files)
 }
 
 /// What is in the quarantine `dir`; nothing when there is no such directory.
@@ -44,33 +156,37 @@ pub(super) fn store(dir: &Path, entry: &Entry, reason: &str) -> Result<(), Publi
 /// # Errors
 /// The file system's; that a file is not a record is [`io::ErrorKind::InvalidData`].
 pub fn list(dir: &Path) -> io::Result<Vec<QuarantinedRecord>> {
-    let entries = match fs::read_dir(dir) {
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
     let mut held = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        if path.extension().is_none_or(|extension| extension != "record") {
-            continue;
-        }
+    for path in files(dir, RECORD)? {
         let record = Record::decode(Bytes::from(fs::read(&path)?))
             .map_err(|cause| io::Error::new(io::ErrorKind::InvalidData, cause))?;
-        let reason = fs::read_to_string(path.with_extension("reason")).unwrap_or_default();
+        let reason = fs::read_to_string(path.with_extension(REASON)).unwrap_or_default();
         held.push(QuarantinedRecord { path, record, reason });
     }
     held.sort_unstable_by_key(|held| held.record.received_at);
     Ok(held)
 }
 
-/// Removes a record that went another way.
+/// Removes a record that is in the log again, durably: after a power cut it must not be there to be
+/// released once more.
 ///
 /// # Errors
 /// The file system's.
 pub fn remove(held: &QuarantinedRecord) -> io::Result<()> {
-    fs::remove_file(&held.path)?;
-    match fs::remove_file(held.path.with_extension("reason")) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(cause),
-        Ok(()) | Err(_) => Ok(()),
-    }
+    remove_files(&held.path)?;
+    held.path.parent().map_or(Ok(()), wal::sync_dir)
 }
+
+/// The record first: a reason without a record is not listed.
+fn remove_files(path: &Path) -> io::Result<()> {
+    for path in [path, &path.with_extension(REASON)] {
+        match fs::remove_file(path) {
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::Topics;
-use super::batch::{self, DEAD_REASON, DEAD_TOPIC};
+use super::message::{self, DEAD_REASON, DEAD_TOPIC, REPLAYED_AT};
 use crate::kafka::topic_reader::{ConsumedRecord, read_to_end, wait_until_decided};
 use crate::kafka::{self, Failure, KafkaError, Message, Producer, SetupError, is_denied, text};
 use crate::ledger::Commit;
@@ -21,8 +21,6 @@ use crate::wal::OpeningId;
 
 /// Bytes of events in one transaction, and how many of them.
 const BATCH: (usize, usize) = (4 * 1024 * 1024, 5000);
-/// Says when an event was sent again.
-const REPLAYED_AT: &str = "livebridge-replayed-at";
 
 /// Why events cannot be sent again.
 #[derive(Debug, thiserror::Error)]
@@ -125,7 +123,7 @@ impl Event {
         let record = serde_json::from_str::<Exported>(line).ok()?.record()?;
         let topic = topics.of(record.event_type);
         let Message { key, value, timestamp, headers, .. } =
-            batch::message(&record, topic, instance, 0);
+            message::message(&record, topic, instance, 0);
         let owned = |(name, value): (&str, Cow<'_, str>)| (name.to_owned(), value.into_owned());
         let headers = headers.into_iter().map(owned).collect();
         let key = key.map(<[u8]>::to_vec);
@@ -151,8 +149,8 @@ impl Event {
     ) -> Option<Self> {
         let id = id_of(&headers)?;
         let header = |name| headers.iter().find(|(n, _)| n == name).map(|(_, value)| value);
-        let received_at = Timestamp::parse(header("livebridge-received-at")?)?;
-        let type_name = header("ce_type")?.rsplit('.').next()?.to_owned();
+        let received_at = Timestamp::parse(header(message::RECEIVED_AT)?)?;
+        let type_name = header(message::TYPE)?.rsplit('.').next()?.to_owned();
         Some(Self { topic, id, received_at, type_name, key, value, timestamp, headers })
     }
 
@@ -163,7 +161,7 @@ impl Event {
 }
 
 pub(super) fn id_of(headers: &[(String, String)]) -> Option<EventId> {
-    headers.iter().find(|(name, _)| name == "ce_id").and_then(|(_, id)| EventId::parse(id))
+    headers.iter().find(|(name, _)| name == message::ID).and_then(|(_, id)| EventId::parse(id))
 }
 
 /// What is to be sent to which topic; made from one pass over the events, for a second one.
@@ -345,7 +343,7 @@ impl Sender {
             topic,
             key: Some(b"replay"),
             value: Cow::Owned(commit.encode()),
-            timestamp: batch::kafka_timestamp(newest, Timestamp::now()),
+            timestamp: message::kafka_timestamp(newest, Timestamp::now()),
             headers: Vec::new(),
             index: batch.len(),
         });
@@ -383,7 +381,7 @@ impl Sender {
             topic: &event.topic,
             key: event.key.as_deref(),
             value: Cow::Borrowed(&event.value),
-            timestamp: batch::kafka_timestamp(event.timestamp, Timestamp::now()),
+            timestamp: message::kafka_timestamp(event.timestamp, Timestamp::now()),
             headers,
             index,
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use livebridge::ledger::{self, Commit, Ledger};
 use livebridge::publisher::{Batch, OpenCommits};
 use livebridge::record::{self, EventId, Lsn, Record, Timestamp};
-use livebridge::wal::{Extent, OpeningId, Position, published, resolve};
+use livebridge::wal::{Entries, Extent, OpeningId, Position, published, resolve};
 
 use crate::state::{
     Directory, Entry, LedgerStep, Opening, Place, Process, Published, Segment, State, Written,
@@ -104,10 +104,10 @@ pub(crate) fn batch(
     let opening = state.processes[process].opening;
     let writer = taken.first()?.0.writer;
     let ledger = ledger(protocol, state, process);
-    let commit = Batch::deduplicate(&entries, &ledger).commit(
-        identity(protocol, directory.log, opening),
-        identity(protocol, directory.log, writer),
-    )?;
+    let writer_id = identity(protocol, directory.log, writer);
+    let mut batch = Batch::new(Entries { writer: writer_id, entries });
+    batch.deduplicate(&ledger);
+    let commit = batch.commit(identity(protocol, directory.log, opening))?;
     let published = |id: &EventId| {
         let source = taken.iter().map(|(segment, place)| segment.entry(*place));
         let Entry { event, ordinal, at, .. } =

@@ -1,0 +1,106 @@
+//! librdkafka's settings for a producer, by delivery mode and by what the last producer met.
+
+use std::time::Duration;
+
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+
+use super::{Config, Delivery, SOCKET_TIMEOUT};
+
+/// The longest that a transaction may stay open, in Kafka's eyes. An abandoned one holds up every
+/// `read_committed` consumer for this long.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(30);
+/// Messages are given up before their transaction is, so that the error names the cause.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(25);
+/// How long a broker may take for an answer when there is no transaction to keep short: 1 MiB
+/// passes at 18 kB/s. It is librdkafka's default.
+const PATIENT_SOCKET_TIMEOUT: Duration = Duration::from_mins(1);
+/// Bytes of messages in one request: what brokers accept by default.
+pub const REQUEST_BYTES: usize = 1024 * 1024;
+/// The same without transactions. A request that times out on a slow link is sent again; so it must
+/// be small enough to pass in time with four others before it.
+const PATIENT_REQUEST_BYTES: usize = 128 * 1024;
+
+/// What differs from one producer to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProducerSettings {
+    /// The highest number of bytes in one request; a larger message has one of its own.
+    pub request_bytes: usize,
+    /// How often the time-outs are doubled.
+    pub patience: u32,
+    /// Whether the brokers offer idempotent producers; only without transactions they may not.
+    pub idempotent: bool,
+    /// Whether messages without a transaction are tried until Kafka accepts or rejects them.
+    pub waits_forever: bool,
+}
+
+impl Default for ProducerSettings {
+    fn default() -> Self {
+        let request_bytes = REQUEST_BYTES;
+        Self { request_bytes, patience: 0, idempotent: true, waits_forever: true }
+    }
+}
+
+impl ProducerSettings {
+    /// How long a transaction may stay open.
+    pub(super) fn transaction_timeout(&self) -> Duration {
+        TRANSACTION_TIMEOUT * (1 << self.patience)
+    }
+
+    /// The highest number of bytes in one request that holds more than one message.
+    pub(super) fn request_bytes(&self, config: &Config) -> usize {
+        let transactional = config.delivery == Delivery::ExactlyOnce;
+        let largest = if transactional { REQUEST_BYTES } else { PATIENT_REQUEST_BYTES };
+        let configured = config.client.get("batch.size").and_then(|bytes| bytes.parse().ok());
+        self.request_bytes.min(configured.unwrap_or(largest))
+    }
+
+    /// The client's configuration.
+    pub(super) fn client(&self, config: &Config) -> ClientConfig {
+        let transactional = config.delivery == Delivery::ExactlyOnce;
+        let idempotent = transactional || self.idempotent;
+        let scaled = |timeout: Duration| timeout * (1 << self.patience);
+        let millis = |time: Duration| time.as_millis().to_string();
+        let mut client = config.base();
+        client
+            .set("acks", "all")
+            .set("enable.idempotence", idempotent.to_string())
+            .set("statistics.interval.ms", config.statistics_interval())
+            .set_log_level(RDKafkaLogLevel::Warning);
+        let socket_timeout =
+            if transactional { scaled(SOCKET_TIMEOUT) } else { PATIENT_SOCKET_TIMEOUT };
+        for (name, default) in [
+            // Streams get the partitions that Java producers give them.
+            ("partitioner", "murmur2_random"),
+            // A batch is sent as a whole: waiting for more of it gains nothing.
+            ("linger.ms", "1"),
+            ("queue.buffering.max.messages", "200000"),
+            ("socket.timeout.ms", &millis(socket_timeout)),
+        ] {
+            if !config.client.contains_key(name) {
+                client.set(name, default);
+            }
+        }
+        client.set("batch.size", self.request_bytes(config).to_string());
+        let mut message_timeout = millis(scaled(MESSAGE_TIMEOUT));
+        if transactional {
+            client
+                .set("transactional.id", &config.instance)
+                .set("transaction.timeout.ms", millis(self.transaction_timeout()));
+        } else {
+            if self.waits_forever {
+                // librdkafka goes on until Kafka answers: a message that is given up may be in
+                // Kafka, and would be there twice when it is sent again.
+                message_timeout = millis(Duration::ZERO);
+            }
+            if idempotent {
+                // After a rejected request nothing more is sent to any partition, so that what
+                // follows it is still behind it when it is sent by the next producer.
+                client.set("enable.gapless.guarantee", "true");
+            } else {
+                client.set("max.in.flight.requests.per.connection", "1");
+            }
+        }
+        client.set("message.timeout.ms", message_timeout);
+        client
+    }
+}

@@ -1,0 +1,148 @@
+//! What becomes of the entries of a batch.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::*;
+use crate::ledger;
+use crate::record::{EventType, Record};
+
+const OWN: OpeningId = OpeningId::from_bytes([1; 16]);
+const OTHER: OpeningId = OpeningId::from_bytes([2; 16]);
+
+fn entry(number: u32, event: u64) -> Entry {
+    let received_at = Timestamp::from_millis(i64::from(number));
+    let record = Record {
+        id: EventId { natural: event, content: event },
+        event_type: Some(EventType(1)),
+        received_at,
+        occurred_at: None,
+        key: None,
+        has_stream: false,
+        body: Bytes::from_static(b"{}"),
+    };
+    Entry { lsn: Lsn::new(1, number), record }
+}
+
+/// Entries 1, 2, 3, … with these events.
+fn batch(events: &[u64]) -> Batch {
+    let entries = (1..).zip(events).map(|(number, event)| entry(number, *event)).collect();
+    Batch::new(Entries { writer: OWN, entries })
+}
+
+fn empty_ledger() -> Ledger {
+    let config = ledger::Config { window: Duration::from_hours(1), max_ids: 1000 };
+    Ledger::new(&[OWN], config)
+}
+
+fn kafka() -> kafka::Config {
+    kafka::Config {
+        brokers: String::new(),
+        instance: "test".into(),
+        delivery: kafka::Delivery::AtLeastOnce,
+        create_topics: true,
+        partitions: 1,
+        replication: 1,
+        client: std::collections::BTreeMap::new(),
+    }
+}
+
+/// Index and topic of what is sent.
+fn sent(batch: &Batch) -> Vec<(usize, String)> {
+    let topics = Topics::new("t", &std::collections::BTreeMap::new()).unwrap();
+    let kafka = kafka();
+    batch.messages(&topics, &kafka).map(|m| (m.index, m.topic.to_owned())).collect()
+}
+
+fn push(index: usize) -> (usize, String) {
+    (index, "t.push".into())
+}
+
+fn events(commit: &Commit) -> Vec<u64> {
+    commit.ids.iter().map(|id| id.natural).collect()
+}
+
+#[test]
+fn retries_of_the_ledgers_events_and_of_each_other_are_absorbed() {
+    let mut ledger = empty_ledger();
+    let mut published = batch(&[7]);
+    published.deduplicate(&ledger);
+    let commit = published.commit(OTHER).unwrap();
+    ledger.apply(&commit, std::time::Instant::now());
+    let mut batch = batch(&[5, 7, 5, 6]);
+    batch.deduplicate(&ledger);
+    assert_eq!(sent(&batch), [push(0), push(3)]);
+    let commit = batch.commit(OWN).unwrap();
+    assert_eq!(events(&commit), [5, 6]);
+    assert_eq!((commit.first, commit.last), (Lsn::new(1, 1), Lsn::new(1, 4)));
+    assert_eq!(batch.pending(), 2);
+}
+
+#[test]
+fn a_batch_of_retries_needs_no_ledger_record() {
+    let mut ledger = empty_ledger();
+    let mut other = batch(&[7]);
+    other.deduplicate(&ledger);
+    ledger.apply(&other.commit(OTHER).unwrap(), std::time::Instant::now());
+    let mut batch = batch(&[7, 7]);
+    batch.deduplicate(&ledger);
+    assert_eq!(batch.commit(OWN), None);
+    assert_eq!(batch.count().absorbed, 2);
+}
+
+#[test]
+fn delivered_messages_are_not_sent_again_and_stay_in_the_ledger_record() {
+    let mut batch = batch(&[1, 2, 3, 4]);
+    batch.deduplicate(&empty_ledger());
+    batch.delivered(&[0, 2]);
+    batch.deduplicate(&empty_ledger());
+    assert_eq!(sent(&batch), [push(1), push(3)]);
+    assert_eq!(events(&batch.commit(OWN).unwrap()), [1, 2, 3, 4]);
+}
+
+#[test]
+fn a_delivered_event_that_another_instance_published_too_is_not_absorbed() {
+    let mut ledger = empty_ledger();
+    let mut batch = batch(&[1]);
+    batch.deduplicate(&ledger);
+    batch.delivered(&[0]);
+    ledger.apply(&batch.commit(OTHER).unwrap(), std::time::Instant::now());
+    batch.deduplicate(&ledger);
+    assert_eq!(batch.count().published, 1, "it is in Kafka, twice");
+}
+
+#[test]
+fn a_rejected_record_goes_to_the_dead_letters_and_then_to_the_quarantine() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut quarantine = Quarantine::new(dir.path().join("quarantine"));
+    let mut batch = batch(&[1, 2]);
+    batch.deduplicate(&empty_ledger());
+    assert_eq!(batch.reject(1, &"too large"), Some(Rejected::DeadLetter));
+    batch.deduplicate(&empty_ledger());
+    assert_eq!(sent(&batch), [push(0), (1, "t.dead-letter".into())]);
+    assert_eq!(batch.reject(1, &"too large"), Some(Rejected::Quarantine));
+    batch.store(&mut quarantine).unwrap();
+    batch.deduplicate(&empty_ledger());
+    assert_eq!(sent(&batch), [push(0)]);
+    let commit = batch.commit(OWN).unwrap();
+    assert_eq!(events(&commit), [1], "once released, it is no retry");
+    assert_eq!(commit.last, Lsn::new(1, 2));
+    assert_eq!(batch.reject(1, &"too large"), None);
+    let outcomes = batch.count();
+    assert_eq!((outcomes.published, outcomes.quarantined), (1, 1));
+}
+
+#[test]
+fn a_split_keeps_what_is_known_of_each_entry() {
+    let mut limits = BatchLimits::default();
+    while limits.ledger_rejected(4) && limits.ids() > 2 {}
+    let mut batch = batch(&[1, 2, 3, 4]);
+    batch.deduplicate(&empty_ledger());
+    batch.delivered(&[3]);
+    batch.reject(2, &"too large");
+    let rest = batch.split(&limits).unwrap();
+    assert_eq!((batch.len(), rest.len()), (2, 2));
+    assert_eq!(sent(&rest), [(0, "t.dead-letter".into())], "the other one is delivered");
+    assert_eq!(events(&batch.commit(OWN).unwrap()), [1, 2]);
+}

@@ -1,0 +1,228 @@
+//! How much one batch carries: bounded by bytes, so that a slow link finishes it in time, and by
+//! ids, so that Kafka accepts its ledger record.
+//!
+//! Pure: the publisher reports what happened to each batch, and asks for the limits of the next.
+
+use std::time::Duration;
+
+/// The highest number of record bytes in a batch: more does not raise the throughput.
+const BYTES_MAX: usize = 8 * 1024 * 1024;
+/// A link of 256 kbit/s transmits this in 4 s, well below every time-out of the producer.
+const BYTES_START: usize = 128 * 1024;
+/// The smallest limit of bytes. Every record above it makes a batch of its own.
+const BYTES_MIN: usize = 1024;
+/// If this many bytes are late, Kafka is away and not slow: 25 s for them are 2.6 kB/s.
+const LATE_MIN: usize = 64 * 1024;
+/// The highest number of ids in a batch. Their ledger record takes half of the 1 MiB that brokers
+/// and librdkafka accept by default (`message.max.bytes`).
+const IDS_MAX: usize = 32_768;
+/// A full batch that takes less time than this doubles the limit of bytes: the next one still
+/// takes less than [`SLOW`].
+const QUICK: Duration = Duration::from_secs(2);
+/// A batch that takes longer than this halves the limit of bytes.
+const SLOW: Duration = Duration::from_secs(5);
+/// A full batch raises a lowered limit of ids by this part of itself, so that a topic that does not
+/// accept more aborts one batch in about 45, the number of such steps between half and full.
+const IDS_STEP: usize = 64;
+/// How often the producer's time-outs are doubled at most: from 25 s to about seven minutes, below
+/// the longest transaction that brokers allow by default (15 minutes). 1 MiB then passes at
+/// 2.6 kB/s.
+const PATIENCE_MAX: u32 = 4;
+
+/// The limits of the next batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchLimits {
+    bytes: usize,
+    ids: usize,
+    patience: u32,
+}
+
+impl Default for BatchLimits {
+    fn default() -> Self {
+        Self { bytes: BYTES_START, ids: IDS_MAX, patience: 0 }
+    }
+}
+
+impl BatchLimits {
+    /// Bytes of records.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Records, each of which may put an id into the ledger record.
+    #[must_use]
+    pub fn ids(&self) -> usize {
+        self.ids
+    }
+
+    /// How often the producer's time-outs are doubled.
+    #[must_use]
+    pub fn patience(&self) -> u32 {
+        self.patience
+    }
+
+    /// How many of the entries with these `sizes` make the next batch: at least one.
+    #[must_use]
+    pub fn split(&self, sizes: impl Iterator<Item = usize>) -> usize {
+        let mut bytes = 0;
+        let fitting = sizes.take(self.ids).take_while(|size| {
+            bytes += size;
+            bytes <= self.bytes
+        });
+        fitting.count().max(1)
+    }
+
+    /// A batch of `bytes` and `ids` was published within `elapsed`.
+    pub fn published(&mut self, bytes: usize, ids: usize, elapsed: Duration) {
+        if elapsed > SLOW {
+            self.shrink(bytes);
+        } else if elapsed < QUICK && bytes >= self.bytes / 2 {
+            self.bytes = (self.bytes * 2).min(BYTES_MAX);
+            if self.bytes == BYTES_MAX {
+                self.patience = 0;
+            }
+        }
+        if ids >= self.ids {
+            self.ids = (self.ids + (self.ids / IDS_STEP).max(1)).min(IDS_MAX);
+        }
+    }
+
+    /// A batch of so many `bytes` and `records` was not published in time. Returns whether the
+    /// producer needs longer time-outs ([`Self::patience`]), because no smaller batch is possible.
+    pub fn timed_out(&mut self, bytes: usize, records: usize) -> bool {
+        if records > 1 || bytes <= LATE_MIN {
+            self.bytes = (self.bytes.min(bytes) / 2).max(LATE_MIN);
+            return false;
+        }
+        let patience = (self.patience + 1).min(PATIENCE_MAX);
+        std::mem::replace(&mut self.patience, patience) != patience
+    }
+
+    /// Kafka rejected one of the records of a batch of `bytes`. The next attempt sends less for
+    /// nothing, should there be more of them.
+    pub fn rejected(&mut self, bytes: usize) {
+        self.shrink(bytes);
+    }
+
+    /// Kafka rejected the ledger record of a batch with this many `ids`. Returns whether a smaller
+    /// one can be tried.
+    pub fn ledger_rejected(&mut self, ids: usize) -> bool {
+        self.ids = (self.ids.min(ids) / 2).max(1);
+        ids > 1
+    }
+
+    fn shrink(&mut self, bytes: usize) {
+        self.bytes = (self.bytes.min(bytes) / 2).max(BYTES_MIN);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// Publishes `backlog` bytes over a link of `rate` bytes a second; returns attempts and time.
+    fn drain(backlog: usize, rate: usize, timeout: Duration) -> (u32, Duration) {
+        let mut limits = BatchLimits::default();
+        let (mut left, mut attempts, mut lasted) = (backlog, 0, Duration::ZERO);
+        while left > 0 {
+            attempts += 1;
+            assert!(attempts < 10_000, "{left} bytes left with {limits:?}");
+            let bytes = left.min(limits.bytes());
+            let millis = u64::try_from(bytes * 1000 / rate).unwrap();
+            let takes = Duration::from_millis(millis) + 5 * MS;
+            lasted += takes.min(timeout);
+            if takes < timeout {
+                left -= bytes;
+                limits.published(bytes, bytes / 700 + 1, takes);
+            } else {
+                limits.timed_out(bytes, 2);
+            }
+        }
+        (attempts, lasted)
+    }
+
+    #[test]
+    fn a_slow_link_is_used_without_a_single_time_out() {
+        let (attempts, lasted) = drain(4 << 20, 32_000, Duration::from_secs(25));
+        assert!(lasted < Duration::from_secs(140), "{attempts} attempts in {lasted:?}");
+        assert!(attempts < 64, "{attempts}");
+    }
+
+    #[test]
+    fn a_fast_link_soon_gets_full_batches() {
+        let (attempts, _) = drain(800 << 20, 100_000_000, Duration::from_secs(25));
+        assert!(attempts < 120, "{attempts}");
+    }
+
+    #[test]
+    fn a_link_that_becomes_slow_is_drained_after_a_few_time_outs() {
+        let mut limits = BatchLimits::default();
+        for _ in 0..20 {
+            limits.published(limits.bytes(), 1000, 100 * MS);
+        }
+        assert_eq!(limits.bytes(), BYTES_MAX);
+        let mut timeouts = 0;
+        while limits.bytes() > 32_000 * 25 {
+            assert!(!limits.timed_out(limits.bytes(), 100));
+            timeouts += 1;
+        }
+        assert!(timeouts <= 4, "{timeouts}");
+        limits.published(limits.bytes(), 100, Duration::from_secs(16));
+        assert!(limits.bytes() < 300_000, "what takes long gets smaller before it times out");
+    }
+
+    #[test]
+    fn an_outage_neither_asks_for_more_time_nor_for_batches_of_single_records() {
+        let mut limits = BatchLimits::default();
+        assert!((0..1000).all(|_| !limits.timed_out(limits.bytes().min(700), 1)));
+        assert_eq!((limits.bytes(), limits.patience()), (LATE_MIN, 0));
+    }
+
+    #[test]
+    fn a_single_record_that_is_late_gets_more_time_up_to_a_limit() {
+        let mut limits = BatchLimits::default();
+        let raised = (0..10).filter(|_| limits.timed_out(1 << 20, 1)).count();
+        assert_eq!(raised, PATIENCE_MAX as usize);
+        assert_eq!(limits.patience(), PATIENCE_MAX);
+    }
+
+    #[test]
+    fn the_ledger_record_of_the_largest_batch_fits_into_what_kafka_accepts_by_default() {
+        let header = 41 + 100; // bytes before the ids, and Kafka's own around the record
+        assert!(header + IDS_MAX * 16 < 1_000_000 - 400_000);
+    }
+
+    #[test]
+    fn a_rejected_ledger_record_halves_the_ids_down_to_one_and_they_grow_again_slowly() {
+        let mut limits = BatchLimits::default();
+        assert!(limits.ledger_rejected(10_000));
+        assert_eq!(limits.ids(), 5_000);
+        let mut attempts = 0;
+        while limits.ledger_rejected(limits.ids()) {
+            attempts += 1;
+            assert!(attempts < 20);
+        }
+        assert_eq!(limits.ids(), 1);
+        limits.published(100, 1, MS);
+        assert_eq!(limits.ids(), 2);
+        limits.ids = 600;
+        let mut published = 0;
+        while limits.ids() < 1200 {
+            limits.published(100, limits.ids(), MS);
+            published += 1;
+        }
+        assert!(published > 40, "{published}");
+    }
+
+    #[test]
+    fn a_split_obeys_both_limits_and_takes_at_least_one() {
+        let limits = BatchLimits { bytes: 100, ids: 3, patience: 0 };
+        assert_eq!(limits.split([10; 10].into_iter()), 3);
+        assert_eq!(limits.split([40; 10].into_iter()), 2);
+        assert_eq!(limits.split([1000; 10].into_iter()), 1);
+        assert_eq!(limits.split([10].into_iter()), 1);
+    }
+}

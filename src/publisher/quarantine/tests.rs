@@ -1,0 +1,144 @@
+//! The quarantine across crashes and full disks.
+
+use super::*;
+use crate::ledger::{self, Ledger};
+use crate::record::{EventId, EventType, Timestamp};
+use crate::wal::{Entries, OpeningId};
+
+/// Where a process dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Crash {
+    BeforeCommit,
+    AfterCommit,
+}
+
+fn entry(number: u32) -> Entry {
+    let id = EventId { natural: u64::from(number), content: 1 };
+    let record = Record {
+        id,
+        event_type: Some(EventType(1)),
+        received_at: Timestamp::from_millis(i64::from(number)),
+        occurred_at: None,
+        key: None,
+        has_stream: false,
+        body: Bytes::from_static(b"{}"),
+    };
+    Entry { lsn: Lsn::new(1, number), record }
+}
+
+fn batch(numbers: &[u32]) -> Batch {
+    let config = ledger::Config { window: std::time::Duration::from_hours(1), max_ids: 1000 };
+    let writer = OpeningId::from_bytes([1; 16]);
+    let entries = numbers.iter().map(|number| entry(*number)).collect();
+    let mut batch = Batch::new(Entries { writer, entries });
+    batch.deduplicate(&Ledger::new(&[writer], config));
+    batch
+}
+
+/// A batch whose record `index` no topic accepts, up to its commit.
+fn reject(quarantine: &mut Quarantine, numbers: &[u32], index: usize) -> Batch {
+    let mut batch = batch(numbers);
+    batch.reject(index, &"too large");
+    batch.reject(index, &"too large there as well");
+    batch.store(quarantine).unwrap();
+    batch
+}
+
+fn held(dir: &Path) -> Vec<u64> {
+    list(dir).unwrap().iter().map(|held| held.record.id.natural).collect()
+}
+
+fn all_files(dir: &Path) -> Vec<String> {
+    let names = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names: Vec<_> = names.map(|e| e.file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_record_is_in_quarantine_once_its_transaction_is_committed() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = dir_of(home.path());
+    let mut quarantine = Quarantine::new(dir.clone());
+    let batch = reject(&mut quarantine, &[1, 2, 3], 1);
+    assert_eq!(held(&dir), [] as [u64; 0]);
+    assert_eq!(all_files(&dir), ["1.2.pending", "1.2.reason"]);
+    quarantine.settle(&batch).unwrap();
+    assert_eq!(held(&dir), [2]);
+    assert_eq!(list(&dir).unwrap()[0].reason, "too large there as well");
+}
+
+#[test]
+fn a_crash_at_any_point_leaves_a_record_in_quarantine_or_published_and_never_both() {
+    for crash in [Crash::BeforeCommit, Crash::AfterCommit] {
+        for accepted_later in [false, true] {
+            let home = tempfile::tempdir().unwrap();
+            let dir = dir_of(home.path());
+            reject(&mut Quarantine::new(dir.clone()), &[1, 2, 3], 1);
+
+            // The next process: the ledger tells it whether the batch was committed.
+            let mut quarantine = Quarantine::new(dir.clone());
+            let numbers: &[u32] = if crash == Crash::AfterCommit { &[4, 5] } else { &[1, 2, 3, 4] };
+            let next = if crash == Crash::BeforeCommit && !accepted_later {
+                reject(&mut quarantine, numbers, 1)
+            } else {
+                batch(numbers)
+            };
+            quarantine.settle(&next).unwrap();
+            let published = crash == Crash::BeforeCommit && accepted_later;
+            let expected: &[u64] = if published { &[] } else { &[2] };
+            assert_eq!(held(&dir), expected, "{crash:?} {accepted_later}");
+            let left = all_files(&dir).len();
+            assert_eq!(left, if published { 0 } else { 2 }, "{crash:?} {accepted_later}");
+        }
+    }
+}
+
+#[test]
+fn what_a_crash_left_is_in_quarantine_when_the_log_has_nothing_more() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = dir_of(home.path());
+    reject(&mut Quarantine::new(dir.clone()), &[1], 0);
+    Quarantine::new(dir.clone()).settle_all().unwrap();
+    assert_eq!(held(&dir), [1]);
+}
+
+#[test]
+fn records_behind_the_batch_stay_pending() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = dir_of(home.path());
+    let mut quarantine = Quarantine::new(dir.clone());
+    let later = reject(&mut quarantine, &[7], 0);
+    quarantine.settle(&batch(&[1, 2])).unwrap();
+    assert_eq!(held(&dir), [] as [u64; 0]);
+    quarantine.settle(&later).unwrap();
+    assert_eq!(held(&dir), [7]);
+}
+
+#[test]
+fn a_quarantine_that_cannot_be_written_is_an_error_until_it_can() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = dir_of(home.path());
+    fs::write(&dir, "in the way").unwrap();
+    let mut quarantine = Quarantine::new(dir.clone());
+    let mut blocked = batch(&[1]);
+    blocked.reject(0, &"too large");
+    blocked.reject(0, &"too large");
+    assert!(blocked.store(&mut quarantine).is_err());
+    assert!(blocked.store(&mut quarantine).is_err(), "it is not taken for stored");
+    fs::remove_file(&dir).unwrap();
+    blocked.store(&mut quarantine).unwrap();
+    quarantine.settle(&blocked).unwrap();
+    assert_eq!(held(&dir), [1]);
+}
+
+#[test]
+fn a_removed_record_leaves_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = dir_of(home.path());
+    let mut quarantine = Quarantine::new(dir.clone());
+    let batch = reject(&mut quarantine, &[1], 0);
+    quarantine.settle(&batch).unwrap();
+    remove(&list(&dir).unwrap()[0]).unwrap();
+    assert_eq!(all_files(&dir), [] as [&str; 0]);
+}

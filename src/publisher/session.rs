@@ -1,0 +1,348 @@
+//! A session: batches published through one producer, until it has to be replaced.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use super::batch::{Batch, Rejected};
+use super::{BACKOFF, Publisher};
+use crate::kafka::{self, Failure, Producer, RejectedMessage, SetupError};
+use crate::ledger::Commit;
+use crate::metrics::{self, Transaction};
+use crate::record::Timestamp;
+use crate::wal::Next;
+
+/// Transactions begin at least this far apart, unless a batch is full: a transaction costs Kafka and
+/// livebridge about the same with one record as with a hundred.
+const PACE: Duration = Duration::from_millis(5);
+/// How long a wait for records lasts before the next look at `give_up`.
+const IDLE: Duration = Duration::from_millis(500);
+
+/// Why a session ended.
+#[derive(Debug)]
+pub(super) enum SessionEnd {
+    /// The log has ended and all of it is published, or `give_up` is set.
+    Done,
+    /// The producer cannot be used any more.
+    Lost {
+        failure: Failure,
+        /// Its transaction had been open for as long as Kafka allows.
+        late: bool,
+    },
+    /// The ledger, or a topic, cannot be used.
+    Setup(SetupError),
+    /// Kafka rejects messages that are sent together: smaller requests are needed.
+    Shrink,
+    /// Another producer is needed, with other settings or because this one has ended.
+    Replace,
+}
+
+/// What one attempt to publish a batch led to.
+#[derive(Debug)]
+enum Attempt {
+    /// The batch is published; with its ledger record, if it needed one.
+    Published(Option<Commit>),
+    /// Nothing has changed: try again after a pause.
+    Later,
+    /// Another instance was first with some of the batch: wait for its transaction.
+    Contended,
+    /// This producer cannot go on.
+    End(SessionEnd),
+}
+
+/// The next thing to do.
+enum Work {
+    Batch(Batch),
+    Idle,
+    End,
+}
+
+impl Publisher {
+    pub(super) fn publish(&mut self, producer: &Producer) -> SessionEnd {
+        let done = self.reader.resume(self.ledger.progress());
+        for batch in &mut self.queue {
+            batch.retain(|lsn| lsn > done);
+        }
+        self.queue.retain(|batch| !batch.is_empty());
+        let mut pause = BACKOFF.0;
+        while !self.give_up.is_cancelled() {
+            if self.request_size.grow() {
+                return SessionEnd::Replace;
+            }
+            std::thread::sleep(self.pace());
+            let work = self.next_work();
+            self.follow_ledger();
+            let mut batch = match work {
+                Work::Batch(batch) => batch,
+                Work::Idle => {
+                    producer.serve();
+                    self.ledger.expire(Timestamp::now(), Instant::now());
+                    continue;
+                }
+                Work::End => return SessionEnd::Done,
+            };
+            self.began = Instant::now();
+            batch.deduplicate(&self.ledger);
+            let attempt = self.attempt(producer, &mut batch);
+            if let Attempt::Published(commit) = attempt {
+                self.finish(&batch, commit.as_ref());
+                pause = BACKOFF.0;
+                continue;
+            }
+            self.queue.push_front(batch);
+            match attempt {
+                Attempt::Published(_) => {}
+                Attempt::Later => self.wait(&mut pause),
+                Attempt::Contended => {
+                    self.back_off();
+                    if let Err(cause) = self.settle_ledger() {
+                        return SessionEnd::Setup(cause);
+                    }
+                }
+                Attempt::End(end) => return end,
+            }
+        }
+        SessionEnd::Done
+    }
+
+    /// How long to let records gather before the next transaction.
+    fn pace(&self) -> Duration {
+        if self.backlog { Duration::ZERO } else { PACE.saturating_sub(self.began.elapsed()) }
+    }
+
+    /// The next batch, within the limits.
+    fn next_work(&mut self) -> Work {
+        let queued = self.queue.pop_front();
+        let mut batch = match queued {
+            Some(batch) => batch,
+            None => match self.reader.next(self.limits.bytes(), IDLE) {
+                Ok(Next::Entries(read)) => Batch::new(read),
+                Ok(idle_or_end) => {
+                    self.log_outage.resolved();
+                    self.settle_quarantine(None);
+                    return if matches!(idle_or_end, Next::End) { Work::End } else { Work::Idle };
+                }
+                Err(cause) => {
+                    self.log_outage.report(&cause);
+                    self.wait(&mut BACKOFF.1.clone());
+                    return Work::Idle;
+                }
+            },
+        };
+        self.log_outage.resolved();
+        self.backlog = batch.bytes() >= self.limits.bytes() / 2;
+        if let Some(rest) = batch.split(&self.limits) {
+            self.queue.push_front(rest);
+        }
+        Work::Batch(batch)
+    }
+
+    /// Tries once to publish `batch`.
+    fn attempt(&mut self, producer: &Producer, batch: &mut Batch) -> Attempt {
+        if let Err(cause) = batch.store(&mut self.quarantine) {
+            self.quarantine_outage.report(&cause);
+            return Attempt::Later;
+        }
+        self.quarantine_outage.resolved();
+        let Some(commit) = batch.commit(self.reader.opening()) else {
+            return Attempt::Published(None);
+        };
+        let started = Instant::now();
+        let handed = self.hand_over(producer, batch, &commit);
+        batch.delivered(&producer.take_delivered());
+        let outcome = handed
+            .and_then(|own_offset| self.ensure_first(producer, &commit, own_offset))
+            .and_then(|own_offset| producer.commit().map(|()| own_offset));
+        let elapsed = started.elapsed();
+        let outcome_label = match &outcome {
+            Ok(_) => Transaction::Committed,
+            Err(Failure::Contended) => Transaction::Contended,
+            Err(Failure::Lost(_) | Failure::Fenced(_) | Failure::NotIdempotent(_)) => {
+                Transaction::Lost
+            }
+            Err(_) => Transaction::Aborted,
+        };
+        metrics::transaction(outcome_label, batch.pending(), elapsed);
+        match outcome {
+            Ok(own_offset) => {
+                self.limits.published(batch.bytes(), batch.len(), elapsed);
+                self.kafka_outage.resolved();
+                self.contentions = 0;
+                if let Some(reader) = &mut self.ledger_reader {
+                    reader.committed(own_offset);
+                }
+                Attempt::Published(Some(commit))
+            }
+            Err(failure) => self.failed(producer, batch, failure, elapsed),
+        }
+    }
+
+    /// Hands `batch` to Kafka, and reads the next one meanwhile.
+    fn hand_over(
+        &mut self,
+        producer: &Producer,
+        batch: &Batch,
+        commit: &Commit,
+    ) -> Result<i64, Failure> {
+        let ledger = batch.ledger(&self.topics, &self.kafka, commit);
+        let messages = || batch.messages(&self.topics, &self.kafka);
+        let (reader, queue) = (&mut self.reader, &mut self.queue);
+        let (ahead, bytes) = (self.backlog && queue.is_empty(), self.limits.bytes());
+        producer.hand_over(Some(&ledger), messages, || {
+            // An error shows again when there is nothing else to publish.
+            if ahead && let Ok(Next::Entries(read)) = reader.next(bytes, Duration::ZERO) {
+                queue.push_back(Batch::new(read));
+            }
+        })
+    }
+
+    /// What to do about a failed attempt.
+    fn failed(
+        &mut self,
+        producer: &Producer,
+        batch: &mut Batch,
+        failure: Failure,
+        elapsed: Duration,
+    ) -> Attempt {
+        match failure {
+            Failure::Contended => Attempt::Contended,
+            Failure::Rejected(rejected) => self.rejected(batch, &rejected),
+            Failure::LedgerRejected(cause) => {
+                if self.limits.ledger_rejected(batch.len()) {
+                    let ids = self.limits.ids();
+                    let cause = kafka::text(&cause);
+                    tracing::warn!(
+                        cause,
+                        ids,
+                        "Kafka rejects a ledger record; smaller ones follow"
+                    );
+                    return Attempt::End(SessionEnd::Replace);
+                }
+                self.kafka_outage.report(&format_args!(
+                    "Kafka rejects the smallest ledger record: {}; raise max.message.bytes of topic {}",
+                    kafka::text(&cause),
+                    self.topics.ledger()
+                ));
+                if producer.has_ended() {
+                    let failure = Failure::Lost(cause);
+                    return Attempt::End(SessionEnd::Lost { failure, late: false });
+                }
+                Attempt::Later
+            }
+            Failure::TimedOut(cause) => {
+                self.kafka_outage.report(&kafka::text(&cause));
+                if self.limits.timed_out(batch.bytes(), batch.len()) {
+                    return Attempt::End(SessionEnd::Replace);
+                }
+                Attempt::Later
+            }
+            Failure::Retry(_) if self.give_up.is_cancelled() => Attempt::End(SessionEnd::Done),
+            Failure::Retry(cause) => {
+                self.kafka_outage.report(&kafka::text(&cause));
+                // A deleted topic is made again.
+                let made = self.kafka.make_topics(&self.topics.all(), self.topics.ledger());
+                if let Err(cause) = made {
+                    self.kafka_outage.report(&cause);
+                }
+                Attempt::Later
+            }
+            failure @ (Failure::Lost(_) | Failure::Fenced(_) | Failure::NotIdempotent(_)) => {
+                let late = elapsed >= producer.transaction_timeout();
+                if late {
+                    self.limits.timed_out(batch.bytes(), batch.len());
+                }
+                Attempt::End(SessionEnd::Lost { failure, late })
+            }
+        }
+    }
+
+    /// Directs records that Kafka rejects elsewhere, or narrows down which they are.
+    fn rejected(&mut self, batch: &mut Batch, rejected: &[RejectedMessage]) -> Attempt {
+        let alone = rejected.iter().filter(|rejected| rejected.alone);
+        let moved = alone.filter_map(|rejected| batch.reject(rejected.index, &rejected.reason));
+        match moved.fold((0, 0), |(dead, quarantined), rejected| match rejected {
+            Rejected::DeadLetter => (dead + 1, quarantined),
+            Rejected::Quarantine => (dead, quarantined + 1),
+        }) {
+            (0, 0) => Attempt::End(SessionEnd::Shrink),
+            (dead_lettered, quarantined) => {
+                self.limits.rejected(batch.bytes());
+                tracing::debug!(dead_lettered, quarantined, "records are rejected");
+                // The dropped messages had sequence numbers, which brokers would miss in what this
+                // producer sends next.
+                Attempt::End(SessionEnd::Replace)
+            }
+        }
+    }
+
+    /// Aborts if another instance wrote to the ledger topic before `own_offset`, the offset of this
+    /// batch's record `own`, that it publishes one of the batch's events; whether or not that
+    /// transaction is committed.
+    ///
+    /// Of two instances with the same event one finds the other's record, so at most one commits.
+    fn ensure_first(
+        &mut self,
+        producer: &Producer,
+        own: &Commit,
+        own_offset: i64,
+    ) -> Result<i64, Failure> {
+        let Some(reader) = &mut self.ledger_reader else { return Ok(own_offset) };
+        let open_commits = &mut self.open_commits;
+        let read =
+            reader.read_open(own_offset, &self.give_up, |at, bytes| open_commits.take(at, bytes));
+        let outcome = match read {
+            Err(cause) => {
+                self.ledger_reader = None;
+                Failure::Lost(cause)
+            }
+            Ok(()) if self.give_up.is_cancelled() || open_commits.is_contended(own, own_offset) => {
+                Failure::Contended
+            }
+            Ok(()) => return Ok(own_offset),
+        };
+        producer.abort()?;
+        Err(outcome)
+    }
+
+    /// Pauses for a random time, so that two instances that aborted for each other do not meet
+    /// again.
+    fn back_off(&mut self) {
+        /// The longest first pause, in milliseconds; doubled up to six times.
+        const FIRST: u32 = 10;
+        let span = Duration::from_millis(u64::from(FIRST << self.contentions.min(6)));
+        self.contentions += 1;
+        let chance = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        std::thread::sleep(span.mul_f64(f64::from(chance.subsec_nanos() % 1000) / 1000.0));
+    }
+
+    /// The batch is published, for good: counts it and releases its space in the log (I3).
+    fn finish(&mut self, batch: &Batch, commit: Option<&Commit>) {
+        if let Some(commit) = commit {
+            self.ledger.apply(commit, Instant::now());
+        }
+        self.settle_quarantine(Some(batch));
+        let outcomes = batch.count();
+        if let Some(last) = batch.entries().last() {
+            self.ledger.expire(last.record.received_at, Instant::now());
+            self.reader.settle(last.lsn, Some(last.record.received_at), outcomes);
+        }
+    }
+
+    /// Gives quarantined records of published batches their final names. What `give_up` leaves is
+    /// done after the next start.
+    fn settle_quarantine(&mut self, batch: Option<&Batch>) {
+        let mut pause = BACKOFF.0;
+        loop {
+            let settled = match batch {
+                Some(batch) => self.quarantine.settle(batch),
+                None => self.quarantine.settle_all(),
+            };
+            match settled {
+                Ok(()) => return self.quarantine_outage.resolved(),
+                Err(cause) => self.quarantine_outage.report(&cause),
+            }
+            if self.give_up.is_cancelled() {
+                return;
+            }
+            self.wait(&mut pause);
+        }
+    }
+}
