@@ -12,8 +12,10 @@ use crate::metrics;
 use crate::record::{EventId, Lsn, Timestamp};
 use crate::wal::{OpeningId, Progress};
 
+mod start;
 mod window;
 
+pub use start::first_offset;
 use window::Window;
 
 /// How long and how many ids are remembered.
@@ -152,10 +154,10 @@ impl Ledger {
         &self.progress
     }
 
-    /// How far back ids matter when the oldest record to publish was received at `oldest`.
+    /// How long an id is remembered.
     #[must_use]
-    pub fn horizon(&self, oldest: Timestamp) -> Timestamp {
-        oldest.before(self.window.config().window)
+    pub fn window(&self) -> Duration {
+        self.window.config().window
     }
 
     /// Applies a commit of any instance; `now` is the monotonic clock's time.
@@ -189,7 +191,7 @@ impl Ledger {
     /// Drops ids that no record to come can be a retry of: `oldest` is when the oldest record to
     /// publish was received, `now` the monotonic clock's time (see [`window`]).
     pub fn expire(&mut self, oldest: Timestamp, now: Instant) {
-        self.window.expire(self.horizon(oldest), now);
+        self.window.expire(oldest.before(self.window()), now);
     }
 }
 

@@ -190,9 +190,11 @@ impl Publisher {
             reader
         } else {
             let oldest = self.oldest();
-            let since = self.ledger.horizon(oldest);
             self.open_commits = OpenCommits::default();
-            LedgerReader::open(&self.kafka, self.topics.ledger(), since)?
+            let window = self.ledger.window();
+            LedgerReader::open(&self.kafka, self.topics.ledger(), |bounds, offset_at| {
+                ledger::first_offset(window, oldest, bounds, offset_at)
+            })?
         };
         let ledger = &mut self.ledger;
         let commits = reader.read_to_end(&self.give_up, |bytes| apply(ledger, bytes))?;

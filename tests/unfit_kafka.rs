@@ -158,7 +158,7 @@ fn the_last_record_of_a_ledger_without_transactions_is_read_after_the_switch_to_
     };
     send(&plain, "1");
     send(&plain, "2");
-    let mut reader = LedgerReader::open(&config, &topic, Timestamp::from_millis(0)).unwrap();
+    let mut reader = LedgerReader::open(&config, &topic, |(low, _), _| Ok(low)).unwrap();
     assert_eq!(read(&mut reader), ["1", "2"]);
     // Mixed, as when one instance has switched and another has not; what is aborted is not read.
     for (value, commits) in [("3", true), ("never", false)] {
@@ -175,7 +175,7 @@ fn the_last_record_of_a_ledger_without_transactions_is_read_after_the_switch_to_
     send(&plain, "5");
     assert_eq!(read(&mut reader), ["3", "4", "5"]);
     assert_eq!(read(&mut reader), Vec::<String>::new());
-    let mut another = LedgerReader::open(&config, &topic, Timestamp::from_millis(0)).unwrap();
+    let mut another = LedgerReader::open(&config, &topic, |(low, _), _| Ok(low)).unwrap();
     assert_eq!(read(&mut another), ["1", "2", "3", "4", "5"]);
 }
 

@@ -29,6 +29,9 @@ const OPEN_LAG: i64 = 10_000;
 /// looks.
 const OPEN: Duration = Duration::from_millis(2);
 
+/// Finds the first offset with a timestamp at a time or later.
+pub(super) type OffsetAt<'a> = dyn FnMut(Timestamp) -> KafkaResult<Option<i64>> + 'a;
+
 /// A position in the ledger topic.
 pub struct LedgerReader {
     consumer: BaseConsumer<Context>,
@@ -53,11 +56,16 @@ impl std::fmt::Debug for LedgerReader {
 }
 
 impl LedgerReader {
-    /// Stands before the first record that is not older than `since`.
+    /// Opens the ledger topic at the offset that `start` returns for the topic's first and first
+    /// unstable offset, and a look-up of the first offset with a timestamp at a time or later.
     ///
     /// # Errors
     /// [`SetupError`]
-    pub fn open(config: &Config, topic: &str, since: Timestamp) -> Result<Self, SetupError> {
+    pub fn open(
+        config: &Config,
+        topic: &str,
+        start: impl FnOnce((i64, i64), &mut OffsetAt<'_>) -> KafkaResult<i64>,
+    ) -> Result<Self, SetupError> {
         let consumer = |isolation: &str, statistics: &str| {
             let client = settings(config, isolation, statistics);
             client.create_with_context(Context).map_err(SetupError::Client)
@@ -77,30 +85,32 @@ impl LedgerReader {
             next: 0,
             transactional,
         };
-        reader.start(since).map_err(|cause| reader.error(cause))?;
+        reader.start(start).map_err(|cause| reader.error(cause))?;
         Ok(reader)
     }
 
-    fn start(&mut self, since: Timestamp) -> KafkaResult<()> {
+    fn start(
+        &mut self,
+        start: impl FnOnce((i64, i64), &mut OffsetAt<'_>) -> KafkaResult<i64>,
+    ) -> KafkaResult<()> {
+        let bounds = self.bounds()?;
+        self.next = start(bounds, &mut |time| self.offset_at(time))?;
+        let mut assignment = TopicPartitionList::new();
+        let next = Offset::Offset(self.next);
+        assignment.add_partition_offset(&self.topic, LEDGER_PARTITION, next)?;
+        self.consumer.assign(&assignment)
+    }
+
+    /// The first offset with a timestamp at `time` or later; `None` when there is none.
+    fn offset_at(&self, time: Timestamp) -> KafkaResult<Option<i64>> {
         let mut wanted = TopicPartitionList::new();
-        let millis = Offset::Offset(since.as_millis().max(0));
+        let millis = Offset::Offset(time.as_millis().max(0));
         wanted.add_partition_offset(&self.topic, LEDGER_PARTITION, millis)?;
         let found = self.consumer.offsets_for_times(wanted, METADATA_TIMEOUT)?;
-        let (low, high) = self.bounds()?;
-        self.next =
-            match found.find_partition(&self.topic, LEDGER_PARTITION).map(|found| found.offset()) {
-                Some(Offset::Offset(offset)) => offset,
-                // Nothing is as new: only what comes will matter.
-                _ => high,
-            };
-        self.next = self.next.max(low);
-        let mut assignment = TopicPartitionList::new();
-        assignment.add_partition_offset(
-            &self.topic,
-            LEDGER_PARTITION,
-            Offset::Offset(self.next),
-        )?;
-        self.consumer.assign(&assignment)
+        match found.find_partition(&self.topic, LEDGER_PARTITION).map(|found| found.offset()) {
+            Some(Offset::Offset(offset)) => Ok(Some(offset)),
+            _ => Ok(None),
+        }
     }
 
     /// First offset, and the first that is not stable: it may belong to an open transaction.

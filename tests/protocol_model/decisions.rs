@@ -2,10 +2,11 @@
 //! `Batch`), what is contended (`OpenCommits`), where a directory is resumed (`published`,
 //! `resolve`). Here the model's small numbers become its types and back.
 
+use std::convert::Infallible;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use livebridge::ledger::{self, Commit, Ledger};
+use livebridge::ledger::{self, Commit, Ledger, first_offset};
 use livebridge::publisher::{Batch, OpenCommits};
 use livebridge::record::{self, EventId, Lsn, Record, Timestamp};
 use livebridge::wal::{Entries, Extent, OpeningId, Position, published, resolve};
@@ -86,10 +87,16 @@ pub(crate) fn start(protocol: &Protocol, state: &State, process: usize) -> u8 {
     let unreleased = directory.unreleased(released);
     let oldest = unreleased.map(|(segment, place)| segment.entry(place).received).min();
     let oldest = oldest.unwrap_or(state.now + state.skew);
-    let since = ledger(protocol, state, process).horizon(time(oldest));
-    let retained = (state.low..).zip(&state.topic[usize::from(state.low)..]);
-    let found = { retained }.find(|(_, written)| time(written.newest) >= since);
-    found.map_or(state.stable(), |(offset, _)| offset.min(state.stable()))
+    let low = i64::from(state.low);
+    let bounds = (low, state.stable().into());
+    let retained = || (low..).zip(&state.topic[usize::from(state.low)..]);
+    let offset_at = |since: Timestamp| {
+        let found = retained().find(|(_, written)| time(written.newest) >= since);
+        Ok::<_, Infallible>(found.map(|(offset, _)| offset))
+    };
+    let window = ledger(protocol, state, process).window();
+    let Ok(offset) = first_offset(window, time(oldest), bounds, offset_at);
+    u8::try_from(offset).expect("the topic is short")
 }
 
 /// The transaction of a batch, all of one writer; `None` when it holds nothing but retries.

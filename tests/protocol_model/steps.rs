@@ -205,9 +205,7 @@ impl Protocol {
         if left.ticks > 0 {
             steps.push(Step::Tick);
         }
-        // At a start the ledger topic is read from a time of the system clock on: a jump before
-        // it is not recognised (docs/protocol-model.md).
-        if left.clock_jumps > 0 && state.processes.iter().all(|process| process.next.is_some()) {
+        if left.clock_jumps > 0 {
             steps.push(Step::ClockJump);
         }
         if left.expired_records > 0 && self.may_expire(state) {
