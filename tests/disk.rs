@@ -6,6 +6,12 @@
 #[path = "disk/faults.rs"]
 mod faults;
 mod log_support;
+#[path = "support/process.rs"]
+mod process;
+#[path = "disk/unreadable.rs"]
+mod unreadable;
+#[path = "support/wire.rs"]
+mod wire;
 
 use std::fs::{self, File};
 use std::io::Write;

@@ -5,6 +5,11 @@
 // FAIL_AT      the call that fails, from 1; 0 or absent: none, only count
 // FAIL_ERRNO   with which error
 // FAIL_FOR     how many calls fail from there on; 0: all of them, as on a disk that stays full
+//
+// And makes a range of one file unreadable:
+// FAIL_READ    the file, absolute
+// FAIL_FROM    where reading it fails, in bytes
+// FAIL_LENGTH  for how many bytes; 0: opening it to read fails
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -24,6 +29,8 @@ static const char *below;
 static _Atomic unsigned long *count;
 static unsigned long fail_at, fail_for;
 static int fail_errno = EIO;
+static const char *unreadable;
+static unsigned long unreadable_from, unreadable_length;
 
 #define REAL(name) __typeof__(&name) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
 
@@ -33,6 +40,9 @@ static unsigned long number(const char *variable) {
 }
 
 __attribute__((constructor)) static void start(void) {
+    unreadable = getenv("FAIL_READ");
+    unreadable_from = number("FAIL_FROM");
+    unreadable_length = number("FAIL_LENGTH");
     const char *path = getenv("FAIL_COUNT");
     if (!path) return;
     __typeof__(&open) real = (__typeof__(&open))dlsym(RTLD_NEXT, "open");
@@ -65,6 +75,39 @@ static int fails_fd(const char *call, int fd) {
     if (length < 0) return 0;
     path[length] = 0;
     return fails(call, path);
+}
+
+// How much of a read gets done: all, what is before the unreadable range, or nothing.
+static size_t readable(int fd, size_t length, off64_t at) {
+    if (!unreadable || !unreadable_length) return length;
+    char link[40], path[PATH_MAX];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t found = readlink(link, path, sizeof path - 1);
+    if (found < 0) return length;
+    path[found] = 0;
+    if (strcmp(path, unreadable) != 0) return length;
+    unsigned long from = at, to = at + length;
+    unsigned long bad = unreadable_from, end = unreadable_from + unreadable_length;
+    if (to <= bad || from >= end) return length;
+    return from < bad ? bad - from : 0;
+}
+
+ssize_t pread64(int fd, void *bytes, size_t length, off64_t at) {
+    REAL(pread64);
+    size_t wanted = readable(fd, length, at);
+    if (length && !wanted) return errno = EIO, -1;
+    return real(fd, bytes, wanted, at);
+}
+
+ssize_t pread(int fd, void *bytes, size_t length, off_t at) {
+    return pread64(fd, bytes, length, at);
+}
+
+ssize_t read(int fd, void *bytes, size_t length) {
+    REAL(read);
+    size_t wanted = unreadable ? readable(fd, length, lseek64(fd, 0, SEEK_CUR)) : length;
+    if (length && !wanted) return errno = EIO, -1;
+    return real(fd, bytes, wanted);
 }
 
 ssize_t write(int fd, const void *bytes, size_t length) {
@@ -123,6 +166,8 @@ int rename(const char *from, const char *to) {
             va_end(rest);                                                  \
             if (fails("open", path)) return -1;                            \
         }                                                                  \
+        if (unreadable && !unreadable_length && !strcmp(path, unreadable)) \
+            return errno = EIO, -1;                                        \
         return real(path, flags, mode);                                    \
     }
 OPEN(open)

@@ -41,7 +41,7 @@ struct Fault {
 }
 
 /// The library to preload; `None` where there is no compiler to make it.
-static SHIM: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
+pub(super) static SHIM: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/disk/fail.c");
     let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fail.so");
     let mut compiler = Command::new("gcc");
