@@ -75,6 +75,14 @@ impl Commit {
         out
     }
 
+    /// Whether `publisher` wrote the encoded commit in `bytes`, without decoding it.
+    #[must_use]
+    pub fn is_published_by(bytes: &[u8], publisher: OpeningId) -> bool {
+        bytes.split_first().is_some_and(|(version, rest)| {
+            *version == VERSION && rest.starts_with(publisher.as_bytes())
+        })
+    }
+
     /// The commit that [`Commit::encode`] wrote, or that of a release that wrote version 1.
     ///
     /// The log that version 1 names stands for publisher and writer: it is in no lineage, so only

@@ -1,28 +1,34 @@
-//! What other instances have written to the ledger topic and may or may not have committed.
+//! Commits of other instances in the ledger topic whose transactions are still undecided.
 //!
-//! Two instances can hold the same event: its answer got lost, so it was sent again, to the other.
-//! Each writes its ledger record within its transaction before it commits, so one of the two stands
-//! first in the topic. The other finds it there before it commits itself, and gives way.
+//! Two instances can hold the same event: the answer to its sender was lost, and the retry reached
+//! the other instance. Each writes its ledger record within its transaction before it commits, so
+//! one of the two records is first in the topic. The other instance reads it there before it
+//! commits, and aborts its own transaction.
 
 use std::collections::{HashSet, VecDeque};
 
 use crate::ledger::Commit;
 use crate::record::EventId;
+use crate::wal::OpeningId;
 
-/// Ledger records by offset, of which it is not yet known whether they hold.
+/// Ledger records by offset whose transactions are not known to be committed or aborted.
 #[derive(Debug, Default)]
 pub struct OpenCommits(VecDeque<(i64, Commit)>);
 
 impl OpenCommits {
-    /// Takes in a record of the topic, read whether or not it is committed.
-    pub fn take(&mut self, offset: i64, bytes: &[u8]) {
+    /// Adds a record of the topic, read whether or not it is committed, unless `own` published it.
+    pub fn take(&mut self, own: OpeningId, offset: i64, bytes: &[u8]) {
+        // An instance that is alone for long would otherwise decode all its own records here.
+        if Commit::is_published_by(bytes, own) {
+            return;
+        }
         // What cannot be decoded is reported when it is read as committed.
         if let Ok(commit) = Commit::decode(bytes) {
             self.0.push_back((offset, commit));
         }
     }
 
-    /// What is before this offset is decided, and the ledger knows of it.
+    /// Drops what is before this offset: it is decided, and the ledger has applied it.
     pub fn forget(&mut self, before: i64) {
         while self.0.front().is_some_and(|(offset, _)| *offset < before) {
             self.0.pop_front();
@@ -34,13 +40,12 @@ impl OpenCommits {
     /// Publishers are told apart by their openings: two clones of a directory have one log id.
     #[must_use]
     pub fn is_contended(&self, own: &Commit, mine: i64) -> bool {
-        let earlier = self.0.iter().take_while(|(offset, _)| *offset < mine);
-        let mut others = earlier.filter(|(_, commit)| commit.publisher != own.publisher).peekable();
-        if others.peek().is_none() {
+        let mut earlier = self.0.iter().take_while(|(offset, _)| *offset < mine).peekable();
+        if earlier.peek().is_none() {
             return false;
         }
         let ids: HashSet<EventId> = own.ids.iter().copied().collect();
-        others.any(|(_, commit)| commit.ids.iter().any(|id| ids.contains(id)))
+        earlier.any(|(_, commit)| commit.ids.iter().any(|id| ids.contains(id)))
     }
 }
 
@@ -64,20 +69,20 @@ mod tests {
     fn open_commits(written: &[(i64, OpeningId, u64)]) -> OpenCommits {
         let mut open_commits = OpenCommits::default();
         for &(offset, publisher, number) in written {
-            open_commits.take(offset, &commit(publisher, number).encode());
+            open_commits.take(US, offset, &commit(publisher, number).encode());
         }
         open_commits
     }
 
     #[test]
-    fn who_comes_second_with_an_event_gives_way() {
+    fn the_later_of_two_commits_with_one_event_is_contended() {
         let open_commits = open_commits(&[(10, THEM, 7), (12, US, 7)]);
         assert!(open_commits.is_contended(&commit(US, 7), 12));
         assert!(!open_commits.is_contended(&commit(THEM, 7), 10));
     }
 
     #[test]
-    fn other_events_own_records_and_what_is_settled_do_not_count() {
+    fn other_events_own_commits_and_decided_commits_do_not_contend() {
         let mut open_commits = open_commits(&[(10, THEM, 7), (12, US, 8), (14, US, 8)]);
         assert!(!open_commits.is_contended(&commit(US, 8), 14));
         open_commits.forget(11);

@@ -286,8 +286,9 @@ impl Publisher {
     ) -> Result<i64, Failure> {
         let Some(reader) = &mut self.ledger_reader else { return Ok(own_offset) };
         let open_commits = &mut self.open_commits;
-        let read =
-            reader.read_open(own_offset, &self.give_up, |at, bytes| open_commits.take(at, bytes));
+        let read = reader.read_open(own_offset, &self.give_up, |at, bytes| {
+            open_commits.take(own.publisher, at, bytes);
+        });
         let outcome = match read {
             Err(cause) => {
                 self.ledger_reader = None;

@@ -157,11 +157,12 @@ fn entry(segment: &Segment, place: Place) -> record::Entry {
 pub(crate) fn is_contended(protocol: &Protocol, state: &State, process: &Process) -> bool {
     let (Some(next), Some(mine)) = (process.next, process.mine) else { return false };
     let mut open_commits = OpenCommits::default();
+    let own = commit(protocol, &state.topic[usize::from(mine)]);
     for offset in next..=mine {
         let bytes = commit(protocol, &state.topic[usize::from(offset)]).encode();
-        open_commits.take(offset.into(), &bytes);
+        open_commits.take(own.publisher, offset.into(), &bytes);
     }
-    open_commits.is_contended(&commit(protocol, &state.topic[usize::from(mine)]), mine.into())
+    open_commits.is_contended(&own, mine.into())
 }
 
 /// The last record of a directory that is published by the ledger's account.
