@@ -30,7 +30,7 @@ pub struct Seen {
     pub at: i64,
     /// The HTTP status of its answer.
     pub status: u16,
-    /// `accepted`, or why not: the label of `livebridge_callbacks_refused_total`.
+    /// `accepted`, or why not: the label of `livebridge_callbacks_rejected_total`.
     pub outcome: &'static str,
     /// Its type's name; of a rejected one it is not known to be true.
     pub event_type: Option<&'static str>,

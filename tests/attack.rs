@@ -223,7 +223,7 @@ fn count(moved: &metrics::Series, name: &str, reason: &str) -> f64 {
 }
 
 const ENDED: &str = "livebridge_http_connections_closed_total";
-const REFUSED: &str = "livebridge_callbacks_refused_total";
+const REFUSED: &str = "livebridge_callbacks_rejected_total";
 
 /// Holds more connections than there may be, says `start` on each, and `more` again and again.
 fn hold(intake: SocketAddr, over: &AtomicBool, start: &[u8], more: &[u8]) {

@@ -296,7 +296,7 @@ fn the_word_and_the_networks_are_changed_without_a_restart() {
     bed.order();
     bed.comes_to(APPLIED, 1.0);
     assert_eq!(bed.send("aaaa"), 403);
-    let refused = "livebridge_callbacks_refused_total{reason=\"secret\"}";
+    let refused = "livebridge_callbacks_rejected_total{reason=\"secret\"}";
     bed.comes_to(refused, 1.0);
     bed.configure("[access]\nallow = [\"192.0.2.1\"]\n");
     bed.order();

@@ -222,7 +222,7 @@ fn every_refusal_moves_its_own_counter_and_no_other() {
         ("expired", post(&expired), 401),
     ];
     let refused =
-        |reason: &str| format!("livebridge_callbacks_refused_total{{reason=\"{reason}\"}}");
+        |reason: &str| format!("livebridge_callbacks_rejected_total{{reason=\"{reason}\"}}");
     let callbacks = |series: &str| series.starts_with("livebridge_callbacks_");
     for (reason, request, status) in requests {
         let before = scrape(serving.admin);
@@ -423,7 +423,7 @@ fn every_series_is_ours_is_explained_and_is_there_from_the_start() {
     for reason in
         ["deadline", "overloaded", "busy", "log_full", "disk_full", "log_failed", "expired"]
     {
-        let name = format!("livebridge_callbacks_refused_total{{reason=\"{reason}\"}}");
+        let name = format!("livebridge_callbacks_rejected_total{{reason=\"{reason}\"}}");
         assert_eq!(series.get(&name), Some(&0.0), "{name}");
     }
 }
@@ -626,7 +626,7 @@ fn a_full_log_refuses_until_kafka_is_back_and_then_takes_more_by_itself() {
     assert!(ready.body.contains("wal.max_bytes"), "{}", ready.body);
     assert_eq!(get(serving.admin, "/healthz").status, 200, "alive, so not to be restarted");
     let series = scrape(serving.admin);
-    assert!(series["livebridge_callbacks_refused_total{reason=\"log_full\"}"] >= 1.0);
+    assert!(series["livebridge_callbacks_rejected_total{reason=\"log_full\"}"] >= 1.0);
     assert_eq!(series["livebridge_kafka_up"], 0.0);
     assert_eq!(stored(&home.log()).len(), taken);
 

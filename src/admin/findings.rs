@@ -56,7 +56,7 @@ pub(super) struct Marks {
 
 impl Marks {
     pub(super) fn of(metrics: &Snapshot) -> Self {
-        let refused = metrics.by_label("livebridge_callbacks_refused_total");
+        let refused = metrics.by_label("livebridge_callbacks_rejected_total");
         let used = metrics.by_label("livebridge_callback_key_accepted_total");
         let sum =
             |reasons: &[&str]| reasons.iter().filter_map(|reason| refused.get(reason)).sum::<f64>();

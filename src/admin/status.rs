@@ -37,7 +37,7 @@ impl History {
         let sample = json!({
             "at": at,
             "accepted": metrics.by_label("livebridge_callbacks_accepted_total"),
-            "refused": metrics.sum("livebridge_callbacks_refused_total"),
+            "refused": metrics.sum("livebridge_callbacks_rejected_total"),
             "published": metrics.sum("livebridge_published_total"),
             "absorbed": metrics.get("livebridge_duplicates_total"),
             "acknowledge": metrics.histogram("livebridge_acknowledge_seconds").1,
@@ -96,7 +96,7 @@ pub(super) fn status(
         },
         "callbacks": {
             "accepted": metrics.by_label("livebridge_callbacks_accepted_total"),
-            "refused": metrics.by_label("livebridge_callbacks_refused_total"),
+            "refused": metrics.by_label("livebridge_callbacks_rejected_total"),
             "connections": metrics.get("livebridge_http_connections"),
             "bounds": metrics.histogram("livebridge_acknowledge_seconds").0,
         },

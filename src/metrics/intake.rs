@@ -62,7 +62,7 @@ pub fn register_rejections(reasons: impl Iterator<Item = &'static str>) {
     REJECTIONS.get_or_init(|| {
         Counters::new(
             reasons,
-            |label| counter!("livebridge_callbacks_refused_total", "reason" => label),
+            |label| counter!("livebridge_callbacks_rejected_total", "reason" => label),
         )
     });
 }

@@ -66,7 +66,7 @@ pub(super) const TABLE: &[Metric] = &[
     ),
     // Intake.
     counter("livebridge_callbacks_accepted_total", "Callbacks answered 200: durable in the log"),
-    counter("livebridge_callbacks_refused_total", "Requests answered with an error, by reason"),
+    counter("livebridge_callbacks_rejected_total", "Requests answered with an error, by reason"),
     counter("livebridge_callback_key_accepted_total", "Callbacks by the key that signed them"),
     gauge(
         "livebridge_callback_key_last_used_timestamp_seconds",
