@@ -245,6 +245,67 @@ fn two_bridges_behind_a_balancer_absorb_each_others_retries() {
     verdict.assert_once();
 }
 
+/// The delivery modes, by the name in the configuration.
+const DELIVERIES: [&str; 2] = ["exactly-once", "at-least-once"];
+
+/// A backlog that was stored while Kafka was away is larger than what a slow link transmits within
+/// any of the time-outs.
+#[test]
+fn a_link_of_256_kbit_drains_a_backlog() {
+    const RATE: u32 = 32_000;
+    for delivery in DELIVERIES {
+        let test = format!("slow link, {delivery}");
+        let Some(mut rig) = Rig::start(&test, 1, |setup| setup) else { return };
+        let bridge = rig.bridge("slow").set("KAFKA_DELIVERY", delivery);
+        bridge.start();
+        let load = rig.load(Plan::new(bridge.intake()));
+        wait_until_it_publishes(&bridge, PATIENCE);
+        // Large batches are usual before the link becomes slow.
+        load.wait_for(1000, PATIENCE);
+        rig.networks(Network::Refusing);
+        load.wait_for(500, PATIENCE);
+        let acknowledged = load.finish(PATIENCE);
+        rig.networks(Network::Limited(RATE));
+        let started = Instant::now();
+        bridge.drain(Duration::from_mins(4));
+        eprintln!("{test}: drained in {:.0?}", started.elapsed());
+        rig.networks(Network::Good);
+        let Some(verdict) = rig.verdict(&test, &acknowledged) else { return };
+        verdict.assert_clean();
+    }
+}
+
+/// Freezes Kafka for `frozen`, without transactions. Nothing is repeated: librdkafka sends again, and
+/// the broker recognises what it has.
+fn freeze_without_transactions(frozen: Duration) {
+    let test = "frozen, at-least-once";
+    let Some(mut rig) = Rig::start(test, 1, |setup| setup) else { return };
+    let bridge = rig.bridge("frozen").set("KAFKA_DELIVERY", "at-least-once");
+    bridge.start();
+    let load = rig.load(Plan::new(bridge.intake()));
+    wait_until_it_publishes(&bridge, PATIENCE);
+    rig.cluster.pause(1);
+    thread::sleep(frozen);
+    rig.cluster.resume(1);
+    wait_until_it_publishes(&bridge, PATIENCE);
+    load.wait_for(200, PATIENCE);
+    let acknowledged = load.finish(PATIENCE);
+    bridge.drain(PATIENCE);
+    let Some(verdict) = rig.verdict(test, &acknowledged) else { return };
+    verdict.assert_clean();
+}
+
+#[test]
+fn kafka_frozen_for_12_s_repeats_nothing_without_transactions() {
+    freeze_without_transactions(Duration::from_secs(12));
+}
+
+#[test]
+#[ignore = "takes 80 s: longer than every time-out of the producer"]
+fn kafka_frozen_for_70_s_repeats_nothing_without_transactions() {
+    freeze_without_transactions(Duration::from_secs(70));
+}
+
 // === A cluster of three ===
 
 /// Something that happens to a cluster, and how it ends.

@@ -384,8 +384,14 @@ impl Producer {
     /// what was. A message that is dropped unanswered may be in Kafka, and would be sent again.
     fn await_answers(&self) {
         let until = Instant::now() + ANSWERS;
-        self.client.purge(PurgeConfig::default().queue());
-        while self.poll() && Instant::now() < until && !self.give_up.is_cancelled() {}
+        let mut purge_at = Instant::now();
+        while self.poll() && Instant::now() < until && !self.give_up.is_cancelled() {
+            // What is rejected while it was under way comes back into the queue, to be tried again.
+            if Instant::now() >= purge_at {
+                self.client.purge(PurgeConfig::default().queue());
+                purge_at = Instant::now() + FATAL;
+            }
+        }
     }
 
     /// Handles the delivery reports that are there, and waits a little if some are missing. Returns

@@ -61,6 +61,8 @@ pub enum Network {
     Silent,
     /// Every frame takes this long, one after another.
     Slow(Duration),
+    /// All connections share this many bytes a second, in both directions together.
+    Limited(u32),
 }
 
 /// A proxy for one broker.
@@ -75,6 +77,8 @@ struct Shared {
     network: watch::Sender<Network>,
     trap: Mutex<Option<(Trap, mpsc::Sender<()>)>>,
     requests: AtomicU64,
+    /// When a limited network has transmitted what it was given.
+    idle_at: Mutex<Option<tokio::time::Instant>>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -104,6 +108,7 @@ impl Proxy {
             network: watch::Sender::new(Network::Good),
             trap: Mutex::new(None),
             requests: AtomicU64::new(0),
+            idle_at: Mutex::new(None),
         });
         runtime.spawn(accept(listener, Arc::clone(&shared)));
         Self { port, shared }
@@ -212,7 +217,7 @@ async fn requests(
         let at_answer = if stage == Some(Stage::Sent) { None } else { caught.take() };
         let pending = Pending { caught: at_answer };
         answers.lock().expect("no panic under the lock").insert(correlation, pending);
-        let written = to.write_all(&frame).await;
+        let written = transmit(shared, &mut to, &frame).await;
         caught.into_iter().for_each(spring);
         if written.is_err() {
             return;
@@ -234,7 +239,7 @@ async fn replies(
         if caught.as_ref().is_some_and(|(trap, _)| trap.stage == Stage::Answered) {
             caught.take().into_iter().for_each(spring);
         }
-        let written = to.write_all(&frame).await;
+        let written = transmit(shared, &mut to, &frame).await;
         caught.into_iter().for_each(spring);
         if written.is_err() {
             return;
@@ -250,6 +255,27 @@ async fn pass(shared: &Shared) {
         Network::Slow(delay) => tokio::time::sleep(delay).await,
         _ => drop(network.wait_for(|network| *network != Network::Silent).await),
     }
+}
+
+/// Writes a frame as fast as the network transmits it. Connections take turns after each piece.
+async fn transmit(shared: &Shared, to: &mut OwnedWriteHalf, frame: &[u8]) -> std::io::Result<()> {
+    const PIECE: usize = 2 * 1024;
+    for piece in frame.chunks(PIECE) {
+        let network = *shared.network.borrow();
+        if let Network::Limited(rate) = network {
+            let takes = Duration::from_secs(piece.len() as u64) / rate;
+            let until = {
+                let mut idle_at = shared.idle_at.lock().expect("no panic under the lock");
+                let now = tokio::time::Instant::now();
+                let until = idle_at.map_or(now, |idle_at| idle_at.max(now)) + takes;
+                *idle_at = Some(until);
+                until
+            };
+            tokio::time::sleep_until(until).await;
+        }
+        to.write_all(piece).await?;
+    }
+    Ok(())
 }
 
 /// A whole frame with its length before it; `None` at the end.
