@@ -307,14 +307,16 @@ fn noted_progress(dir: &Path) -> Lsn {
     };
     let progress = || {
         let note = text("progress");
-        let (place, checksum) = note.trim().split_once(' ')?;
-        sums_up(place, checksum).then(|| Lsn::parse(place)).flatten()
+        let (position, checksum) = note.trim().rsplit_once(' ')?;
+        let (_writer, lsn) = position.split_once(' ')?;
+        sums_up(position, checksum).then(|| Lsn::parse(lsn)).flatten()
     };
     let account = || {
         let note = text("account");
         let (figures, checksum) = note.trim().split_once("checksum ")?;
         let done = figures.lines().find_map(|line| line.strip_prefix("done "))?;
-        sums_up(figures, checksum).then(|| Lsn::parse(done)).flatten()
+        let (lsn, _writer) = done.split_once(' ')?;
+        sums_up(figures, checksum).then(|| Lsn::parse(lsn)).flatten()
     };
     progress().max(account()).unwrap_or(Lsn::ZERO)
 }
