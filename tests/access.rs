@@ -49,7 +49,7 @@ mod by_tls {
     }
 
     #[test]
-    fn callbacks_are_taken_in_both_versions_one_after_another_on_a_connection() {
+    fn callbacks_are_accepted_over_tls_1_2_and_1_3_with_keep_alive() {
         let dir = tempfile::tempdir().unwrap();
         let (bed, identity) = bed(&dir);
         for (version, expected) in
@@ -66,7 +66,7 @@ mod by_tls {
     }
 
     #[test]
-    fn http_1_1_is_the_protocol_and_who_speaks_only_http_2_is_told_at_once() {
+    fn alpn_selects_http_1_1_and_rejects_clients_that_offer_only_http_2() {
         let dir = tempfile::tempdir().unwrap();
         let (bed, identity) = bed(&dir);
         let both = identity.connect(bed.address, &VERSIONS, &["h2", "http/1.1"]).unwrap();
@@ -75,7 +75,7 @@ mod by_tls {
     }
 
     #[test]
-    fn nothing_else_is_spoken() {
+    fn plain_http_and_garbage_get_no_response() {
         let dir = tempfile::tempdir().unwrap();
         let (bed, identity) = bed(&dir);
         let answer = wire::exchange(bed.address, post("/callback", &push()));
@@ -94,7 +94,7 @@ mod by_tls {
     }
 
     #[test]
-    fn a_handshake_that_does_not_go_on_holds_up_nobody_and_leaves_when_it_is_full() {
+    fn a_stalled_handshake_delays_no_other_and_is_evicted_at_the_limit() {
         let dir = tempfile::tempdir().unwrap();
         let identity = Identity::write(dir.path(), 2100);
         let tls = Some(Tls::load(&identity.certificate, &identity.key).unwrap());
@@ -117,7 +117,7 @@ mod by_tls {
     }
 
     #[test]
-    fn each_of_50_clients_that_send_5_mib_reads_its_413() {
+    fn each_of_50_clients_that_send_5_mib_reads_the_413() {
         let dir = tempfile::tempdir().unwrap();
         let (bed, identity) = bed(&dir);
         let body = " ".repeat(5 << 20);
@@ -132,7 +132,7 @@ mod by_tls {
     }
 
     #[test]
-    fn a_chain_ends_with_its_first_certificate_to_end() {
+    fn a_chain_expires_with_its_earliest_certificate() {
         let dir = tempfile::tempdir().unwrap();
         let identity = Identity::write(dir.path(), 2100);
         let tls = Tls::load(&identity.certificate, &identity.key).unwrap();
@@ -156,7 +156,7 @@ mod from_networks {
     use super::*;
 
     #[test]
-    fn that_are_not_allowed_callbacks_are_rejected_and_health_checks_answered() {
+    fn outside_the_allowed_ones_get_403_for_callbacks_and_200_for_health_checks() {
         let allow = networks(&["192.0.2.0/24", "::1"]);
         let bed = Bed::behind(Access { allow, ..Access::default() }, |_, _| {});
         let answer = ask(&bed, "", &post_with("X-Forwarded-For: 192.0.2.1\r\n")).unwrap();
@@ -171,7 +171,7 @@ mod from_networks {
     }
 
     #[test]
-    fn behind_a_trusted_proxy_the_header_says_who_calls() {
+    fn behind_a_trusted_proxy_come_from_x_forwarded_for() {
         let access = Access {
             allow: networks(&["192.0.2.0/24"]),
             trusted_proxies: networks(&["127.0.0.1"]),
@@ -203,7 +203,7 @@ mod from_networks {
     }
 
     #[test]
-    fn behind_a_trusted_proxy_the_proxy_protocol_says_who_calls() {
+    fn behind_a_trusted_proxy_come_from_the_proxy_protocol() {
         let access = Access {
             allow: networks(&["192.0.2.0/24", "127.0.0.1"]),
             trusted_proxies: networks(&["127.0.0.1"]),
@@ -246,7 +246,7 @@ mod from_networks {
     }
 
     #[test]
-    fn a_connection_outlives_the_rules_that_let_it_in_by_one_answer() {
+    fn removed_by_a_reload_close_their_connections_after_one_response() {
         let here = || Access { allow: networks(&["127.0.0.1"]), ..Access::default() };
         let bed = Bed::behind(here(), |_, _| {});
         let mut held: Vec<Wire> = (0..2).map(|_| Wire::connect(bed.address)).collect();
@@ -269,7 +269,7 @@ mod from_networks {
     }
 
     #[test]
-    fn as_many_connections_are_taken_as_may_be_and_not_more() {
+    fn connections_per_address_are_limited() {
         let bed = Bed::with(|config, _| config.max_connections_per_address = 3);
         let mut held: Vec<Wire> = (0..3).map(|_| Wire::connect(bed.address)).collect();
         for wire in &mut held {
@@ -305,7 +305,7 @@ mod from_networks {
 }
 
 #[test]
-fn with_a_secret_word_only_those_who_say_it_are_heard() {
+fn callbacks_without_the_shared_secret_header_are_rejected() {
     let secret = Secret::new("open sesame");
     let bed = Bed::behind(Access { secret, ..Access::default() }, |_, _| {});
     taken(&bed.send(post_with("X-Livebridge-Secret: open sesame\r\n")));

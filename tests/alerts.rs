@@ -53,7 +53,7 @@ fn asked(query: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_alert_has_a_case_for_and_a_case_against_and_a_section_of_the_runbook() {
+fn every_alert_has_a_firing_case_a_silent_case_and_a_runbook_section() {
     for (name, rule) in alerts() {
         for case in ["fires", "is quiet"] {
             assert!(CASES.contains(&format!("- name: {name} {case}\n")), "{name} has none: {case}");
@@ -83,7 +83,7 @@ fn every_alert_has_a_case_for_and_a_case_against_and_a_section_of_the_runbook() 
 }
 
 #[test]
-fn what_the_runbook_names_exists() {
+fn every_metric_key_and_file_in_the_runbook_exists() {
     for name in asked(RUNBOOK) {
         assert!(metrics().contains(name.as_str()), "there is no {name}");
     }
@@ -98,7 +98,7 @@ fn what_the_runbook_names_exists() {
 }
 
 #[test]
-fn every_alert_does_what_its_cases_say() {
+fn every_alert_passes_its_promtool_cases() {
     let run = |arguments: &[&str]| {
         let output = Command::new("promtool").args(arguments).output();
         output.map_err(|error| Unavailable(format!("promtool (Debian's prometheus): {error}")))
@@ -126,7 +126,7 @@ fn queries() -> Vec<String> {
 }
 
 #[test]
-fn the_dashboard_shows_every_metric_and_no_other() {
+fn the_dashboard_shows_exactly_the_declared_metrics() {
     let shown: BTreeSet<String> = queries().iter().flat_map(|query| asked(query)).collect();
     let documented: BTreeSet<String> = metrics().into_iter().map(str::to_owned).collect();
     assert_eq!(shown, documented);
@@ -214,7 +214,7 @@ impl Drop for Prometheus {
 }
 
 #[test]
-fn a_prometheus_scrapes_a_bridge_evaluates_every_rule_and_answers_every_query() {
+fn prometheus_scrapes_the_bridge_and_evaluates_every_rule_and_query() {
     let topics = Topics::new("live", &BTreeMap::new()).expect("the default topics");
     let kafka = Embedded::start(&topics.all(), 3, topics.ledger()).expect("librdkafka's Kafka");
     let bridge =

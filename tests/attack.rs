@@ -241,7 +241,7 @@ fn hold(intake: SocketAddr, over: &AtomicBool, start: &[u8], more: &[u8]) {
 }
 
 #[test]
-fn a_flood_of_bad_signatures_starves_nobody() {
+fn a_flood_of_bad_signatures_delays_no_other_client() {
     let moved = under("bad signatures", FEW, |intake, over| {
         let Some(mut stream) = connect(intake, anywhere()) else { return };
         let request = post("/callback", &callback("another").0);
@@ -256,7 +256,7 @@ fn a_flood_of_bad_signatures_starves_nobody() {
 }
 
 #[test]
-fn bodies_that_are_costly_to_read_starve_nobody() {
+fn bodies_that_are_costly_to_parse_delay_no_other_client() {
     let large = format!("{{\"a\":{}", "[1,".repeat(80_000));
     let deep = format!("{{\"a\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
     let wide =
@@ -276,7 +276,7 @@ fn bodies_that_are_costly_to_read_starve_nobody() {
 }
 
 #[test]
-fn connections_that_say_nothing_leave_their_place_to_others() {
+fn silent_connections_are_evicted_for_active_clients() {
     let moved = under("silent connections", FEW, |intake, over| {
         let opened = Instant::now();
         let held = (0..HELD / ATTACKERS).filter_map(|_| connect(intake, anywhere()));
@@ -290,7 +290,7 @@ fn connections_that_say_nothing_leave_their_place_to_others() {
 }
 
 #[test]
-fn headers_that_trickle_leave_their_place_to_others() {
+fn connections_with_slow_headers_are_evicted_for_active_clients() {
     let moved = under("slow headers", FEW, |intake, over| {
         hold(intake, over, b"POST /callback HTTP/1.1\r\nHost: t\r\n", b"X-a: b\r\n");
     });
@@ -298,7 +298,7 @@ fn headers_that_trickle_leave_their_place_to_others() {
 }
 
 #[test]
-fn bodies_that_trickle_leave_their_place_to_others() {
+fn connections_with_slow_bodies_are_evicted_for_active_clients() {
     let moved = under("slow bodies", FEW, |intake, over| {
         let head = b"POST /callback HTTP/1.1\r\nHost: t\r\nContent-Length: 200000\r\n\r\n{";
         hold(intake, over, head, b" ");
@@ -307,7 +307,7 @@ fn bodies_that_trickle_leave_their_place_to_others() {
 }
 
 #[test]
-fn answers_that_nobody_reads_leave_their_place_to_others() {
+fn connections_that_read_no_responses_are_evicted_for_active_clients() {
     let many = post("/callback", "{}").repeat(200);
     let moved = under("unread answers", FEW, |intake, over| {
         hold(intake, over, many.as_bytes(), many.as_bytes());
@@ -316,7 +316,7 @@ fn answers_that_nobody_reads_leave_their_place_to_others() {
 }
 
 #[test]
-fn one_address_gets_no_more_than_its_share() {
+fn one_address_gets_at_most_its_connection_limit() {
     let moved = under("one address", FEW, |intake, over| {
         let from = Ipv4Addr::new(127, 0, 0, 2);
         let held: Vec<_> = (0..CONNECTIONS).filter_map(|_| connect(intake, from)).collect();
@@ -327,7 +327,7 @@ fn one_address_gets_no_more_than_its_share() {
 }
 
 #[test]
-fn connections_that_are_opened_and_reset_harm_nobody() {
+fn connections_that_are_opened_and_reset_delay_no_other_client() {
     under("resets", FEW, |intake, _| {
         let Some(mut stream) = connect(intake, anywhere()) else { return };
         let request = post("/callback", &callback("another").0);
@@ -340,7 +340,7 @@ fn connections_that_are_opened_and_reset_harm_nobody() {
 }
 
 #[test]
-fn what_is_no_request_or_two_harms_nobody() {
+fn malformed_and_smuggled_requests_affect_no_other_client() {
     let pipelined = post("/callback", "{}").repeat(50);
     let requests: [&[u8]; 8] = [
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
@@ -370,7 +370,7 @@ fn what_is_no_request_or_two_harms_nobody() {
 }
 
 #[test]
-fn slowhttptest_finds_no_way() {
+fn slowhttptest_does_not_make_the_service_unavailable() {
     let required = env::var_os("LIVEBRIDGE_REQUIRE_KAFKA").is_some();
     if let Err(error) = Command::new("slowhttptest").arg("-h").stdout(Stdio::null()).status() {
         assert!(!required, "slowhttptest: {error}");

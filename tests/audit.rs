@@ -50,7 +50,7 @@ fn without_kafka(name: &str) -> Bridge {
 }
 
 #[test]
-fn kills_leave_the_account_whole() {
+fn kills_leave_the_self_audit_balanced() {
     let bridge = without_kafka("audit-kills");
     for life in 0..3 {
         bridge.start();
@@ -64,7 +64,7 @@ fn kills_leave_the_account_whole() {
 }
 
 #[test]
-fn what_was_taken_from_the_log_between_two_processes_is_missed_ever_after() {
+fn records_removed_from_the_log_between_two_processes_stay_reported_as_missing() {
     let bridge = without_kafka("audit-taken");
     for life in 0..2 {
         bridge.start();
@@ -87,7 +87,7 @@ fn what_was_taken_from_the_log_between_two_processes_is_missed_ever_after() {
 }
 
 #[test]
-fn a_log_that_was_cut_short_is_missed() {
+fn records_of_a_truncated_log_are_reported_as_missing() {
     let bridge = without_kafka("audit-cut");
     bridge.start();
     send(&bridge, 0..200);
@@ -143,7 +143,7 @@ fn published(test: &str, count: u32) -> Option<(Bridge, String, &'static Kafka, 
 }
 
 #[test]
-fn what_somebody_removed_from_a_topic_is_missing() {
+fn events_removed_from_a_topic_are_reported_as_missing() {
     let Some((bridge, topic, kafka, messages)) = published("removed records", 40) else { return };
     let (code, report) = audit(&bridge, &[]);
     assert_eq!(code, Some(0), "{report:#}");
@@ -183,7 +183,7 @@ fn what_somebody_removed_from_a_topic_is_missing() {
 }
 
 #[test]
-fn what_is_there_twice_or_is_nobodys_is_found() {
+fn duplicate_and_foreign_events_are_reported() {
     let Some((bridge, topic, kafka, messages)) = published("foreign records", 10) else { return };
     let producer: BaseProducer = kafka::client(kafka.bootstrap()).create().expect("a client");
     let put = |id: &str| {
@@ -211,7 +211,7 @@ fn what_is_there_twice_or_is_nobodys_is_found() {
 }
 
 #[test]
-fn what_waits_in_the_log_is_pending_and_not_missing() {
+fn unpublished_records_are_pending_and_not_missing() {
     let Some((bridge, ..)) = published("pending records", 10) else { return };
     bridge.kill();
     // The same log, and a Kafka that is away.

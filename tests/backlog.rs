@@ -134,7 +134,7 @@ fn disk_bytes(dir: &Path) -> u64 {
 }
 
 #[test]
-fn a_backlog_is_delivered_once_within_bounds_of_memory_and_disk() {
+fn a_backlog_is_delivered_once_within_memory_and_disk_limits() {
     let Some(kafka) = Kafka::shared_or_skip("backlog") else { return };
     let count = std::env::var("LIVEBRIDGE_BACKLOG").map_or(QUICK, |text| text.parse().unwrap());
     let prefix = support::unique("backlog");

@@ -23,7 +23,7 @@ fn body_of(request: &[u8]) -> serde_json::Value {
 }
 
 #[test]
-fn every_request_is_the_same_callback_with_another_sequence() {
+fn requests_differ_only_in_their_sequence_number() {
     let mut request = Request::new("127.0.0.1:1", 3, 511);
     let mut first = body_of(request.next());
     assert_eq!(first["sequence"], "1003000511000000001");
@@ -47,7 +47,7 @@ fn the_signature_is_the_documented_one() {
 }
 
 #[test]
-fn an_answer_counts_only_when_it_is_all_there() {
+fn a_response_counts_only_when_it_is_complete() {
     let whole = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\ndate: now\r\n\r\n{\"code\":0}";
     for cut in 0..whole.len() {
         assert_eq!(parse_answer(&whole[..cut]), Answer::Incomplete, "{cut}");
@@ -60,7 +60,7 @@ fn an_answer_counts_only_when_it_is_all_there() {
 }
 
 #[test]
-fn the_middle_of_figures_is_theirs_in_any_order() {
+fn the_median_does_not_depend_on_order() {
     assert!((median([9.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
     assert!((median([9.0, 1.0, 2.0, 4.0]) - 3.0).abs() < 1e-9);
     assert!(median([]).abs() < 1e-9);
@@ -68,7 +68,7 @@ fn the_middle_of_figures_is_theirs_in_any_order() {
 }
 
 #[test]
-fn growth_is_seen_through_noise_and_a_level_course_has_none() {
+fn growth_is_detected_through_noise_and_flat_series_have_none() {
     let noise = |at: u32| f64::from(at % 2) * 50.0;
     let growing: Vec<_> =
         (0..100).map(|at| (f64::from(at), 7.0 * f64::from(at) + noise(at))).collect();
@@ -79,7 +79,7 @@ fn growth_is_seen_through_noise_and_a_level_course_has_none() {
 }
 
 #[test]
-fn a_table_is_as_wide_as_what_is_in_it() {
+fn table_columns_fit_their_contents() {
     let mut table = Table::new(["name", "n"]);
     table.row(["a long name".into(), "1".into()]);
     table.gap();

@@ -52,7 +52,7 @@ fn values(bootstrap: &str, topic: &str, isolation: Isolation) -> Option<Vec<Stri
 }
 
 #[test]
-fn a_committed_transaction_is_seen_and_an_aborted_one_is_not() {
+fn committed_transactions_are_visible_and_aborted_ones_are_not() {
     let Some(kafka) = Kafka::shared_or_skip("transactions") else { return };
     let topic = support::unique("transactions");
     kafka::create_topic(kafka.bootstrap(), &topic, 1, 1);
@@ -71,7 +71,7 @@ fn a_committed_transaction_is_seen_and_an_aborted_one_is_not() {
 }
 
 #[test]
-fn the_witness_reports_every_byte() {
+fn the_independent_consumer_reports_every_byte() {
     use rdkafka::message::{Header, OwnedHeaders};
 
     let Some(kafka) = Kafka::shared_or_skip("witness") else { return };
@@ -106,7 +106,7 @@ fn the_witness_reports_every_byte() {
 }
 
 #[test]
-fn a_broker_that_was_stopped_killed_or_paused_has_its_data_when_it_is_back() {
+fn a_broker_keeps_its_data_when_stopped_killed_or_paused() {
     let Some(mut cluster) = Cluster::start_or_skip("restarts", &Setup::default()) else { return };
     let bootstrap = cluster.bootstrap();
     kafka::create_topic(&bootstrap, "restarts", 1, 1);
@@ -130,7 +130,7 @@ fn a_broker_that_was_stopped_killed_or_paused_has_its_data_when_it_is_back() {
 }
 
 #[test]
-fn a_cluster_of_three_does_without_any_one() {
+fn a_cluster_of_three_tolerates_the_loss_of_any_broker() {
     let Some(mut cluster) = Cluster::start_or_skip("cluster", &Setup::nodes(3)) else { return };
     let bootstrap = cluster.bootstrap();
     kafka::create_topic(&bootstrap, "cluster", 3, 3);
@@ -167,7 +167,7 @@ fn a_user_without_rights_is_refused() {
 }
 
 #[test]
-fn a_broker_ends_when_its_test_process_is_killed() {
+fn a_broker_is_killed_with_its_test_process() {
     if Cluster::start_or_skip("orphans", &Setup::default()).is_none() {
         return;
     }
@@ -190,7 +190,7 @@ fn a_broker_ends_when_its_test_process_is_killed() {
 }
 
 #[test]
-#[ignore = "the other half of a_broker_ends_when_its_test_process_is_killed"]
+#[ignore = "the other half of a_broker_is_killed_with_its_test_process"]
 fn holds_a_broker_until_it_is_killed() {
     let cluster = Cluster::start(&Setup::default()).unwrap();
     println!("\nbroker at {}", cluster.bootstrap());

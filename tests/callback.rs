@@ -183,7 +183,7 @@ fn every_payload_has_its_expectation() {
 }
 
 #[test]
-fn every_payload_is_taken_or_refused_as_documented() {
+fn every_payload_is_accepted_or_rejected_as_documented() {
     let topics = Topics::new("live", &std::collections::BTreeMap::new()).unwrap();
     for (name, expect) in &EXPECTED {
         let body = payload(name);
@@ -228,7 +228,7 @@ mod event_type {
     }
 
     #[test]
-    fn may_be_a_number_or_its_digits_in_a_string() {
+    fn may_be_a_number_or_a_string_of_digits() {
         for (text, code) in [("0", 0), ("1", 1), ("\"0\"", 0), ("\"317\"", 317), ("-7", -7)] {
             assert_eq!(of(text), Ok(Some(EventType(code))), "{text}");
         }
@@ -242,7 +242,7 @@ mod event_type {
     }
 
     #[test]
-    fn of_another_kind_is_refused() {
+    fn of_another_json_type_is_rejected() {
         let odd = [
             "true",
             "false",
@@ -284,7 +284,7 @@ mod signature {
     }
 
     #[test]
-    fn of_any_accepted_key_will_do() {
+    fn of_any_configured_key_is_accepted() {
         let two = Verifier {
             keys: vec![key("old"), key("new")],
             leeway: MINUTES_20,
@@ -306,7 +306,7 @@ mod signature {
     }
 
     #[test]
-    fn that_is_no_digest_is_a_bad_one() {
+    fn that_is_not_a_digest_is_rejected() {
         let strict = verifier(Unsigned::Refused);
         let right = key(KEY).sign_hex(&T.to_string());
         let mut odd = vec![
@@ -337,7 +337,7 @@ mod signature {
     }
 
     #[test]
-    fn of_a_t_in_a_string_is_over_its_exact_text() {
+    fn of_a_t_in_a_string_covers_its_exact_text() {
         let strict = verifier(Unsigned::Refused);
         for text in ["1767225600", "01767225600", "+1767225600"] {
             let mut body = push();
@@ -350,7 +350,7 @@ mod signature {
     }
 
     #[test]
-    fn of_a_t_that_is_no_time_is_refused_even_if_right() {
+    fn over_a_t_that_is_not_a_time_is_rejected_even_if_it_matches() {
         let strict = verifier(Unsigned::Refused);
         for text in ["", "soon", "1.5", "1e9", "9223372036854775807", "99999999999999999999"] {
             let mut body = push();
@@ -366,7 +366,7 @@ mod signature {
     }
 
     #[test]
-    fn expires_only_beyond_the_leeway() {
+    fn expires_only_after_the_leeway() {
         let strict =
             Verifier { keys: vec![key(KEY)], leeway: MINUTES_20, unsigned: Unsigned::Refused };
         let body = signed(push(), KEY, T);
@@ -390,7 +390,7 @@ mod signature {
     }
 
     #[test]
-    fn that_expired_is_told_from_a_wrong_one() {
+    fn expired_is_reported_differently_from_wrong() {
         let strict =
             Verifier { keys: vec![key(KEY)], leeway: MINUTES_20, unsigned: Unsigned::Refused };
         assert_eq!(refusal(&payload("069_expired_t.json"), &strict), "expired");
@@ -401,7 +401,7 @@ mod signature {
     }
 
     #[test]
-    fn is_needed_unless_the_event_type_is_exempt() {
+    fn is_required_unless_the_event_type_is_exempt() {
         let push = push().to_string();
         let relay = json!({"event_type": 314, "msg": "{}"}).to_string();
         let nameless = json!({"stream_id": "a"}).to_string();
@@ -419,7 +419,7 @@ mod signature {
     }
 
     #[test]
-    fn half_of_one_is_none() {
+    fn without_t_or_sign_counts_as_missing() {
         for body in [
             json!({"t": T}),
             json!({"sign": key(KEY).sign_hex(&T.to_string())}),
@@ -456,7 +456,7 @@ mod signature {
     }
 
     #[test]
-    fn that_is_wrong_costs_no_callback_of_a_type_that_may_be_unsigned() {
+    fn that_is_wrong_rejects_no_callback_of_an_exempt_type() {
         let t = T.to_string();
         let right = key(KEY).sign_hex(&t);
         let cases = [
@@ -491,14 +491,14 @@ mod signature {
     }
 
     #[test]
-    fn below_the_top_level_is_not_looked_at() {
+    fn below_the_top_level_is_ignored() {
         let t = T.to_string();
         let inner = json!({"data": {"t": T, "sign": key(KEY).sign_hex(&t)}}).to_string();
         assert_eq!(refusal(inner.as_bytes(), &verifier(Unsigned::Refused)), "unsigned");
     }
 
     #[test]
-    fn keys_are_never_shown() {
+    fn keys_are_never_printed() {
         let secret = "s3cretCallbackKey";
         let key = key(secret);
         let verifier =
@@ -521,7 +521,7 @@ mod signature {
     }
 
     #[test]
-    fn keys_are_trimmed_and_a_blank_one_is_no_key() {
+    fn keys_are_trimmed_and_blank_keys_are_rejected() {
         for blank in ["", " ", "\t\r\n"] {
             assert!(CallbackKey::new(blank).is_none(), "{blank:?}");
         }
@@ -559,7 +559,7 @@ mod body {
     }
 
     #[test]
-    fn that_is_not_utf_8_is_malformed_wherever_the_byte_stands() {
+    fn that_is_not_utf_8_is_malformed_at_any_position() {
         let bodies: [&[u8]; 4] = [
             b"\xff{}",
             b"{\"\xff\":1}",
@@ -574,20 +574,20 @@ mod body {
     }
 
     #[test]
-    fn that_is_json_but_no_object_says_so() {
+    fn that_is_json_but_not_an_object_is_reported_as_such() {
         for body in ["[]", "[{}]", "null", "true", "0", "\"{}\"", " [1] "] {
             assert_eq!(reason(body.as_bytes()), Err("not_an_object"), "{body}");
         }
     }
 
     #[test]
-    fn that_is_an_empty_object_is_an_event_of_no_type() {
+    fn that_is_an_empty_object_is_an_event_without_a_type() {
         let record = take_any(b"{}").unwrap();
         assert_eq!((record.event_type, record.key, record.has_stream), (None, None, false));
     }
 
     #[test]
-    fn with_a_key_twice_in_one_object_is_refused_at_any_depth() {
+    fn with_a_duplicate_key_is_rejected_at_any_depth() {
         for body in [
             r#"{"a":1,"a":1}"#,
             r#"{"a":1,"b":2,"a":3}"#,
@@ -607,7 +607,7 @@ mod body {
     }
 
     #[test]
-    fn is_read_to_a_depth_and_no_deeper() {
+    fn is_parsed_up_to_the_depth_limit() {
         let arrays = |levels| format!(r#"{{"a":{}0{}}}"#, "[".repeat(levels), "]".repeat(levels));
         let objects =
             |levels| format!(r#"{{"a":{}0{}}}"#, r#"{"a":"#.repeat(levels), "}".repeat(levels));
@@ -623,7 +623,7 @@ mod body {
     }
 
     #[test]
-    fn with_half_a_surrogate_pair_is_taken() {
+    fn with_a_lone_surrogate_is_accepted() {
         // Cutting text after so many UTF-16 units leaves such halves, and JSON's grammar allows
         // them: refusing the callback would lose the event.
         let cut = br#"{"event_type":348,"stream_id":"a","title":"cut here \ud83d"}"#;
@@ -644,7 +644,7 @@ mod record {
     }
 
     #[test]
-    fn has_the_stream_as_key_or_else_the_task_or_else_none() {
+    fn has_the_stream_as_key_else_the_task_else_none() {
         let key = |object: &Value| {
             let record = of(object);
             (record.key.map(|key| String::from_utf8(key.to_vec()).unwrap()), record.has_stream)
@@ -660,7 +660,7 @@ mod record {
     }
 
     #[test]
-    fn has_no_key_when_the_stream_id_is_absurdly_long() {
+    fn has_no_key_when_the_stream_id_exceeds_the_limit() {
         let long = "x".repeat(KEY_MAX);
         let record = of(&json!({"stream_id": long}));
         assert_eq!(record.key.as_deref(), Some(long.as_bytes()));
@@ -669,7 +669,7 @@ mod record {
     }
 
     #[test]
-    fn has_the_time_of_the_best_field_that_holds_one() {
+    fn has_the_time_of_the_most_specific_field() {
         let millis = |object: Value| of(&object).occurred_at.map(Timestamp::as_millis);
         assert_eq!(millis(json!({"event_type": 1, "event_time": 5, "update_time": 6})), Some(5000));
         for unusable in [json!(0), json!(-1), json!("x"), json!(1.5), json!([]), json!(null)] {
@@ -693,7 +693,7 @@ mod record {
     }
 
     #[test]
-    fn of_a_recording_has_the_part_of_the_second_too() {
+    fn of_a_recording_has_a_time_with_fractions_of_a_second() {
         let millis = |usec: Value| {
             of(&json!({"event_type": 100, "end_time": 5, "end_time_usec": usec})).occurred_at
         };
@@ -707,7 +707,7 @@ mod record {
     }
 
     #[test]
-    fn of_a_relay_has_the_time_within_its_message() {
+    fn of_a_relay_has_the_time_in_its_message() {
         let time = |msg: Value| of(&json!({"event_type": 314, "msg": msg})).occurred_at;
         let at = |millis| Some(Timestamp::from_millis(millis));
         assert_eq!(time(json!(r#"{"task_exit_time":8,"task_start_time":7}"#)), at(8));
@@ -729,7 +729,7 @@ mod record {
     }
 
     #[test]
-    fn has_the_time_of_signing_where_the_type_has_no_time_of_its_own() {
+    fn has_the_signing_time_where_the_type_has_no_event_time() {
         const T: i64 = 1_767_225_600;
         let time = |event: Value| take_any(&signed(event, KEY, T)).unwrap().occurred_at;
         let signing = Timestamp::from_secs(T - 600);
@@ -743,7 +743,7 @@ mod record {
     }
 
     #[test]
-    fn has_only_times_that_can_be_written_down() {
+    fn has_only_times_that_rfc_3339_can_express() {
         // Milliseconds where seconds belong, or worse: RFC 3339 has no year 55959.
         for time in [1_703_731_606_000_i64, 253_402_300_800, i64::MAX, i64::MAX / 1000] {
             let record = of(&json!({"event_type": 1, "stream_id": "a", "event_time": time}));
@@ -754,7 +754,7 @@ mod record {
     }
 
     #[test]
-    fn survives_being_encoded_as_it_is() {
+    fn survives_encoding_and_decoding() {
         for (name, expect) in &EXPECTED {
             if matches!(expect, Refused(_)) {
                 continue;
@@ -782,7 +782,7 @@ mod omitting {
     }
 
     #[test]
-    fn leaves_everything_else_byte_for_byte() {
+    fn keeps_all_other_bytes() {
         let odd = " {\t\"b\" : 1 ,\r\n\"a\":\"{,}\" , \"c\":[ 1,{\"a\":2} ]\n}\n";
         assert_eq!(text(odd, &["a"]), " {\t\"b\" : 1 , \"c\":[ 1,{\"a\":2} ]\n}\n");
         assert_eq!(text(odd, &["b"]), " {\r\n\"a\":\"{,}\" , \"c\":[ 1,{\"a\":2} ]\n}\n");
@@ -797,7 +797,7 @@ mod omitting {
     }
 
     #[test]
-    fn is_of_the_body_only_and_never_of_the_identity() {
+    fn changes_the_body_only_and_never_the_event_id() {
         for (name, expect) in &EXPECTED {
             if matches!(expect, Refused(_)) {
                 continue;
@@ -828,7 +828,7 @@ proptest! {
     }
 
     #[test]
-    fn no_text_like_json_panics(
+    fn no_json_like_text_panics(
         body in r#"(\{|\}|\[|\]|,|:|"|\\|\\u|d8|null|true|[0-9]{1,2}|-|\.|e|"event_type":|"data":|"items":|é| ){0,40}"#
     ) {
         let _ = take_any(format!("{{{body}}}").as_bytes());
@@ -836,7 +836,7 @@ proptest! {
     }
 
     #[test]
-    fn no_damage_to_a_payload_panics(
+    fn no_mutated_payload_panics(
         which in 0..EXPECTED.len(),
         place in any::<prop::sample::Index>(),
         byte in any::<u8>(),

@@ -56,7 +56,7 @@ mod dev {
     }
 
     #[test]
-    fn prints_an_event_of_every_topic_and_a_curl_line_that_works() {
+    fn prints_an_event_of_every_topic_and_a_working_curl_command() {
         let (mut dev, temporary) = start(&["--samples", "50"]);
         let curl = dev.stdout.wait_for(|line| {
             line.trim_start().starts_with("curl ").then(|| line.trim().to_owned())
@@ -92,7 +92,7 @@ mod dev {
     }
 
     #[test]
-    fn stops_by_itself_when_told_to() {
+    fn stops_after_the_given_duration() {
         let started = Instant::now();
         let (mut dev, _temporary) = start(&["--for", "1s"]);
         assert_eq!(dev.wait(), Some(0), "{}", dev.stderr.text());
@@ -103,7 +103,7 @@ mod dev {
     }
 
     #[test]
-    fn keeps_the_log_where_it_is_told_to_and_takes_no_settings_from_the_environment() {
+    fn keeps_the_log_in_the_given_directory_and_ignores_environment_settings() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("kept");
         let (mut dev, _temporary) = start(&["--for", "500ms", "--dir", log.to_str().unwrap()]);
@@ -113,7 +113,7 @@ mod dev {
     }
 
     #[test]
-    fn takes_keys_from_a_file_and_shows_none_of_them() {
+    fn reads_keys_from_a_file_and_prints_none_of_them() {
         let dir = tempfile::tempdir().unwrap();
         let keys = dir.path().join("keys");
         fs::write(&keys, "tencent s3cret-key\n").unwrap();
@@ -128,7 +128,7 @@ mod dev {
     }
 
     #[test]
-    fn takes_what_send_sends() {
+    fn accepts_what_send_sends() {
         let (dev, _temporary) = start(&[]);
         let url = format!("http://{}/callback", dev.address("intake listening"));
         let admin = dev.address("admin listening");
@@ -233,7 +233,7 @@ mod send {
     const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n";
 
     #[test]
-    fn tries_again_until_it_is_answered_exactly_200() {
+    fn retries_until_the_response_is_exactly_200() {
         let (url, bodies) = server(&[
             "HTTP/1.1 500 No\r\nContent-Length: 0\r\n",
             "HTTP/1.1 204 Not what Tencent takes\r\n",
@@ -262,7 +262,7 @@ mod send {
     }
 
     #[test]
-    fn gives_up_after_so_many_tries_and_fails() {
+    fn gives_up_after_the_last_attempt_and_fails() {
         let (url, bodies) = server(&["HTTP/1.1 503 Full\r\nContent-Length: 0\r\n"; 3]);
         let sent = run(&mut livebridge(&[
             "send",
@@ -279,7 +279,7 @@ mod send {
     }
 
     #[test]
-    fn sends_files_byte_for_byte_and_lines_of_jsonl() {
+    fn sends_files_unchanged_and_jsonl_line_by_line() {
         let dir = tempfile::tempdir().unwrap();
         let (one, many) = (dir.path().join("one.json"), dir.path().join("many.jsonl"));
         fs::write(&one, "{ \"a\" : 1.50 }\r\n").unwrap();
@@ -301,7 +301,7 @@ mod send {
     }
 
     #[test]
-    fn says_what_it_cannot_do() {
+    fn rejects_invalid_arguments_with_the_reason() {
         for (arguments, code, says) in [
             (&["--url", "https://127.0.0.1/"][..], 64, "https is not spoken here"),
             (&["--url", "127.0.0.1:8080"], 64, "not a URL"),
@@ -364,7 +364,7 @@ mod check {
     use super::*;
 
     #[test]
-    fn finds_nothing_wrong_with_what_works_and_leaves_nothing_behind() {
+    fn passes_on_a_working_setup_and_leaves_no_traces() {
         let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
         let home = Home::new(&kafka.brokers(), "");
         let checked = run(&mut home.command("check"));
@@ -388,7 +388,7 @@ mod check {
     }
 
     #[test]
-    fn tells_topics_that_are_missing_and_may_not_be_created() {
+    fn reports_missing_topics_that_it_may_not_create() {
         let some = topics();
         let some: Vec<&str> = some.all().into_iter().filter(|name| *name != "live.push").collect();
         let kafka = Embedded::start(&some, 1, topics().ledger()).unwrap();
@@ -402,7 +402,7 @@ mod check {
     }
 
     #[test]
-    fn says_what_to_do_when_kafka_is_not_there() {
+    fn says_what_to_do_when_kafka_is_unreachable() {
         let checked = run(&mut Home::new(NOWHERE, "").command("check"));
         assert_eq!(checked.code, Some(69), "callbacks would be taken: {checked:?}");
         let offline = run(Home::new(NOWHERE, "").command("check").arg("--offline"));
@@ -415,7 +415,7 @@ mod check {
     }
 
     #[test]
-    fn says_that_everybody_knows_the_key_of_the_documentation() {
+    fn warns_about_the_key_of_the_documentation() {
         let home = Home::new(NOWHERE, "");
         let mut command = home.command("check");
         let checked =
@@ -426,7 +426,7 @@ mod check {
     }
 
     #[test]
-    fn says_which_files_of_secrets_everybody_may_read() {
+    fn warns_about_world_readable_secret_files() {
         let home = Home::new(NOWHERE, "");
         let dir = home.0.path();
         let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -474,7 +474,7 @@ mod check {
     }
 
     #[test]
-    fn says_what_to_do_about_a_directory_that_cannot_be_written() {
+    fn says_what_to_do_about_an_unwritable_directory() {
         let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
         let home = Home::new(&kafka.brokers(), "");
         fs::write(home.log(), "a file where the directory belongs").unwrap();
@@ -501,7 +501,7 @@ mod a_setting_that_librdkafka_refuses {
     ];
 
     #[test]
-    fn is_a_wrong_configuration_everywhere_and_its_value_is_shown_nowhere() {
+    fn fails_every_command_with_exit_code_64_and_its_value_is_never_printed() {
         for (fault, says) in FAULTS {
             let home = Home::new(NOWHERE, &format!("[kafka.client]\n{fault}\n"));
             for arguments in [&["serve"][..], &["check"], &["check", "--offline"], &["config"]] {
@@ -519,7 +519,7 @@ mod a_setting_that_librdkafka_refuses {
     }
 
     #[test]
-    fn is_refused_by_a_running_instance_which_goes_on() {
+    fn is_rejected_by_a_running_instance_which_keeps_serving() {
         let home = Home::new(NOWHERE, "");
         let before = fs::read_to_string(home.config()).unwrap();
         let mut serving = Running::start(&mut home.command("serve"));
@@ -543,7 +543,7 @@ mod wal {
     use super::*;
 
     #[test]
-    fn is_read_while_serve_writes_it() {
+    fn can_be_read_while_serve_writes_it() {
         let home = Home::new(NOWHERE, "");
         let serving = Running::start(&mut home.command("serve"));
         let intake: SocketAddr = serving.address("intake listening");
@@ -634,7 +634,7 @@ mod wal {
     }
 
     #[test]
-    fn is_told_to_programs_as_json() {
+    fn is_printed_as_json_for_programs() {
         let home = Home::new(NOWHERE, "");
         let dir = at_rest(&home);
         let status = json(&dir, &["status", "--json"]);
@@ -655,7 +655,7 @@ mod wal {
     }
 
     #[test]
-    fn is_exported_in_part() {
+    fn can_be_exported_in_part() {
         let home = Home::new(NOWHERE, "");
         let dir = at_rest(&home);
         let numbers = |arguments: &[&str]| -> Vec<u64> {
@@ -689,7 +689,7 @@ mod wal {
     }
 
     #[test]
-    fn that_has_lost_a_record_fails_to_be_verified() {
+    fn that_has_lost_a_record_fails_verification() {
         let home = Home::new(NOWHERE, "");
         let dir = at_rest(&home);
         let before = wal(&dir, &["verify"]);
@@ -707,7 +707,7 @@ mod wal {
     }
 
     #[test]
-    fn shows_how_far_it_is_on_a_terminal_and_only_there() {
+    fn shows_progress_on_a_terminal_only() {
         let home = Home::new(NOWHERE, "");
         let dir = at_rest(&home);
         let plain = wal(&dir, &["verify"]);
@@ -724,7 +724,7 @@ mod wal {
     }
 
     #[test]
-    fn that_is_not_there_is_told_and_not_made() {
+    fn that_does_not_exist_is_reported_and_not_created() {
         let dir = tempfile::tempdir().unwrap();
         let nothing = dir.path().join("nothing");
         for command in ["export", "status", "list", "verify"] {
@@ -744,7 +744,7 @@ mod wal {
     }
 
     #[test]
-    fn export_ends_quietly_when_its_reader_does() {
+    fn export_ends_without_an_error_when_its_reader_closes_the_pipe() {
         let home = Home::new(NOWHERE, "");
         let serving = Running::start(&mut home.command("serve"));
         let intake = serving.address("intake listening");
@@ -767,7 +767,7 @@ mod ready {
     use super::*;
 
     #[test]
-    fn tells_whether_callbacks_are_taken() {
+    fn reports_whether_callbacks_are_accepted() {
         let home = Home::new(NOWHERE, "");
         let mut serving = Running::start(&mut home.command("serve"));
         let admin = serving.address("admin listening").to_string();
@@ -787,7 +787,7 @@ mod ready {
     }
 
     #[test]
-    fn says_why_they_are_not() {
+    fn reports_why_they_are_not() {
         let home = Home::new(NOWHERE, "");
         let config = home.0.path().join("livebridge.toml");
         let text = fs::read_to_string(&config).unwrap();
@@ -820,7 +820,7 @@ mod generated {
     ];
 
     #[test]
-    fn completions_are_scripts_that_their_shells_take() {
+    fn completion_scripts_are_valid_in_their_shells() {
         for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
             let script = run(&mut livebridge(&["completions", shell]));
             assert_eq!(script.code, Some(0), "{script:?}");
@@ -859,7 +859,7 @@ mod generated {
 }
 
 #[test]
-fn every_option_that_is_told_of_is_there() {
+fn every_documented_option_exists() {
     let pages = fs::read_dir("docs").unwrap().map(|entry| entry.unwrap().path());
     let pages = pages.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
     let others = ["README.md", "deploy/livebridge.toml"].map(PathBuf::from);
@@ -898,7 +898,7 @@ fn every_option_that_is_told_of_is_there() {
 }
 
 #[test]
-fn every_command_explains_itself() {
+fn every_command_has_a_help_text() {
     let help = run(&mut livebridge(&["--help"]));
     assert_eq!(help.code, Some(0));
     for command in ["serve", "dev", "check", "ready", "config", "send", "wal", "replay", "audit"] {

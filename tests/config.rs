@@ -40,7 +40,7 @@ fn shown(config: &Config) -> String {
 }
 
 #[test]
-fn defaults_are_what_the_documentation_says() {
+fn defaults_are_the_documented_ones() {
     let config = file(LEAST);
     assert_eq!(config.http.listen.to_string(), "0.0.0.0:8080");
     assert_eq!(config.http.path, "/callback");
@@ -70,7 +70,7 @@ fn defaults_are_what_the_documentation_says() {
 }
 
 #[test]
-fn without_keys_nothing_starts_and_the_message_says_what_to_do() {
+fn without_keys_serve_does_not_start_and_says_what_to_do() {
     let message = refusal("", &[]);
     assert!(message.starts_with("callback.keys: is empty"), "{message}");
     assert!(message.contains("CallbackKey") && message.contains("unsigned"), "{message}");
@@ -141,7 +141,7 @@ const KEYS: [(&str, &str, &str, &str, &str, &str); 35] = [
 ];
 
 #[test]
-fn every_key_is_taken_from_the_file_and_from_the_environment_which_wins() {
+fn every_key_can_be_set_by_file_and_by_environment_which_has_priority() {
     certificate();
     let plain = shown(&file(LEAST));
     for (section, key, value, variable, other, expected) in KEYS {
@@ -174,7 +174,7 @@ fn every_key_is_taken_from_the_file_and_from_the_environment_which_wins() {
 }
 
 #[test]
-fn every_key_that_there_is_is_in_the_table_above() {
+fn every_key_is_in_the_table_above() {
     // The keys that there are, are those that are listed when there is another.
     for section in ["http", "tls", "access", "admin", "callback", "wal", "kafka", "dedup", "log"] {
         let message = refusal(&format!("[{section}]\nx = 1"), &[]);
@@ -190,7 +190,7 @@ mod an_unknown {
     use super::*;
 
     #[test]
-    fn key_or_section_of_the_file_is_refused_with_the_one_that_was_meant() {
+    fn key_or_section_in_the_file_is_rejected_with_a_suggestion() {
         for (text, says) in [
             ("[http]\nlissten = \"a\"", "[http] has no key lissten; did you mean listen?"),
             ("[callback]\nkey = \"s3cret\"", "[callback] has no key key; did you mean keys?"),
@@ -211,7 +211,7 @@ mod an_unknown {
     }
 
     #[test]
-    fn key_of_the_file_is_refused_with_its_line() {
+    fn key_in_the_file_is_rejected_with_its_line() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("livebridge.toml");
         for (text, line) in [
@@ -228,7 +228,7 @@ mod an_unknown {
     }
 
     #[test]
-    fn variable_is_refused_by_name() {
+    fn variable_is_rejected_by_name() {
         for name in [
             "LIVEBRIDGE_HTTP_LISTN",
             "LIVEBRIDGE_HTTP_",
@@ -258,7 +258,7 @@ mod an_unknown {
     }
 
     #[test]
-    fn variable_of_somebody_else_is_passed_over() {
+    fn variable_of_another_program_is_ignored() {
         for name in [
             "PATH",
             "livebridge_http_listen",
@@ -301,7 +301,7 @@ mod a_bad_value {
     use super::*;
 
     #[test]
-    fn is_refused_with_the_name_of_its_key() {
+    fn is_rejected_with_the_name_of_its_key() {
         for (key, value) in [
             ("http.listen", "\"8080 \\u0001\""),
             ("http.listen", "\"example.com:8080\""),
@@ -366,7 +366,7 @@ mod a_bad_value {
     }
 
     #[test]
-    fn of_a_topic_is_refused() {
+    fn of_a_topic_is_rejected() {
         for text in [
             "topic_prefix = \"a b\"",
             "topic_prefix = \"中\"",
@@ -382,7 +382,7 @@ mod a_bad_value {
     }
 
     #[test]
-    fn of_a_variable_is_refused_with_the_variables_name() {
+    fn of_a_variable_is_rejected_with_the_variables_name() {
         for (name, value) in [
             ("LIVEBRIDGE_HTTP_MAX_CONNECTIONS", "s3cret"),
             ("LIVEBRIDGE_KAFKA_PARTITIONS", ""),
@@ -400,7 +400,7 @@ mod a_bad_value {
 }
 
 #[test]
-fn a_variable_that_is_not_utf_8_is_refused_and_not_passed_over() {
+fn a_variable_that_is_not_utf_8_is_rejected_and_not_ignored() {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt as _;
     let value = OsStr::from_bytes(b"/data/\xff");
@@ -425,7 +425,7 @@ mod what_is_in_effect {
         ssl.key.location = \"/key.pem\"\n\"ssl.key.pem\" = \"s3cret\"\n";
 
     #[test]
-    fn is_printed_with_the_source_of_each_value_and_no_secret() {
+    fn is_printed_with_the_source_of_each_value_and_without_secrets() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("livebridge.toml");
         fs::write(&path, FILE).unwrap();
@@ -461,7 +461,7 @@ mod what_is_in_effect {
     }
 
     #[test]
-    fn is_a_configuration_again() {
+    fn is_itself_a_valid_configuration() {
         let defaults = config(&[], &[("LIVEBRIDGE_CALLBACK_KEYS", "k")]);
         assert_eq!(defaults.code, Some(0), "{defaults:?}");
         assert_eq!(shown(&file(&defaults.stdout)), shown(&file(LEAST)));
@@ -473,7 +473,7 @@ mod what_is_in_effect {
     }
 
     #[test]
-    fn is_json_for_programs() {
+    fn can_be_printed_as_json() {
         let shown = config(&["--json"], &[("LIVEBRIDGE_CALLBACK_KEYS", "s3cret,b")]);
         let json: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
         assert_eq!(
@@ -485,7 +485,7 @@ mod what_is_in_effect {
     }
 
     #[test]
-    fn is_printed_before_it_is_refused() {
+    fn is_printed_before_it_is_rejected() {
         let refused = config(&[], &[("LIVEBRIDGE_HTTP_PATH", "callback")]);
         assert_eq!(refused.code, Some(64), "{refused:?}");
         assert!(refused.stdout.contains("path = \"callback\""), "{refused:?}");
@@ -497,7 +497,7 @@ mod a_secret {
     use super::*;
 
     #[test]
-    fn is_not_repeated_when_it_stands_in_the_wrong_shape() {
+    fn is_not_printed_when_it_has_the_wrong_type() {
         for text in [
             "[callback]\nkeys = \"s3cret\"",
             "[callback]\nkeys = [[\"s3cret\"]]",
@@ -524,7 +524,7 @@ mod a_secret {
     }
 
     #[test]
-    fn is_not_repeated_when_it_stands_in_place_of_a_table() {
+    fn is_not_printed_when_it_replaces_a_table() {
         for section in
             ["http", "tls", "access", "admin", "callback", "wal", "kafka", "dedup", "log"]
         {
@@ -537,7 +537,7 @@ mod a_secret {
     }
 
     #[test]
-    fn part_of_the_path_is_not_shown() {
+    fn in_the_path_is_not_printed() {
         for (path, shown) in [
             ("/callback/s3cret", "/callback/(hidden)"),
             ("/a/b/s3cret/", "/a/(hidden)"),
@@ -552,7 +552,7 @@ mod a_secret {
     }
 
     #[test]
-    fn is_not_repeated_when_the_file_is_not_toml() {
+    fn is_not_printed_when_the_file_is_not_toml() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("livebridge.toml");
         for line in [
@@ -580,7 +580,7 @@ mod a_secret {
     }
 
     #[test]
-    fn is_not_shown_by_the_config_itself() {
+    fn is_not_printed_by_the_debug_format() {
         let config = load(
             "[callback]\nkeys = [\"s3cret\"]\n[kafka.client]\n\"sasl.password\" = \"s3cret\"",
             &[("LIVEBRIDGE_KAFKA_CLIENT_SSL_KEY_PASSWORD", "s3cret")],
@@ -597,7 +597,7 @@ mod access {
     use super::*;
 
     #[test]
-    fn that_makes_no_sense_is_refused() {
+    fn that_is_invalid_is_rejected() {
         for (text, says) in [
             ("[access]\nallow = [\"10.0.0.0/33\"]", "access.allow: \"10.0.0.0/33\" is neither"),
             ("[access]\ntrusted_proxies = [\"lb\"]", "access.trusted_proxies: \"lb\" is neither"),
@@ -624,7 +624,7 @@ mod access {
     }
 
     #[test]
-    fn a_key_that_lost_the_ends_of_its_lines_is_in_no_message() {
+    fn a_private_key_without_line_breaks_is_in_no_message() {
         certificate();
         let dir = tempfile::tempdir().unwrap();
         let damaged = dir.path().join("damaged.key");
@@ -648,7 +648,7 @@ mod access {
     }
 
     #[test]
-    fn certificate_and_key_must_be_there_and_belong_together() {
+    fn certificate_and_key_must_exist_and_match() {
         certificate();
         let not_pem = "Cargo.toml".to_owned();
         let (pem, key, other) =
@@ -683,7 +683,7 @@ mod keys_of_a_file {
     use super::*;
 
     #[test]
-    fn stand_one_a_line_and_add_to_those_of_the_configuration() {
+    fn are_one_per_line_and_add_to_those_of_the_configuration() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("keys");
         fs::write(&path, "first\r\n\n  second \n\t\nthird").unwrap();
@@ -702,7 +702,7 @@ mod keys_of_a_file {
     }
 
     #[test]
-    fn have_the_names_before_them_or_that_of_their_place() {
+    fn are_named_by_their_prefix_or_else_by_their_position() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("keys");
         fs::write(&path, "2026-11\tthe-first\n\n  old.one   the-second \nthird").unwrap();
@@ -719,7 +719,7 @@ mod keys_of_a_file {
     }
 
     #[test]
-    fn that_are_not_clear_are_refused_and_not_shown() {
+    fn that_are_ambiguous_are_rejected_and_not_printed() {
         for (keys, says) in [
             ("[\"a s3cret s3cret\"]", "entry 1 has more than a name and a key"),
             ("[\"b\", \"s3cret/a long-s3cret\"]", "entry 2 has a name that is not made of"),
@@ -738,7 +738,7 @@ mod keys_of_a_file {
     }
 
     #[test]
-    fn are_never_taken_for_their_names() {
+    fn are_never_mistaken_for_their_names() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("keys");
         let text = format!("[callback]\nkeys_file = \"{}\"\n", path.display());
@@ -764,7 +764,7 @@ mod keys_of_a_file {
     }
 
     #[test]
-    fn that_has_none_or_is_missing_are_refused() {
+    fn in_an_empty_or_missing_file_are_rejected() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("keys");
         let text = format!("[callback]\nkeys_file = \"{}\"\n", path.display());
@@ -777,7 +777,7 @@ mod keys_of_a_file {
 }
 
 #[test]
-fn a_byte_order_mark_is_no_part_of_a_key_or_of_the_configuration() {
+fn a_byte_order_mark_is_ignored_in_key_files_and_configuration() {
     let dir = tempfile::tempdir().unwrap();
     let (keys, path) = (dir.path().join("keys"), dir.path().join("livebridge.toml"));
     fs::write(&keys, "\u{feff}secret\n").unwrap();
@@ -789,7 +789,7 @@ fn a_byte_order_mark_is_no_part_of_a_key_or_of_the_configuration() {
 }
 
 #[test]
-fn keys_that_the_console_cannot_have_are_noted_and_not_shown() {
+fn keys_that_the_console_cannot_produce_are_warned_about_and_not_printed() {
     for (key, says) in [
         ("\\\"s3cret\\\"", "entry 1 is in quotes"),
         ("'s3cret'", "entry 1 is in quotes"),
@@ -806,7 +806,7 @@ fn keys_that_the_console_cannot_have_are_noted_and_not_shown() {
 }
 
 #[test]
-fn short_forms_of_addresses_are_taken() {
+fn short_forms_of_addresses_are_accepted() {
     for (text, address) in
         [("8080", "0.0.0.0:8080"), (":8080", "0.0.0.0:8080"), ("localhost:8080", "127.0.0.1:8080")]
     {
@@ -820,7 +820,7 @@ fn short_forms_of_addresses_are_taken() {
 }
 
 #[test]
-fn unsigned_types_are_numbers_or_names_or_all() {
+fn unsigned_types_are_numbers_names_or_all() {
     let unsigned = |text: &str| file(&format!("{LEAST}unsigned = {text}")).verifier.unsigned;
     let types = |codes: &[i64]| Unsigned::Types(codes.iter().copied().map(EventType).collect());
     assert_eq!(unsigned("[]"), Unsigned::Refused);
@@ -873,7 +873,7 @@ mod kafka {
     }
 
     #[test]
-    fn settings_that_promises_stand_on_are_refused_by_any_of_their_names() {
+    fn settings_that_guarantees_depend_on_are_rejected_under_every_alias() {
         // Of some there are two names, which do the same.
         for name in ["acks", "request.required.acks", "bootstrap.servers", "metadata.broker.list"] {
             assert!(settings::reserved().any(|reserved| reserved == name), "{name}");
@@ -897,7 +897,7 @@ mod kafka {
     }
 
     #[test]
-    fn settings_are_refused_outside_of_the_bounds_that_promises_need() {
+    fn settings_are_rejected_outside_the_bounds_that_guarantees_need() {
         for (setting, says) in [
             ("\"partitioner\" = \"random\"", "partitioner must be one of murmur2_random, "),
             (
@@ -929,7 +929,7 @@ mod kafka {
     }
 
     #[test]
-    fn settings_that_weaken_security_are_taken_and_noted() {
+    fn settings_that_weaken_security_are_accepted_with_a_warning() {
         let text =
             format!("{LEAST}[kafka.client]\n\"enable.ssl.certificate.verification\" = false");
         let [note] = &file(&text).notes[..] else { panic!("one note") };
@@ -940,7 +940,7 @@ mod kafka {
     }
 
     #[test]
-    fn unknown_settings_are_refused_with_the_one_that_was_meant_and_without_their_value() {
+    fn unknown_settings_are_rejected_with_a_suggestion_and_without_their_value() {
         for (name, says) in [
             ("sasl.passwrod", "did you mean sasl.password?"),
             ("SASL.PASSWORD", "did you mean sasl.password?"),
@@ -971,7 +971,7 @@ mod kafka {
     }
 
     #[test]
-    fn values_that_librdkafka_refuses_are_shown_only_when_harmless() {
+    fn values_that_librdkafka_rejects_are_printed_only_when_not_secret() {
         for (text, says) in [
             ("security.protocol = \"s3cur3\"", "s3cur3"),
             (
@@ -989,7 +989,7 @@ mod kafka {
     }
 
     #[test]
-    fn files_that_settings_name_must_be_there_and_be_what_they_should() {
+    fn files_named_by_settings_must_exist_and_have_the_right_kind() {
         let dir = tempfile::tempdir().unwrap();
         let garbage = dir.path().join("garbage.pem");
         fs::write(&garbage, "no certificate").unwrap();
@@ -1010,7 +1010,7 @@ mod kafka {
     }
 
     #[test]
-    fn replication_may_be_left_to_the_brokers() {
+    fn replication_can_be_left_to_the_brokers() {
         assert_eq!(file(&format!("{LEAST}[kafka]\nreplication = -1")).kafka.replication, -1);
         for replication in ["0", "-2"] {
             let message = refusal(&format!("{LEAST}[kafka]\nreplication = {replication}"), &[]);
@@ -1055,7 +1055,7 @@ mod kafka {
 }
 
 #[test]
-fn the_command_line_says_what_is_wrong_in_one_line_and_exits_64() {
+fn an_invalid_configuration_is_reported_in_one_line_with_exit_code_64() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("livebridge.toml");
     let config = path.to_str().unwrap();
@@ -1086,7 +1086,7 @@ fn the_command_line_says_what_is_wrong_in_one_line_and_exits_64() {
 }
 
 #[test]
-fn every_key_stands_in_the_sample_configuration() {
+fn every_key_is_in_the_sample_configuration() {
     let text = fs::read_to_string("deploy/livebridge.toml").unwrap();
     for (section, key, ..) in KEYS {
         let (_, behind) = text.split_once(&format!("\n[{section}]\n")).unwrap();

@@ -88,8 +88,8 @@ fn java() -> Result<(), Unavailable> {
 }
 
 #[test]
-fn consumers_that_know_only_the_contract_read_every_event_once() {
-    let test = "consumers_that_know_only_the_contract_read_every_event_once";
+fn consumers_written_from_the_contract_alone_read_every_event_once() {
+    let test = "consumers_written_from_the_contract_alone_read_every_event_once";
     let Some(python) = support::or_skip(test, support::consumer::python()) else { return };
     let Some(kafka) = Kafka::start_or_skip(test) else { return };
     let bridge = Bridge::new("consumed", kafka.bootstrap(), "live").set("KAFKA_PARTITIONS", "1");

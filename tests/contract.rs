@@ -97,7 +97,7 @@ fn every_event_type_has_its_channel_message_and_schema() {
 }
 
 #[test]
-fn the_examples_have_the_headers_that_their_values_lead_to() {
+fn the_examples_have_the_headers_derived_from_their_values() {
     let asyncapi = document("asyncapi.json");
     let mut examples = 0;
     for (channel, message) in channels(&asyncapi) {
@@ -129,7 +129,7 @@ fn the_examples_have_the_headers_that_their_values_lead_to() {
 }
 
 #[test]
-fn every_code_of_an_interruption_has_a_meaning_once() {
+fn every_interruption_code_has_one_meaning() {
     let schema = document("schemas/interrupt.json");
     let errcode = &schema["properties"]["errcode"];
     assert!(errcode["description"].as_str().unwrap().contains("267/31083"), "the source is named");
@@ -142,8 +142,8 @@ fn every_code_of_an_interruption_has_a_meaning_once() {
 }
 
 #[test]
-fn documents_and_samples_are_valid_and_spoiled_ones_are_not() {
-    let test = "documents_and_samples_are_valid_and_spoiled_ones_are_not";
+fn documents_and_samples_are_valid_and_corrupted_ones_are_not() {
+    let test = "documents_and_samples_are_valid_and_corrupted_ones_are_not";
     let Some(python) = support::or_skip(test, support::consumer::python()) else { return };
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/contract/check.py");
     let output = Command::new(python).arg(script).output().unwrap();
@@ -155,8 +155,8 @@ fn documents_and_samples_are_valid_and_spoiled_ones_are_not() {
 }
 
 #[test]
-fn the_running_server_answers_as_the_contract_says() {
-    let test = "the_running_server_answers_as_the_contract_says";
+fn the_running_server_responds_as_the_contract_says() {
+    let test = "the_running_server_responds_as_the_contract_says";
     let Some(python) = support::or_skip(test, support::consumer::python()) else { return };
     let dir = tempfile::tempdir().unwrap();
     let mut command = livebridge(&["serve"]);

@@ -44,7 +44,7 @@ const TRAP: Duration = Duration::from_secs(2);
 const ROUND: (u32, u32) = (12, 3);
 
 #[test]
-fn what_was_acknowledged_is_in_kafka_once_and_in_order_whenever_the_bridge_is_killed() {
+fn acknowledged_callbacks_are_in_kafka_once_and_in_order_whenever_the_bridge_is_killed() {
     let Some((mut campaign, _runtime)) = Campaign::start("crash") else { return };
     let kills = env::var("LIVEBRIDGE_KILLS").ok();
     match kills.map(|kills| kills.parse::<u32>().expect("LIVEBRIDGE_KILLS is a number")) {

@@ -383,7 +383,7 @@ fn refusal(dir: &Path) -> OpenError {
 }
 
 #[test]
-fn a_log_of_another_format_is_refused_by_name_and_left_alone() {
+fn a_log_of_another_format_is_rejected_by_name_and_not_modified() {
     let damaged = STOPPED.copy();
     let identity = damaged.path().join("log");
     let ours = fs::read_to_string(&identity).unwrap();
@@ -408,7 +408,7 @@ fn a_log_of_another_format_is_refused_by_name_and_left_alone() {
 
 /// Opening made a new identity, took every segment for another log's, and removed them all.
 #[test]
-fn a_log_that_lost_its_identity_is_refused_and_left_alone() {
+fn a_log_without_its_identity_is_rejected_and_not_modified() {
     let damaged = STOPPED.copy();
     let identity = damaged.path().join("log");
     let ours = fs::read(&identity).unwrap();
@@ -420,7 +420,7 @@ fn a_log_that_lost_its_identity_is_refused_and_left_alone() {
 }
 
 #[test]
-fn an_identity_that_is_not_text_is_refused() {
+fn an_identity_that_is_not_text_is_rejected() {
     let damaged = STOPPED.copy();
     let identity = damaged.path().join("log");
     fs::write(&identity, b"livebridge log, format 2, id \xFF\xFE").unwrap();
@@ -429,7 +429,7 @@ fn an_identity_that_is_not_text_is_refused() {
 }
 
 #[test]
-fn what_cannot_be_a_log_directory_is_refused_by_its_path() {
+fn an_invalid_log_directory_is_rejected_with_its_path() {
     let dir = temp_dir();
     let file = dir.path().join("a-file");
     fs::write(&file, "text").unwrap();
@@ -447,7 +447,7 @@ fn what_cannot_be_a_log_directory_is_refused_by_its_path() {
 }
 
 #[test]
-fn leftovers_of_a_kill_are_tidied_up() {
+fn leftovers_of_a_kill_are_removed() {
     let copy = STOPPED.copy();
     let segments = copy.path().join("segments");
     let with_marker = |name: &str, marker: &[u8]| {
@@ -484,7 +484,7 @@ fn leftovers_of_a_kill_are_tidied_up() {
 
 /// Root writes wherever it likes, save on a file system that is mounted read-only.
 #[test]
-fn a_read_only_directory_is_refused_by_its_path() {
+fn a_read_only_directory_is_rejected_with_its_path() {
     let dir = temp_dir();
     let mount = |options: &str| {
         let mount = std::process::Command::new("mount")
@@ -507,7 +507,7 @@ fn a_read_only_directory_is_refused_by_its_path() {
 /// What is damaged counted as unpublished until something behind it was published; with nothing
 /// behind it, for ever.
 #[test]
-fn damaged_records_are_let_go_with_those_before_them() {
+fn damaged_records_are_released_with_those_before_them() {
     let _turn = exporter();
     for kept in [STOPPED.frames.len() / 2, 0] {
         let copy = STOPPED.copy();

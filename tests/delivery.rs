@@ -190,7 +190,7 @@ fn assert_message_tells_of(name: &str, message: &Message, body: &[u8]) {
 }
 
 #[test]
-fn every_payload_is_in_its_topic_of_the_real_broker_once_and_byte_for_byte() {
+fn every_payload_reaches_its_topic_on_a_real_broker_once_and_unchanged() {
     let Some(kafka) = Kafka::shared_or_skip("delivery") else { return };
     let prefix = support::unique("delivery");
     let bridge = bridge(&prefix, kafka.bootstrap(), &prefix);
@@ -205,7 +205,7 @@ fn every_payload_is_in_its_topic_of_the_real_broker_once_and_byte_for_byte() {
 }
 
 #[test]
-fn every_payload_is_in_its_topic_of_the_embedded_broker_once_and_byte_for_byte() {
+fn every_payload_reaches_its_topic_on_the_embedded_broker_once_and_unchanged() {
     let prefix = "embedded";
     let names = Topics::new(prefix, &BTreeMap::new()).unwrap();
     let kafka = Embedded::start(&names.all(), 3, names.ledger()).unwrap();
@@ -220,7 +220,7 @@ fn every_payload_is_in_its_topic_of_the_embedded_broker_once_and_byte_for_byte()
 }
 
 #[test]
-fn without_transactions_every_payload_is_there_and_retries_are_absorbed_across_a_restart() {
+fn without_transactions_every_payload_arrives_and_retries_are_dropped_across_a_restart() {
     let Some(kafka) = Kafka::shared_or_skip("at least once") else { return };
     let prefix = support::unique("at-least-once");
     let bridge = bridge(&prefix, kafka.bootstrap(), &prefix).set("KAFKA_DELIVERY", "at-least-once");
@@ -239,7 +239,7 @@ fn without_transactions_every_payload_is_there_and_retries_are_absorbed_across_a
 }
 
 #[test]
-fn without_transactions_the_ledger_tells_of_an_event_only_when_it_is_there() {
+fn without_transactions_the_ledger_lists_an_event_only_after_it_is_in_its_topic() {
     const PAUSE: Duration = Duration::from_millis(2);
     let (mock, names) =
         (MockCluster::new(2).unwrap(), Topics::new("late", &BTreeMap::new()).unwrap());
@@ -276,7 +276,7 @@ fn without_transactions_the_ledger_tells_of_an_event_only_when_it_is_there() {
 }
 
 #[test]
-fn a_retry_is_absorbed_across_a_restart_and_across_a_lost_disk() {
+fn a_retry_is_dropped_after_a_restart_and_after_a_lost_disk() {
     let Some(kafka) = Kafka::shared_or_skip("retries") else { return };
     let prefix = support::unique("retries");
     let first = bridge(&prefix, kafka.bootstrap(), &prefix);
@@ -311,7 +311,7 @@ fn a_retry_is_absorbed_across_a_restart_and_across_a_lost_disk() {
 }
 
 #[test]
-fn a_retry_that_waited_longer_than_the_window_still_meets_its_original() {
+fn a_retry_that_waited_longer_than_the_window_is_still_dropped() {
     let Some(kafka) = Kafka::shared_or_skip("window") else { return };
     let prefix = support::unique("window");
     let bridge = bridge(&prefix, kafka.bootstrap(), &prefix).set("DEDUP_WINDOW", "30s");
@@ -338,7 +338,7 @@ fn a_retry_that_waited_longer_than_the_window_still_meets_its_original() {
 }
 
 #[test]
-fn what_not_even_the_dead_letters_take_stays_on_disk_until_it_is_released() {
+fn records_that_even_the_dead_letter_topic_rejects_stay_on_disk_until_released() {
     let Some(kafka) = Kafka::shared_or_skip("quarantine") else { return };
     let prefix = support::unique("quarantine");
     let topics = [format!("{prefix}.push"), format!("{prefix}.dead-letter")];
@@ -389,7 +389,7 @@ fn what_not_even_the_dead_letters_take_stays_on_disk_until_it_is_released() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn kafka_that_comes_late_gets_everything_in_order() {
+async fn kafka_that_starts_late_receives_everything_in_order() {
     let Some(kafka) = Kafka::shared_or_skip("late") else { return };
     let prefix = support::unique("late");
     let away = bridge(&prefix, "127.0.0.1:1", &prefix);

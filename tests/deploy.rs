@@ -24,7 +24,7 @@ fn words<'a>(text: &'a str, prefix: &str) -> BTreeSet<&'a str> {
 }
 
 #[test]
-fn the_sample_configuration_is_the_defaults_and_the_name_of_an_instance() {
+fn the_sample_configuration_is_the_defaults_plus_an_instance_name() {
     let key = ("LIVEBRIDGE_CALLBACK_KEYS".to_owned(), "a-real-key".to_owned());
     let examples = "[kafka]\ninstance = \"livebridge-1\"\n";
     let environment = [key];
@@ -32,7 +32,7 @@ fn the_sample_configuration_is_the_defaults_and_the_name_of_an_instance() {
 }
 
 #[test]
-fn the_sample_configuration_starts_nothing_without_a_real_key() {
+fn the_sample_configuration_does_not_start_without_a_real_key() {
     let table = SAMPLE.parse().expect("TOML");
     let error = Config::from_parts(table, std::iter::empty()).expect_err("no key is in it");
     assert!(error.to_string().starts_with("callback.keys: is empty"), "{error}");
@@ -60,7 +60,7 @@ fn the_sample_configuration_has_every_documented_key() {
 }
 
 #[test]
-fn every_variable_of_the_image_and_of_compose_is_known() {
+fn every_variable_of_the_image_and_of_compose_is_a_known_key() {
     let mut environment = Vec::new();
     for line in COMPOSE.lines().chain(DOCKERFILE.lines()) {
         let line = line.trim().trim_start_matches("ENV ").trim_end_matches(" \\");
@@ -81,7 +81,7 @@ fn every_variable_of_the_image_and_of_compose_is_known() {
 }
 
 #[test]
-fn every_metric_is_in_the_table_of_metrics_and_no_other() {
+fn the_metrics_table_lists_exactly_the_declared_metrics() {
     let source = concat!(
         include_str!("../src/metrics/table.rs"),
         include_str!("../src/metrics/process.rs"),
@@ -95,7 +95,7 @@ fn every_metric_is_in_the_table_of_metrics_and_no_other() {
 }
 
 #[test]
-fn the_alerts_ask_for_metrics_and_reasons_that_exist() {
+fn the_alerts_query_only_metrics_and_labels_that_exist() {
     let metrics = words(ALERTS, "livebridge_");
     assert!(metrics.len() >= 5, "{metrics:?}");
     let reasons = ALERTS.split("reason=~\"").skip(1).filter_map(|rest| rest.split('"').next());

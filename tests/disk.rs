@@ -126,7 +126,7 @@ fn assert_contains(read: &[Entry], acknowledged: &[Entry]) {
 }
 
 #[test]
-fn appends_are_refused_before_the_disk_is_full_and_taken_again_when_there_is_room() {
+fn appends_are_rejected_before_the_disk_is_full_and_accepted_again_when_there_is_space() {
     let Some(mount) = Mount::new("size=352m") else { return };
     let floor = 192 * MIB;
     let config = wal::Config { min_free_bytes: floor, ..config(&mount.log_dir()) };
@@ -150,7 +150,7 @@ fn appends_are_refused_before_the_disk_is_full_and_taken_again_when_there_is_roo
 }
 
 #[test]
-fn the_limit_of_the_log_itself_is_kept_and_let_go() {
+fn the_size_limit_of_the_log_is_enforced_and_lifted() {
     let dir = temp_dir();
     let limit = 80 * MIB;
     let config = wal::Config { max_bytes: limit, ..config(dir.path()) };
@@ -168,7 +168,7 @@ fn the_limit_of_the_log_itself_is_kept_and_let_go() {
 
 /// Without a floor the disk is found to be full by a commit that fails.
 #[test]
-fn a_full_disk_ends_the_log_and_loses_nothing() {
+fn a_full_disk_stops_the_log_and_loses_nothing() {
     for left in [0, 3000, 40_000, 90_000, 600_000, 5_000_000] {
         let Some(mount) = Mount::new("size=48m") else { return };
         let log = OpenLog::open(&mount.log_dir()).unwrap();
@@ -215,7 +215,7 @@ fn a_full_disk_ends_the_log_and_loses_nothing() {
 
 /// Publishing alone must get a log out of a disk that it has filled itself.
 #[test]
-fn a_disk_that_the_log_filled_is_freed_by_publishing_what_it_holds() {
+fn publishing_frees_a_disk_that_the_log_filled() {
     for segments in [1, 2] {
         let Some(mount) = Mount::new(&format!("size={}m", 34 * segments)) else { return };
         let log = OpenLog::open(&mount.log_dir()).unwrap();
@@ -241,7 +241,7 @@ fn a_disk_that_the_log_filled_is_freed_by_publishing_what_it_holds() {
 }
 
 #[test]
-fn a_segment_that_could_not_be_made_is_made_when_there_is_room() {
+fn a_segment_that_could_not_be_created_is_created_when_there_is_space() {
     let Some(mount) = Mount::new("size=16m") else { return };
     let log = OpenLog::open(&mount.log_dir()).unwrap();
     let acknowledged = append_until_refused(&log, 0, 10).0;
@@ -261,7 +261,7 @@ fn a_segment_that_could_not_be_made_is_made_when_there_is_room() {
 
 /// sled refuses for good to open what a failed attempt left, a settings file cut short, say.
 #[test]
-fn a_segment_left_half_made_is_made_anew() {
+fn a_half_created_segment_is_created_again() {
     let dir = temp_dir();
     let log = OpenLog::open(dir.path()).unwrap();
     let half_made = dir.path().join("segments/0000000003");
@@ -279,7 +279,7 @@ fn a_segment_left_half_made_is_made_anew() {
 
 /// Inodes run out as well, and then new segments cannot be made, while the old one could grow.
 #[test]
-fn a_log_that_cannot_make_segments_refuses_before_its_last_one_is_too_large() {
+fn a_log_that_cannot_create_segments_rejects_before_its_last_one_is_too_large() {
     for inodes_left in [0, 1, 3] {
         let Some(mount) = Mount::new("size=400m,nr_inodes=60") else { return };
         let log = OpenLog::open(&mount.log_dir()).unwrap();

@@ -36,7 +36,7 @@ fn every_page_is_linked_from_the_readme() {
 }
 
 #[test]
-fn every_link_leads_to_a_file_and_a_heading() {
+fn every_link_target_exists() {
     let mut count = 0;
     for (page, text) in documents() {
         for link in links(&text) {
@@ -78,7 +78,7 @@ fn every_path_of_the_repository_in_a_document_exists() {
 }
 
 #[test]
-fn the_modules_of_the_design_are_those_of_the_library() {
+fn the_modules_of_the_design_match_the_library() {
     let library = read("src/lib.rs");
     let modules =
         library.lines().filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod "));
@@ -104,7 +104,7 @@ fn commands(arguments: &[&str]) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_command_line_names_a_command() {
+fn every_documented_command_line_is_valid() {
     let (known, of_wal) = (commands(&[]), commands(&["wal"]));
     assert!(known.contains("serve") && of_wal.contains("status"), "{known:?} {of_wal:?}");
     let mut named = BTreeSet::new();
@@ -155,7 +155,7 @@ fn keys() -> BTreeSet<String> {
 }
 
 #[test]
-fn the_table_of_keys_is_that_of_the_program() {
+fn the_table_of_keys_matches_the_program() {
     let listed = codes(&read("docs/configuration.md"), "Keys", 0);
     let listed: BTreeSet<String> =
         listed.iter().map(|key| key.trim_matches(['[', ']']).to_owned()).collect();
@@ -163,7 +163,7 @@ fn the_table_of_keys_is_that_of_the_program() {
 }
 
 #[test]
-fn the_documented_defaults_are_those_of_the_program() {
+fn the_documented_defaults_match_the_program() {
     let mut command = livebridge(&["config", "--json"]);
     let printed = run(command.env("LIVEBRIDGE_CALLBACK_KEYS", "k")).stdout;
     let config: Value = serde_json::from_str(&printed).unwrap();
@@ -183,7 +183,7 @@ fn the_documented_defaults_are_those_of_the_program() {
 }
 
 #[test]
-fn the_figures_of_the_readme_are_those_of_the_benchmarks() {
+fn the_figures_of_the_readme_match_the_benchmarks() {
     let readme = read("README.md");
     let (_, speed) = readme.split_once("\n## How it is tested, and how fast it is\n").unwrap();
     let speed = speed.split("\n## ").next().unwrap();

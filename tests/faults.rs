@@ -173,7 +173,7 @@ fn only_what_is_too_large_for_its_topic_becomes_a_dead_letter() {
 }
 
 #[test]
-fn of_two_bridges_with_one_name_one_ends_and_says_why() {
+fn of_two_bridges_with_one_name_one_exits_and_reports_why() {
     let test = "namesakes";
     let Some(mut rig) = Rig::start(test, 1, |setup| setup) else { return };
     let bridges = [rig.bridge("namesake"), rig.bridge("namesake")];
@@ -208,7 +208,7 @@ fn of_two_bridges_with_one_name_one_ends_and_says_why() {
 }
 
 #[test]
-fn two_bridges_behind_a_balancer_absorb_each_others_retries() {
+fn two_bridges_behind_a_load_balancer_drop_each_others_retries() {
     let test = "two bridges";
     let Some(mut rig) = Rig::start(test, 1, |setup| setup) else { return };
     let bridges = [rig.bridge("left"), rig.bridge("right")];
@@ -410,7 +410,7 @@ const MANY: [Fault; 12] = [
 ];
 
 #[test]
-fn whatever_befalls_a_cluster_of_three_each_callback_is_there_once_and_in_order() {
+fn any_fault_of_a_cluster_of_three_leaves_each_callback_once_and_in_order() {
     let test = "three brokers";
     let Some(mut rig) = Rig::start(test, 3, |setup| setup) else { return };
     let bridge = rig.bridge("three");
@@ -444,7 +444,7 @@ fn whatever_befalls_a_cluster_of_three_each_callback_is_there_once_and_in_order(
 // === Operators ===
 
 #[test]
-fn a_topic_that_is_deleted_is_made_again_and_takes_what_comes_then() {
+fn a_deleted_topic_is_recreated_and_receives_later_events() {
     let test = "deleted topic";
     if !everything() {
         return;
@@ -496,7 +496,7 @@ fn a_topic_that_is_deleted_is_made_again_and_takes_what_comes_then() {
 }
 
 #[test]
-fn what_may_not_be_written_for_a_while_is_written_when_it_may() {
+fn records_are_published_once_write_permission_returns() {
     let test = "no rights";
     if !everything() {
         return;

@@ -128,7 +128,7 @@ fn run(name: &str, check: fn(&[u8]), directories: &[&str], changes: usize) {
 }
 
 #[test]
-fn no_bytes_bring_a_reader_of_bytes_to_its_knees() {
+fn no_input_makes_a_parser_panic_or_hang() {
     // One after another: a panic must be known for whose it is.
     run("callback", checks::callback, &["fuzz/corpus/callback", "tests/payloads"], 40_000);
     run("signature", checks::signature, &["fuzz/corpus/signature"], 40_000);

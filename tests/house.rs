@@ -170,7 +170,7 @@ fn names(code: &str, name: &str) -> bool {
 }
 
 #[test]
-fn data_flows_one_way_no_room_names_one_behind_it() {
+fn no_module_depends_on_one_above_its_layer() {
     let allowed: BTreeMap<_, _> = MAY_NAME.into_iter().collect();
     for (room, path, code) in rooms() {
         if room == "main" || room == "cli" {
@@ -189,7 +189,7 @@ fn data_flows_one_way_no_room_names_one_behind_it() {
 }
 
 #[test]
-fn each_foreign_crate_is_named_in_its_room_only() {
+fn each_external_crate_is_used_in_its_module_only() {
     for (room, path, code) in rooms() {
         if room == "main" || room == "cli" {
             continue;
@@ -215,7 +215,7 @@ fn only_a_verified_callback_becomes_a_record() {
 }
 
 #[test]
-fn every_file_says_what_it_is_and_is_of_a_size_to_be_read() {
+fn every_file_has_a_module_comment_and_fewer_than_500_lines() {
     let mut paths = Vec::new();
     files(&source(), &mut paths);
     for path in paths {
@@ -230,7 +230,7 @@ fn every_file_says_what_it_is_and_is_of_a_size_to_be_read() {
 }
 
 #[test]
-fn every_dependency_has_its_reason() {
+fn every_dependency_states_its_reason() {
     let text = include_str!("../Cargo.toml").to_owned() + include_str!("../fuzz/Cargo.toml");
     let mut count = 0;
     for section in text.split("\n[").filter(|section| {

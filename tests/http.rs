@@ -28,7 +28,7 @@ mod a_callback {
     use super::*;
 
     #[test]
-    fn is_stored_byte_for_byte_when_it_is_answered() {
+    fn is_stored_unchanged_before_the_response() {
         let bed = Bed::new();
         let body = "{ \"event_type\" : 1,\r\n\t\"stream_id\":\"\\u4e2d文\", \"n\":1.50 }";
         taken(&bed.send(post("/callback", body)));
@@ -36,7 +36,7 @@ mod a_callback {
     }
 
     #[test]
-    fn is_taken_at_the_path_and_below_it() {
+    fn is_accepted_at_the_path_and_below_it() {
         let bed = Bed::new();
         let paths = [
             "/callback",
@@ -54,7 +54,7 @@ mod a_callback {
     }
 
     #[test]
-    fn is_taken_anywhere_when_the_path_is_the_root() {
+    fn is_accepted_anywhere_when_the_path_is_the_root() {
         let bed = Bed::with(|config, _| config.path = String::new());
         for path in ["/", "/anything", "/any/thing?at=all"] {
             taken(&bed.send(post(path, &push())));
@@ -62,7 +62,7 @@ mod a_callback {
     }
 
     #[test]
-    fn is_taken_whatever_its_content_type_and_its_offers() {
+    fn is_accepted_with_any_content_type_and_accept_headers() {
         let bed = Bed::new();
         for kind in [
             "",
@@ -85,7 +85,7 @@ mod a_callback {
     }
 
     #[test]
-    fn is_taken_without_a_host_header_and_in_any_case_of_header_names() {
+    fn is_accepted_without_a_host_header_and_with_header_names_in_any_case() {
         let bed = Bed::new();
         let body = push();
         let request =
@@ -94,7 +94,7 @@ mod a_callback {
     }
 
     #[test]
-    fn of_the_largest_size_is_taken_and_one_byte_more_is_refused() {
+    fn of_the_largest_size_is_accepted_and_one_byte_more_is_rejected() {
         let bed = Bed::new();
         let (fits, too_large) = (push_of(2048), push_of(2049));
         taken(&bed.send(post("/callback", &fits)));
@@ -114,7 +114,7 @@ mod a_callback {
     }
 
     #[test]
-    fn that_says_it_is_huge_is_refused_before_it_is_sent() {
+    fn that_declares_a_huge_body_is_rejected_before_it_is_sent() {
         let bed = Bed::new();
         for length in ["2049", "99999999999", "9223372036854775807"] {
             let head = format!("POST /callback HTTP/1.1\r\nContent-Length: {length}\r\n\r\n");
@@ -124,7 +124,7 @@ mod a_callback {
     }
 
     #[test]
-    fn that_arrives_in_pieces_is_taken() {
+    fn that_arrives_in_pieces_is_accepted() {
         let bed = Bed::new();
         let body = push();
         let mut wire = Wire::connect(bed.address);
@@ -137,7 +137,7 @@ mod a_callback {
     }
 
     #[test]
-    fn shares_its_connection_with_others_one_after_another() {
+    fn can_follow_others_on_a_keep_alive_connection() {
         let bed = Bed::new();
         let mut wire = Wire::connect(bed.address);
         let bodies: Vec<String> = (0..20).map(|_| push()).collect();
@@ -149,7 +149,7 @@ mod a_callback {
     }
 
     #[test]
-    fn may_be_sent_before_the_one_ahead_is_answered() {
+    fn can_be_pipelined() {
         let bed = Bed::new();
         let mut wire = Wire::connect(bed.address);
         let bodies: Vec<String> = (0..20).map(|_| push()).collect();
@@ -162,7 +162,7 @@ mod a_callback {
     }
 
     #[test]
-    fn may_come_by_http_1_0() {
+    fn is_accepted_over_http_1_0() {
         let bed = Bed::new();
         let body = push();
         let head = format!("POST /callback HTTP/1.0\r\nContent-Length: {}\r\n", body.len());
@@ -179,7 +179,7 @@ mod a_callback {
     }
 
     #[test]
-    fn is_sent_for_when_its_sender_asks_first() {
+    fn gets_100_continue_when_the_sender_expects_it() {
         let bed = Bed::new();
         let body = push();
         let mut wire = Wire::connect(bed.address);
@@ -195,7 +195,7 @@ mod a_callback {
     }
 
     #[test]
-    fn is_answered_although_its_sender_has_nothing_more_to_send() {
+    fn gets_its_response_after_the_client_half_closes() {
         // As `nc -N` and simple HTTP/1.0 clients do.
         let bed = Bed::new();
         for _ in 0..20 {
@@ -208,7 +208,7 @@ mod a_callback {
     }
 
     #[test]
-    fn is_stored_although_its_sender_leaves_before_the_answer() {
+    fn is_stored_when_the_client_disconnects_before_the_response() {
         let bed = Bed::new();
         let bodies: BTreeSet<String> = (0..50).map(|_| push()).collect();
         for body in &bodies {
@@ -224,7 +224,7 @@ mod an_answer {
     use super::*;
 
     #[test]
-    fn is_read_by_each_of_50_clients_that_send_5_mib_first() {
+    fn is_read_by_each_of_50_clients_that_first_send_5_mib() {
         let bed = Bed::new();
         let request = post("/callback", &" ".repeat(5 << 20));
         let chunked = post_chunked("/callback", &" ".repeat(5 << 20), 1 << 16);
@@ -247,7 +247,7 @@ mod an_answer {
     }
 
     #[test]
-    fn that_rejects_before_the_body_is_read_whole_arrives_nevertheless() {
+    fn that_rejects_before_the_end_of_the_body_reaches_the_client() {
         let bed = Bed::new();
         let body = " ".repeat(3 << 20);
         let length = body.len();
@@ -280,7 +280,7 @@ mod an_answer {
     }
 
     #[test]
-    fn is_not_waited_for_by_a_client_that_sends_for_ever() {
+    fn closes_the_connection_of_a_client_that_never_stops_sending() {
         let bed = Bed::new();
         let mut endless = Wire::connect(bed.address);
         endless.send("POST /callback HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n");
@@ -301,7 +301,7 @@ mod a_health_check {
     use super::*;
 
     #[test]
-    fn is_answered_beside_callbacks_and_says_no_more_than_its_status() {
+    fn is_served_on_the_callback_port_with_a_status_only() {
         let bed = Bed::with(|config, _| config.path = String::new());
         for (path, message) in [("/healthz", "alive"), ("/readyz", "ready"), ("/readyz?v", "ready")]
         {
@@ -333,7 +333,7 @@ mod an_idle_connection {
     use super::*;
 
     #[test]
-    fn is_kept_as_long_as_http_keep_alive_says() {
+    fn is_kept_for_http_keep_alive() {
         let bed = Bed::with(|config, _| config.keep_alive = Duration::from_secs(3));
         let mut wire = Wire::connect(bed.address);
         for _ in 0..2 {
@@ -348,7 +348,7 @@ mod an_idle_connection {
 
     #[test]
     #[ignore = "takes 65 s: the idle time of balancers"]
-    fn is_kept_for_longer_than_balancers_keep_it() {
+    fn is_kept_longer_than_load_balancers_keep_it() {
         let bed = Bed::new();
         let mut wires: Vec<Wire> = (0..20).map(|_| Wire::connect(bed.address)).collect();
         for round in 0..2 {
@@ -367,7 +367,7 @@ mod a_request {
     use super::*;
 
     #[test]
-    fn by_another_method_is_refused_with_the_right_one() {
+    fn with_another_method_gets_405_with_allow() {
         let bed = Bed::new();
         for method in ["GET", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "POSTS", "post"] {
             let body = push();
@@ -395,7 +395,7 @@ mod a_request {
     }
 
     #[test]
-    fn of_another_path_is_not_found() {
+    fn for_another_path_gets_404() {
         let bed = Bed::new();
         for path in [
             "/",
@@ -419,7 +419,7 @@ mod a_request {
     }
 
     #[test]
-    fn without_a_body_is_refused() {
+    fn without_a_body_is_rejected() {
         let bed = Bed::new();
         for head in ["Content-Length: 0\r\n", "", "Transfer-Encoding: chunked\r\n"] {
             let end = if head.starts_with('T') { "0\r\n\r\n" } else { "" };
@@ -430,7 +430,7 @@ mod a_request {
     }
 
     #[test]
-    fn that_is_no_authentic_callback_is_refused_and_says_why() {
+    fn that_is_not_an_authentic_callback_is_rejected_with_the_reason() {
         let bed = Bed::new();
         let key = CallbackKey::new(KEY).unwrap();
         let signed = |t: i64, sign: Option<&str>| {
@@ -469,7 +469,7 @@ mod a_request {
     }
 
     #[test]
-    fn that_is_not_utf_8_is_refused_with_an_answer_that_is() {
+    fn that_is_not_utf_8_is_rejected_with_a_valid_utf_8_response() {
         let bed = Bed::new();
         let mut request = b"POST /callback HTTP/1.1\r\nContent-Length: 5\r\n\r\n".to_vec();
         request.extend_from_slice(b"{\xff\xfe\0}");
@@ -477,7 +477,7 @@ mod a_request {
     }
 
     #[test]
-    fn that_ends_before_the_length_it_said_is_refused() {
+    fn with_a_body_shorter_than_content_length_is_rejected() {
         let bed = Bed::new();
         let body = push();
         let mut wire = Wire::connect(bed.address);
@@ -504,7 +504,7 @@ mod a_request {
     }
 
     #[test]
-    fn that_is_longer_than_it_said_spoils_only_its_own_connection() {
+    fn with_a_body_longer_than_content_length_affects_only_its_own_connection() {
         let bed = Bed::new();
         let body = push();
         let mut wire = Wire::connect(bed.address);
@@ -517,7 +517,7 @@ mod a_request {
     }
 
     #[test]
-    fn with_two_framings_is_taken_by_its_chunks_and_is_the_connections_last() {
+    fn with_chunked_and_content_length_uses_chunked_and_closes() {
         // Whoever stands in front may have gone by the length: what would be the next request to
         // them, or to us, is never looked at.
         let bed = Bed::new();
@@ -542,7 +542,7 @@ mod a_request {
     }
 
     #[test]
-    fn whose_framing_makes_no_sense_is_refused() {
+    fn with_invalid_framing_is_rejected() {
         let bed = Bed::new();
         for framing in [
             "Content-Length: 5\r\nContent-Length: 6",
@@ -574,7 +574,7 @@ mod a_request {
     }
 
     #[test]
-    fn that_is_no_http_spoils_only_its_own_connection() {
+    fn that_is_not_http_affects_only_its_own_connection() {
         let bed = Bed::new();
         for request in [
             &b"hello\r\n\r\n"[..],
@@ -600,7 +600,7 @@ mod a_request {
     }
 
     #[test]
-    fn with_too_large_or_too_many_headers_is_refused() {
+    fn with_too_large_or_too_many_headers_is_rejected() {
         let bed = Bed::new();
         let body = push();
         let with = |headers: String| {
@@ -629,7 +629,7 @@ mod a_request {
     }
 
     #[test]
-    fn that_is_refused_as_the_sixteenth_in_a_row_is_the_connections_last() {
+    fn that_is_the_sixteenth_rejected_in_a_row_closes_the_connection() {
         let bed = Bed::new();
         let mut wire = Wire::connect(bed.address);
         let refuse = |wire: &mut Wire| {
@@ -652,7 +652,7 @@ mod a_request {
     }
 
     #[test]
-    fn with_any_byte_changed_spoils_only_its_own_connection() {
+    fn with_any_byte_changed_affects_only_its_own_connection() {
         let bed = Bed::new();
         let body = push();
         let request = post("/callback/push", &body).into_bytes();
@@ -675,7 +675,7 @@ mod a_request {
 
     #[test]
     #[ignore = "takes 15 s: the time-out of headers"]
-    fn whose_headers_never_end_is_given_up() {
+    fn with_endless_headers_times_out() {
         let bed = Bed::new();
         let mut idle = Wire::connect(bed.address).patience(Duration::from_secs(30));
         let mut slow = Wire::connect(bed.address).patience(Duration::from_secs(30));
@@ -700,7 +700,7 @@ mod a_request {
 
     #[test]
     #[ignore = "takes 10 s: the time-out of bodies"]
-    fn whose_body_trickles_is_given_up() {
+    fn with_a_slow_body_times_out() {
         let bed = Bed::new();
         let body = push_of(2000);
         let mut slow = Wire::connect(bed.address).patience(Duration::from_secs(30));
@@ -729,7 +729,7 @@ mod a_request {
 
     #[test]
     #[ignore = "takes 30 s: the time-out of senders that do not take their answers"]
-    fn whose_answers_nobody_reads_is_given_up() {
+    fn with_unread_responses_times_out() {
         let bed = Bed::new();
         // With little room on the way.
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
@@ -755,7 +755,7 @@ mod others {
     use super::*;
 
     #[test]
-    fn are_served_while_many_connections_do_nothing_or_nonsense() {
+    fn are_served_while_many_connections_are_idle_or_send_garbage() {
         let bed = Bed::new();
         let mut lazy = Vec::new();
         for number in 0..40 {
@@ -775,7 +775,7 @@ mod others {
     }
 
     #[test]
-    fn take_the_place_of_the_idlest_when_there_are_as_many_connections_as_may_be() {
+    fn evict_the_idlest_connection_when_full() {
         let bed = Bed::with(|config, _| config.max_connections = 2);
         let mut first = Wire::connect(bed.address);
         let mut second = Wire::connect(bed.address);
@@ -798,7 +798,7 @@ mod others {
     }
 
     #[test]
-    fn are_served_whatever_lazy_ones_say_they_will_send() {
+    fn are_served_whatever_stalled_clients_have_announced() {
         let bed = Bed::with(|config, _| {
             config.max_body = 512 * 1024;
             config.max_connections = 1000;
@@ -823,7 +823,7 @@ mod others {
     }
 
     #[test]
-    fn with_large_bodies_come_back_later_when_too_much_is_on_its_way() {
+    fn get_503_for_large_bodies_when_too_many_bytes_are_in_flight() {
         let bed = Bed::with(|config, _| {
             config.max_body = 512 * 1024;
             config.max_connections = 1000;
@@ -867,7 +867,7 @@ mod a_log {
     use super::*;
 
     #[test]
-    fn that_does_not_answer_in_time_makes_the_sender_come_back() {
+    fn that_does_not_answer_in_time_causes_503() {
         // A timer counts milliseconds, and a fast disk may win against the shortest.
         let bed = Bed::with(|config, _| config.deadline = Duration::from_nanos(1));
         let started = Instant::now();
@@ -888,7 +888,7 @@ mod a_log {
     }
 
     #[test]
-    fn without_space_refuses_until_there_is_some() {
+    fn without_space_rejects_until_there_is_some() {
         let bed = Bed::with(|_, log| log.min_free_bytes = u64::MAX);
         let started = Instant::now();
         let log = bed.log.as_ref().unwrap();
@@ -903,7 +903,7 @@ mod a_log {
     }
 
     #[test]
-    fn that_is_full_takes_more_once_what_it_has_is_published() {
+    fn that_is_full_accepts_more_after_publishing() {
         // However small the limit is, and with no sender that would try meanwhile.
         for max_bytes in [1, 64 * 1024] {
             let mut bed = Bed::with(|_, log| log.max_bytes = max_bytes);
@@ -943,7 +943,7 @@ mod a_stop {
     use super::*;
 
     #[test]
-    fn answers_what_was_begun_and_closes_what_was_not() {
+    fn completes_requests_in_progress_and_closes_idle_connections() {
         let mut bed = Bed::new();
         let body = push();
         let request = post("/callback", &body);

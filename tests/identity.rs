@@ -126,7 +126,7 @@ fn events_that_differ_in_a_field_of_the_natural_key_differ_in_it() {
 }
 
 #[test]
-fn events_that_differ_elsewhere_share_the_natural_key_and_are_two_nevertheless() {
+fn events_that_differ_elsewhere_share_the_natural_key_and_are_distinct() {
     for (_, name, _, others) in &FIELDS {
         let event = event(name);
         let original = id(&event.to_string());
@@ -139,7 +139,7 @@ fn events_that_differ_elsewhere_share_the_natural_key_and_are_two_nevertheless()
 }
 
 #[test]
-fn every_two_variants_of_an_event_are_two() {
+fn every_two_variants_of_an_event_are_distinct() {
     for (_, name, natural, others) in &FIELDS {
         let event = event(name);
         let variants = natural.iter().chain(*others).map(|pointer| varied(&event, pointer));
@@ -150,7 +150,7 @@ fn every_two_variants_of_an_event_are_two() {
 }
 
 #[test]
-fn a_field_that_nobody_knows_tells_events_apart_too() {
+fn unknown_fields_distinguish_events() {
     // Misprints of the documents among them: they may well be what is sent.
     for name in ["appId", "recordevent", "stead_state", "socre", "idc_id", "new in 2027"] {
         for (_, payload, ..) in &FIELDS {
@@ -165,7 +165,7 @@ fn a_field_that_nobody_knows_tells_events_apart_too() {
 }
 
 #[test]
-fn events_that_differ_in_type_only_are_two() {
+fn events_that_differ_in_type_only_are_distinct() {
     let push = event("001_push_1");
     let mut seen = HashSet::new();
     for code in EventType::known().map(|(code, _)| code.0).chain([2, 999, -1]) {
@@ -181,7 +181,7 @@ fn events_that_differ_in_type_only_are_two() {
 }
 
 #[test]
-fn a_field_that_is_missing_is_not_one_that_is_empty_or_null() {
+fn a_missing_field_differs_from_an_empty_or_null_one() {
     for (_, name, natural, others) in &FIELDS {
         for pointer in natural.iter().chain(*others) {
             let Some(field) = pointer.strip_prefix('/').filter(|rest| !rest.contains('/')) else {
@@ -202,7 +202,7 @@ fn a_field_that_is_missing_is_not_one_that_is_empty_or_null() {
 }
 
 #[test]
-fn without_a_field_that_it_needs_the_natural_key_is_the_content() {
+fn the_natural_key_without_a_required_field_is_the_content() {
     for (name, field) in [
         ("001_push_1", "sequence"),
         ("001_push_1", "event_time"),
@@ -220,7 +220,7 @@ fn without_a_field_that_it_needs_the_natural_key_is_the_content() {
 }
 
 #[test]
-fn values_of_neighbouring_fields_do_not_run_into_each_other() {
+fn adjacent_field_values_are_delimited() {
     let push = |app: &str, appname: &str| {
         let mut event = event("001_push_1");
         event["app"] = app.into();
@@ -240,7 +240,7 @@ fn values_of_neighbouring_fields_do_not_run_into_each_other() {
 }
 
 #[test]
-fn the_payloads_that_are_called_distinct_are() {
+fn payloads_labelled_distinct_are_distinct() {
     let families: [&[&str]; 9] = [
         &["001_push_1", "002_interrupt_0"],
         &[
@@ -282,7 +282,7 @@ fn the_payloads_that_are_called_distinct_are() {
 }
 
 #[test]
-fn the_payloads_that_are_retries_are_one_event() {
+fn payloads_labelled_retries_are_one_event() {
     let families: [&[&str]; 2] = [
         &[
             "002_interrupt_0",
@@ -308,7 +308,7 @@ fn the_payloads_that_are_retries_are_one_event() {
 }
 
 #[test]
-fn payloads_that_are_not_retries_of_another_are_all_distinct() {
+fn payloads_that_are_not_retries_are_all_distinct() {
     let retries = ["007", "061", "069", "070", "073a", "073b", "073c", "075", "077"];
     let mut seen = HashSet::new();
     for entry in fs::read_dir("tests/payloads").unwrap() {
@@ -324,7 +324,7 @@ fn payloads_that_are_not_retries_of_another_are_all_distinct() {
 }
 
 #[test]
-fn a_retry_signed_anew_and_written_anew_is_the_same_event() {
+fn a_retry_with_a_new_signature_and_other_formatting_is_the_same_event() {
     for (code, name, ..) in &FIELDS {
         let mut event = event(name);
         let original = id(&event.to_string());
@@ -380,7 +380,7 @@ fn events_without_time_or_number_that_differ_only_in_t_are_distinct() {
 }
 
 #[test]
-fn unknown_types_with_time_or_number_are_recognised_when_signed_anew() {
+fn retries_of_unknown_types_with_time_or_number_are_recognised_with_a_new_signature() {
     for (field, value, expected) in [
         ("event_time", Value::from(1_703_732_000), 1),
         ("event_time", "1703732000".into(), 1),
@@ -406,7 +406,7 @@ fn unknown_types_with_time_or_number_are_recognised_when_signed_anew() {
 }
 
 #[test]
-fn every_known_type_is_recognised_when_signed_anew() {
+fn retries_of_every_known_type_are_recognised_with_a_new_signature() {
     let mut types = BTreeSet::new();
     for (code, name, ..) in &FIELDS {
         types.insert(*code);
@@ -416,7 +416,7 @@ fn every_known_type_is_recognised_when_signed_anew() {
 }
 
 #[test]
-fn known_types_without_their_time_or_number_are_told_apart_by_t() {
+fn known_types_without_their_time_or_number_are_distinguished_by_t() {
     for (name, fields, expected) in [
         ("001_push_1", &["event_time"][..], 5),
         ("021_screenshot_200_task_id_2025", &["create_time"], 5),
@@ -448,7 +448,7 @@ fn t_and_sign_below_the_top_level_belong_to_the_event() {
 }
 
 #[test]
-fn numbers_are_told_apart_by_their_text() {
+fn numbers_are_compared_by_their_text() {
     let numbers = [
         // Neighbours that a 64-bit float, or a 64-bit integer, takes for one.
         "9007199254740992",
@@ -479,7 +479,7 @@ fn numbers_are_told_apart_by_their_text() {
 }
 
 #[test]
-fn ids_are_those_of_every_earlier_release() {
+fn event_ids_are_the_same_as_in_every_earlier_release() {
     // A change here means that every event still in a dedup window, or retried across an upgrade,
     // is published twice: then the rules' version changes with them, and a note says so.
     let golden = [
@@ -542,7 +542,7 @@ fn any_object() -> impl Strategy<Value = Json> {
 
 proptest! {
     #[test]
-    fn writing_an_object_another_way_keeps_its_id(object in any_object()) {
+    fn equivalent_json_texts_have_the_same_event_id(object in any_object()) {
         let plain = id(&object.write(Style::default()));
         for style in Style::ALL {
             prop_assert_eq!(plain, id(&object.write(style)), "{}", object.write(style));
@@ -550,7 +550,7 @@ proptest! {
     }
 
     #[test]
-    fn changing_any_leaf_changes_the_id(
+    fn changing_any_value_changes_the_event_id(
         object in any_object(),
         which in any::<prop::sample::Index>(),
         kind in 0..3,

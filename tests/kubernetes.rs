@@ -26,7 +26,7 @@ fn python(test: &str, arguments: &[&str]) -> Option<String> {
 }
 
 #[test]
-fn the_manifests_are_what_the_api_of_kubernetes_takes() {
+fn the_manifests_are_valid_for_the_kubernetes_api() {
     let file = "deploy/kubernetes/livebridge.yaml";
     let arguments = ["-m", "kubernetes_validate", "--strict", file];
     let Some(said) = python("manifests", &arguments) else { return };
@@ -36,13 +36,13 @@ fn the_manifests_are_what_the_api_of_kubernetes_takes() {
 }
 
 #[test]
-fn compose_mounts_files_that_there_are_and_opens_nothing_to_the_outside() {
+fn compose_mounts_existing_files_and_publishes_no_port_outside_localhost() {
     let Some(said) = python("compose", &["tests/kubernetes/compose.py"]) else { return };
     assert!(said.contains("6 services"), "{said}");
 }
 
 #[test]
-fn livebridge_takes_the_configuration_of_the_manifests() {
+fn livebridge_accepts_the_configuration_of_the_manifests() {
     let (_, text) = MANIFESTS.split_once("  livebridge.toml: |\n").unwrap();
     let text = text.split("\n---").next().unwrap();
     let text: Vec<&str> = text.lines().map(|line| line.trim_start_matches("    ")).collect();
@@ -87,7 +87,7 @@ fn path(probe: &str) -> &'static str {
 }
 
 #[test]
-fn a_pod_whose_log_is_full_is_not_ready_and_is_neither_killed_nor_kept_from_starting() {
+fn a_pod_with_a_full_log_is_not_ready_but_is_live_and_can_start() {
     assert_eq!(path("readinessProbe"), "/readyz");
     assert_eq!(path("startupProbe"), "/healthz");
     assert_eq!(path("livenessProbe"), "/healthz");
@@ -110,7 +110,7 @@ fn a_pod_whose_log_is_full_is_not_ready_and_is_neither_killed_nor_kept_from_star
 }
 
 #[test]
-fn the_image_runs_as_a_user_that_kubernetes_knows_is_not_root() {
+fn the_image_runs_as_a_numeric_non_root_user() {
     let dockerfile = include_str!("../deploy/Dockerfile");
     let user = dockerfile.lines().rev().find_map(|line| line.strip_prefix("USER ")).unwrap();
     let (user, group) = user.split_once(':').unwrap();

@@ -109,7 +109,7 @@ fn pair(first: (&str, &str), second: (&str, &str)) -> Vec<(String, String)> {
 }
 
 #[test]
-fn no_callback_has_a_line_of_its_own_at_any_level() {
+fn no_level_logs_a_line_per_callback() {
     let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
     let bed = Bed::new(&kafka.brokers(), "min_free_bytes = 0\n[log]\nlevel = \"trace\"");
     bed.send(1);
@@ -131,7 +131,7 @@ fn no_callback_has_a_line_of_its_own_at_any_level() {
 }
 
 #[test]
-fn a_disk_that_runs_low_and_has_room_again_is_a_line_each() {
+fn low_disk_space_and_its_end_are_one_line_each() {
     let bed = Bed::new("127.0.0.1:1", "min_free_bytes = 0");
     for round in 1..=2 {
         bed.reload("min_free_bytes = \"1EiB\"");
@@ -150,7 +150,7 @@ fn a_disk_that_runs_low_and_has_room_again_is_a_line_each() {
 }
 
 #[test]
-fn kafka_lost_and_found_is_a_line_each() {
+fn a_kafka_outage_and_its_end_are_one_line_each() {
     let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
     let door = Door::to(kafka.brokers());
     let bed = Bed::new(&door.address.to_string(), "min_free_bytes = 0");
@@ -169,7 +169,7 @@ fn kafka_lost_and_found_is_a_line_each() {
 }
 
 #[test]
-fn people_get_text_and_a_level_that_is_none_is_refused() {
+fn text_format_is_for_people_and_an_unknown_level_is_rejected() {
     let version = || {
         let mut command = livebridge(&["config"]);
         command.env("LIVEBRIDGE_CALLBACK_KEYS", "k");
@@ -227,7 +227,7 @@ impl Drop for Child {
 }
 
 #[test]
-fn a_log_pipe_that_nobody_reads_never_stops_callbacks_or_the_end_of_the_process() {
+fn an_unread_log_pipe_blocks_neither_callbacks_nor_shutdown() {
     let (mut child, mut reader, intake, admin, _dir) =
         with_a_small_pipe("livebridge=debug,sled=trace,mio=trace");
     for number in 0..3000 {
@@ -261,7 +261,7 @@ fn a_log_pipe_that_nobody_reads_never_stops_callbacks_or_the_end_of_the_process(
 }
 
 #[test]
-fn the_last_lines_before_the_end_are_written() {
+fn the_last_lines_before_exit_are_written() {
     let bed = Bed::new("127.0.0.1:1", "min_free_bytes = 0");
     bed.process.signal(Signal::TERM);
     bed.wait_until(|bed| !bed.lines_about("stopped").is_empty());
@@ -277,7 +277,7 @@ fn the_last_lines_before_the_end_are_written() {
 }
 
 #[test]
-fn rejections_are_a_line_with_counts_by_reason_and_the_last_example() {
+fn rejections_are_summarised_in_a_line_with_counts_by_reason_and_an_example() {
     let bed = Bed::new("127.0.0.1:1", "min_free_bytes = 0");
     let ask = |request: String| wire::exchange(bed.intake, request).unwrap().status;
     assert_eq!(ask(post("/hook/a-secret-part", "{}")), 404);

@@ -296,7 +296,7 @@ proptest! {
 /// LSNs restarted at 1.1 when every segment with records had been removed, and the ledger then
 /// took new records for published ones: they were never sent.
 #[test]
-fn lsns_go_on_when_everything_before_them_is_published_and_removed() {
+fn lsns_continue_after_everything_before_them_is_published_and_removed() {
     let dir = temp_dir();
     let log = OpenLog::open(dir.path()).unwrap();
     let mut progress = Progress::default();
@@ -319,7 +319,7 @@ fn lsns_go_on_when_everything_before_them_is_published_and_removed() {
 
 /// After a restart without Kafka the age of a day's backlog was given as none at all.
 #[test]
-fn the_age_of_what_is_left_is_known_at_once_after_a_restart() {
+fn the_age_of_unpublished_records_is_known_at_once_after_a_restart() {
     let dir = temp_dir();
     let log = OpenLog::open(dir.path()).unwrap();
     log.append_all(vec![record(5, 100)]);
@@ -335,7 +335,7 @@ fn the_age_of_what_is_left_is_known_at_once_after_a_restart() {
 /// The last segment stayed, published or not, and the next start had to find the ledger's word for
 /// it in Kafka, which keeps that for a while only.
 #[test]
-fn nothing_stays_of_a_log_that_was_published_to_its_end() {
+fn a_fully_published_log_leaves_no_segment_behind() {
     let dir = temp_dir();
     let mut log = OpenLog::open(dir.path()).unwrap();
     let last = *log.append_all((0..3).map(|n| record(n, 100)).collect()).last().unwrap();
@@ -384,7 +384,7 @@ fn records_of_a_restored_copy_are_not_covered_by_what_the_original_published() {
 }
 
 #[test]
-fn a_log_is_opened_once_at_a_time() {
+fn a_log_cannot_be_opened_twice_at_a_time() {
     let dir = temp_dir();
     let log = OpenLog::open(dir.path()).unwrap();
     let refused = OpenLog::open(dir.path()).expect_err("it is in use");
@@ -396,7 +396,7 @@ fn a_log_is_opened_once_at_a_time() {
 /// `livebridge wal export` beside a running instance: all that was acknowledged before it began and
 /// was not released before it ended, in order.
 #[test]
-fn a_log_is_visited_while_it_is_written_and_released() {
+fn a_log_can_be_inspected_while_it_is_written_and_released() {
     let dir = temp_dir();
     let mut log = OpenLog::open(dir.path()).unwrap();
     let acknowledged = Arc::new(Mutex::new(Vec::new()));
@@ -435,7 +435,7 @@ fn a_log_is_visited_while_it_is_written_and_released() {
 /// The ledger topic forgets after a week. The log's own account of its progress stands in, as far as
 /// it fits what is there.
 #[test]
-fn what_is_released_is_not_read_again_even_if_the_ledger_has_forgotten_it() {
+fn released_records_are_not_read_again_even_without_ledger_entries() {
     let dir = temp_dir();
     let mut log = OpenLog::open(dir.path()).unwrap();
     let lsns = log.append_all((0..3).map(|n| record(n, 100)).collect());
@@ -455,7 +455,7 @@ fn what_is_released_is_not_read_again_even_if_the_ledger_has_forgotten_it() {
 
 /// The account is synced before a segment is removed, the progress is not.
 #[test]
-fn what_the_account_has_counted_is_not_counted_again_when_the_progress_is_lost() {
+fn audited_records_are_not_counted_again_when_the_progress_is_lost() {
     let dir = temp_dir();
     let mut log = OpenLog::open(dir.path()).unwrap();
     let lsns = log.append_all((0..3).map(|n| record(n, 100)).collect());
@@ -478,7 +478,7 @@ fn what_the_account_has_counted_is_not_counted_again_when_the_progress_is_lost()
 
 /// New records were removed unpublished: by the old account they were published long ago.
 #[test]
-fn an_account_of_segments_that_were_taken_away_is_not_believed() {
+fn audit_totals_of_removed_segments_are_ignored() {
     let dir = temp_dir();
     let mut log = OpenLog::open(dir.path()).unwrap();
     let last = log.append_all(vec![record(0, 100), record(1, 100)])[1];

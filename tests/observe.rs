@@ -87,7 +87,7 @@ fn printed(text: &str) -> (Families, BTreeMap<String, BTreeSet<String>>) {
 }
 
 #[test]
-fn the_table_of_metrics_is_what_a_running_bridge_prints() {
+fn the_metrics_table_matches_a_running_bridge() {
     let whole = whole("observe-table");
     let text = whole.bridge.get("/metrics");
     let (documented, units) = documented();
@@ -118,7 +118,7 @@ fn the_table_of_metrics_is_what_a_running_bridge_prints() {
 }
 
 #[test]
-fn prometheus_finds_nothing_to_complain_about() {
+fn promtool_reports_no_problem() {
     let whole = whole("observe-lint");
     let text = whole.bridge.get("/metrics");
     let Some(said) = or_skip("promtool check metrics", promtool(&["check", "metrics"], &text))
@@ -146,7 +146,7 @@ fn promtool(arguments: &[&str], input: &str) -> Result<String, Unavailable> {
 }
 
 #[test]
-fn the_process_is_measured_as_the_kernel_measures_it() {
+fn process_metrics_match_the_kernels_figures() {
     let whole = whole("observe-process");
     let metric = |name: &str| whole.bridge.metric(name).expect("an answer");
     let pid = whole.bridge.pid();

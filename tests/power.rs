@@ -110,8 +110,8 @@ fn no_power_cut_loses_an_acknowledged_callback() {
 }
 
 #[test]
-fn no_power_cut_loses_what_kafka_does_not_have() {
-    let test = "no_power_cut_loses_what_kafka_does_not_have";
+fn no_power_cut_loses_an_unpublished_record() {
+    let test = "no_power_cut_loses_an_unpublished_record";
     let Some(shim) = shim::library(test) else { return };
     let seed = seed();
     let mut rng = Rng::with_seed(seed);
@@ -170,8 +170,8 @@ fn no_power_cut_loses_what_kafka_does_not_have() {
 
 /// The harness finds the bug that it is there for.
 #[test]
-fn a_bridge_whose_syncs_do_nothing_is_found_out() {
-    let test = "a_bridge_whose_syncs_do_nothing_is_found_out";
+fn a_bridge_that_skips_syncs_is_detected() {
+    let test = "a_bridge_that_skips_syncs_is_detected";
     let Some(shim) = shim::library(test) else { return };
     for what in ["fdatasync", "files", "directories"] {
         let mut run = Run::new(Site::new(shim));
@@ -285,8 +285,8 @@ fn assert_new_files_are_durable(trace: &Trace, first: usize) {
 /// A process that is killed between making something and syncing it leaves that to the next, which
 /// sees it in the page cache and cannot know.
 #[test]
-fn a_kill_at_any_step_of_a_start_leaves_nothing_unsynced_behind() {
-    let test = "a_kill_at_any_step_of_a_start_leaves_nothing_unsynced_behind";
+fn a_kill_at_any_step_of_a_start_leaves_nothing_unsynced() {
+    let test = "a_kill_at_any_step_of_a_start_leaves_nothing_unsynced";
     let Some(shim) = shim::library(test) else { return };
     let mut run = Run::new(Site::new(shim));
     for _ in 0..2 {

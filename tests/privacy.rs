@@ -88,7 +88,7 @@ fn life(omit: &str, callbacks: &[(String, u16)]) -> (String, Vec<u8>, String) {
 }
 
 #[test]
-fn no_line_of_the_log_shows_a_body_and_what_is_omitted_is_nowhere() {
+fn no_log_line_contains_a_body_and_omitted_fields_appear_nowhere() {
     let t = (Timestamp::now().as_millis() / 1000 + 600).to_string();
     let sign = CallbackKey::new(KEY).unwrap().sign_hex(&t);
     let event = format!(r#"{{"event_type":100,"stream_id":"{SECRET}","file_id":"1""#);

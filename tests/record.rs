@@ -51,18 +51,18 @@ fn plain() -> Record {
 
 proptest! {
     #[test]
-    fn every_record_comes_back_as_it_was(record in any_record()) {
+    fn every_record_survives_encoding_and_decoding(record in any_record()) {
         prop_assert_eq!(Record::decode(encode(&record)), Ok(record));
     }
 
     #[test]
-    fn any_bytes_decode_or_are_refused_without_a_panic(bytes in vec(any::<u8>(), 0..200)) {
+    fn any_bytes_are_decoded_or_rejected_without_a_panic(bytes in vec(any::<u8>(), 0..200)) {
         let _ = Record::decode(Bytes::from(bytes));
     }
 
     /// Only the version is wrong with most arbitrary bytes; these get past it.
     #[test]
-    fn any_bytes_behind_a_known_version_decode_or_are_refused(
+    fn any_bytes_after_a_known_version_are_decoded_or_rejected(
         mut bytes in vec(any::<u8>(), 1..2000),
     ) {
         bytes[0] = 1;
@@ -74,7 +74,7 @@ proptest! {
     }
 
     #[test]
-    fn a_record_cut_within_header_or_key_is_refused(record in any_record(), cut in any::<prop::sample::Index>()) {
+    fn a_record_truncated_within_header_or_key_is_rejected(record in any_record(), cut in any::<prop::sample::Index>()) {
         let whole = encode(&record);
         let head = whole.len() - record.body.len();
         let cut = whole.slice(..cut.index(head));
@@ -82,7 +82,7 @@ proptest! {
     }
 
     #[test]
-    fn an_id_survives_its_bytes(natural: u64, content: u64) {
+    fn an_event_id_survives_encoding_and_decoding(natural: u64, content: u64) {
         let id = EventId { natural, content };
         prop_assert_eq!(EventId::from_bytes(id.to_bytes()), id);
     }
@@ -98,14 +98,14 @@ proptest! {
     /// A callback's own time is whatever number it says. Years beyond 9999 panicked here, in the
     /// publisher's thread, at every start again.
     #[test]
-    fn every_time_can_be_written(millis: i64) {
+    fn every_time_can_be_formatted(millis: i64) {
         let text = Timestamp::from_millis(millis).to_string();
         prop_assert_eq!(text.len(), "1970-01-01T00:00:00.000Z".len(), "{}", text);
     }
 }
 
 #[test]
-fn times_beyond_what_rfc_3339_can_say_become_the_nearest_it_can() {
+fn times_outside_rfc_3339_become_the_nearest_valid_time() {
     let text = |millis| Timestamp::from_millis(millis).to_string();
     assert_eq!(text(253_402_300_799_999), "9999-12-31T23:59:59.999Z");
     assert_eq!(text(253_402_300_800_000), "9999-12-31T23:59:59.999Z");
@@ -132,7 +132,7 @@ fn version_1_has_these_bytes() {
 }
 
 #[test]
-fn version_1_writes_what_is_absent_as_zeros_and_flags() {
+fn version_1_encodes_absent_fields_as_zeros_and_flags() {
     let record = Record {
         event_type: None,
         occurred_at: None,
@@ -151,7 +151,7 @@ fn version_1_writes_what_is_absent_as_zeros_and_flags() {
 }
 
 #[test]
-fn no_type_and_type_0_are_different_records() {
+fn no_type_and_type_0_are_distinct() {
     let none = Record { event_type: None, ..plain() };
     let zero = Record { event_type: Some(EventType(0)), ..plain() };
     assert_eq!(Record::decode(encode(&none)).unwrap().event_type, None);
@@ -159,7 +159,7 @@ fn no_type_and_type_0_are_different_records() {
 }
 
 #[test]
-fn every_other_version_is_refused_by_its_number() {
+fn every_other_version_is_rejected_by_its_number() {
     let mut bytes = encode(&plain()).to_vec();
     for version in (0..=u8::MAX).filter(|version| *version != 1) {
         bytes[0] = version;
@@ -169,7 +169,7 @@ fn every_other_version_is_refused_by_its_number() {
 }
 
 #[test]
-fn the_largest_record_comes_back_as_it_was() {
+fn the_largest_record_survives_encoding_and_decoding() {
     let record = Record {
         key: Some(Bytes::from(vec![0xFF; KEY_MAX])),
         body: Bytes::from(vec![0xFE; BODY_MAX]),
@@ -181,7 +181,7 @@ fn the_largest_record_comes_back_as_it_was() {
 /// `encoded_len` counted the key that `encode` leaves out; the frame's lengths were then wrong and
 /// no record of it could be read.
 #[test]
-fn a_key_over_the_limit_is_left_out_and_not_counted() {
+fn a_key_over_the_limit_is_omitted_and_not_counted() {
     let record = Record { key: Some(Bytes::from(vec![b'k'; KEY_MAX + 1])), ..plain() };
     let decoded = Record::decode(encode(&record)).unwrap();
     assert_eq!(decoded, Record { key: None, ..plain() });

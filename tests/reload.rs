@@ -129,7 +129,7 @@ fn without_keys_signed_callbacks_are_accepted_and_counted_as_unverified() {
 }
 
 #[test]
-fn keys_are_rotated_without_a_restart_and_their_use_shows_when_the_old_one_can_go() {
+fn keys_are_rotated_without_a_restart_and_usage_shows_when_to_remove_the_old_one() {
     let bed = Bed::new("old aaaa\n");
     assert_eq!((bed.send("aaaa"), bed.send("bbbb")), (200, 401));
 
@@ -153,7 +153,7 @@ fn keys_are_rotated_without_a_restart_and_their_use_shows_when_the_old_one_can_g
 }
 
 #[test]
-fn the_key_of_the_documentation_is_warned_of_at_every_start_and_change() {
+fn the_key_of_the_documentation_causes_a_warning_at_every_start_and_reload() {
     let bed = Bed::new("sample change-me\nown aaaa\n");
     let warnings = || {
         let said = bed.process.stderr.text();
@@ -179,7 +179,7 @@ fn the_key_of_the_documentation_is_warned_of_at_every_start_and_change() {
 }
 
 #[test]
-fn members_are_left_out_from_the_next_callback_on() {
+fn omitted_members_apply_from_the_next_callback() {
     let bed = Bed::new("old aaaa\n");
     assert_eq!(bed.send("aaaa"), 200);
     bed.configure("omit = [\"stream_id\"]\n");
@@ -198,7 +198,7 @@ fn members_are_left_out_from_the_next_callback_on() {
 }
 
 #[test]
-fn a_changed_file_is_taken_without_being_told() {
+fn a_changed_file_is_loaded_without_a_signal() {
     let bed = Bed::new("old aaaa\n");
     // As Kubernetes and careful people do it: another file under the same name.
     fs::write(bed.path("keys.new"), "new bbbb\n").unwrap();
@@ -212,7 +212,7 @@ fn a_changed_file_is_taken_without_being_told() {
 }
 
 #[test]
-fn a_wrong_one_changes_nothing_and_is_told_until_it_is_mended() {
+fn an_invalid_one_changes_nothing_and_is_reported_until_it_is_fixed() {
     let bed = Bed::new("ok aaaa\n");
     bed.comes_to("livebridge_config_ok", 1.0);
     let mut refused = 0.0;
@@ -244,7 +244,7 @@ fn a_wrong_one_changes_nothing_and_is_told_until_it_is_mended() {
 }
 
 #[test]
-fn a_refused_one_is_taken_once_the_file_is_there_that_it_newly_names() {
+fn a_rejected_one_is_loaded_once_the_file_it_names_exists() {
     let bed = Bed::new("old");
     let text = config(bed.dir.path(), "").replace("/keys\"", "/other-keys\"");
     fs::write(bed.path("livebridge.toml"), text).unwrap();
@@ -255,7 +255,7 @@ fn a_refused_one_is_taken_once_the_file_is_there_that_it_newly_names() {
 }
 
 #[test]
-fn a_new_certificate_is_shown_to_whoever_connects_after_it_and_a_wrong_one_to_nobody() {
+fn a_new_certificate_is_used_for_new_connections_and_an_invalid_one_never() {
     let bed = Bed::new("aaaa");
     let expiry = "livebridge_tls_certificate_expiry_timestamp_seconds";
     bed.comes_to(expiry, 0.0);
@@ -290,7 +290,7 @@ fn a_new_certificate_is_shown_to_whoever_connects_after_it_and_a_wrong_one_to_no
 }
 
 #[test]
-fn the_word_and_the_networks_are_changed_without_a_restart() {
+fn the_shared_secret_and_the_networks_are_changed_without_a_restart() {
     let bed = Bed::new("aaaa");
     bed.configure("[access]\nsecret = \"s3cret\"\n");
     bed.order();
@@ -311,7 +311,7 @@ fn the_word_and_the_networks_are_changed_without_a_restart() {
 }
 
 #[test]
-fn more_is_said_when_the_level_is_changed() {
+fn a_new_log_level_applies_without_a_restart() {
     let bed = Bed::new("aaaa");
     bed.configure("[log]\nlevel = \"debug\"\n");
     bed.order();
@@ -321,7 +321,7 @@ fn more_is_said_when_the_level_is_changed() {
 }
 
 #[test]
-fn a_full_log_takes_callbacks_again_when_it_is_given_more_room() {
+fn a_full_log_accepts_callbacks_again_when_its_limit_is_raised() {
     let bed = Bed::new("aaaa");
     let file =
         config(bed.dir.path(), "").replace("min_free_bytes = 0", "min_free_bytes = \"1EiB\"");
@@ -340,7 +340,7 @@ fn a_full_log_takes_callbacks_again_when_it_is_given_more_room() {
 }
 
 #[test]
-fn what_needs_a_restart_is_said_to() {
+fn keys_that_need_a_restart_are_reported() {
     let bed = Bed::new("aaaa");
     bed.configure("[dedup]\nwindow = \"2h\"\n");
     bed.order();
@@ -351,7 +351,7 @@ fn what_needs_a_restart_is_said_to() {
 }
 
 #[test]
-fn what_is_shown_is_what_is_in_effect() {
+fn the_printed_configuration_is_the_one_in_effect() {
     let bed = Bed::new("aaaa");
     let shown = |key: &str| {
         let status = get(bed.admin, "/status").body;
@@ -377,7 +377,7 @@ fn what_is_shown_is_what_is_in_effect() {
 }
 
 #[test]
-fn callbacks_are_taken_through_a_hundred_changes() {
+fn callbacks_are_accepted_through_a_hundred_reloads() {
     let bed = Bed::new("one aaaa");
     thread::scope(|scope| {
         let changing = scope.spawn(|| {

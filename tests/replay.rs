@@ -53,7 +53,7 @@ fn committed(test: &str, kafka: &Kafka, topics: &[&str]) -> Option<Vec<Message>>
 }
 
 #[test]
-fn dead_letters_reach_their_topic_once_when_it_is_mended() {
+fn dead_letters_reach_their_topic_once_after_it_is_fixed() {
     let Some(kafka) = Kafka::shared_or_skip("dead letters") else { return };
     let prefix = support::unique("replay");
     let (push, dead) = (format!("{prefix}.push"), format!("{prefix}.dead-letter"));
@@ -118,7 +118,7 @@ fn dead_letters_reach_their_topic_once_when_it_is_mended() {
 }
 
 #[test]
-fn the_log_of_a_lost_host_is_rescued_by_another_one() {
+fn the_log_of_a_lost_host_is_replayed_by_another_one() {
     let Some(kafka) = Kafka::shared_or_skip("rescue") else { return };
     let prefix = support::unique("rescue");
     let other = Bridge::new(&support::unique("other"), kafka.bootstrap(), &prefix);
@@ -168,7 +168,7 @@ fn the_log_of_a_lost_host_is_rescued_by_another_one() {
 }
 
 #[test]
-fn another_topic_is_only_one_that_there_is_and_never_the_ledger() {
+fn replay_goes_only_to_existing_topics_and_never_to_the_ledger() {
     let Some(kafka) = Kafka::shared_or_skip("another topic") else { return };
     let prefix = support::unique("elsewhere");
     let bridge = Bridge::new(&prefix, kafka.bootstrap(), &prefix);
@@ -203,7 +203,7 @@ fn another_topic_is_only_one_that_there_is_and_never_the_ledger() {
 }
 
 #[test]
-fn a_partition_to_which_others_write_does_not_end_the_reading_of_another() {
+fn writes_to_one_partition_do_not_end_the_reading_of_another() {
     const QUIET: usize = 30_000;
     let Some(kafka) = Kafka::shared_or_skip("live traffic") else { return };
     let topic = support::unique("live");
@@ -251,7 +251,7 @@ fn a_partition_to_which_others_write_does_not_end_the_reading_of_another() {
 }
 
 #[test]
-fn what_an_open_transaction_hides_is_not_sent_again() {
+fn records_behind_an_open_transaction_are_not_sent_again() {
     let Some(kafka) = Kafka::shared_or_skip("open transaction") else { return };
     let prefix = support::unique("hidden");
     let push = format!("{prefix}.push");
@@ -293,7 +293,7 @@ fn what_an_open_transaction_hides_is_not_sent_again() {
 }
 
 #[test]
-fn where_kafka_cannot_keep_transactions_check_says_so_instead_of_waiting_for_ever() {
+fn check_reports_a_kafka_without_transactions_instead_of_hanging() {
     let setup = Setup::nodes(1).property("transaction.state.log.replication.factor", "3");
     let Some(cluster) = Cluster::start_or_skip("no transactions", &setup) else { return };
     let prefix = support::unique("unanswered");

@@ -44,7 +44,7 @@ fn unit() -> (tempfile::TempDir, String) {
 }
 
 #[test]
-fn systemd_understands_every_line_of_the_unit() {
+fn systemd_accepts_every_line_of_the_unit() {
     let (_dir, path) = unit();
     let socket = path.replace(".service", ".socket");
     let mut verify = Command::new("systemd-analyze");
@@ -53,7 +53,7 @@ fn systemd_understands_every_line_of_the_unit() {
 }
 
 #[test]
-fn the_unit_leaves_little_to_an_intruder() {
+fn the_unit_has_a_low_exposure_score() {
     let (_dir, path) = unit();
     let arguments = ["security", "--offline=true", "--threshold=15", &path];
     // It fails when the exposure, of 100, is above the threshold.
@@ -106,7 +106,7 @@ fn admitted(listing: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn at_work_it_makes_no_system_call_that_the_unit_denies() {
+fn at_run_time_no_system_call_is_made_that_the_unit_denies() {
     let Some(listing) = output(Command::new("systemd-analyze").arg("syscall-filter")) else {
         return;
     };

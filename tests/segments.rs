@@ -77,7 +77,7 @@ proptest! {
 
     /// Groups of any size, bodies of any size: so trees and segments change at any place.
     #[test]
-    fn whatever_is_appended_is_found_once_and_in_order(
+    fn every_appended_record_is_read_once_and_in_order(
         groups in vec(
             prop_oneof![
                 6 => vec(1_usize..3000, 1..20),
@@ -97,7 +97,7 @@ proptest! {
 
 /// The smallest commits, one record each: a segment is full by its trees, not by its bytes.
 #[test]
-fn a_trickle_of_single_records_stays_where_it_was_written() {
+fn single_records_at_a_low_rate_are_never_moved() {
     let groups = (0..2500).map(|number| vec![record(number, 700)]);
     let frames = append_and_check(groups.collect());
     assert_eq!(segments(&frames), 2, "the trickle goes on to a second segment");
@@ -105,7 +105,7 @@ fn a_trickle_of_single_records_stays_where_it_was_written() {
 
 /// The largest frames: a tree of nine is larger than sled's own segments.
 #[test]
-fn the_largest_records_stay_where_they_were_written() {
+fn the_largest_records_are_never_moved() {
     let groups = (0..90).map(|number| {
         let mut largest = record(number, BODY_MAX);
         largest.key = Some(bytes::Bytes::from(vec![b'k'; KEY_MAX]));
@@ -120,7 +120,7 @@ fn the_largest_records_stay_where_they_were_written() {
 /// Every size of a commit by itself, from one byte to the largest frame, in steps that meet sled's
 /// own limits from both sides.
 #[test]
-fn every_size_of_frame_is_stored_in_one_run() {
+fn every_frame_size_is_stored_contiguously() {
     let powers = (0..=19).flat_map(|bit| [(1_usize << bit) - 1, 1 << bit, (1 << bit) + 1]);
     let sizes = powers.chain((1..=64).map(|step| step * 8192)).filter(|size| *size <= BODY_MAX);
     let groups = (0..).zip(sizes).map(|(number, size)| vec![record(number, size)]);

@@ -119,7 +119,7 @@ fn stored(dir: &Path) -> BTreeSet<String> {
 }
 
 #[test]
-fn with_a_token_operators_see_what_others_do_not() {
+fn with_a_token_the_status_needs_the_token() {
     let home = Home::new(NOWHERE, "");
     let config = fs::read_to_string(home.config()).unwrap();
     fs::write(home.config(), config.replace("[admin]", "[admin]\ntoken = \"s3cret\"")).unwrap();
@@ -155,7 +155,7 @@ fn with_a_token_operators_see_what_others_do_not() {
 }
 
 #[test]
-fn without_a_token_the_status_is_not_shown_under_a_name_that_could_be_anybodys() {
+fn without_a_token_the_status_answers_only_ip_addresses_and_names_without_dots() {
     let home = Home::new(NOWHERE, "");
     let serving = home.serve();
     let ask = |path: &str, hosts: &[&str]| {
@@ -196,7 +196,7 @@ fn without_a_token_the_status_is_not_shown_under_a_name_that_could_be_anybodys()
 }
 
 #[test]
-fn every_refusal_moves_its_own_counter_and_no_other() {
+fn every_rejection_increments_only_its_own_counter() {
     let home = Home::new(NOWHERE, "");
     let serving = home.serve();
     let key = CallbackKey::new(KEY).unwrap();
@@ -279,7 +279,7 @@ fn wait_for_ends(admin: SocketAddr, counter: &str, because: &str, count: f64, pa
 }
 
 #[test]
-fn every_end_of_a_connection_is_counted_by_its_reason_and_no_other() {
+fn every_closed_connection_is_counted_under_its_reason_only() {
     let large = format!("POST /callback HTTP/1.1\r\nA: {}\r\n\r\n", "a".repeat(20_000));
     let forged = post("/callback", "{}").repeat(16);
     let proxied = "[access]\ntrusted_proxies = [\"127.0.0.1\"]\nproxy_protocol = true";
@@ -321,7 +321,7 @@ fn tls(dir: &Path) -> String {
 
 #[test]
 #[ignore = "takes 10 s: the time-out of handshakes"]
-fn a_handshake_that_does_not_come_is_given_up_and_counted() {
+fn a_missing_handshake_times_out_and_is_counted() {
     let certificate = tempfile::tempdir().unwrap();
     let home = Home::new(NOWHERE, &tls(certificate.path()));
     let serving = home.serve();
@@ -334,7 +334,7 @@ fn a_handshake_that_does_not_come_is_given_up_and_counted() {
 
 #[test]
 #[ignore = "takes 30 s: the time-outs of those of whom nothing comes, or nothing can be taken"]
-fn connections_of_which_nothing_comes_or_nothing_is_taken_are_given_up_and_counted() {
+fn connections_that_send_or_read_nothing_time_out_and_are_counted() {
     let home = Home::new(NOWHERE, "");
     let serving = home.serve();
     let mut silent = Wire::connect(serving.intake).patience(Duration::from_secs(20));
@@ -355,7 +355,7 @@ fn connections_of_which_nothing_comes_or_nothing_is_taken_are_given_up_and_count
 
 #[test]
 #[ignore = "takes 30 s: the time-out of those who send nothing, or do not read"]
-fn operators_who_do_not_read_or_send_nothing_are_given_up_and_counted() {
+fn admin_connections_that_send_or_read_nothing_time_out_and_are_counted() {
     let home = Home::new(NOWHERE, "");
     let serving = home.serve();
     let mut silent = Wire::connect(serving.admin);
@@ -379,7 +379,7 @@ fn operators_who_do_not_read_or_send_nothing_are_given_up_and_counted() {
 }
 
 #[test]
-fn every_series_is_ours_is_explained_and_is_there_from_the_start() {
+fn every_series_has_the_prefix_and_a_help_text_and_exists_from_the_start() {
     let home = Home::new(NOWHERE, "");
     let serving = home.serve();
     let answer = get(serving.admin, "/metrics");
@@ -429,7 +429,7 @@ fn every_series_is_ours_is_explained_and_is_there_from_the_start() {
 }
 
 #[test]
-fn operators_have_their_pages_to_get() {
+fn every_admin_page_answers_get() {
     let home = Home::new(NOWHERE, "");
     let serving = home.serve();
     for (path, text) in [("/healthz", "alive\n"), ("/readyz", "ready\n")] {
@@ -481,7 +481,7 @@ fn open_connections_are_counted_up_and_down() {
 }
 
 #[test]
-fn a_stop_while_busy_answers_and_publishes_what_was_taken_and_exits_0() {
+fn a_stop_under_load_answers_and_publishes_every_accepted_callback_and_exits_0() {
     let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
     let home = Home::new(&kafka.brokers(), "");
     let mut serving = home.serve();
@@ -539,7 +539,7 @@ fn a_stop_with_nothing_left_to_publish_does_not_wait_for_kafka() {
 }
 
 #[test]
-fn a_stop_without_kafka_keeps_what_is_left_for_the_next_start() {
+fn a_stop_without_kafka_keeps_unpublished_records_for_the_next_start() {
     let home = Home::new(NOWHERE, "");
     let mut serving = home.serve();
     for _ in 0..3 {
@@ -556,7 +556,7 @@ fn a_stop_without_kafka_keeps_what_is_left_for_the_next_start() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn a_second_signal_ends_the_process_at_once() {
     let home = Home::new(NOWHERE, "");
     let config = fs::read_to_string(home.config()).unwrap();
     fs::write(home.config(), config.replace("[http]", "[http]\ndrain = \"1m\"")).unwrap();
@@ -586,7 +586,7 @@ fn a_second_process_on_the_same_log_refuses_to_start() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_named_with_its_key() {
+fn a_port_in_use_is_reported_with_its_key() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     for (variable, key) in
@@ -602,7 +602,7 @@ fn a_port_that_is_taken_is_named_with_its_key() {
 }
 
 #[test]
-fn a_full_log_refuses_until_kafka_is_back_and_then_takes_more_by_itself() {
+fn a_full_log_rejects_until_kafka_is_back_and_then_accepts_again() {
     let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
     let door = Door::to(kafka.brokers());
     let home = Home::new(&door.address.to_string(), "max_bytes = \"64KiB\"");
@@ -659,7 +659,7 @@ fn complaints(admin: SocketAddr) -> metrics::Series {
 }
 
 #[test]
-fn probes_of_balancers_are_neither_rejections_nor_failed_handshakes() {
+fn load_balancer_probes_are_neither_rejections_nor_failed_handshakes() {
     let proxied = "[access]\nallow = [\"192.0.2.0/24\"]\ntrusted_proxies = [\"127.0.0.1\"]";
     let proxy_protocol = format!("{proxied}\nproxy_protocol = true");
     let certificate = tempfile::tempdir().unwrap();
@@ -711,7 +711,7 @@ fn probes_of_balancers_are_neither_rejections_nor_failed_handshakes() {
 }
 
 #[test]
-fn a_callback_is_accepted_at_once_beyond_a_small_limit_of_descriptors() {
+fn callbacks_are_accepted_at_once_at_a_low_file_descriptor_limit() {
     // This process needs some itself.
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let mut more = limit;

@@ -57,7 +57,7 @@ fn ended(bridge: &Bridge, reason: &str) -> f64 {
 }
 
 #[test]
-fn every_member_of_the_status_is_documented_and_no_other() {
+fn the_document_lists_exactly_the_members_of_the_status() {
     let bridge = bridge("status-members", NOWHERE);
     assert_eq!(send(&bridge, 1, "s", 1), 200);
     let status = status(&bridge, "/status");
@@ -90,7 +90,7 @@ fn every_member_of_the_status_is_documented_and_no_other() {
 }
 
 #[test]
-fn samples_are_sent_once_to_those_who_say_what_they_have() {
+fn samples_the_client_already_has_are_not_sent_again() {
     let bridge = bridge("status-after", NOWHERE);
     let latest = |status: &Value| status["history"].as_array()?.last()?["at"].as_i64();
     let first = latest(&status(&bridge, "/status")).expect("a sample");
@@ -107,7 +107,7 @@ fn samples_are_sent_once_to_those_who_say_what_they_have() {
 }
 
 #[test]
-fn clients_that_do_not_read_keep_nobody_from_the_health_checks() {
+fn clients_that_do_not_read_do_not_block_health_checks() {
     let bridge = bridge("status-full", NOWHERE);
     let mut silent = Vec::new();
     for _ in 0..100 {
@@ -125,7 +125,7 @@ fn clients_that_do_not_read_keep_nobody_from_the_health_checks() {
 }
 
 #[test]
-fn neither_keys_nor_bodies_nor_passwords_are_shown() {
+fn neither_keys_nor_bodies_nor_passwords_are_printed() {
     let bridge = Bridge::new("status-secrets", NOWHERE, "live")
         .set("CALLBACK_UNSIGNED", "push")
         .set("KAFKA_CLIENT_SASL_PASSWORD", "the-password")
@@ -148,7 +148,7 @@ fn neither_keys_nor_bodies_nor_passwords_are_shown() {
 }
 
 #[test]
-fn the_page_shows_in_a_browser_how_the_bridge_is_and_keeps_up_by_itself() {
+fn the_page_shows_the_bridges_state_in_a_browser_and_refreshes_itself() {
     let Some(browser) = or_skip("the status page", Browser::start()) else { return };
     let kafka = embedded();
     let bridge = bridge("status-page", &kafka.brokers());

@@ -79,7 +79,7 @@ fn a_ledger_topic_with_several_partitions_is_refused_and_callbacks_are_stored_me
 }
 
 #[test]
-fn brokers_that_create_topics_by_themselves_create_none_for_livebridge() {
+fn automatic_topic_creation_creates_no_topic_for_livebridge() {
     let setup = Setup::nodes(1)
         .property("auto.create.topics.enable", "true")
         .property("num.partitions", "3");
@@ -199,7 +199,7 @@ fn write_dead_letters(bootstrap: &str, dead: &str, letters: &[(&str, usize)]) {
 }
 
 #[test]
-fn dead_letters_go_to_topics_of_events_only_and_a_refused_one_does_not_hold_back_the_others() {
+fn dead_letters_go_to_event_topics_only_and_a_rejected_one_does_not_block_the_others() {
     let Some(kafka) = Kafka::shared_or_skip("foreign dead letters") else { return };
     let prefix = support::unique("letters");
     let bridge = Bridge::new(&prefix, kafka.bootstrap(), &prefix);
@@ -339,7 +339,7 @@ fn sasl_ssl(ca: &str, mechanism: &str) -> String {
 }
 
 #[test]
-fn what_keeps_livebridge_from_talking_to_kafka_is_named_with_the_key_that_helps() {
+fn the_cause_of_a_failed_connection_to_kafka_is_named_with_the_key_that_helps() {
     let dir = TempDir::with_prefix_in("unfit", env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (valid, valid_store) = certificate(dir.path(), "valid.pem", 2100);
     let (another, _) = certificate(dir.path(), "another.pem", 2100);
@@ -410,7 +410,7 @@ fn an_expired_certificate_of_kafka_is_named() {
 }
 
 #[test]
-fn a_topic_without_rights_is_the_one_that_check_names() {
+fn check_names_the_topic_without_permissions() {
     let setup = Setup::nodes(1).user("bridge", "secret").authorizer();
     let Some(cluster) = Cluster::start_or_skip("one right", &setup) else { return };
     let (bootstrap, prefix) = (cluster.bootstrap(), "rights");

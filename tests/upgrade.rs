@@ -129,7 +129,7 @@ fn serve_on(socket: &TcpListener, config: &str) -> Running {
 }
 
 #[test]
-fn an_upgrade_turns_nobody_away_when_a_service_manager_holds_the_socket() {
+fn an_upgrade_rejects_no_client_when_a_service_manager_holds_the_socket() {
     let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let config = configure(dir.path(), "one", &kafka.brokers(), "");
@@ -206,7 +206,7 @@ impl Balancer {
 }
 
 #[test]
-fn a_rolling_restart_behind_a_load_balancer_turns_nobody_away() {
+fn a_rolling_restart_behind_a_load_balancer_rejects_no_client() {
     let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let configs = ["one", "two"]
@@ -245,7 +245,7 @@ fn a_rolling_restart_behind_a_load_balancer_turns_nobody_away() {
 }
 
 #[test]
-fn the_service_manager_is_told_what_it_waits_for() {
+fn the_service_manager_receives_ready_reloading_and_stopping() {
     let dir = tempfile::tempdir().unwrap();
     let config = configure(dir.path(), "one", "127.0.0.1:1", "");
     let path = dir.path().join("notify");
@@ -282,7 +282,7 @@ fn the_service_manager_is_told_what_it_waits_for() {
 }
 
 #[test]
-fn a_socket_that_is_none_is_refused() {
+fn a_descriptor_that_is_not_a_listening_socket_is_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let config = configure(dir.path(), "one", "127.0.0.1:1", "");
     let mut command = Command::new("sh");

@@ -170,7 +170,7 @@ proptest! {
 
     /// The topic is open to whoever may write to it.
     #[test]
-    fn any_bytes_decode_or_are_refused_without_a_panic(mut bytes in vec(any::<u8>(), 0..200), version in 0_u8..4) {
+    fn any_bytes_are_decoded_or_rejected_without_a_panic(mut bytes in vec(any::<u8>(), 0..200), version in 0_u8..4) {
         if let Some(first) = bytes.first_mut() {
             *first = version;
         }

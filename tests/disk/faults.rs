@@ -247,7 +247,7 @@ fn check(fault: Fault) -> Run {
 }
 
 #[test]
-fn whichever_call_fails_what_was_acknowledged_is_there() {
+fn no_failing_system_call_loses_an_acknowledged_record() {
     if SHIM.is_none() {
         return;
     }
@@ -296,7 +296,7 @@ fn whichever_call_fails_what_was_acknowledged_is_there() {
 }
 
 #[test]
-fn a_bridge_whose_log_failed_ends_by_itself_and_says_why() {
+fn a_bridge_whose_log_failed_exits_and_reports_why() {
     if SHIM.is_none() {
         return;
     }
