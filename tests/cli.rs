@@ -26,6 +26,8 @@ use tempfile::TempDir;
 mod metrics;
 #[path = "support/process.rs"]
 mod process;
+#[path = "support/skip.rs"]
+mod skip;
 #[path = "support/wire.rs"]
 mod wire;
 
@@ -528,7 +530,7 @@ mod a_setting_that_librdkafka_refuses {
             fs::write(home.config(), format!("{before}[kafka.client]\n{fault}\n")).unwrap();
             serving.signal(Signal::HUP);
             serving.stderr.wait_for(|line| {
-                (line.contains("configuration refused") && line.contains(says)).then_some(())
+                (line.contains("new configuration rejected") && line.contains(says)).then_some(())
             });
         }
         let body = r#"{"event_type":1,"stream_id":"a"}"#;
@@ -716,8 +718,7 @@ mod wal {
         let mut script = Command::new("script");
         script.args(["-qec", &verify, "/dev/null"]).env("LIVEBRIDGE_WAL_DIR", &dir);
         let Ok(output) = script.env("TERM", "xterm").stdin(Stdio::null()).output() else {
-            eprintln!("SKIPPED: there is no script(1), which makes a terminal");
-            return;
+            return crate::skip::skip("output on a terminal", &"script(1) is not installed");
         };
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(text.contains("reading") && text.contains("0 missing"), "{text:?}");
@@ -832,7 +833,10 @@ mod generated {
                 fs::write(file.path(), &script.stdout).unwrap();
                 match Command::new(shell).arg("-n").arg(file.path()).output() {
                     Ok(output) => assert!(output.status.success(), "{output:?}"),
-                    Err(_) => eprintln!("SKIPPED {shell}: not installed"),
+                    Err(_) => crate::skip::skip(
+                        "shell completions",
+                        &format_args!("{shell} is not installed"),
+                    ),
                 }
             }
         }

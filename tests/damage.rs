@@ -4,6 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod log_support;
+#[path = "support/skip.rs"]
+mod skip;
 
 use std::fs::{self, OpenOptions};
 use std::ops::Range;
@@ -494,7 +496,7 @@ fn a_read_only_directory_is_rejected_with_its_path() {
         mount.is_ok_and(|done| done.status.success())
     };
     if !mount("ro,size=1m") {
-        eprintln!("SKIPPED: mounting needs root");
+        skip::skip("a read-only directory", &"mounting needs root");
         return;
     }
     let error = refusal(&dir.path().join("data"));

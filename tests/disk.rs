@@ -8,6 +8,8 @@ mod faults;
 mod log_support;
 #[path = "support/process.rs"]
 mod process;
+#[path = "support/skip.rs"]
+mod skip;
 #[path = "disk/unreadable.rs"]
 mod unreadable;
 #[path = "support/wire.rs"]
@@ -40,7 +42,7 @@ impl Mount {
         if mount.output().is_ok_and(|done| done.status.success()) {
             return Some(Self { dir });
         }
-        eprintln!("SKIPPED: mounting needs root");
+        skip::skip("a full disk", &"mounting needs root");
         None
     }
 

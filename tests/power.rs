@@ -23,6 +23,8 @@ mod run;
 mod shim;
 #[path = "power/site.rs"]
 mod site;
+#[path = "support/skip.rs"]
+mod skip;
 #[path = "power/trace.rs"]
 mod trace;
 

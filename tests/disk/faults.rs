@@ -3,6 +3,7 @@
 //!
 //! A few points in every run; `LIVEBRIDGE_DISK_FAULTS=1000` for that many.
 
+use crate::skip;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -50,7 +51,7 @@ pub(super) static SHIM: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
         Ok(done) if done.status.success() => Some(library),
         Ok(done) => panic!("{}", String::from_utf8_lossy(&done.stderr)),
         Err(_) => {
-            eprintln!("SKIPPED: there is no gcc");
+            skip::skip("a failing disk", &"gcc is not installed");
             None
         }
     }
