@@ -1,7 +1,7 @@
-//! What must hold for any bytes: one function for each thing that reads bytes of others.
+//! Properties that hold for any input: one function for each parser of external input.
 //!
-//! `cargo fuzz` runs each with the bytes it thinks up, `tests/fuzz.rs` with the corpora and some
-//! changes of them.
+//! `cargo fuzz` runs each with generated inputs, `tests/fuzz.rs` with the corpora and mutations of
+//! them.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
@@ -26,7 +26,7 @@ const KEY: &str = "callbackKey0123456789";
 const NOW: Timestamp = Timestamp::from_millis(1_767_225_600_000);
 const CENTURY: Duration = Duration::from_hours(100 * 365 * 24);
 
-/// A place for files that nobody syncs, where there is one.
+/// A directory in memory where available, because syncing is irrelevant here.
 fn dir() -> TempDir {
     let memory = Path::new("/dev/shm");
     let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
@@ -37,8 +37,8 @@ fn take(body: &Bytes, verifier: &Verifier, omit: &[String]) -> Result<Record, Ca
     Unverified::parse(body)?.verify(verifier, NOW)?.into_record(NOW, omit)
 }
 
-/// Any body: what becomes a record can be logged, is the same each time, and stays readable and the
-/// same event when members are left out. What passes as signed is signed.
+/// Any body: a record can be logged, is the same each time, and stays parseable and the same event
+/// when members are omitted. A body accepted as signed has a valid signature.
 pub fn callback(data: &[u8]) {
     let key = CallbackKey::new(KEY).expect("a key");
     let any = Verifier { keys: vec![key.clone()], leeway: CENTURY, unsigned: Unsigned::All };
@@ -68,9 +68,11 @@ pub fn callback(data: &[u8]) {
     }
 }
 
-/// A key, a `t` and a signature, right or wrong: only the right one passes, and only in time.
+/// A key, a `t` and a signature, valid or not: only a valid one is accepted, and only before it
+/// expires.
 pub fn signature(data: &[u8]) {
-    /// Ends every secret here: what a fuzzer makes up may be in a message by itself.
+    /// The suffix of every secret here, because generated secrets without it can occur in a message
+    /// by chance.
     const MARK: &str = "-s3cret";
     let Some((flags, rest)) = data.split_first() else { return };
     let text = String::from_utf8_lossy(rest);
@@ -109,7 +111,7 @@ fn round_trip(record: &Record) {
     assert_eq!(Record::decode(bytes.freeze()).as_ref(), Ok(record));
 }
 
-/// Any bytes as a record of the log: what is read is what would be written.
+/// Any bytes as a record of the log: encoding the decoded record yields the input.
 pub fn record(data: &[u8]) {
     if let Ok(record) = Record::decode(Bytes::copy_from_slice(data)) {
         round_trip(&record);
@@ -117,8 +119,8 @@ pub fn record(data: &[u8]) {
     }
 }
 
-/// Any bytes in a segment's file, in frames whose checksums are right or just so: what is found is
-/// in order, and the search ends.
+/// Any bytes in a segment's file, in frames with valid or arbitrary checksums: the records found
+/// are in order, and the search ends.
 pub fn frame(data: &[u8]) {
     static LOG: LazyLock<(TempDir, PathBuf, [u8; 16])> = LazyLock::new(|| {
         let dir = dir();
@@ -143,8 +145,8 @@ pub fn frame(data: &[u8]) {
     }
 }
 
-/// A file of pieces. Each piece of `data` is its kind, its length, and its bytes, which are put in
-/// as they are, or become a frame: first index, count, payload.
+/// A file made of blocks. Each block of `data` is its kind, its length and its bytes, which are
+/// copied unchanged or become a frame: first index, count, payload.
 fn segment(mut data: &[u8], id: &[u8; 16]) -> Vec<u8> {
     let mut file = Vec::new();
     while let [kind, high, low, rest @ ..] = data {
@@ -173,12 +175,12 @@ fn segment(mut data: &[u8], id: &[u8; 16]) -> Vec<u8> {
     file
 }
 
-/// Any file and environment: a configuration, or a sentence about what is wrong, neither of which
-/// shows a secret.
+/// Any file and environment: the result is a configuration or an error message, neither of which
+/// contains a secret.
 pub fn config(data: &[u8]) {
     const SECRET: &str = "s3cret-callback-key";
     let Ok(text) = str::from_utf8(data) else { return };
-    // Files that are no files can be read for ever.
+    // Special files can be endless.
     if ["/dev", "/proc", "/sys", SECRET].iter().any(|odd| text.contains(odd)) {
         return;
     }
@@ -196,15 +198,15 @@ pub fn config(data: &[u8]) {
     assert!(!shown.is_empty() && !shown.contains(SECRET), "{shown}");
 }
 
-/// Any bytes as records of the ledger's topic: what is read is what would be written, and its last
-/// event is known from then on.
+/// Any bytes as records of the ledger topic: encoding the decoded record yields the input, and its
+/// last event is then known.
 pub fn ledger(data: &[u8]) {
     let config = ledger::Config { window: Duration::from_hours(1), max_ids: 16 };
     let mut ledger = Ledger::new(&[OpeningId::unique()], config);
     for part in data.split_inclusive(|byte| *byte == b'\n') {
         for bytes in [part, data] {
             let Ok(commit) = Commit::decode(bytes) else { continue };
-            // Version 1 is read and not written.
+            // Version 1 is read but not written.
             assert!(bytes[0] == 1 || commit.encode() == bytes);
             assert_eq!(Commit::decode(&commit.encode()).as_ref(), Ok(&commit));
             ledger.apply(&commit, Instant::now());
@@ -216,7 +218,7 @@ pub fn ledger(data: &[u8]) {
     }
 }
 
-/// An intake with a log, for as long as the process lives.
+/// An intake with a log, for the lifetime of the process.
 struct Bed {
     address: SocketAddr,
     reader: Reader,
@@ -253,7 +255,7 @@ impl Bed {
         }
     }
 
-    /// How many records were stored since the last time.
+    /// The number of records stored since the last call.
     fn stored(&mut self) -> usize {
         let mut count = 0;
         while let Next::Entries(Entries { entries, .. }) =
@@ -268,8 +270,8 @@ impl Bed {
     }
 }
 
-/// Any bytes over a connection of their own: every answer is one of HTTP, none blames the server, and
-/// as many are 200 as records are stored.
+/// Any bytes on a new connection: every response is valid HTTP, none is a server error, and the
+/// number of 200s equals the number of stored records.
 pub fn intake(data: &[u8]) {
     static BED: LazyLock<Mutex<Bed>> = LazyLock::new(|| Mutex::new(Bed::new()));
     let mut bed = BED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -279,7 +281,7 @@ pub fn intake(data: &[u8]) {
     let mut answers = Vec::new();
     let whole = match stream.read_to_end(&mut answers) {
         Ok(_) => sent.is_ok(),
-        // It closed before it had read everything, and what it said may be lost.
+        // It closed before it had read everything, so its response may be lost.
         Err(error) => {
             assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
             false
@@ -292,7 +294,7 @@ pub fn intake(data: &[u8]) {
     assert!(statuses.iter().all(|status| *status < 500), "{statuses:?}");
 }
 
-/// The statuses of the answers in `bytes`, of which only the last may be cut short.
+/// The statuses of the responses in `bytes`, of which only the last may be truncated.
 fn statuses(mut bytes: &[u8], whole: bool) -> Vec<u16> {
     let mut statuses = Vec::new();
     while !bytes.is_empty() {
@@ -306,7 +308,7 @@ fn statuses(mut bytes: &[u8], whole: bool) -> Vec<u16> {
         let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
         let length: usize = length.map_or(0, |length| length.parse().expect("a length"));
         bytes = &bytes[end + 4..];
-        // The answer to HEAD has a length and no body.
+        // The response to HEAD has a length and no body.
         if length > 0 && bytes.starts_with(b"{") {
             assert!(bytes.len() >= length || !whole, "a whole body");
             let body = &bytes[..length.min(bytes.len())];

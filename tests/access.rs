@@ -1,5 +1,5 @@
-//! Who gets in: by TLS, from which networks, through which proxies, with which word; and that whoever
-//! does not get in costs those nothing who do.
+//! Access control of the intake: TLS, allowed networks, trusted proxies and the shared secret.
+//! Rejected clients must not delay accepted ones.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
@@ -27,12 +27,12 @@ fn networks(texts: &[&str]) -> Networks {
     Networks::parse(texts.iter().copied()).unwrap()
 }
 
-/// A POST of a new callback, with more header lines.
+/// A POST of a new callback with additional header lines.
 fn post_with(lines: &str) -> String {
     post("/callback", &push()).replacen("Host: t\r\n", &format!("Host: t\r\n{lines}"), 1)
 }
 
-/// What is answered over one connection to somebody who first sends `start`.
+/// The response to a request on a connection that begins with the bytes `start`.
 fn ask(bed: &Bed, start: impl AsRef<[u8]>, request: &str) -> Option<Answer> {
     let mut wire = Wire::connect(bed.address);
     wire.send([start.as_ref(), request.as_bytes()].concat());
@@ -191,7 +191,7 @@ mod from_networks {
             refused(&bed.send(post_with(lines)), 403, "access.allow");
         }
         assert_eq!(bed.stored().len(), 2);
-        // Whoever is no proxy is who he is.
+        // A client that is not a trusted proxy is identified by its own address.
         let elsewhere = Access {
             allow: networks(&["192.0.2.0/24"]),
             trusted_proxies: networks(&["127.0.0.2"]),
@@ -213,7 +213,7 @@ mod from_networks {
         let bed = Bed::behind(access, |_, _| {});
         let request = post("/callback", &push());
         taken(&ask(&bed, "PROXY TCP4 192.0.2.7 10.0.0.1 5 80\r\n", &request).unwrap());
-        // Its own health check.
+        // The proxy's own health check.
         let local = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
         taken(&ask(&bed, local, &post("/callback", &push())).unwrap());
         let v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\x0a\0\0\x01\0\x05\0\x50";
@@ -222,7 +222,7 @@ mod from_networks {
         for start in ["PROXY nonsense\r\n", ""] {
             assert_eq!(ask(&bed, start, &request), None, "{start:?}");
         }
-        // A client that the proxy does not know may have written that header itself.
+        // A client outside the trusted proxies can forge that header.
         let forged = post_with("X-Forwarded-For: 192.0.2.7\r\n");
         let unknown = b"\r\n\r\n\0\r\nQUIT\n\x21\0\0\0";
         let elsewhere = b"PROXY TCP4 198.51.100.1 10.0.0.1 5 80\r\n";
@@ -233,7 +233,7 @@ mod from_networks {
         }
         assert_eq!(bed.stored().len(), 3);
 
-        // From whoever is no proxy it is garbage.
+        // From a client that is not a trusted proxy, the PROXY header is a malformed request.
         let access = Access {
             trusted_proxies: networks(&["10.0.0.1"]),
             proxy_protocol: true,
@@ -279,7 +279,7 @@ mod from_networks {
         let mut fourth = Wire::connect(bed.address);
         fourth.send(post("/callback", &push()));
         assert_eq!(fourth.answer(), None);
-        // Others are not concerned.
+        // Other addresses are not affected.
         let mut other = connect_from("127.0.0.9", bed.address);
         other.write_all(post("/callback", &push()).as_bytes()).unwrap();
         let mut start = [0; 12];
@@ -293,7 +293,7 @@ mod from_networks {
         }
     }
 
-    /// A connection from another address of this machine.
+    /// A connection from another loopback address.
     fn connect_from(from: &str, to: SocketAddr) -> TcpStream {
         let socket =
             socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();

@@ -1,4 +1,5 @@
-//! Alerts, runbook and dashboard hold together, and hold in a real Prometheus that scrapes a bridge.
+//! Alerts, runbook and dashboard are consistent, and are valid in a real Prometheus that scrapes a
+//! bridge.
 
 mod support;
 
@@ -24,7 +25,7 @@ const DASHBOARD: &str = include_str!("../deploy/dashboard.json");
 const METRICS: &str = include_str!("../docs/metrics.md");
 const FINDINGS: &str = include_str!("../src/admin/findings.rs");
 
-/// Each alert and its rule's text.
+/// Each alert's name and the text of its rule.
 fn alerts() -> BTreeMap<&'static str, &'static str> {
     let rules = ALERTS.split("      - alert: ").skip(1);
     let alerts: BTreeMap<_, _> = rules.filter_map(|rule| rule.split_once('\n')).collect();
@@ -32,13 +33,13 @@ fn alerts() -> BTreeMap<&'static str, &'static str> {
     alerts
 }
 
-/// The tables of docs/metrics.md.
+/// The metric tables of docs/metrics.md.
 fn metrics() -> BTreeSet<&'static str> {
     let rows = METRICS.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
     rows.filter(|name| name.starts_with("livebridge_") || name.starts_with("process_")).collect()
 }
 
-/// The metrics that a query asks for.
+/// The metrics that a query refers to.
 fn asked(query: &str) -> BTreeSet<String> {
     let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
     let words = query.split(|c| !is_part(c));
@@ -114,7 +115,7 @@ fn every_alert_passes_its_promtool_cases() {
     }
 }
 
-/// Every query of the dashboard.
+/// Every query in the dashboard.
 fn queries() -> Vec<String> {
     let dashboard: Value = serde_json::from_str(DASHBOARD).expect("JSON");
     let panels = dashboard["panels"].as_array().expect("panels");
@@ -153,7 +154,7 @@ fn the_dashboard_shows_exactly_the_declared_metrics() {
     }
 }
 
-/// A Prometheus that ends with its test.
+/// A Prometheus process that is killed when the value is dropped.
 struct Prometheus {
     process: Child,
     port: u16,
@@ -187,10 +188,10 @@ impl Prometheus {
         Ok(Self { process, port, _dir: dir })
     }
 
-    /// What it answers; `None` while it does not.
+    /// The response of the HTTP API; `None` while it is not available.
     fn get(&self, path: &str) -> Option<Value> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).ok()?;
-        // So old a version that nothing is sent in chunks.
+        // HTTP/1.0, so that the response is not chunked.
         write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;

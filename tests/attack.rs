@@ -1,9 +1,8 @@
-//! Attacks on the intake, each while good senders go on: their callbacks are taken within a second, and
-//! what was answered 200 is in the log.
+//! Attacks on the intake while well-behaved senders run: their callbacks are accepted within a
+//! second, and every callback that was answered 200 is in the log.
 //!
-//! Attackers come from many addresses of this machine's 127.0.0.0/8, so that the limit for one address
-//! does not help against them, except where it is meant to. Each attack lasts 2 s, or as long as
-//! `LIVEBRIDGE_ATTACK_SECONDS` says.
+//! Attackers use many addresses in 127.0.0.0/8, so that the limit per address does not stop them,
+//! except in the test of that limit. Each attack lasts 2 s, or `LIVEBRIDGE_ATTACK_SECONDS`.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
@@ -40,18 +39,18 @@ use process::{Running, livebridge};
 use wire::{PATIENCE, Wire, post};
 
 const KEY: &str = "callbackKey0123456789";
-/// Connections that the intake takes; attackers want more.
+/// The intake's connection limit; attackers open more connections.
 const CONNECTIONS: usize = 256;
-/// Those of them that an address may have, in most tests.
+/// The limit per address in most tests.
 const FEW: usize = 64;
-/// What attackers hold, all together.
+/// Connections that all attackers together hold open.
 const HELD: usize = CONNECTIONS * 3 / 2;
-/// Attackers at a time.
+/// Concurrent attackers.
 const ATTACKERS: usize = 4;
-/// Good senders at a time, and the pause of each between two callbacks.
+/// Concurrent well-behaved senders, and the pause of each between two callbacks.
 const SENDERS: usize = 3;
 const PACE: Duration = Duration::from_millis(10);
-/// Of a hundred good callbacks, 99 are answered faster.
+/// The limit for the 99th percentile of response times of well-behaved senders.
 const P99_MAX: Duration = Duration::from_secs(1);
 
 fn duration() -> Duration {
@@ -59,13 +58,13 @@ fn duration() -> Duration {
     seconds.map_or(Duration::from_secs(2), |text| Duration::from_secs(text.parse().unwrap()))
 }
 
-/// Where good senders are; no attacker is.
+/// The address of the well-behaved senders; no attacker uses it.
 const HOME: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 7);
 
-/// One test at a time: they measure.
+/// Serialises the tests, because they measure response times.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// A livebridge without Kafka.
+/// A livebridge process without Kafka.
 struct Target {
     _process: Running,
     intake: SocketAddr,
@@ -74,7 +73,7 @@ struct Target {
 }
 
 impl Target {
-    /// One that takes `per_address` connections from an address.
+    /// A livebridge that accepts `per_address` connections per address.
     fn new(per_address: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("livebridge.toml");
@@ -106,7 +105,7 @@ impl Target {
     }
 }
 
-/// A body that is signed with `key`, and its number.
+/// A body signed with `key`, and its sequence number.
 fn callback(key: &str) -> (String, String) {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed).to_string();
@@ -119,7 +118,7 @@ fn callback(key: &str) -> (String, String) {
     (body.to_string(), number)
 }
 
-/// A connection from some address of this machine; `None` when it cannot be had within a second.
+/// A connection from a new loopback address; `None` if it cannot be opened within a second.
 fn connect(to: SocketAddr, from: Ipv4Addr) -> Option<TcpStream> {
     let second = Duration::from_secs(1);
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -131,13 +130,13 @@ fn connect(to: SocketAddr, from: Ipv4Addr) -> Option<TcpStream> {
     Some(stream)
 }
 
-/// Another address each time: the first of a line of its own for each attacker.
+/// A new address for each call; the first is the start of a separate range for each attacker.
 fn anywhere() -> Ipv4Addr {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     Ipv4Addr::from_bits(0x7f01_0000 + NEXT.fetch_add(1, Ordering::Relaxed) % 0xf_ffff)
 }
 
-/// What one good sender saw.
+/// The results of one well-behaved sender.
 #[derive(Default)]
 struct Seen {
     taken: Vec<String>,
@@ -145,8 +144,9 @@ struct Seen {
     tries: usize,
 }
 
-/// Sends until `over`; every other callback on a connection of its own, as Tencent does, and the rest
-/// on one that is kept. Whoever is cut off tries again, and the time goes on.
+/// Sends until `over` is set. Every second callback uses a new connection, as Tencent does; the
+/// others use a keep-alive connection. After a disconnect the callback is sent again, and its
+/// response time includes the retry.
 fn send_well(intake: SocketAddr, over: &AtomicBool) -> Seen {
     let mut seen = Seen::default();
     let mut kept: Option<Wire> = None;
@@ -173,8 +173,8 @@ fn send_well(intake: SocketAddr, over: &AtomicBool) -> Seen {
     seen
 }
 
-/// Lets `attack` go on, over and over on several threads, while good senders send; then looks at what
-/// became of these. Returns what the attack moved in the metrics.
+/// Runs `attack` repeatedly on several threads while well-behaved senders run, then checks the
+/// senders' results. Returns the changes of the metrics during the attack.
 fn under(
     name: &str,
     per_address: usize,
@@ -227,7 +227,7 @@ fn count(moved: &metrics::Series, name: &str, reason: &str) -> f64 {
 const ENDED: &str = "livebridge_http_connections_closed_total";
 const REFUSED: &str = "livebridge_callbacks_rejected_total";
 
-/// Holds more connections than there may be, says `start` on each, and `more` again and again.
+/// Opens more connections than the limit, sends `start` on each, and `more` repeatedly.
 fn hold(intake: SocketAddr, over: &AtomicBool, start: &[u8], more: &[u8]) {
     let mut held: Vec<TcpStream> = Vec::new();
     while held.len() < HELD / ATTACKERS && !over.load(Ordering::Relaxed) {
@@ -250,7 +250,8 @@ fn a_flood_of_bad_signatures_delays_no_other_client() {
         let mut answer = [0; 4096];
         while !over.load(Ordering::Relaxed) && stream.write_all(request.as_bytes()).is_ok() {
             let Ok(1..) = stream.read(&mut answer) else { return };
-            // Without it, attackers, intake and the kernel share two cores, and it is syncs that wait.
+            // Without this pause, attackers, intake and kernel compete for two cores, and syncs are
+            // delayed.
             thread::sleep(Duration::from_micros(100));
         }
     });
@@ -335,7 +336,7 @@ fn connections_that_are_opened_and_reset_delay_no_other_client() {
         let request = post("/callback", &callback("another").0);
         let part = 1 + usize::try_from(anywhere().to_bits()).unwrap() % (request.len() - 1);
         let _ = stream.write_all(&request.as_bytes()[..part]);
-        // The connection ends without a word, whatever is on its way.
+        // SO_LINGER 0 closes the connection with a reset and discards unsent data.
         let _ = Socket::from(stream).set_linger(Some(Duration::ZERO));
         thread::sleep(Duration::from_millis(1));
     });
@@ -385,7 +386,7 @@ fn slowhttptest_does_not_make_the_service_unavailable() {
     ] {
         let runs = AtomicU32::new(0);
         under(&format!("slowhttptest, {name}"), CONNECTIONS, |intake, over| {
-            // All of them together are one run.
+            // Running all attack types once is one run.
             if runs.fetch_add(1, Ordering::Relaxed) > 0 {
                 return thread::sleep(Duration::from_millis(50));
             }

@@ -1,4 +1,5 @@
-//! The self-audit, and `livebridge audit`: all is well when it is, and what is missing is missed.
+//! The self-audit and `livebridge audit`: they report no difference on intact data, and report
+//! missing and duplicate events.
 
 mod support;
 #[path = "support/wire.rs"]
@@ -19,10 +20,10 @@ use support::bridge::Bridge;
 use support::consumer::{self, Isolation, Message};
 use support::kafka::{self, Kafka};
 
-/// Where no Kafka is: a port that nobody may listen on.
+/// An address without Kafka: an unprivileged process cannot listen on this port.
 const NOWHERE: &str = "127.0.0.1:1";
 
-/// Sends so many callbacks and expects each to be taken.
+/// Sends `count` callbacks and expects each to be accepted.
 fn send(bridge: &Bridge, numbers: std::ops::Range<u32>) {
     let mut wire = wire::Wire::connect(bridge.intake());
     for number in numbers {
@@ -32,7 +33,7 @@ fn send(bridge: &Bridge, numbers: std::ops::Range<u32>) {
     }
 }
 
-/// Waits until a metric has a value.
+/// Waits until a metric has the given value.
 fn wait_for(bridge: &Bridge, name: &str, value: f64) {
     let started = Instant::now();
     loop {
@@ -70,7 +71,7 @@ fn records_removed_from_the_log_between_two_processes_stay_reported_as_missing()
         bridge.start();
         send(&bridge, life * 30..life * 30 + 30);
         wait_for(&bridge, "livebridge_audit_pending_records", f64::from(life * 30 + 30));
-        // Longer than the account takes to reach its file.
+        // Longer than the interval at which the audit totals are written to their file.
         thread::sleep(Duration::from_millis(250));
         bridge.kill();
     }
@@ -97,7 +98,7 @@ fn records_of_a_truncated_log_are_reported_as_missing() {
     let data = bridge.wal().join("segments").join("0000000001").join("db");
     let file = File::options().write(true).open(&data).expect("a segment's file");
     let end = file.metadata().expect("its length").len();
-    // Of the records, some at the end: the file's tail is allocated and empty.
+    // Cuts into the records; the end of the file is allocated and empty.
     let content = fs::read(&data).expect("its bytes");
     let used = content.iter().rposition(|byte| *byte != 0).expect("records") as u64;
     file.set_len(used * 3 / 4).expect("a writable file");
@@ -116,7 +117,7 @@ fn records_of_a_truncated_log_are_reported_as_missing() {
     wait_for(&bridge, "livebridge_audit_pending_records", 200.0 - missing);
 }
 
-/// What `livebridge audit` says, and its exit code.
+/// The output of `livebridge audit` and its exit code.
 fn audit(bridge: &Bridge, arguments: &[&str]) -> (Option<i32>, Value) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_livebridge"));
     command.args(["audit", "--json"]).args(arguments).envs(bridge.environment());
@@ -128,7 +129,7 @@ fn audit(bridge: &Bridge, arguments: &[&str]) -> (Option<i32>, Value) {
     (output.status.code(), report)
 }
 
-/// A bridge that has published so many events, and what a consumer sees of them.
+/// A bridge that has published `count` events, and the events that a consumer reads.
 fn published(test: &str, count: u32) -> Option<(Bridge, String, &'static Kafka, Vec<Message>)> {
     let kafka = Kafka::shared_or_skip(test)?;
     let prefix = support::unique("audit");
@@ -151,7 +152,7 @@ fn events_removed_from_a_topic_are_reported_as_missing() {
     assert_eq!(report["ledger"]["events"], 40);
     assert_eq!(report["ok"], true);
 
-    // One stream is one partition; of that, the first seven go.
+    // One stream is in one partition; the first seven of its records are deleted.
     let partition = messages[0].partition;
     let mut before = TopicPartitionList::new();
     let seventh = messages.iter().filter(|message| message.partition == partition).nth(6);
@@ -177,7 +178,7 @@ fn events_removed_from_a_topic_are_reported_as_missing() {
         let id = message.header("ce_id").expect("an event");
         assert!(missing.contains(&id), "{id} is not named in {missing:?}");
     }
-    // Nothing of it was received long ago.
+    // No event was received before the audited interval.
     let (code, report) = audit(&bridge, &["--until", "1h"]);
     assert_eq!((code, &report["missing"]["count"]), (Some(0), &json!(0)), "{report:#}");
 }
@@ -214,7 +215,7 @@ fn duplicate_and_foreign_events_are_reported() {
 fn unpublished_records_are_pending_and_not_missing() {
     let Some((bridge, ..)) = published("pending records", 10) else { return };
     bridge.kill();
-    // The same log, and a Kafka that is away.
+    // The same log with Kafka unreachable.
     let mut serve = Command::new(env!("CARGO_BIN_EXE_livebridge"));
     serve.arg("serve").envs(bridge.environment()).env("LIVEBRIDGE_KAFKA_BROKERS", NOWHERE);
     let mut away = serve.stderr(std::process::Stdio::null()).spawn().expect("the binary");

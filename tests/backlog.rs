@@ -1,7 +1,8 @@
-//! What a long outage of Kafka costs: callbacks pile up, the log is restarted with them, Kafka comes
-//! back, and each is delivered once; memory, disk and times are printed.
+//! A long outage of Kafka: callbacks accumulate, the bridge is restarted with the backlog, Kafka
+//! becomes reachable, and each callback is delivered once. The test prints memory, disk usage and
+//! durations.
 //!
-//! Quick with 20,000 callbacks. The long outage, ten million of them (about 8 GB of disk):
+//! By default 20,000 callbacks. A long outage with ten million callbacks (about 8 GB of disk):
 //!
 //! ```text
 //! LIVEBRIDGE_BACKLOG=10000000 cargo test --release --test backlog -- --nocapture
@@ -29,15 +30,15 @@ use support::kafka::Kafka;
 
 const QUICK: u64 = 20_000;
 const CONNECTIONS: u64 = 64;
-/// What issue and README allow, in MiB.
+/// The memory limit that the README states, in MiB.
 const RSS_MAX_MIB: u64 = 300;
-/// A few segments of 32 MiB.
+/// Disk space of a few segments of 32 MiB.
 const DISK_LEFT_MAX: u64 = 5 * 32 * 1024 * 1024;
 const START_MAX: Duration = Duration::from_secs(2);
-/// Callbacks drained in a second at the very least.
+/// The minimum number of callbacks drained per second.
 const DRAIN_RATE_MIN: u64 = 1_000;
 
-/// The highest memory use seen of a process that may be started again meanwhile.
+/// The highest memory use of a process, including its restarts.
 struct Watch {
     pid: Arc<AtomicU64>,
     highest_kib: Arc<AtomicU64>,
@@ -83,9 +84,10 @@ impl Drop for Watch {
     }
 }
 
-/// Sends callbacks with these numbers, one connection after another; every one must be acknowledged.
+/// Sends callbacks with these numbers on several consecutive connections; every callback must be
+/// acknowledged.
 fn send(intake: SocketAddr, numbers: impl Iterator<Item = u64>) {
-    // Kafka's retention goes by the event's time: an old one would be deleted while we look.
+    // Kafka's retention uses the event's time: old events would be deleted during the test.
     let now = Timestamp::now().as_millis() / 1000;
     let t = (now + 24 * 3600).to_string();
     let sign = CallbackKey::new(KEY).unwrap().sign_hex(&t);
@@ -114,7 +116,7 @@ fn send(intake: SocketAddr, numbers: impl Iterator<Item = u64>) {
             assert!(more > 0 && read + more < answer.len(), "not acknowledged");
             read += more;
         }
-        // A connection has its last answer some day.
+        // The server closes a connection after a number of responses.
         if String::from_utf8_lossy(&answer[..read]).contains("connection: close") {
             stream = connect();
         }

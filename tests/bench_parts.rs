@@ -1,5 +1,5 @@
-//! The parts of the benchmark that its figures stand on; a bench target without a harness runs no
-//! tests of its own.
+//! Unit tests of the benchmark's components. They are here because a bench target without a harness
+//! runs no tests.
 
 #[path = "../benches/whole/request.rs"]
 mod request;

@@ -1,4 +1,4 @@
-//! The tests' brokers and their witness: what the other tests take for granted about them.
+//! Tests of the test brokers and of the independent consumer, on which the other tests rely.
 
 mod support;
 
@@ -21,7 +21,7 @@ const KEY: &str = "\u{76f4}\u{64ad}";
 const CITY: &str = "\u{6df1}\u{5733}";
 
 fn transactional_producer(bootstrap: &str) -> KafkaResult<BaseProducer> {
-    // A paused broker answers nothing, and by default a client believes in it for a minute.
+    // A paused broker does not respond; by default a client waits a minute before it reconnects.
     let producer: BaseProducer = kafka::client(bootstrap)
         .set("transactional.id", support::unique("broker-test"))
         .set("socket.timeout.ms", "2000")
@@ -30,7 +30,7 @@ fn transactional_producer(bootstrap: &str) -> KafkaResult<BaseProducer> {
     Ok(producer)
 }
 
-/// Sends within a transaction and waits until the brokers have it.
+/// Sends a record in a transaction and waits until it is delivered.
 fn send(producer: &BaseProducer, topic: &str, values: &[&str]) -> KafkaResult<()> {
     producer.begin_transaction()?;
     for value in values {

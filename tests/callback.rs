@@ -1,6 +1,7 @@
-//! What is accepted as a callback, what is refused and why, and what is read out of it (I2).
+//! Which bodies are accepted as callbacks, which are rejected and why, and which fields are
+//! extracted (I2).
 //!
-//! `tests/payloads/INDEX.md` says where each payload is from and what is odd about it.
+//! `tests/payloads/INDEX.md` lists the source and the peculiarities of each payload.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
@@ -16,7 +17,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 const KEY: &str = "callbackKey0123456789";
-/// When the tests take place: 2026-01-01, later than every payload.
+/// The current time of the tests: 2026-01-01, later than every payload.
 const NOW: Timestamp = Timestamp::from_millis(1_767_225_600_000);
 const CENTURY: Duration = Duration::from_hours(24 * 365 * 100);
 
@@ -52,33 +53,33 @@ fn payload(name: &str) -> Vec<u8> {
     fs::read(format!("tests/payloads/{name}")).unwrap()
 }
 
-/// What becomes of a payload.
+/// The expected result for a payload.
 enum Expect {
-    /// Signed: taken whatever the policy.
+    /// Signed: accepted under every policy.
     Signed(Taken),
-    /// Carries no signature: taken only where that is allowed.
+    /// Unsigned: accepted only where the policy allows it.
     Unsigned(Taken),
-    /// Its signature does not hold, for this reason: accepted only where none is needed.
+    /// The signature is invalid for this reason: accepted only where no signature is required.
     Unverified(&'static str, Taken),
-    /// Refused whatever the policy, for this reason.
+    /// Rejected under every policy, for this reason.
     Refused(&'static str),
 }
 use Expect::{Refused, Signed, Unsigned as Bare, Unverified as Doubtful};
 
-/// Topic, key, whether the key is the stream's id, and the event's time in milliseconds.
+/// Topic, key, whether the key is the stream ID, and the event's time in milliseconds.
 struct Taken(&'static str, Option<&'static str>, bool, Option<i64>);
 
-/// Of a stream, at a time in seconds.
+/// An event of a stream, with a time in seconds.
 const fn at(topic: &'static str, stream: &'static str, secs: i64) -> Taken {
     Taken(topic, Some(stream), true, Some(secs * 1000))
 }
 
-/// Of a stream, at a time in milliseconds.
+/// An event of a stream, with a time in milliseconds.
 const fn at_ms(topic: &'static str, stream: &'static str, millis: i64) -> Taken {
     Taken(topic, Some(stream), true, Some(millis))
 }
 
-/// Of a stream, without a time that livebridge knows.
+/// An event of a stream, without a recognised time.
 const fn timeless(topic: &'static str, stream: &'static str) -> Taken {
     Taken(topic, Some(stream), true, None)
 }
@@ -114,7 +115,8 @@ const EXPECTED: [(&str, Expect); 83] = [
     ("024_porn_317_doc_2021_socre_int.json", Signed(at("live.porn-detection", "teststream", 1_610_640_000))),
     ("025_porn_317_doc_2025_socre_array.json", Signed(at("live.porn-detection", "teststream", 1_610_640_000))),
     ("026_porn_317_score_array_libresults_null.json", Signed(at("live.porn-detection", "teststream", 1_610_640_000))),
-    // Without a type its shape is not guessed at: it is passed on as what it says it is.
+    // Without an event type the type is not inferred; the event goes to the topic for unknown
+    // types.
     ("027_porn_317_legacy_2019_no_event_type_no_sign.json", Bare(timeless("live.other", "teststream"))),
     ("028_porn_317_all_legacy_scores.json", Signed(at("live.porn-detection", "teststream", 1_610_640_000))),
     ("029_porn_317_two_labels_same_img_a.json", Signed(at("live.porn-detection", "teststream", 1_615_859_820))),
@@ -276,7 +278,8 @@ mod signature {
 
     #[test]
     fn is_md5_of_key_and_t_in_lower_case_hex() {
-        // Independent of this crate: `printf %s callbackKey01234567891703732078 | md5sum`.
+        // Computed independently of this crate: `printf %s callbackKey01234567891703732078 |
+        // md5sum`.
         let published: Value = serde_json::from_slice(&payload("001_push_1.json")).unwrap();
         let t = published["t"].to_string();
         assert_eq!(published["sign"], json!(key(KEY).sign_hex(&t)));
@@ -322,7 +325,7 @@ mod signature {
             json!([right]),
             json!({ "sign": right }),
         ];
-        // One wrong digit, wherever it stands.
+        // One wrong digit at any position.
         odd.extend((0..32).map(|place| {
             let mut wrong = right.clone().into_bytes();
             wrong[place] = if wrong[place] == b'0' { b'1' } else { b'0' };
@@ -395,7 +398,7 @@ mod signature {
             Verifier { keys: vec![key(KEY)], leeway: MINUTES_20, unsigned: Unsigned::Refused };
         assert_eq!(refusal(&payload("069_expired_t.json"), &strict), "expired");
         assert_eq!(refusal(&signed(push(), "other", 1), &strict), "bad_signature");
-        // The largest and smallest times do not wrap around.
+        // The largest and smallest times do not overflow.
         assert_eq!(refusal(&signed(push(), KEY, i64::MIN / 1000), &strict), "expired");
         assert!(take(&signed(push(), KEY, i64::MAX / 1000), &strict, NOW).is_ok());
     }
@@ -434,7 +437,7 @@ mod signature {
         }
     }
 
-    /// Why `body` counts as unverified; `None` when it is verified, or carries no signature.
+    /// The reason why `body` counts as unverified; `None` if it is verified or has no signature.
     fn unverified(body: &[u8], verifier: &Verifier) -> Option<&'static str> {
         let body = Bytes::copy_from_slice(body);
         let callback = Unverified::parse(&body).unwrap().verify(verifier, NOW).unwrap();
@@ -443,7 +446,8 @@ mod signature {
         reason
     }
 
-    /// `callback.unsigned = ["all"]` without keys, and then somebody adds a key in the console.
+    /// `callback.unsigned = ["all"]` without keys, after an operator has added a key in the
+    /// console.
     #[test]
     fn without_keys_and_all_unsigned_signed_callbacks_are_accepted_and_reported() {
         let all = Verifier { keys: vec![], leeway: MINUTES_20, unsigned: Unsigned::All };
@@ -479,7 +483,7 @@ mod signature {
                 event["event_type"] = 314.into();
                 assert_eq!(unverified(event.to_string().as_bytes(), &policy), expected, "{event}");
             }
-            // Of a type that needs a signature it is rejected as ever.
+            // A type that requires a signature is still rejected.
             event["event_type"] = 1.into();
             let policy =
                 Verifier { keys: vec![key(KEY)], leeway: MINUTES_20, unsigned: relays.clone() };
@@ -614,7 +618,7 @@ mod body {
         for nested in [&arrays as &dyn Fn(usize) -> String, &objects] {
             assert_eq!(reason(nested(30).as_bytes()), Ok(()), "31 levels and a number in them");
             assert_eq!(reason(nested(31).as_bytes()), Err("too_deep"));
-            // As deep as the largest body allows: no stack may overflow.
+            // The deepest nesting that the largest body allows must not overflow the stack.
             assert_eq!(reason(nested(80_000).as_bytes()), Err("too_deep"));
         }
         let unclosed = "[".repeat(500_000);
@@ -624,8 +628,8 @@ mod body {
 
     #[test]
     fn with_a_lone_surrogate_is_accepted() {
-        // Cutting text after so many UTF-16 units leaves such halves, and JSON's grammar allows
-        // them: refusing the callback would lose the event.
+        // Truncating text by UTF-16 units produces lone surrogates, and JSON's grammar allows them.
+        // Rejecting the callback would lose the event.
         let cut = br#"{"event_type":348,"stream_id":"a","title":"cut here \ud83d"}"#;
         let record = take_any(cut).expect("half a pair in a value");
         assert_eq!(record.body, &cut[..]);
@@ -712,7 +716,8 @@ mod record {
         let at = |millis| Some(Timestamp::from_millis(millis));
         assert_eq!(time(json!(r#"{"task_exit_time":8,"task_start_time":7}"#)), at(8));
         assert_eq!(time(json!(r#"{"task_start_time":"7"}"#)), at(7));
-        // The documents' own sample has 0 there; what is no object is passed on all the same.
+        // The documentation's own sample has 0 there; a value that is not an object is passed on
+        // unchanged.
         for none in [
             json!(r#"{"task_start_time":0}"#),
             json!("{\"task_exit_time\":"),
@@ -744,7 +749,7 @@ mod record {
 
     #[test]
     fn has_only_times_that_rfc_3339_can_express() {
-        // Milliseconds where seconds belong, or worse: RFC 3339 has no year 55959.
+        // Milliseconds in place of seconds: RFC 3339 cannot express the year 55959.
         for time in [1_703_731_606_000_i64, 253_402_300_800, i64::MAX, i64::MAX / 1000] {
             let record = of(&json!({"event_type": 1, "stream_id": "a", "event_time": time}));
             assert_eq!(record.occurred_at, None, "{time}");

@@ -1,4 +1,4 @@
-//! The command line as people use it: dev, send, check, wal.
+//! The command line as users run it: dev, send, check, wal.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
@@ -34,14 +34,14 @@ mod wire;
 use process::{Finished, Running, livebridge, run};
 use wire::{exchange, post};
 
-/// Where no Kafka is: a port that nobody may listen on.
+/// An address without Kafka: an unprivileged process cannot listen on this port.
 const NOWHERE: &str = "127.0.0.1:1";
 
 fn topics() -> Topics {
     Topics::new("live", &BTreeMap::new()).unwrap()
 }
 
-/// What is printed for a `200` of so many callbacks.
+/// The output of `send` after `count` callbacks were answered 200.
 fn all_taken(count: u32) -> String {
     format!("{count} × 200\n")
 }
@@ -49,7 +49,7 @@ fn all_taken(count: u32) -> String {
 mod dev {
     use super::*;
 
-    /// A `dev` with its own temporary directory.
+    /// A `dev` process with its own temporary directory.
     fn start(arguments: &[&str]) -> (Running, TempDir) {
         let temporary = tempfile::tempdir().unwrap();
         let listen = ["dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
@@ -74,7 +74,7 @@ mod dev {
             dev.stdout.wait_for(|line| line.starts_with(&topic).then_some(()));
         }
 
-        // Every fourth sample was sent twice, and none of them landed twice.
+        // Every fourth sample is sent twice, and no event is delivered twice.
         let admin = dev.address("admin listening");
         let absorbed = metrics::scrape(admin)["livebridge_duplicates_total"];
         assert!(absorbed >= 1.0, "{absorbed}");
@@ -139,7 +139,7 @@ mod dev {
             run(command.env("LIVEBRIDGE_SEND_KEY", "dev-callback-key"))
         };
 
-        // All types in turn, as fast as they are answered, on several connections.
+        // All types in turn, without a pause, on several connections.
         let sent = send_with(&["--count", "360", "--connections", "4"]);
         assert_eq!(sent.code, Some(0), "{sent:?}");
         assert!(sent.stdout.starts_with(&all_taken(360)), "{sent:?}");
@@ -152,7 +152,7 @@ mod dev {
             assert_eq!(taken.to_string(), "20", "{name}");
         }
 
-        // Each several times: taken as often, landed once.
+        // Each event is sent several times: every copy is accepted, one is delivered.
         let sent = send_with(&["--event-type", "push", "--count", "5", "--repeat", "3"]);
         assert_eq!((sent.code, sent.stdout.lines().next()), (Some(0), Some("15 × 200")));
         let started = Instant::now();
@@ -167,17 +167,17 @@ mod dev {
             thread::sleep(Duration::from_millis(50));
         }
 
-        // By number, at a rate.
+        // Selected by number, at a fixed rate.
         let started = Instant::now();
         let sent = send_with(&["--event-type", "100", "--count", "11", "--rate", "20"]);
         assert!(sent.stdout.starts_with(&all_taken(11)), "{sent:?}");
         assert!(started.elapsed() >= Duration::from_millis(500), "{:?}", started.elapsed());
 
-        // Nothing is an answer, too.
+        // A closed connection without a response also causes a retry.
         let sent = send_with(&["--count", "0"]);
         assert_eq!((sent.code, sent.stdout.starts_with("0 answers")), (Some(0), true), "{sent:?}");
 
-        // What is refused is told by status and reason.
+        // A rejection is printed with its status and reason.
         let mut command = livebridge(&["send", "--url", &url, "--count", "2", "--retries", "0"]);
         let refused = run(command.env("LIVEBRIDGE_SEND_KEY", "another"));
         assert_eq!(refused.code, Some(1));
@@ -200,7 +200,7 @@ mod dev {
 mod send {
     use super::*;
 
-    /// A server that gives each request the next of `answers` and keeps the bodies.
+    /// A server that answers each request with the next of `answers` and stores the bodies.
     fn server(answers: &'static [&'static str]) -> (String, Arc<Mutex<Vec<String>>>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/somewhere?a=b", listener.local_addr().unwrap());
@@ -327,7 +327,7 @@ mod send {
     }
 }
 
-/// A configuration file, with the log beside it.
+/// A configuration file with the log directory beside it.
 struct Home(TempDir);
 
 impl Home {
@@ -469,7 +469,7 @@ mod check {
             assert!(line.ends_with(&format!("chmod o-r {path}")), "{line}");
         }
         assert_eq!(notes().len(), secret.len());
-        // What the environment says stands in no file.
+        // A value from the environment is in no file.
         let text = fs::read_to_string(home.config()).unwrap();
         fs::write(home.config(), text.replace("keys = [\"k\"]", "")).unwrap();
         assert_eq!(notes().len(), secret.len() - 1);
@@ -490,7 +490,7 @@ mod check {
 mod a_setting_that_librdkafka_refuses {
     use super::*;
 
-    /// Faults of `[kafka.client]`, and what is said about each.
+    /// Invalid settings in `[kafka.client]`, and the message for each.
     const FAULTS: [(&str, &str); 4] = [
         ("sasl.passwrod = \"hunter2-s3cret\"", "did you mean sasl.password?"),
         ("\"sasl.jaas.config\" = \"password='hunter2-s3cret'\"", "sasl.username and sasl.password"),
@@ -597,11 +597,11 @@ mod wal {
         assert!(lines.next().unwrap().starts_with("on disk  "), "{status:?}");
         assert_eq!(lines.next(), Some("quarantined  0"));
 
-        // The directory may also come by the variable that serve reads.
+        // The directory can also be set by the variable that serve reads.
         let mut command = livebridge(&["wal", "status"]);
         let by_variable = run(command.env("LIVEBRIDGE_WAL_DIR", &dir));
         assert_eq!(by_variable.stdout, status.stdout);
-        // And serve has not noticed.
+        // serve is not affected.
         assert_eq!(exchange(intake, post("/callback", bodies[0])).unwrap().status, 200);
     }
 
@@ -615,7 +615,7 @@ mod wal {
         serde_json::from_str(&finished.stdout).unwrap_or_else(|_| panic!("{finished:?}"))
     }
 
-    /// A log at rest with a push, an interrupt and a push.
+    /// A stopped log with a push, an interrupt and a push.
     fn at_rest(home: &Home) -> PathBuf {
         let mut serving = Running::start(&mut home.command("serve"));
         let intake = serving.address("intake listening");
@@ -627,7 +627,7 @@ mod wal {
             );
             assert_eq!(exchange(intake, post("/callback", &body.to_string())).unwrap().status, 200);
         }
-        // At once: nobody waits for the Kafka that there is not.
+        // The command does not wait for the unreachable Kafka.
         serving.signal(Signal::TERM);
         thread::sleep(Duration::from_millis(200));
         serving.signal(Signal::TERM);
@@ -644,7 +644,7 @@ mod wal {
         assert_eq!(status["unpublished"], 3);
         assert_eq!(status["by_event_type"], serde_json::json!({"push": 2, "interrupt": 1}));
         assert_eq!(status["quarantined"], 0);
-        // A line each; the second segment is the spare.
+        // One line per segment; the second is the spare segment.
         let lines = wal(&dir, &["list", "--json"]).stdout;
         let segment: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
         assert_eq!(segment["records"], 3);
@@ -775,7 +775,8 @@ mod ready {
         serving.address("intake listening");
         let ready = run(&mut livebridge(&["ready", "--admin", &admin]));
         assert_eq!((ready.code, ready.stdout.as_str()), (Some(0), "ready\n"));
-        // By the configuration, as in a container: any address there is this host's here.
+        // With the listen address of a container configuration: the unspecified address means this
+        // host.
         let port = admin.rsplit(':').next().unwrap();
         let mut command = livebridge(&["ready"]);
         command.env("LIVEBRIDGE_ADMIN_LISTEN", format!("0.0.0.0:{port}"));
@@ -876,7 +877,7 @@ fn every_documented_option_exists() {
     let mut options = BTreeSet::new();
     for text in &texts {
         for told in text.split("livebridge ").skip(1) {
-            // A command ends with its line, its quotation, or what it hands on.
+            // A command ends at the end of its line, at a closing quote, or at a pipe.
             let told = told.split(['\n', '`', '|', '>', '&', ';']).next().unwrap();
             let words: Vec<&str> = told.split_whitespace().collect();
             let steps = if words.first() == Some(&"wal") { 2 } else { 1 };

@@ -1,5 +1,5 @@
-//! The configuration: defaults, every key from file and environment, and refusals that name what
-//! is wrong and keep secrets.
+//! The configuration: defaults, every key from file and environment, and error messages that name
+//! the cause and contain no secrets.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
@@ -16,7 +16,7 @@ use livebridge::record::EventType;
 #[path = "support/process.rs"]
 mod process;
 
-/// The least that can be started with.
+/// The smallest valid configuration.
 const LEAST: &str = "[callback]\nkeys = [\"k\"]\n";
 
 fn load(file: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
@@ -34,7 +34,7 @@ fn refusal(text: &str, environment: &[(&str, &str)]) -> String {
     load(text, environment).expect_err("a refusal").to_string()
 }
 
-/// `config` as its parts print themselves, which a secret never does.
+/// The debug output of all parts of `config`, which must contain no secret.
 fn shown(config: &Config) -> String {
     format!("{config:?}")
 }
@@ -81,10 +81,10 @@ fn without_keys_serve_does_not_start_and_says_what_to_do() {
     assert!(load("[callback]\nunsigned = [\"all\"]", &[]).is_ok());
 }
 
-/// Where certificates are made for these tests.
+/// The directory of the certificates for these tests.
 const TLS: &str = "target/tmp/config-tls";
 
-/// Makes a certificate with its key, and a second key.
+/// Creates a certificate with its key, and a second key.
 fn certificate() {
     fs::create_dir_all(TLS).unwrap();
     let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -99,8 +99,8 @@ fn certificate() {
     write("b.key", rcgen::KeyPair::generate().unwrap().serialize_pem());
 }
 
-/// Every key: where it stands, a value for the file, the same for the environment, another for the
-/// file, and how the value shows in the config.
+/// Every key: its path, a value for the file, the same value for the environment, another value for
+/// the file, and how the value is printed.
 #[rustfmt::skip]
 const KEYS: [(&str, &str, &str, &str, &str, &str); 35] = [
     ("http", "listen", "\"127.0.0.1:81\"", "127.0.0.1:81", "\"[::1]:82\"", "listen: 127.0.0.1:81"),
@@ -145,7 +145,7 @@ fn every_key_can_be_set_by_file_and_by_environment_which_has_priority() {
     certificate();
     let plain = shown(&file(LEAST));
     for (section, key, value, variable, other, expected) in KEYS {
-        // What there must be beside it.
+        // Keys that these keys require.
         let least = match (section, key) {
             ("callback", "keys") => String::new(),
             ("tls", "certificate") => format!("{LEAST}[tls]\nprivate_key = \"{TLS}/a.key\""),
@@ -175,7 +175,7 @@ fn every_key_can_be_set_by_file_and_by_environment_which_has_priority() {
 
 #[test]
 fn every_key_is_in_the_table_above() {
-    // The keys that there are, are those that are listed when there is another.
+    // The error message for an unknown key lists all keys.
     for section in ["http", "tls", "access", "admin", "callback", "wal", "kafka", "dedup", "log"] {
         let message = refusal(&format!("[{section}]\nx = 1"), &[]);
         let (_, listed) = message.split_once("it has ").unwrap();
@@ -263,20 +263,20 @@ mod an_unknown {
             "PATH",
             "livebridge_http_listen",
             "MY_LIVEBRIDGE_HTTP_LISTEN",
-            // Read elsewhere in livebridge.
+            // Variables that other parts of livebridge read.
             "LIVEBRIDGE_CONFIG",
             "LIVEBRIDGE_SEND_KEY",
-            // Of the tests and benches.
+            // Variables of tests and benches.
             "LIVEBRIDGE_TEST_FACTOR",
             "LIVEBRIDGE_SEED",
             "LIVEBRIDGE_REQUIRE_KAFKA",
             "LIVEBRIDGE_BENCH_RATE",
-            // Of a shell or an image.
+            // Variables set by a shell or an image.
             "LIVEBRIDGE_VERSION",
             "LIVEBRIDGE_HOME",
             "LIVEBRIDGE_INSTALL_PATH",
             "LIVEBRIDGE_DATA_DIR",
-            // What Kubernetes sets in every pod when services are named livebridge,
+            // Kubernetes sets these in every pod when services are named livebridge,
             // livebridge-http and livebridge-kafka.
             "LIVEBRIDGE_SERVICE_HOST",
             "LIVEBRIDGE_SERVICE_PORT",
@@ -641,7 +641,7 @@ mod access {
             let said = format!("{error} {error:?}");
             assert!(error.to_string().contains("are the ends of its lines lost?"), "{said}");
             assert!(!said.contains(&bytes[..16]), "{said}");
-            // As numbers, too.
+            // Also as numbers.
             let numbers = format!("{:?}", &bytes.as_bytes()[..8]);
             assert!(!said.contains(numbers.trim_matches(['[', ']'])), "{said}");
         }
@@ -749,7 +749,7 @@ mod keys_of_a_file {
         ] {
             fs::write(&path, format!("\nfirst another-key\n{name} {key}\n")).unwrap();
             assert_eq!(file(&text).verifier.keys[1].name(), name);
-            // The wrong way round its key would be shown by the metrics.
+            // With name and key swapped, the metrics would print the key.
             fs::write(&path, format!("\nfirst another-key\n{key} {name}\n")).unwrap();
             let message = refusal(&text, &[]);
             let line = format!("callback.keys_file: line 3 of {} has a name", path.display());
@@ -757,7 +757,7 @@ mod keys_of_a_file {
             assert!(message.contains("write the name first"), "{message}");
             assert!(!message.contains(key) && !message.contains(name), "{message}");
         }
-        // As long as each other, both ways round would do.
+        // If both have the same length, both orders are possible.
         let message = refusal("", &[("LIVEBRIDGE_CALLBACK_KEYS", "good a-key, s3cret letter")]);
         assert!(message.contains("entry 2 has a name that is not shorter"), "{message}");
         assert!(!message.contains("s3cret") && !message.contains("letter"), "{message}");
@@ -856,7 +856,7 @@ mod kafka {
 
     #[test]
     fn settings_need_no_quotes_around_their_names() {
-        // To TOML the dots then mean tables.
+        // Unquoted dots denote nested tables in TOML.
         let settings = client(
             "security.protocol = \"SASL_PLAINTEXT\"\nsasl.mechanisms = \"PLAIN\"\n\
              sasl.username = \"me\"\nsasl.password = \"no\"\nssl.ca.location = \"/ca\"",
@@ -874,11 +874,11 @@ mod kafka {
 
     #[test]
     fn settings_that_guarantees_depend_on_are_rejected_under_every_alias() {
-        // Of some there are two names, which do the same.
+        // Some settings have two names with the same effect.
         for name in ["acks", "request.required.acks", "bootstrap.servers", "metadata.broker.list"] {
             assert!(settings::reserved().any(|reserved| reserved == name), "{name}");
         }
-        // Their names have underscores, which variables have in place of dots.
+        // Some names contain underscores, which variables use in place of dots.
         let plain = settings::reserved().filter(|name| !name.contains('_'));
         let variables = plain.map(|name| {
             (name, format!("LIVEBRIDGE_KAFKA_CLIENT_{}", name.to_uppercase().replace('.', "_")))
@@ -1074,7 +1074,7 @@ fn an_invalid_configuration_is_reported_in_one_line_with_exit_code_64() {
     let finished = process::run(&mut process::livebridge(&["serve", "--config", config]));
     assert_eq!(finished.code, Some(64));
     assert!(finished.stderr.contains(config), "{finished:?}");
-    // Also by the variable, and a variable's fault is one too.
+    // The path can also be set by a variable; an invalid variable has the same exit code.
     let mut command = process::livebridge(&["serve"]);
     let finished = process::run(command.env("LIVEBRIDGE_CONFIG", config));
     assert_eq!(finished.code, Some(64));

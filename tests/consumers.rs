@@ -1,5 +1,5 @@
-//! The consumers in `deploy/consumers/`, which know livebridge from the contract alone, read what a
-//! real broker has of every event type; and what it has is what the contract says.
+//! The consumers in `deploy/consumers/` use only the contract. They read every event type from a
+//! real broker, and every record there matches the contract.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
@@ -27,13 +27,13 @@ use support::bridge::{Bridge, KEY};
 use support::kafka::{Kafka, jars};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-/// A consumer joins its group first.
+/// A consumer first joins its group.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// What every consumer prints of an event: type, stream, value.
+/// The output of every consumer for an event: type, stream, value.
 type Event = (String, String, Value);
 
-/// Sends a callback of every type, one of none, and each of them twice.
+/// Sends a callback of every type and one without a type, each twice.
 fn send(bridge: &Bridge) -> Vec<Event> {
     let samples = Samples::new(CallbackKey::new(KEY));
     let mut sent = Vec::new();
@@ -59,7 +59,7 @@ fn send(bridge: &Bridge) -> Vec<Event> {
     sent
 }
 
-/// What `consumer` prints until it has printed as much as was sent, by id.
+/// The events that `consumer` prints, by ID, until it has printed as many as were sent.
 fn printed(consumer: &mut Command, count: usize) -> BTreeMap<String, Event> {
     let consumer = Running::start(consumer);
     let deadline = Instant::now() + PATIENCE;
@@ -67,7 +67,7 @@ fn printed(consumer: &mut Command, count: usize) -> BTreeMap<String, Event> {
         assert!(Instant::now() < deadline, "{}", consumer.stderr.text());
         thread::sleep(Duration::from_millis(50));
     }
-    // Whether more comes.
+    // Waits for unexpected further output.
     thread::sleep(Duration::from_millis(500));
     let text = consumer.stdout.text();
     assert_eq!(text.lines().count(), count, "{text}");
@@ -121,7 +121,7 @@ fn consumers_written_from_the_contract_alone_read_every_event_once() {
     keeps_the_contract(python, &kafka, &records);
 }
 
-/// Reads all topics once more and holds each record against its schemas.
+/// Reads all topics again and validates each record against its schemas.
 fn keeps_the_contract(python: &Path, kafka: &Kafka, records: &Path) {
     let read = Command::new(python)
         .arg(format!("{ROOT}/tests/support/consume.py"))

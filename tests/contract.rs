@@ -1,4 +1,4 @@
-//! `deploy/contract/` says what livebridge does: topics, headers, values, answers.
+//! `deploy/contract/` matches livebridge's behaviour: topics, headers, values, responses.
 //!
 //! The documents and samples are checked by `tests/contract/check.py`, the running server by
 //! schemathesis, both in the tests' Python.
@@ -33,7 +33,7 @@ fn topics() -> Topics {
     Topics::new("live", &BTreeMap::new()).unwrap()
 }
 
-/// What livebridge makes of a body.
+/// The record that livebridge creates from a body.
 fn record(body: &Value) -> Record {
     let verifier = Verifier {
         keys: vec![livebridge::callback::CallbackKey::new("callbackKey0123456789").unwrap()],
@@ -45,7 +45,7 @@ fn record(body: &Value) -> Record {
     Unverified::parse(&body).unwrap().verify(&verifier, now).unwrap().into_record(now, &[]).unwrap()
 }
 
-/// Every channel with its one message.
+/// Every channel with its single message.
 fn channels(asyncapi: &Value) -> Vec<(&Value, &Value)> {
     let channels = asyncapi["channels"].as_object().unwrap();
     let message = |channel: &Value| {

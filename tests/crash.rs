@@ -1,7 +1,7 @@
-//! kill -9 of the real binary at any moment: nothing acknowledged is lost, doubled or reordered.
+//! kill -9 of the real binary at any moment: nothing acknowledged is lost, duplicated or reordered.
 //!
-//! A few kills in every test run; the campaign is
-//! `LIVEBRIDGE_KILLS=300 cargo test --release --test crash -- --nocapture`.
+//! A test run makes a few kills; the campaign is `LIVEBRIDGE_KILLS=300 cargo test --release --test
+//! crash -- --nocapture`.
 
 #![expect(clippy::float_cmp, reason = "what is compared are whole numbers")]
 
@@ -20,7 +20,7 @@ use support::proxy::{Api, Proxy, Stage, Trap};
 use support::random::Random;
 use tokio::runtime::Runtime;
 
-/// What a trap may be set for: one entry, one chance.
+/// The requests for which a trap can be set; a repeated entry is more likely to be chosen.
 const APIS: [Api; 12] = [
     Api::Produce,
     Api::Produce,
@@ -35,12 +35,12 @@ const APIS: [Api; 12] = [
     Api::Fetch,
     Api::Metadata,
 ];
-/// Those that occur when a bridge starts, or only then.
+/// The requests that occur when a bridge starts, or only then.
 const AT_START: [Api; 4] = [Api::InitProducerId, Api::ListOffsets, Api::Fetch, Api::Metadata];
 const STAGES: [Stage; 4] = [Stage::Before, Stage::Sent, Stage::Answered, Stage::Arrived];
-/// How long a trap is waited for, before the kill happens without it.
+/// The time-out for a trap; after that the kill happens without it.
 const TRAP: Duration = Duration::from_secs(2);
-/// In the campaign, kills with Kafka and kills without it take turns.
+/// In the campaign, rounds of kills with Kafka and without Kafka alternate.
 const ROUND: (u32, u32) = (12, 3);
 
 #[test]
@@ -59,7 +59,7 @@ fn acknowledged_callbacks_are_in_kafka_once_and_in_order_whenever_the_bridge_is_
     campaign.finish();
 }
 
-/// A bridge behind a proxy behind a broker, and what has been done to it.
+/// A bridge that reaches the broker through a proxy, and the counts of what was done to it.
 struct Campaign {
     random: Random,
     proxy: Proxy,
@@ -95,7 +95,7 @@ impl Campaign {
         self.kills.values().sum()
     }
 
-    /// Few kills, chosen to be unlike.
+    /// A small number of kills of different kinds.
     fn round_of_each_kind(&mut self) {
         for (api, nth, stage) in [
             (Api::EndTxn, 3, Stage::Sent),
@@ -113,7 +113,7 @@ impl Campaign {
         self.round(1, 4);
     }
 
-    /// Kills with Kafka there, takes Kafka away, kills without it, brings it back.
+    /// Kills with Kafka reachable, makes Kafka unreachable, kills, and makes Kafka reachable again.
     fn round(&mut self, with: u32, without: u32) {
         let before = self.killed();
         while self.killed() < before + with {
@@ -133,7 +133,7 @@ impl Campaign {
         self.kafka_is_up = true;
     }
 
-    /// Kills the bridge at a moment of its life that chance chooses, and starts it again.
+    /// Kills the bridge at a random moment and restarts it.
     fn kill(&mut self) {
         match self.random.within(0..100) {
             0..25 => self.kill_at_work(),
@@ -173,7 +173,7 @@ impl Campaign {
         }
     }
 
-    /// Kills when a request to the broker is on its way.
+    /// Kills while a request to the broker is in flight.
     fn kill_in_a_trap(&mut self, api: Api, nth: u32, stage: Stage) {
         let at_start = AT_START.contains(&api) || self.random.percent(25);
         self.bridge.wait_until_ready();
@@ -195,7 +195,7 @@ impl Campaign {
         }
     }
 
-    /// Lets everything arrive, and looks at it.
+    /// Waits until everything is delivered, and verifies it.
     fn finish(self) {
         self.bridge.wait_until_ready();
         self.load.wait_for(200, Duration::from_mins(1));

@@ -1,5 +1,5 @@
-//! A log whose files were damaged while it was stopped: what is still whole is read in order, what
-//! is not is reported, and nothing that might still be of use is thrown away.
+//! A log whose files were damaged while it was stopped: intact records are read in order, damaged
+//! ones are reported, and nothing that may still be recoverable is deleted.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -24,7 +24,7 @@ use proptest::sample::Index;
 
 const MAGIC: &[u8] = b"\xFFLBWAL2\xFE";
 
-/// The metrics are the process': tests that look at them take turns.
+/// Serialises tests that read metrics, because metrics are global to the process.
 static EXPORTER: LazyLock<Mutex<Exporter>> =
     LazyLock::new(|| Mutex::new(metrics::install().expect("no recorder is installed yet")));
 
@@ -32,13 +32,13 @@ fn exporter() -> MutexGuard<'static, Exporter> {
     EXPORTER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Opens a log, not before there is a recorder for its metrics.
+/// Opens a log after the metrics recorder is installed.
 fn open(dir: &Path) -> Result<OpenLog, OpenError> {
     LazyLock::force(&EXPORTER);
     OpenLog::open(dir)
 }
 
-/// Records reported as damaged so far.
+/// The number of records reported as damaged.
 fn damaged(exporter: &Exporter) -> u64 {
     let text = exporter.render();
     let line = text.lines().find(|line| line.starts_with("livebridge_wal_damaged_records_total "));
@@ -67,14 +67,14 @@ fn frames(data: &[u8]) -> Vec<Place> {
 
 /// A stopped log with many frames in one segment.
 struct Stopped {
-    /// Its files in memory: a directory of a static would never be removed.
+    /// Its files in memory, because a temporary directory in a static is never removed.
     files: Vec<(PathBuf, Vec<u8>)>,
     entries: Vec<Entry>,
     frames: Vec<Place>,
 }
 
 impl Stopped {
-    /// Groups of one to five records of about 300 bytes, and a few of many thousand.
+    /// Groups of one to five records of about 300 bytes, and some of several thousand bytes.
     fn new() -> Self {
         let dir = temp_dir();
         let log = open(dir.path()).unwrap();
@@ -98,7 +98,7 @@ impl Stopped {
         segment_dirs(dir).remove(0).join("db")
     }
 
-    /// A copy to damage.
+    /// A copy of the log to damage.
     fn copy(&self) -> tempfile::TempDir {
         let copy = temp_dir();
         for (path, bytes) in &self.files {
@@ -117,7 +117,7 @@ impl Stopped {
         self.entries.iter().filter(|entry| !is_lost(entry.lsn)).cloned().collect()
     }
 
-    /// Opens the damaged `copy`: what is `left` is read, the rest is reported.
+    /// Opens the damaged `copy`: the entries in `left` are read, the others are reported.
     fn check(&self, copy: &Path, left: &[Entry]) {
         let exporter = exporter();
         let before = damaged(&exporter);
@@ -127,7 +127,7 @@ impl Stopped {
         assert!(read == left, "{} of {} records are read", read.len(), left.len());
         let lost = (self.entries.len() - left.len()) as u64;
         assert_eq!(damaged(&exporter) - before, lost, "records reported as damaged");
-        // The damage is behind us: the log works, and lets go of it with the rest.
+        // The log works after the damage and releases the damaged records with the others.
         let lsn = log.append_all(vec![record(1_000_000, 10)])[0];
         assert_eq!(log.read().len(), 1);
         log.reader.release(lsn, None);
@@ -189,8 +189,8 @@ proptest! {
         STOPPED.check(copy.path(), &STOPPED.whole(&(at..usize::MAX)));
     }
 
-    /// Nothing but a kill leaves a segment without its marker, and then the last frame can be one
-    /// that was never acknowledged: it is passed over, all the others are there.
+    /// Only a killed process leaves a segment without its marker. Its last frame may never have
+    /// been acknowledged, so it may be skipped; all others must be read.
     #[test]
     fn a_damaged_byte_in_a_killed_log_costs_no_other_frame(at: Index, flip in 1_u8..) {
         let copy = STOPPED.copy();
@@ -207,7 +207,7 @@ proptest! {
     }
 }
 
-/// A digit of the marker that changed made records disappear, or the whole segment.
+/// Regression: a changed digit in the marker made records, or the whole segment, disappear.
 #[test]
 fn a_damaged_marker_changes_nothing() {
     let copy = STOPPED.copy();
@@ -248,8 +248,8 @@ fn a_damaged_marker_changes_nothing() {
     assert_eq!(damaged(&exporter), before);
 }
 
-/// Opening removed such a segment as an empty one: a single damaged bit could cost the only copy
-/// of what might have been put right by hand.
+/// Regression: opening removed such a segment as empty, so a single damaged bit could destroy the
+/// only copy of recoverable records.
 #[test]
 fn a_segment_without_a_readable_record_is_kept() {
     for closed in [false, true] {
@@ -275,13 +275,13 @@ fn a_segment_without_a_readable_record_is_kept() {
         let kept = kept(dir.path());
         assert_eq!(kept.len(), 1, "closed {closed}: {kept:?}");
         assert_eq!(fs::read(kept[0].join("db")).unwrap(), damaged_bytes);
-        // It is not read as a segment, and the next start leaves it alone.
+        // It is not read as a segment, and the next start does not modify it.
         open(dir.path()).unwrap().close().unwrap();
         assert_eq!(self::kept(dir.path()), kept);
     }
 }
 
-/// The segment was deleted with its neighbours, before anybody could copy it.
+/// Regression: the segment was deleted with its neighbours before an operator could copy it.
 #[test]
 fn a_damaged_segment_is_kept_when_the_rest_of_it_is_released_also_by_a_later_process() {
     let _turn = exporter();
@@ -295,7 +295,7 @@ fn a_damaged_segment_is_kept_when_the_rest_of_it_is_released_also_by_a_later_pro
         let read = log.read();
         let last = read.last().unwrap().lsn;
         if killed {
-            // Everything up to the last record is released, the damage among it.
+            // Everything up to the last record is released, including the damaged records.
             log.reader.release(read[read.len() - 2].lsn, None);
             log.close().unwrap();
             assert_eq!(kept(copy.path()), Vec::<PathBuf>::new());
@@ -319,7 +319,7 @@ fn a_damaged_segment_is_kept_when_the_rest_of_it_is_released_also_by_a_later_pro
         assert!(readable == STOPPED.whole(&frame.bytes), "what is readable can be exported");
         assert_eq!(segment.closed, Some(u32::try_from(STOPPED.entries.len()).unwrap()));
 
-        // It takes space, and is said to.
+        // It uses disk space, and the log line reports how much.
         let log = open(copy.path()).unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);
         while log.log.stored().disk_bytes < bytes.len() as u64 {
@@ -339,7 +339,7 @@ fn kept(dir: &Path) -> Vec<PathBuf> {
     paths.filter(|path| path.extension().is_some_and(|extension| extension == "damaged")).collect()
 }
 
-/// The publisher ended with an error, at every start again.
+/// Regression: the publisher ended with an error at every start.
 #[test]
 fn a_missing_data_file_is_reported_and_the_rest_is_read() {
     let dir = temp_dir();
@@ -408,7 +408,8 @@ fn a_log_of_another_format_is_rejected_by_name_and_not_modified() {
     assert_eq!(visit(damaged.path()), STOPPED.entries, "nothing was touched");
 }
 
-/// Opening made a new identity, took every segment for another log's, and removed them all.
+/// Regression: opening created a new identity, treated every segment as another log's, and removed
+/// them all.
 #[test]
 fn a_log_without_its_identity_is_rejected_and_not_modified() {
     let damaged = STOPPED.copy();
@@ -457,7 +458,7 @@ fn leftovers_of_a_kill_are_removed() {
         fs::create_dir(&dir).unwrap();
         fs::write(dir.join("closed"), marker).unwrap();
     };
-    // A removal that was cut short, of a segment with records.
+    // An interrupted removal of a segment with records.
     copy_dir(&segment_dirs(copy.path())[0], &segments.join("0000000000.gone"));
     fs::create_dir(segments.join("0000000007")).unwrap();
     with_marker("0000000008", b"garbage");
@@ -484,7 +485,7 @@ fn leftovers_of_a_kill_are_removed() {
     }
 }
 
-/// Root writes wherever it likes, save on a file system that is mounted read-only.
+/// Root can write everywhere except on a read-only mount.
 #[test]
 fn a_read_only_directory_is_rejected_with_its_path() {
     let dir = temp_dir();
@@ -506,8 +507,8 @@ fn a_read_only_directory_is_rejected_with_its_path() {
     assert!(error.to_string().contains("Read-only"), "{error}");
 }
 
-/// What is damaged counted as unpublished until something behind it was published; with nothing
-/// behind it, for ever.
+/// Regression: damaged records counted as unpublished until a later record was published, and for
+/// ever if there was none.
 #[test]
 fn damaged_records_are_released_with_those_before_them() {
     let _turn = exporter();

@@ -1,5 +1,5 @@
-//! What the whole bridge promises, seen by a consumer that is not ours: every published payload in
-//! its topic, byte for byte, once. Against the real broker and against the embedded one.
+//! End-to-end delivery, verified by an independent consumer: every published payload is in its
+//! topic, unchanged, once. Runs against the real broker and the embedded one.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -23,9 +23,9 @@ use support::bridge::Bridge;
 use support::consumer::{self, Isolation, Message};
 use support::kafka::{self, Kafka};
 
-/// The key that the payloads are signed with (payloads/INDEX.md).
+/// The signing key of the payloads (payloads/INDEX.md).
 const PAYLOADS_KEY: &str = "callbackKey0123456789";
-/// What the bridge refuses of the payloads, and with which status.
+/// The payloads that the bridge rejects, and the status of each.
 const REFUSED: [(&str, u16); 6] = [
     ("064_bom", 400),
     ("065_duplicate_keys", 400),
@@ -100,12 +100,12 @@ fn post(bridge: &Bridge, body: &[u8]) -> (u16, String) {
 fn bridge(instance: &str, brokers: &str, prefix: &str) -> Bridge {
     Bridge::new(instance, brokers, prefix)
         .set("CALLBACK_KEYS", PAYLOADS_KEY)
-        // The payloads were signed years ago.
+        // Accepts the payloads' signatures, which are years old.
         .set("CALLBACK_EXPIRY_LEEWAY", "36500days")
         .set("CALLBACK_UNSIGNED", "all")
 }
 
-/// Sends every payload twice over and returns what those hold that must be in Kafka, once each.
+/// Sends every payload twice and returns the bodies that must be in Kafka once.
 fn send_payloads(bridge: &Bridge, prefix: &str) -> BTreeMap<String, (String, Vec<u8>)> {
     let refused: BTreeMap<_, _> = REFUSED.into_iter().collect();
     let mut expected = BTreeMap::new();
@@ -131,7 +131,7 @@ fn send_payloads(bridge: &Bridge, prefix: &str) -> BTreeMap<String, (String, Vec
     expected
 }
 
-/// What a body tells without what belongs to its delivery: equal for retries of one event.
+/// A body without its delivery-specific members: equal for all retries of one event.
 fn event(body: &[u8]) -> serde_json::Value {
     let mut event: serde_json::Value = serde_json::from_slice(body).unwrap();
     let members = event.as_object_mut().unwrap();
@@ -179,7 +179,7 @@ fn assert_message_tells_of(name: &str, message: &Message, body: &[u8]) {
     if let Some(seconds) = event["event_time"].as_i64().filter(|t| (1..10_000_000_000).contains(t))
         && kind != "com.tencent.cloud.live.other"
     {
-        // The payloads are years old: by its own time the record would be deleted at once.
+        // The payloads are years old: with their event time the broker would delete them at once.
         let received = message.header("livebridge-received-at").and_then(Timestamp::parse);
         let oldest = received.unwrap().before(Duration::from_hours(24)).as_millis();
         let range = oldest.max(seconds * 1000)..=Timestamp::now().as_millis();
@@ -227,7 +227,7 @@ fn without_transactions_every_payload_arrives_and_retries_are_dropped_across_a_r
     bridge.start();
     let expected = send_payloads(&bridge, &prefix);
     bridge.drain(DRAIN);
-    // What is in Kafka is known from the ledger there, as with transactions.
+    // As with transactions, published events are known from the ledger topic.
     assert!(bridge.stop().success());
     bridge.start();
     assert_eq!(send_payloads(&bridge, &prefix).len(), expected.len());
@@ -297,7 +297,7 @@ fn a_retry_is_dropped_after_a_restart_and_after_a_lost_disk() {
     first.start();
     send(&first);
     first.drain(DRAIN);
-    // Another log, another host: what is known comes from Kafka alone.
+    // A new log on a new host: published events are known from Kafka alone.
     let second = bridge(&support::unique("retries-elsewhere"), kafka.bootstrap(), &prefix);
     second.start();
     send(&second);
@@ -321,7 +321,7 @@ fn a_retry_that_waited_longer_than_the_window_is_still_dropped() {
     let body = samples.delivery(event, Timestamp::now());
     assert_eq!(post(&bridge, body.as_bytes()).0, 200);
     bridge.drain(DRAIN);
-    // The publisher is stopped for good here: what comes now waits in the log.
+    // The publisher is stopped permanently here: later callbacks wait in the log.
     bridge.kill();
     let away = bridge.set("KAFKA_BROKERS", "127.0.0.1:1");
     away.start();

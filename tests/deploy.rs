@@ -1,4 +1,4 @@
-//! The files in `deploy/` say what the code does: keys, defaults, variables, metrics.
+//! The files in `deploy/` match the code: keys, defaults, variables, metrics.
 
 use std::collections::BTreeSet;
 
@@ -69,7 +69,7 @@ fn every_variable_of_the_image_and_of_compose_is_a_known_key() {
             continue;
         };
         let value = value.trim_matches('"');
-        // Of "${VARIABLE:-default}" the default.
+        // Takes the default from "${VARIABLE:-default}".
         let value = value.split_once(":-").map_or(value, |(_, value)| value.trim_end_matches('}'));
         environment.push((name.to_owned(), value.to_owned()));
     }

@@ -1,5 +1,5 @@
-//! Disks that fill up and disks that fail: nothing is answered 200 that is not there afterwards,
-//! what is stored is still read and freed, and intake comes back by itself.
+//! Full and failing disks: every callback answered 200 is stored, stored records can be read and
+//! released, and the intake recovers without intervention.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -28,13 +28,13 @@ use log_support::{OpenLog, block_on, config, record, segment_dirs, temp_dir, vis
 
 const MIB: u64 = 1024 * 1024;
 
-/// A file system of its own, in memory.
+/// A separate in-memory file system.
 struct Mount {
     dir: tempfile::TempDir,
 }
 
 impl Mount {
-    /// `None`, and says so, where mounting is not allowed.
+    /// `None`, with a message, where mounting is not permitted.
     fn new(options: &str) -> Option<Self> {
         let dir = temp_dir();
         let mut mount = Command::new("mount");
@@ -54,7 +54,7 @@ impl Mount {
         wal::free_bytes(self.dir.path()).unwrap()
     }
 
-    /// Takes all the space but `left` bytes.
+    /// Fills the file system except for `left` bytes.
     fn fill(&self, left: u64) -> Filler {
         let path = self.dir.path().join("filler");
         let mut file = File::create(&path).unwrap();
@@ -66,12 +66,12 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // Lazily: threads of a killed log may not be done yet.
+        // Lazily: threads of a killed log may still use it.
         let _ = Command::new("umount").arg("-l").arg(self.dir.path()).status();
     }
 }
 
-/// A file in the way, until it is dropped.
+/// A file that uses disk space until it is dropped.
 struct Filler(PathBuf);
 
 impl Drop for Filler {
@@ -80,7 +80,8 @@ impl Drop for Filler {
     }
 }
 
-/// Appends records until one is refused, at most `max`; returns those acknowledged and the refusal.
+/// Appends at most `max` records until one is rejected; returns the acknowledged records and the
+/// error.
 fn append_until_refused(log: &OpenLog, first: u64, max: u64) -> (Vec<Entry>, Option<AppendError>) {
     let mut acknowledged = Vec::new();
     for number in first..first + max {
@@ -101,7 +102,7 @@ fn append_one(log: &OpenLog, record: Record) -> Result<Lsn, AppendError> {
     outcome.expect("an append is answered within the deadline")
 }
 
-/// Waits until an append is taken again.
+/// Waits until an append is accepted again.
 fn wait_for_room(log: &OpenLog, record: &Record) -> Lsn {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
@@ -119,7 +120,7 @@ fn release_all(log: &mut OpenLog, last: Lsn) {
     assert_eq!(log.log.stored().records, 0);
 }
 
-/// All of `acknowledged`, in order; others may lie between them that were never acknowledged.
+/// The log contains all of `acknowledged` in order; unacknowledged records may lie between them.
 fn assert_contains(read: &[Entry], acknowledged: &[Entry]) {
     let mut read = read.iter();
     for entry in acknowledged {
@@ -141,7 +142,7 @@ fn appends_are_rejected_before_the_disk_is_full_and_accepted_again_when_there_is
         assert_eq!(log.log.probe().ready(), Err(Unready::Refuses(AppendError::DiskFull)));
         assert!(mount.free_bytes() < floor, "there was room");
         assert!(mount.free_bytes() > MIB, "{} bytes are left", mount.free_bytes());
-        // What is stored can still be published, and that makes room.
+        // Stored records can still be published, which frees space.
         assert_eq!(log.read(), acknowledged);
         release_all(&mut log, acknowledged.last().unwrap().lsn);
         let last = wait_for_room(&log, &record(number - 1, 100));
@@ -160,7 +161,8 @@ fn the_size_limit_of_the_log_is_enforced_and_lifted() {
     let (acknowledged, refused) = append_until_refused(&log, 0, 4000);
     assert_eq!(refused, Some(AppendError::LogFull));
     let bytes = log.log.stored().disk_bytes;
-    // It is looked at ten times a second, later when the keeper has a segment to close.
+    // Free space is checked ten times a second, and later while the maintenance task closes a
+    // segment.
     assert!((limit..limit + 256 * MIB).contains(&bytes), "{bytes} bytes");
     assert_eq!(log.read(), acknowledged);
     release_all(&mut log, acknowledged.last().unwrap().lsn);
@@ -168,7 +170,7 @@ fn the_size_limit_of_the_log_is_enforced_and_lifted() {
     log.close().unwrap();
 }
 
-/// Without a floor the disk is found to be full by a commit that fails.
+/// Without a reserve, a full disk is detected by a failing commit.
 #[test]
 fn a_full_disk_stops_the_log_and_loses_nothing() {
     for left in [0, 3000, 40_000, 90_000, 600_000, 5_000_000] {
@@ -185,7 +187,7 @@ fn a_full_disk_stops_the_log_and_loses_nothing() {
         assert!(matches!(ended, Err(StoreError::Io { .. } | StoreError::Sled { .. })), "{ended:?}");
         assert_contains(&visit(&mount.log_dir()), &acknowledged);
 
-        // While the disk is full: the log opens, refuses, and can be read.
+        // While the disk is full, the log opens, rejects appends, and can be read.
         let mut log = OpenLog::open(&mount.log_dir()).unwrap();
         let (more, refused) = append_until_refused(&log, 2000, 3);
         assert!(
@@ -207,7 +209,7 @@ fn a_full_disk_stops_the_log_and_loses_nothing() {
             drop(filler);
         }
 
-        // With space again: everything is there, and the log works.
+        // With free space again, everything is stored and the log works.
         let log = OpenLog::open(&mount.log_dir()).unwrap();
         assert_contains(&visit(&mount.log_dir()), &acknowledged);
         log.append_all(vec![record(4000, 100_000)]);
@@ -215,7 +217,7 @@ fn a_full_disk_stops_the_log_and_loses_nothing() {
     }
 }
 
-/// Publishing alone must get a log out of a disk that it has filled itself.
+/// Publishing alone must free a disk that the log itself has filled.
 #[test]
 fn publishing_frees_a_disk_that_the_log_filled() {
     for segments in [1, 2] {
@@ -248,7 +250,7 @@ fn a_segment_that_could_not_be_created_is_created_when_there_is_space() {
     let log = OpenLog::open(&mount.log_dir()).unwrap();
     let acknowledged = append_until_refused(&log, 0, 10).0;
     log.close().unwrap();
-    // The spare: without it, the last segment is one with records, and a new one takes new space.
+    // Without the spare segment, the last segment has records and a new one needs new space.
     for spare in &segment_dirs(&mount.log_dir())[1..] {
         fs::remove_dir_all(spare).unwrap();
     }
@@ -261,7 +263,8 @@ fn a_segment_that_could_not_be_created_is_created_when_there_is_space() {
     log.close().unwrap();
 }
 
-/// sled refuses for good to open what a failed attempt left, a settings file cut short, say.
+/// Regression: sled permanently failed to open the remains of a failed attempt, such as a truncated
+/// settings file.
 #[test]
 fn a_half_created_segment_is_created_again() {
     let dir = temp_dir();
@@ -279,7 +282,7 @@ fn a_half_created_segment_is_created_again() {
     log.close().unwrap();
 }
 
-/// Inodes run out as well, and then new segments cannot be made, while the old one could grow.
+/// Inodes can also run out. New segments then cannot be created, while the current one can grow.
 #[test]
 fn a_log_that_cannot_create_segments_rejects_before_its_last_one_is_too_large() {
     for inodes_left in [0, 1, 3] {

@@ -1,5 +1,5 @@
-//! The documents say what is there: links, commands, keys, metrics, citations; and the public contract
-//! in `docs/contract.md` is that of the code.
+//! The documents match the repository: links, commands, keys, metrics, citations. The public
+//! contract in `docs/contract.md` matches the code.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
@@ -19,7 +19,7 @@ use markdown::{
 };
 use process::{livebridge, run};
 
-/// Documents of other projects that comments name.
+/// Documents of other projects that comments refer to.
 const FOREIGN: [&str; 1] = ["STATISTICS.md"];
 
 #[test]
@@ -66,7 +66,7 @@ fn every_path_of_the_repository_in_a_document_exists() {
         for span in spans(&text) {
             let in_repository = ["src/", "tests/", "benches/", "deploy/", "docs/", ".ci/"];
             let is_path = in_repository.iter().any(|top| span.starts_with(top));
-            // A command with arguments begins with its path; a pattern names no file.
+            // A command with arguments begins with its path; a pattern is not a path.
             let path = span.split(' ').next().unwrap();
             if is_path && !path.contains(['*', '<']) && page != Path::new("CHANGELOG.md") {
                 assert!(root().join(path).exists(), "{}: there is no {path}", page.display());
@@ -118,7 +118,7 @@ fn every_documented_command_line_is_valid() {
         for line in lines {
             for prefix in ["livebridge ", "cargo run --release -- "] {
                 let Some((before, rest)) = line.split_once(prefix) else { continue };
-                // What follows the name of a service or a namespace is no command of ours.
+                // A word after the name of a service or a namespace is not a livebridge command.
                 let starts = before.is_empty() || before.ends_with("&& ") || before.contains('=');
                 let mut words = rest.split([' ', '\n']);
                 let command = words.next().unwrap();
@@ -143,7 +143,8 @@ fn every_documented_command_line_is_valid() {
     assert!(missing.is_empty(), "the README does not list {missing:?}");
 }
 
-/// Every configuration key, as `livebridge config` prints them, and the two tables with keys of others.
+/// Every configuration key, as `livebridge config` prints them, and the two tables with free-form
+/// keys.
 fn keys() -> BTreeSet<String> {
     let mut command = livebridge(&["config", "--json"]);
     let printed = run(command.env("LIVEBRIDGE_CALLBACK_KEYS", "k"));
@@ -208,7 +209,7 @@ fn documents_name_only_keys_that_exist() {
             let word = span.split([' ', '=']).next().unwrap();
             let Some((section, key)) = word.split_once('.') else { continue };
             let is_key = !key.is_empty() && key.chars().all(|c| c.is_ascii_lowercase() || c == '_');
-            // Files, and topics of a prefix, are no keys.
+            // File names and topic names with a prefix are not keys.
             let other = ["toml", "md", "rs", "yml", "json"].contains(&key);
             if is_key && !other && sections.contains(section) {
                 assert!(known.contains(word), "{}: there is no {word}", page.display());
@@ -232,7 +233,7 @@ fn metrics(document: &str, labels: usize) -> BTreeMap<String, BTreeSet<String>> 
 
 #[test]
 fn documents_name_only_metrics_that_exist() {
-    // A test of `observe` compares this table with a running bridge.
+    // A test in `observe` compares this table with a running bridge.
     let known = metrics(&read("docs/metrics.md"), 3);
     assert!(known.len() >= 50, "{known:?}");
     let mut count = 0;
@@ -290,7 +291,7 @@ fn the_chinese_readme_has_the_commands_figures_names_and_links_of_the_english_on
     assert_eq!(rows(&english), rows(&chinese));
 }
 
-/// The documents that a source file cites, each with the sections that follow its name.
+/// The documents that a source file cites, each with the cited sections.
 fn citations(text: &str) -> Vec<(String, Vec<String>)> {
     let text = text.replace("\n//! ", " ").replace("\n/// ", " ");
     let lines = text.lines().map(str::trim_start);
@@ -305,7 +306,8 @@ fn citations(text: &str) -> Vec<(String, Vec<String>)> {
         let is_document = |part: &&str| Path::new(part).extension().is_some_and(|e| e == "md");
         let Some(name) = name.into_iter().find(is_document) else { continue };
         let mut sections = Vec::new();
-        // `name.md section 2`, `name.md A, D`, `name.md 3 and 5`; the name ends the sentence otherwise.
+        // `name.md section 2`, `name.md A, D`, `name.md 3 and 5`; any other citation has no
+        // sections.
         let ended = word.ends_with([')', '.', ',', ':', ';']);
         for next in words[at + 1..].iter().take_while(|_| !ended) {
             let section = next.trim_matches(is_mark);
@@ -335,7 +337,7 @@ fn every_document_that_a_source_file_cites_exists_with_its_section() {
     paths.extend(
         ["Cargo.toml", "docker-compose.yml", ".ci/run", "deploy/drills/drill"].map(PathBuf::from),
     );
-    // It names documents in order to look at them.
+    // This file contains document names as test data.
     paths.retain(|path| path != Path::new("tests/docs.rs"));
     for path in paths {
         for (name, sections) in citations(&read(&path)) {
@@ -362,7 +364,7 @@ fn every_document_that_a_source_file_cites_exists_with_its_section() {
     assert!(sections >= 4, "{cited:?}");
 }
 
-/// The code spans of a list or table in a section of the contract.
+/// The code spans in a list or table of a section of the contract.
 fn pinned(section: &str) -> BTreeSet<String> {
     let contract = read("docs/contract.md");
     let (_, rest) = contract.split_once(&format!("\n## {section}\n")).expect(section);

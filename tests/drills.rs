@@ -1,4 +1,4 @@
-//! The drills for operators pass. `deploy/drills/drill all` runs the long ones, too.
+//! The operator drills pass. `deploy/drills/drill all` also runs the long ones.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
@@ -7,7 +7,7 @@ mod skip;
 
 use std::process::Command;
 
-/// Runs a drill; it prints what it proved, or what it needs.
+/// Runs a drill; it prints what it verified, or the missing requirement.
 fn drill(name: &str, proves: &str) {
     let mut drill = Command::new("bash");
     drill.args([concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/drills/drill"), name]);

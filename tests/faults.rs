@@ -1,7 +1,7 @@
-//! Whatever brokers, networks and neighbours do: each acknowledged callback is in Kafka once.
+//! Faults of brokers, networks and other instances: each acknowledged callback is in Kafka once.
 //!
-//! A few faults in every test run; all of them with
-//! `LIVEBRIDGE_FAULTS=all cargo test --release --test faults -- --nocapture`.
+//! A test run injects a few faults; `LIVEBRIDGE_FAULTS=all cargo test --release --test faults --
+//! --nocapture` injects all.
 
 mod support;
 
@@ -19,10 +19,10 @@ use support::rights::Rule;
 use tokio::runtime::Runtime;
 
 const PREFIX: &str = "live";
-/// How long a test waits for what must come, on a machine that has other things to do.
+/// The time-out for expected changes, with a margin for a busy machine.
 const PATIENCE: Duration = Duration::from_mins(2);
 
-/// Brokers behind proxies, on a machine that is ours alone until it is dropped.
+/// Brokers behind proxies; fault tests run one at a time until the value is dropped.
 struct Rig {
     random: Random,
     proxies: Vec<Proxy>,
@@ -47,7 +47,7 @@ impl Rig {
         Some(Self { random, proxies, cluster, runtime, _turn: turn })
     }
 
-    /// A bridge that reaches the brokers through the proxies.
+    /// A bridge that connects to the brokers through the proxies.
     fn bridge(&self, instance: &str) -> Bridge {
         let brokers: Vec<_> = self.proxies.iter().map(Proxy::address).collect();
         let replication = self.proxies.len().to_string();
@@ -74,12 +74,12 @@ impl Rig {
     }
 }
 
-/// Whether the long faults are asked for.
+/// Whether the long faults are requested.
 fn everything() -> bool {
     env::var("LIVEBRIDGE_FAULTS").is_ok_and(|which| which == "all")
 }
 
-/// Waits until the bridge has published something more.
+/// Waits until the bridge has published another record.
 fn wait_until_it_publishes(bridge: &Bridge, within: Duration) -> Duration {
     let started = Instant::now();
     let published = || bridge.metric("livebridge_published_total").unwrap_or(0.0);
@@ -92,8 +92,8 @@ fn wait_until_it_publishes(bridge: &Bridge, within: Duration) -> Duration {
     started.elapsed()
 }
 
-/// Another instance's open transaction keeps from `read_committed` readers what was committed
-/// behind it. A bridge that read its ledger only so far would publish again what it had published.
+/// Another instance's open transaction hides records committed after it from `read_committed`
+/// readers. A bridge that read its ledger only up to that point would publish events again.
 #[test]
 fn a_restart_behind_another_instances_open_transaction_publishes_nothing_twice() {
     let test = "open transaction";
@@ -119,7 +119,7 @@ fn a_restart_behind_another_instances_open_transaction_publishes_nothing_twice()
     bridge.kill();
     bridge.start();
     load.wait_for(500, PATIENCE);
-    // It waits, or, as it once did, goes on with what it did before.
+    // It waits, or, as in an earlier version, continues with its previous behaviour.
     let started = Instant::now();
     let waits = || bridge.said().contains("waiting for Kafka to end a transaction");
     let publishes = || bridge.metric("livebridge_published_total").unwrap_or(0.0) > 0.0;
@@ -136,8 +136,8 @@ fn a_restart_behind_another_instances_open_transaction_publishes_nothing_twice()
     verdict.assert_clean();
 }
 
-/// A topic's limit holds for what is sent together as well: a batch of small records that is too
-/// large must not make dead letters of them.
+/// A topic's size limit applies to whole batches as well: small records in a batch over the limit
+/// must not become dead letters.
 #[test]
 fn only_what_is_too_large_for_its_topic_becomes_a_dead_letter() {
     const LIMIT: usize = 20_000;
@@ -157,7 +157,7 @@ fn only_what_is_too_large_for_its_topic_becomes_a_dead_letter() {
     plan.pace = Duration::from_millis(5);
     let load = rig.load(plan);
     load.wait_for(800, PATIENCE);
-    // A backlog, so that a batch has more than a broker takes at once.
+    // Creates a backlog, so that a batch exceeds the broker's limit.
     rig.proxies[0].set_network(Network::Refusing);
     load.wait_for(1000, PATIENCE);
     rig.proxies[0].set_network(Network::Good);
@@ -197,7 +197,7 @@ fn of_two_bridges_with_one_name_one_exits_and_reports_why() {
     wait_until_it_publishes(&survivor, PATIENCE);
     load.wait_for(200, PATIENCE);
 
-    // With a name of its own it brings what it has acknowledged.
+    // With a name of its own, it publishes what it has acknowledged.
     let ended = ended.set("KAFKA_INSTANCE", "somebody");
     ended.start();
     let acknowledged = load.finish(PATIENCE);
@@ -227,7 +227,7 @@ fn two_bridges_behind_a_load_balancer_drop_each_others_retries() {
         bridges[unlucky].kill();
         bridges[unlucky].start();
     }
-    // Both store the same events, and publish them at the same time when Kafka is back.
+    // Both store the same events and publish them at the same time when Kafka is reachable again.
     rig.networks(Network::Refusing);
     thread::sleep(Duration::from_secs(4));
     rig.networks(Network::Good);
@@ -245,11 +245,11 @@ fn two_bridges_behind_a_load_balancer_drop_each_others_retries() {
     verdict.assert_once();
 }
 
-/// The delivery modes, by the name in the configuration.
+/// The delivery modes by their configuration names.
 const DELIVERIES: [&str; 2] = ["exactly-once", "at-least-once"];
 
-/// A backlog that was stored while Kafka was away is larger than what a slow link transmits within
-/// any of the time-outs.
+/// A backlog stored while Kafka was unreachable is larger than a slow link can transmit within any
+/// time-out.
 #[test]
 fn a_link_of_256_kbit_drains_a_backlog() {
     const RATE: u32 = 32_000;
@@ -260,7 +260,7 @@ fn a_link_of_256_kbit_drains_a_backlog() {
         bridge.start();
         let load = rig.load(Plan::new(bridge.intake()));
         wait_until_it_publishes(&bridge, PATIENCE);
-        // Large batches are usual before the link becomes slow.
+        // Batches grow large before the link becomes slow.
         load.wait_for(1000, PATIENCE);
         rig.networks(Network::Refusing);
         load.wait_for(500, PATIENCE);
@@ -275,8 +275,8 @@ fn a_link_of_256_kbit_drains_a_backlog() {
     }
 }
 
-/// Freezes Kafka for `frozen`, without transactions. Nothing is repeated: librdkafka sends again, and
-/// the broker recognises what it has.
+/// Freezes Kafka for `frozen`, without transactions. Nothing is duplicated: librdkafka sends again,
+/// and the broker detects the repeated batch.
 fn freeze_without_transactions(frozen: Duration) {
     let test = "frozen, at-least-once";
     let Some(mut rig) = Rig::start(test, 1, |setup| setup) else { return };
@@ -308,7 +308,7 @@ fn kafka_frozen_for_70_s_repeats_nothing_without_transactions() {
 
 // === A cluster of three ===
 
-/// Something that happens to a cluster, and how it ends.
+/// A fault of the cluster, and how it is ended.
 type Fault = (&'static str, fn(&mut Rig));
 
 const FEW: [Fault; 3] = [
@@ -466,14 +466,14 @@ fn a_deleted_topic_is_recreated_and_receives_later_events() {
         thread::sleep(Duration::from_millis(50));
     }
     eprintln!("{test}: made again after {:?}", started.elapsed());
-    // Whatever can have been in the topic that is gone.
+    // A topic that was deleted may have had any contents.
     let before = during.acknowledged();
     wait_until_it_publishes(&bridge, PATIENCE);
     during.wait_for(500, PATIENCE);
     let during = during.finish(PATIENCE);
     bridge.drain(PATIENCE);
 
-    // The ledger's own topic is no exception, and nothing is lost with it.
+    // The ledger topic is recreated as well, and nothing is lost.
     let after = rig.load(Plan::new(bridge.intake()));
     after.wait_for(1000, PATIENCE);
     kafka::delete_topic(&rig.cluster.bootstrap(), "live.ledger");
@@ -487,7 +487,7 @@ fn a_deleted_topic_is_recreated_and_receives_later_events() {
     let after = after.finish(PATIENCE);
     bridge.drain(PATIENCE);
     let Some(verdict) = rig.verdict(test, &during.and(after)) else { return };
-    // What was in the topic is gone with it, and nothing else.
+    // Only the contents of the deleted topic are lost.
     assert!(verdict.lost_of.keys().all(|topic| topic == "live.push"), "{:?}", verdict.lost_of);
     let wrong = [verdict.duplicates, verdict.disorder, verdict.conflicts, verdict.unknown];
     assert_eq!(wrong, [0; 4], "{verdict}");

@@ -1,6 +1,6 @@
-//! The checks of `fuzz/` on stable Rust: every input of the corpora, and a few thousand changes of
-//! them that are others each time. `LIVEBRIDGE_SEED` repeats a run; docs/testing.md has the command for
-//! the real thing, which looks where it has not been.
+//! The checks of `fuzz/` on stable Rust: every input of the corpora, and several thousand random
+//! mutations of them. `LIVEBRIDGE_SEED` repeats a run; docs/testing.md has the command for
+//! coverage-guided fuzzing.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
@@ -18,7 +18,7 @@ mod random;
 
 use random::Random;
 
-/// What the inputs are made of: it is seldom found by chance.
+/// Tokens for mutations that random bytes would rarely produce.
 const WORDS: [&[u8]; 29] = [
     b"{",
     b"}",
@@ -51,7 +51,7 @@ const WORDS: [&[u8]; 29] = [
     b"\0",
 ];
 
-/// Whether anything panicked, on whatever thread: tokio keeps its tasks' panics to itself.
+/// Whether any thread panicked: tokio catches panics of its tasks.
 static PANICKED: AtomicBool = AtomicBool::new(false);
 
 fn watch_panics() {
@@ -65,7 +65,7 @@ fn watch_panics() {
     });
 }
 
-/// The files of these directories.
+/// The files in these directories.
 fn inputs(directories: &[&str]) -> Vec<Vec<u8>> {
     let mut inputs = Vec::new();
     for directory in directories {
@@ -78,9 +78,9 @@ fn inputs(directories: &[&str]) -> Vec<Vec<u8>> {
     inputs
 }
 
-/// One of `seeds` with some changes.
+/// A randomly chosen seed with some mutations.
 fn changed(seeds: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
-    /// Longer inputs are slow and show no more.
+    /// Longer inputs are slow and reach no additional code.
     const LONGEST: usize = 64 * 1024;
     let mut input = seeds[random.index(seeds.len())].clone();
     for _ in 0..random.within(1..6) {
@@ -109,7 +109,7 @@ fn changed(seeds: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     input
 }
 
-/// Runs `check` on every input of `directories` and on `changes` changed ones.
+/// Runs `check` on every input in `directories` and on `changes` mutated inputs.
 fn run(name: &str, check: fn(&[u8]), directories: &[&str], changes: usize) {
     watch_panics();
     let mut random = Random::new(name);
@@ -129,7 +129,7 @@ fn run(name: &str, check: fn(&[u8]), directories: &[&str], changes: usize) {
 
 #[test]
 fn no_input_makes_a_parser_panic_or_hang() {
-    // One after another: a panic must be known for whose it is.
+    // One at a time, so that a panic can be attributed to its check.
     run("callback", checks::callback, &["fuzz/corpus/callback", "tests/payloads"], 40_000);
     run("signature", checks::signature, &["fuzz/corpus/signature"], 40_000);
     run("record", checks::record, &["fuzz/corpus/record"], 40_000);

@@ -1,5 +1,5 @@
-//! The house rules, kept by a test: which room may know which, and where each foreign crate is
-//! named. The rooms and their order are in src/lib.rs.
+//! Structural rules of the source: allowed dependencies between modules, and which module uses
+//! which external crate. src/lib.rs lists the modules and their order.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Room, and the rooms it may name.
+/// A module and the modules it may depend on.
 const MAY_NAME: [(&str, &[&str]); 25] = [
     ("record", &[]),
     ("callback", &["record"]),
@@ -96,8 +96,8 @@ const MAY_NAME: [(&str, &[&str]); 25] = [
     ("lib", &[]),
 ];
 
-/// Foreign crate, and the rooms that name it. The command line is above the rooms and names what
-/// it needs.
+/// An external crate and the modules that use it. The command line is above all modules and may use
+/// any.
 const NAMED_IN: [(&str, &[&str]); 19] = [
     ("clap", &[]),
     ("hyper", &["admin", "intake", "sender"]),
@@ -120,7 +120,7 @@ const NAMED_IN: [(&str, &[&str]); 19] = [
     ("x509_cert", &["intake"]),
 ];
 
-/// A file longer than this wants another room.
+/// The maximum length of a file; a longer file must be split.
 const LINES_MAX: usize = 500;
 
 fn source() -> PathBuf {
@@ -138,7 +138,7 @@ fn files(dir: &Path, into: &mut Vec<PathBuf>) {
     }
 }
 
-/// Every source file that is not a test: its room, its path, its code without comments.
+/// Every source file that is not a test: its module, its path, its code without comments.
 fn rooms() -> Vec<(String, PathBuf, String)> {
     let mut paths = Vec::new();
     files(&source(), &mut paths);
@@ -160,7 +160,7 @@ fn rooms() -> Vec<(String, PathBuf, String)> {
         .collect()
 }
 
-/// Whether `code` names `name` as a path's first step.
+/// Whether a path in `code` begins with `name`.
 fn names(code: &str, name: &str) -> bool {
     let word = |c: char| c.is_alphanumeric() || c == '_';
     code.match_indices(&format!("{name}::")).any(|(at, _)| {
@@ -208,7 +208,7 @@ fn only_a_verified_callback_becomes_a_record() {
     for (room, path, code) in rooms() {
         let made = code.contains("Record {") && !code.contains("struct Record {");
         let made = made && code.contains("received_at,");
-        // What was exported was verified before it was logged, and is not logged again.
+        // Exported records were verified before they were logged, and are not logged again.
         let verified = room == "callback" || path.ends_with("publisher/replay.rs");
         assert!(!made || verified, "{} makes records (I2)", path.display());
     }

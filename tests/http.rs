@@ -1,7 +1,7 @@
-//! The intake over TCP, byte by byte, in front of a real log: what it answers, and that exactly
-//! what it answered 200 is stored (I1, I2, I7).
+//! The intake over TCP in front of a real log: its responses to exact bytes, and that exactly the
+//! callbacks answered 200 are stored (I1, I2, I7).
 //!
-//! Three tests wait for time-outs of up to 30 seconds and are left out of the usual run:
+//! Three tests wait for time-outs of up to 30 seconds and are ignored by default:
 //! `cargo test --test http -- --ignored`.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
@@ -72,7 +72,7 @@ mod a_callback {
             "Content-Type: multipart/form-data\r\n",
             "Content-Type: \r\n",
             "Content-Encoding: identity\r\n",
-            // HTTP/2 is offered, and not spoken.
+            // HTTP/2 is offered but not supported.
             "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
         ] {
             let body = push();
@@ -196,7 +196,7 @@ mod a_callback {
 
     #[test]
     fn gets_its_response_after_the_client_half_closes() {
-        // As `nc -N` and simple HTTP/1.0 clients do.
+        // `nc -N` and simple HTTP/1.0 clients do this.
         let bed = Bed::new();
         for _ in 0..20 {
             let mut wire = Wire::connect(bed.address);
@@ -270,7 +270,7 @@ mod an_answer {
                 assert_eq!(answer.status, status);
             }
         }
-        // Requests behind the last one that is answered.
+        // Further requests after the last one that is answered.
         let mut wire = Wire::connect(bed.address);
         wire.send(post("/callback", "{}").repeat(20_000));
         let answers: Vec<u16> =
@@ -384,7 +384,7 @@ mod a_request {
         assert!(bed.stored().is_empty());
     }
 
-    /// A HEAD request's answer has the length of a body that it does not have.
+    /// The response to HEAD has a Content-Length without a body.
     fn exchange_head(address: SocketAddr) -> String {
         let mut wire = Wire::connect(address).patience(Duration::from_millis(300));
         wire.send("HEAD /callback HTTP/1.1\r\n\r\n");
@@ -460,7 +460,7 @@ mod a_request {
             let mut wire = Wire::connect(bed.address);
             wire.send(post("/callback", &body));
             refused(&wire.answer().unwrap(), status, says);
-            // Its body was read to the end, so the connection is as good as before.
+            // Its body was read completely, so the connection can be reused.
             wire.send(post("/callback", "{"));
             refused(&wire.answer().unwrap(), 400, "not valid JSON");
         }
@@ -518,8 +518,8 @@ mod a_request {
 
     #[test]
     fn with_chunked_and_content_length_uses_chunked_and_closes() {
-        // Whoever stands in front may have gone by the length: what would be the next request to
-        // them, or to us, is never looked at.
+        // A proxy in front may have used Content-Length: the bytes that the proxy would treat as
+        // the next request must never be parsed.
         let bed = Bed::new();
         for framing in [
             "Content-Length: 5\r\nTransfer-Encoding: chunked",
@@ -641,7 +641,7 @@ mod a_request {
         for _ in 0..15 {
             assert!(!refuse(&mut wire));
         }
-        // One that is taken shows that somebody is there who may be.
+        // An accepted callback shows that the client is legitimate.
         wire.send(post("/callback", &push()));
         taken(&wire.answer().unwrap());
         for _ in 0..15 {
@@ -681,7 +681,7 @@ mod a_request {
         let mut slow = Wire::connect(bed.address).patience(Duration::from_secs(30));
         slow.send("POST /callback HTTP/1.1\r\n");
         let started = Instant::now();
-        // Each header in good time, but no end of them.
+        // Each header arrives in time, but the headers never end.
         let mut trickle = slow.try_clone();
         let trickler = thread::spawn(move || {
             for number in 0..17 {
@@ -731,17 +731,17 @@ mod a_request {
     #[ignore = "takes 30 s: the time-out of senders that do not take their answers"]
     fn with_unread_responses_times_out() {
         let bed = Bed::new();
-        // With little room on the way.
+        // Small socket buffers.
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
         let socket = socket.unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
         socket.connect(&bed.address.into()).unwrap();
         let mut deaf = Wire::over(socket.into());
-        // Mostly refused, which is fast, but never so often in a row that it ends.
+        // Mostly rejected, which is fast, but never often enough in a row to close the connection.
         let many = post("/callback", "{}").repeat(12) + &post("/callback", &push());
         let many = many.repeat(100);
         let started = Instant::now();
-        // At first into the buffers on the way; then nothing goes on, and at last it is cut off.
+        // The responses first fill the socket buffers; then the connection stalls and is closed.
         while deaf.try_send(&many) {
             assert!(started.elapsed() < Duration::from_mins(1), "it is let be for ever");
             thread::sleep(Duration::from_millis(100));
@@ -803,7 +803,7 @@ mod others {
             config.max_body = 512 * 1024;
             config.max_connections = 1000;
         });
-        // Together more than twice the 64 MiB of bodies that may be on their way.
+        // Together more than twice the limit of 64 MiB of bodies in flight.
         let lazy: Vec<Wire> = (0..300)
             .map(|number| {
                 let mut wire = Wire::connect(bed.address);
@@ -843,12 +843,12 @@ mod others {
             if answer.status != 200 || started.elapsed() > PATIENCE {
                 break answer;
             }
-            // Where many arrived at once, many were refused at once, and left room.
+            // Where many arrived at once, many were rejected at once and released memory.
             holders.push(hold());
         };
         refused(&answer, 503, "at once");
         assert_eq!(answer.header("retry-after"), Some("10"));
-        // A usual one is taken, in whatever parts it comes.
+        // A callback of ordinary size is accepted, in any number of parts.
         let usual = post("/callback", &push());
         let mut wire = Wire::connect(bed.address);
         wire.send(&usual[..usual.len() - 5]);
@@ -868,7 +868,8 @@ mod a_log {
 
     #[test]
     fn that_does_not_answer_in_time_causes_503() {
-        // A timer counts milliseconds, and a fast disk may win against the shortest.
+        // Timers have a resolution of a millisecond, and a fast disk may finish before the
+        // shortest.
         let bed = Bed::with(|config, _| config.deadline = Duration::from_nanos(1));
         let started = Instant::now();
         let mut bodies = Vec::new();
@@ -883,7 +884,7 @@ mod a_log {
         refused(&answer, 503, "in time");
         assert_eq!(answer.header("retry-after"), Some("10"));
         assert!(!answer.closes(), "the connection is whole");
-        // The record becomes durable all the same; the retry is absorbed by its id.
+        // The record becomes durable anyway; the retry is dropped by its event ID.
         assert_eq!(bed.stored_after_a_while(bodies.len()), bodies);
     }
 
@@ -904,7 +905,7 @@ mod a_log {
 
     #[test]
     fn that_is_full_accepts_more_after_publishing() {
-        // However small the limit is, and with no sender that would try meanwhile.
+        // At the smallest limit, and without clients that could retry in between.
         for max_bytes in [1, 64 * 1024] {
             let mut bed = Bed::with(|_, log| log.max_bytes = max_bytes);
             let started = Instant::now();
@@ -953,7 +954,7 @@ mod a_stop {
         taken(&used.answer().unwrap());
         let mut begun = Wire::connect(bed.address);
         begun.send(&request[..request.len() - 5]);
-        // Until all three are with the intake, not in the kernel.
+        // Wait until the intake, not only the kernel, has all three.
         thread::sleep(Duration::from_millis(200));
 
         bed.stop.cancel();

@@ -1,7 +1,7 @@
-//! When two deliveries are one event, and when they are two (I5).
+//! When two deliveries are the same event, and when they are distinct (I5).
 //!
-//! The fields are those of protocol.md section 5, written down again here: what the code's own
-//! table leaves out shows.
+//! The fields of protocol.md section 5 are repeated here independently, so that an omission in the
+//! code's table is found.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
@@ -45,7 +45,7 @@ fn payload_id(name: &str) -> EventId {
     id(&payload(name))
 }
 
-/// The payload as a value, without what belongs to the delivery, so that it can be changed freely.
+/// The payload as a JSON value without its delivery-specific members, so that it can be modified.
 fn event(name: &str) -> Value {
     let mut event: Value = serde_json::from_str(&payload(name)).unwrap();
     for member in ["t", "sign"] {
@@ -54,7 +54,7 @@ fn event(name: &str) -> Value {
     event
 }
 
-/// `event` with another value of the same kind at `pointer`.
+/// `event` with another value of the same type at `pointer`.
 fn varied(event: &Value, pointer: &str) -> Value {
     let mut event = event.clone();
     let value = event.pointer_mut(pointer).unwrap_or_else(|| panic!("no {pointer}"));
@@ -74,8 +74,8 @@ fn varied(event: &Value, pointer: &str) -> Value {
     event
 }
 
-/// Of each event type: a payload that has them all, the fields of the natural key, and other
-/// fields that tell events apart.
+/// For each event type: a payload with all fields, the fields of the natural key, and other fields
+/// that distinguish events.
 #[rustfmt::skip]
 const FIELDS: [(i64, &str, &[&str], &[&str]); 22] = [
     (1, "001_push_1", &["/appid", "/app", "/appname", "/stream_id", "/sequence", "/event_time"], &["/errcode", "/stream_param"]),
@@ -151,7 +151,7 @@ fn every_two_variants_of_an_event_are_distinct() {
 
 #[test]
 fn unknown_fields_distinguish_events() {
-    // Misprints of the documents among them: they may well be what is sent.
+    // Including misprints of the documentation, because they may be sent in practice.
     for name in ["appId", "recordevent", "stead_state", "socre", "idc_id", "new in 2027"] {
         for (_, payload, ..) in &FIELDS {
             let mut event = event(payload);
@@ -339,7 +339,7 @@ fn a_retry_with_a_new_signature_and_other_formatting_is_the_same_event() {
             event["t"] = t.to_string().into();
             assert_eq!(original, id(&event.to_string()), "{name}");
         }
-        // Of image moderation also the time of sending may be another.
+        // Retries of image moderation may also differ in the sending time.
         event["sendTime"] = 1.into();
         let sent = id(&event.to_string());
         event["sendTime"] = 2.into();
@@ -356,7 +356,7 @@ fn delivered(event: &Value, t: i64) -> EventId {
     id(&event.to_string())
 }
 
-/// How many events five deliveries of `event` are, signed a minute apart.
+/// The number of distinct events among five deliveries of `event` that are signed a minute apart.
 fn events_of_five_deliveries(event: &Value) -> usize {
     let ids: HashSet<EventId> =
         (0..5).map(|number| delivered(event, 1_703_732_078 + 60 * number)).collect();
@@ -370,7 +370,7 @@ fn events_without_time_or_number_that_differ_only_in_t_are_distinct() {
         let mut event = streamlive.clone();
         event["event_type"] = code.into();
         assert_eq!(events_of_five_deliveries(&event), 5, "{code}");
-        // The same t is the same delivery, repeated.
+        // The same `t` means the same delivery, repeated.
         assert_eq!(delivered(&event, 1_703_732_078), delivered(&event, 1_703_732_078));
         event["data"]["event_time"] = 1_703_732_000.into();
         assert_eq!(events_of_five_deliveries(&event), 5, "{code}: whose time that is is not known");
@@ -389,7 +389,7 @@ fn retries_of_unknown_types_with_time_or_number_are_recognised_with_a_new_signat
         ("timestamp", 1_703_732_000.into(), 1),
         ("screenshotTime", 1_703_732_000.into(), 1),
         ("seq", 7.into(), 1),
-        // Not a time, or of something that several events can be about.
+        // Not a time, or a property that several events can share.
         ("event_time", 0.into(), 5),
         ("event_time", Value::Null, 5),
         ("event_time", "soon".into(), 5),
@@ -420,13 +420,13 @@ fn known_types_without_their_time_or_number_are_distinguished_by_t() {
     for (name, fields, expected) in [
         ("001_push_1", &["event_time"][..], 5),
         ("021_screenshot_200_task_id_2025", &["create_time"], 5),
-        // What remains, `sendTime`, is of the delivery like `t`.
+        // The remaining `sendTime` belongs to the delivery, like `t`.
         ("024_porn_317_doc_2021_socre_int", &["screenshotTime"], 5),
         ("034_relay_314_vod_file_start", &["event_time", "msg"], 5),
         ("045_subtitle_338", &["data"], 5),
         ("050_smart_erase_347", &["data"], 5),
         ("052_highlight_349", &["items"], 5),
-        // Numbered: `file_id` and `seq`.
+        // Numbered by `file_id` and `seq`.
         ("012_record_100_hls_doc_2022", &["start_time", "end_time"], 1),
         ("012_record_100_hls_doc_2022", &["start_time", "end_time", "file_id"], 5),
         ("031_audio_315_unsigned", &["data"], 1),
@@ -450,7 +450,7 @@ fn t_and_sign_below_the_top_level_belong_to_the_event() {
 #[test]
 fn numbers_are_compared_by_their_text() {
     let numbers = [
-        // Neighbours that a 64-bit float, or a 64-bit integer, takes for one.
+        // Adjacent numbers that are equal as 64-bit floats or 64-bit integers.
         "9007199254740992",
         "9007199254740993",
         "18446744073709551615",
@@ -480,8 +480,9 @@ fn numbers_are_compared_by_their_text() {
 
 #[test]
 fn event_ids_are_the_same_as_in_every_earlier_release() {
-    // A change here means that every event still in a dedup window, or retried across an upgrade,
-    // is published twice: then the rules' version changes with them, and a note says so.
+    // A change here means that every event in a dedup window, or retried across an upgrade, is
+    // published twice. The rules' version must then change as well, with an entry in the change
+    // log.
     let golden = [
         ("001_push_1", "d2d53d9b7806f45e5ca97b69d02bdd7f"),
         ("002_interrupt_0", "1fcbf2cda66e7bc1432e038332568ce5"),
@@ -507,7 +508,7 @@ fn event_ids_are_the_same_as_in_every_earlier_release() {
 
 #[test]
 fn samples_are_all_distinct_events() {
-    // Two of them at once, as `send --connections 2` has: neither repeats the other's events.
+    // Two at once, as in `send --connections 2`: neither repeats the other's events.
     let makers = [Samples::new(None), Samples::new(None)];
     for event_type in Samples::types() {
         let mut seen = HashSet::new();
@@ -521,7 +522,7 @@ fn samples_are_all_distinct_events() {
     }
 }
 
-/// Any JSON object that is not about signatures.
+/// Any JSON object without signature members.
 fn any_object() -> impl Strategy<Value = Json> {
     let scalar = prop_oneof![
         Just("null".to_owned()),

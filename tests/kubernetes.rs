@@ -1,5 +1,5 @@
-//! The files for Kubernetes and for Compose are ones that both would take, and they say to livebridge
-//! what it understands.
+//! The Kubernetes manifests and the Compose file are valid, and livebridge accepts the
+//! configuration in them.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
@@ -11,7 +11,7 @@ mod support;
 
 const MANIFESTS: &str = include_str!("../deploy/kubernetes/livebridge.yaml");
 
-/// Runs a script of `tests/kubernetes/` with the tests' Python; `None` when there is none.
+/// Runs a script in `tests/kubernetes/` with the tests' Python; `None` if Python is not available.
 fn python(test: &str, arguments: &[&str]) -> Option<String> {
     let python = support::or_skip(test, support::consumer::python())?;
     let output = Command::new(python)
@@ -47,14 +47,14 @@ fn livebridge_accepts_the_configuration_of_the_manifests() {
     let text = text.split("\n---").next().unwrap();
     let text: Vec<&str> = text.lines().map(|line| line.trim_start_matches("    ")).collect();
     let mut table: toml::Table = text.join("\n").parse().unwrap();
-    // The keys are in a secret; the instance's name is the pod's.
+    // The keys come from a secret; the instance name is the pod's name.
     let keys = ("LIVEBRIDGE_CALLBACK_KEYS".to_owned(), "k".to_owned());
     let instance = ("LIVEBRIDGE_KAFKA_INSTANCE".to_owned(), "livebridge-0".to_owned());
     let callback = table.get_mut("callback").and_then(toml::Value::as_table_mut).unwrap();
     assert!(callback.remove("keys_file").is_some(), "the keys are not in the configuration");
     let config = Config::from_parts(table, [keys, instance].into_iter()).unwrap();
 
-    // A pod is given the time that its livebridge takes to leave.
+    // A pod's termination grace period covers livebridge's shutdown.
     let number = |key: &str| -> u64 {
         let (_, rest) = MANIFESTS.split_once(&format!("{key}: ")).unwrap();
         rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
@@ -67,7 +67,7 @@ fn livebridge_accepts_the_configuration_of_the_manifests() {
         let (_, rest) = probe.split_once(&format!("{key}: ")).unwrap_or_else(|| panic!("{key}"));
         rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
     };
-    // A pod that is about to stop is found not ready, one answer late, before its drain is over.
+    // A terminating pod is found not ready, at most one probe late, before its drain ends.
     let failures = probe("readinessProbe", "failureThreshold");
     let slowest = (failures + 1) * probe("readinessProbe", "periodSeconds")
         + probe("readinessProbe", "timeoutSeconds");
@@ -91,7 +91,7 @@ fn a_pod_with_a_full_log_is_not_ready_but_is_live_and_can_start() {
     assert_eq!(path("readinessProbe"), "/readyz");
     assert_eq!(path("startupProbe"), "/healthz");
     assert_eq!(path("livenessProbe"), "/healthz");
-    // The init container's command, on a disk that has less free than it must.
+    // The init container's command on a disk with too little free space.
     let (_, init) = MANIFESTS.split_once("      initContainers:\n").unwrap();
     let (_, arguments) = init.split_once("args: [\"").unwrap();
     let (arguments, _) = arguments.split_once("\"]").unwrap();

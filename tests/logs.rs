@@ -1,5 +1,5 @@
-//! What livebridge says: one line for each change of state, none for each callback, and each line
-//! fit for programs.
+//! The log output: one line for each change of state, none for each callback, and each line
+//! machine-readable.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
@@ -75,7 +75,7 @@ impl Bed {
         self.process.stderr.text().lines().map(line).collect()
     }
 
-    /// Level and message of every line that is `about` something.
+    /// Level and message of every line with the target `about`.
     fn lines_about(&self, about: &str) -> Vec<(String, String)> {
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         let said =
@@ -136,7 +136,7 @@ fn low_disk_space_and_its_end_are_one_line_each() {
     for round in 1..=2 {
         bed.reload("min_free_bytes = \"1EiB\"");
         bed.wait_until(|bed| bed.lines_about("refused with 503").len() == round);
-        // Looked at several times meanwhile.
+        // Several checks happen in this time.
         thread::sleep(Duration::from_millis(400));
         bed.reload("min_free_bytes = 0");
         bed.wait_until(|bed| bed.lines_about("takes callbacks again").len() == round);
@@ -187,8 +187,8 @@ fn text_format_is_for_people_and_an_unknown_level_is_rejected() {
     assert!(line.contains(" INFO intake listening address=127.0.0.1:"), "{line}");
 }
 
-/// A livebridge whose standard error is a pipe of 4 KiB. Reads the addresses of its listeners from
-/// it, and then nothing more.
+/// A livebridge whose standard error is a pipe of 4 KiB. The test reads the listeners' addresses
+/// from it, and then nothing more.
 fn with_a_small_pipe(
     level: &str,
 ) -> (Child, BufReader<PipeReader>, SocketAddr, SocketAddr, TempDir) {
@@ -216,7 +216,7 @@ fn with_a_small_pipe(
     (child, reader, intake, admin, dir)
 }
 
-/// A process that ends with its test.
+/// A process that is killed when the value is dropped.
 struct Child(std::process::Child);
 
 impl Drop for Child {
@@ -231,7 +231,7 @@ fn an_unread_log_pipe_blocks_neither_callbacks_nor_shutdown() {
     let (mut child, mut reader, intake, admin, _dir) =
         with_a_small_pipe("livebridge=debug,sled=trace,mio=trace");
     for number in 0..3000 {
-        // Each on a connection of its own that ends with nonsense, which is a line at debug.
+        // Each on a separate connection that ends with garbage, which causes a line at debug level.
         let mut wire = Wire::connect(intake).patience(PATIENCE);
         wire.send(post("/callback", &format!(r#"{{"event_type":1,"n":{number}}}"#)));
         let answer = wire.answer().unwrap_or_else(|| panic!("no answer to callback {number}"));
@@ -250,10 +250,11 @@ fn an_unread_log_pipe_blocks_neither_callbacks_nor_shutdown() {
         thread::sleep(Duration::from_millis(20));
     };
     assert_eq!(code, Some(0));
-    // What was written is whole lines of JSON, but for the last one, which may be cut.
+    // The output consists of complete lines of JSON, except for the last one, which may be
+    // truncated.
     let mut rest = String::new();
     reader.read_to_string(&mut rest).unwrap();
-    // A line that does not fit into what is left of the pipe waits.
+    // A line that does not fit into the rest of the pipe's buffer blocks.
     assert!(rest.len() > 2500, "the pipe was not full: {} bytes", rest.len());
     let mut lines: Vec<&str> = rest.lines().collect();
     lines.pop();

@@ -1,5 +1,5 @@
-//! The log against a model: whatever happens in whatever order, nothing acknowledged is lost,
-//! reordered or repeated, LSNs only grow, and what is released goes.
+//! The log against a model: after any sequence of operations, nothing acknowledged is lost,
+//! reordered or repeated, LSNs only grow, and released records are removed.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -20,21 +20,21 @@ use tempfile::TempDir;
 
 #[derive(Clone, Debug)]
 enum Op {
-    /// Records with bodies of these lengths, at once.
+    /// Appends records with bodies of these lengths concurrently.
     Append(Vec<usize>),
-    /// So many large ones, which fill half a segment and more.
+    /// Appends this number of large records, which fill half a segment and more.
     AppendLarge(usize),
-    /// A record that the log has already: the log does not judge.
+    /// Appends a record that the log already has: the log does not deduplicate.
     AppendTwin(Index),
-    /// One read of about so many bytes.
+    /// One read of about this number of bytes.
     Read(usize),
-    /// The publisher committed up to this one of the entries it has read.
+    /// The publisher commits up to this one of the entries it has read.
     Publish(Index),
-    /// And the log learned of it, up to this one of those published.
+    /// The log releases up to this one of the published entries.
     Release(Index),
-    /// The process is killed while records of these lengths are on their way.
+    /// The process is killed while records of these lengths are being appended.
     Crash { in_flight: Vec<usize>, after_micros: u64 },
-    /// The process stops by order and starts again.
+    /// The process stops in an orderly way and restarts.
     Reopen,
 }
 
@@ -52,15 +52,15 @@ fn any_op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// What is known to be true of the log, beside the log.
+/// The expected state of the log.
 struct Model {
     log: Option<OpenLog>,
     dir: TempDir,
-    /// All that was ever found to be durable, in LSN order.
+    /// All records that were ever found to be durable, in LSN order.
     entries: Vec<Entry>,
-    /// Who wrote each of them.
+    /// The opening that wrote each of them.
     writers: Vec<OpeningId>,
-    /// How many of the entries were read, published, released.
+    /// The number of entries read, published and released.
     read: usize,
     published: usize,
     released: usize,
@@ -93,7 +93,7 @@ impl Model {
         (first..).zip(lens).map(|(number, len)| record(number, *len)).collect()
     }
 
-    /// What the ledger says.
+    /// The position in the ledger.
     fn progress(&self) -> Progress {
         let mut progress = Progress::default();
         for (entry, writer) in self.entries.iter().zip(&self.writers).take(self.published) {
@@ -146,7 +146,7 @@ impl Model {
         assert_eq!(stored.records, (self.entries.len() - self.released) as u64, "{stored:?}");
         match self.entries.get(self.released) {
             None => assert_eq!(stored.oldest, None),
-            // What is released tells how old the rest can be, save for twins of older records.
+            // Released records bound the age of the others, except for duplicates of older records.
             Some(_) => assert!(stored.oldest.is_some(), "{stored:?}"),
         }
     }
@@ -178,7 +178,7 @@ impl Model {
         }
     }
 
-    /// Copies the directory while records are on their way, and goes on with the copy.
+    /// Copies the directory while records are being appended, and continues with the copy.
     fn crash(&mut self, in_flight: &[Record], after: Duration) {
         let acknowledged = Arc::new(Mutex::new(Vec::new()));
         let appending = thread::spawn({
@@ -206,7 +206,7 @@ impl Model {
         let dir = temp_dir();
         copy_dir(self.dir.path(), dir.path());
         appending.join().unwrap();
-        // What the old process does from now on is of no interest, but it must be over.
+        // The rest of the old process is irrelevant, but it must have ended.
         let opening = self.log().reader.opening();
         self.log.take().unwrap().close().unwrap();
 
@@ -220,8 +220,8 @@ impl Model {
         self.start();
     }
 
-    /// `left` is what a killed process left: all that was acknowledged and is not published, and
-    /// perhaps some that was `in_flight`.
+    /// `left` is the content after a kill: all acknowledged and unpublished records, and possibly
+    /// some that were `in_flight`.
     fn adopt(&mut self, left: Vec<Entry>, in_flight: &[Record], opening: OpeningId) {
         let published = self.published.checked_sub(1);
         let progress = published.map_or(Lsn::ZERO, |last| self.entries[last].lsn);
@@ -248,7 +248,7 @@ impl Model {
             .filter(|entry| entry.lsn > released)
             .map(|entry| entry.lsn.segment())
             .collect();
-        // A segment with nothing but released records may be there only if it was the last.
+        // A segment with only released records may exist only if it was the last.
         let newest = self.entries.last().map_or(0, |last| last.lsn.segment());
         for entry in &left {
             let segment = entry.lsn.segment();
@@ -258,7 +258,7 @@ impl Model {
         self.start();
     }
 
-    /// As the publisher does: goes on behind what the ledger says.
+    /// Continues after the position in the ledger, as the publisher does.
     fn start(&mut self) {
         let dir = self.dir.path().to_owned();
         self.log = Some(OpenLog::open(&dir).unwrap());
@@ -282,7 +282,7 @@ proptest! {
         for op in ops {
             model.apply(op);
         }
-        // All that is left is read, also after one more kill and one more stop.
+        // All remaining records are read, also after another kill and another stop.
         for op in [Op::Crash { in_flight: Vec::new(), after_micros: 0 }, Op::Reopen] {
             model.apply(op);
             while model.read < model.entries.len() {
@@ -293,8 +293,8 @@ proptest! {
     }
 }
 
-/// LSNs restarted at 1.1 when every segment with records had been removed, and the ledger then
-/// took new records for published ones: they were never sent.
+/// Regression: LSNs restarted at 1.1 when every segment with records had been removed. New records
+/// then counted as published by the ledger and were never sent.
 #[test]
 fn lsns_continue_after_everything_before_them_is_published_and_removed() {
     let dir = temp_dir();
@@ -303,7 +303,8 @@ fn lsns_continue_after_everything_before_them_is_published_and_removed() {
     let last = *log.append_all((0..3).map(|n| record(n, 100)).collect()).last().unwrap();
     progress.advance(log.reader.opening(), last);
     log.close().unwrap();
-    // What was published is removed; nothing arrives; the process ends. And again.
+    // Published records are removed; nothing is appended; the process ends. This happens
+    // repeatedly.
     for number in 0..3 {
         let mut log = OpenLog::open(dir.path()).unwrap();
         assert_eq!(log.reader.resume(&progress), if number == 0 { last } else { Lsn::ZERO });
@@ -317,7 +318,7 @@ fn lsns_continue_after_everything_before_them_is_published_and_removed() {
     log.close().unwrap();
 }
 
-/// After a restart without Kafka the age of a day's backlog was given as none at all.
+/// Regression: after a restart without Kafka the age of a day's backlog was reported as zero.
 #[test]
 fn the_age_of_unpublished_records_is_known_at_once_after_a_restart() {
     let dir = temp_dir();
@@ -332,8 +333,8 @@ fn the_age_of_unpublished_records_is_known_at_once_after_a_restart() {
     log.close().unwrap();
 }
 
-/// The last segment stayed, published or not, and the next start had to find the ledger's word for
-/// it in Kafka, which keeps that for a while only.
+/// Regression: the last segment was kept even when published, so that the next start depended on
+/// the ledger in Kafka, which has a limited retention.
 #[test]
 fn a_fully_published_log_leaves_no_segment_behind() {
     let dir = temp_dir();
@@ -355,7 +356,8 @@ fn a_fully_published_log_leaves_no_segment_behind() {
     log.close().unwrap();
 }
 
-/// The copy writes LSNs that the ledger names as published, and the publisher skipped them.
+/// Regression: the copy wrote LSNs that the ledger names as published, and the publisher skipped
+/// them.
 #[test]
 fn records_of_a_restored_copy_are_not_covered_by_what_the_original_published() {
     let dir = temp_dir();
@@ -370,7 +372,7 @@ fn records_of_a_restored_copy_are_not_covered_by_what_the_original_published() {
 
     for start in 0..9 {
         let mut log = OpenLog::open(copy.path()).unwrap();
-        // The record from before the copy was made is published, and no other.
+        // Only the record from before the copy is published.
         let done = log.reader.resume(&progress);
         assert_eq!(done, if start == 0 { shared } else { Lsn::ZERO });
         log.append_all(vec![record(100 + start, 100)]);
@@ -393,8 +395,8 @@ fn a_log_cannot_be_opened_twice_at_a_time() {
     OpenLog::open(dir.path()).unwrap().close().unwrap();
 }
 
-/// `livebridge wal export` beside a running instance: all that was acknowledged before it began and
-/// was not released before it ended, in order.
+/// `livebridge wal export` while an instance runs: it reads in order all records that were
+/// acknowledged before it began and not released before it ended.
 #[test]
 fn a_log_can_be_inspected_while_it_is_written_and_released() {
     let dir = temp_dir();
@@ -432,8 +434,8 @@ fn a_log_can_be_inspected_while_it_is_written_and_released() {
     assert!(visits > 3, "{visits} visits");
 }
 
-/// The ledger topic forgets after a week. The log's own account of its progress stands in, as far as
-/// it fits what is there.
+/// The ledger topic keeps records for a week. After that, the log's audit totals show its progress
+/// where they match the segments.
 #[test]
 fn released_records_are_not_read_again_even_without_ledger_entries() {
     let dir = temp_dir();
@@ -453,7 +455,7 @@ fn released_records_are_not_read_again_even_without_ledger_entries() {
     log.close().unwrap();
 }
 
-/// The account is synced before a segment is removed, the progress is not.
+/// The audit totals are synced before a segment is removed; the progress file is not.
 #[test]
 fn audited_records_are_not_counted_again_when_the_progress_is_lost() {
     let dir = temp_dir();
@@ -476,7 +478,8 @@ fn audited_records_are_not_counted_again_when_the_progress_is_lost() {
     log.close().unwrap();
 }
 
-/// New records were removed unpublished: by the old account they were published long ago.
+/// Regression: new records were removed unpublished, because the old audit totals counted them as
+/// published.
 #[test]
 fn audit_totals_of_removed_segments_are_ignored() {
     let dir = temp_dir();

@@ -1,4 +1,4 @@
-//! What operators see of a running bridge is what `docs/` says they see.
+//! A running bridge exposes what `docs/` documents for operators.
 
 mod support;
 
@@ -15,7 +15,7 @@ use support::{Unavailable, or_skip};
 
 const METRICS: &str = include_str!("../docs/metrics.md");
 
-/// A bridge that publishes to a Kafka in this process.
+/// A bridge that publishes to the embedded Kafka.
 struct Whole {
     bridge: Bridge,
     _kafka: Embedded,
@@ -29,7 +29,7 @@ fn whole(name: &str) -> Whole {
     Whole { bridge, _kafka: kafka }
 }
 
-/// A metric as a table or an exposition has it: type, label names, help.
+/// A metric in a table or an exposition: type, label names, help.
 type Families = BTreeMap<String, (String, BTreeSet<String>, String)>;
 
 /// The rows of the tables in docs/metrics.md, and each metric's unit.
@@ -50,7 +50,7 @@ fn documented() -> (Families, BTreeMap<String, String>) {
     (families, units)
 }
 
-/// What an exposition has, and the values of each label.
+/// The metrics of an exposition, and the values of each label.
 fn printed(text: &str) -> (Families, BTreeMap<String, BTreeSet<String>>) {
     let comment = |line: &str, kind: &str| {
         let (name, rest) = line.strip_prefix(kind)?.split_once(' ')?;
@@ -128,7 +128,7 @@ fn promtool_reports_no_problem() {
     assert_eq!(said, "", "{text}");
 }
 
-/// What promtool says; it must not fail.
+/// The output of promtool, which must succeed.
 fn promtool(arguments: &[&str], input: &str) -> Result<String, Unavailable> {
     let mut command = Command::new("promtool");
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -155,7 +155,7 @@ fn process_metrics_match_the_kernels_figures() {
     let kib: f64 = kib.trim().trim_end_matches(" kB").parse().expect("a number");
     let resident = metric("process_resident_memory_bytes");
     assert!((resident / (kib * 1024.0) - 1.0).abs() < 0.5, "{resident} and {kib} KiB");
-    // While it starts, they come and go between the two looks.
+    // Threads start and end between the two readings at startup.
     let looked = Instant::now();
     loop {
         let fds = fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors").count();

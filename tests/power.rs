@@ -1,13 +1,13 @@
-//! Power cuts: what was answered 200 is on the disk, whatever the disk forgets of the rest.
+//! Power cuts: every callback answered 200 is on the disk, whatever unsynced data is lost.
 //!
 //! The real binary runs under a shim (`power/shim.c`) that records every change to its directory,
-//! every sync and every response, in order. From the record, directories are rebuilt as a power cut
-//! at some point could have left them (`power/disk.rs`), and the binary has to recover them: every
-//! callback that was acknowledged before the cut must be there, byte for byte, or in Kafka.
+//! every sync and every response, in order. From the recording, directories are rebuilt as a power
+//! cut at some point could leave them (`power/disk.rs`), and the binary must recover: every
+//! callback acknowledged before the cut must be in the log, unchanged, or in Kafka.
 //!
 //! `cargo test` makes about forty cuts. More, with counts:
 //! `LIVEBRIDGE_POWER_CUTS=600 cargo test --release --test power -- --nocapture`;
-//! `LIVEBRIDGE_POWER_SEED` repeats the choice of cuts, though never the timing of a run.
+//! `LIVEBRIDGE_POWER_SEED` repeats the choice of cuts, but not the timing of a run.
 
 #[path = "power/cuts.rs"]
 mod cuts;
@@ -41,10 +41,10 @@ use run::Run;
 use site::{Bridge, LOG, Options, PLAIN, Site};
 use trace::{Event, Trace};
 
-/// Cuts of one history in the quick run; there are two histories.
+/// Cuts per history in the quick run, which has two histories.
 const QUICK: usize = 20;
 
-/// Cuts of one history, of this run.
+/// Cuts per history in this run.
 fn cuts_wanted() -> usize {
     let all = env::var("LIVEBRIDGE_POWER_CUTS").ok();
     all.map_or(QUICK, |all| all.parse::<usize>().expect("LIVEBRIDGE_POWER_CUTS is a number") / 2)
@@ -91,7 +91,7 @@ fn no_power_cut_loses_an_acknowledged_callback() {
     let mut run = Run::new(Site::new(shim));
 
     let bridge = run.start(PLAIN);
-    // One commit after another until the segment has as many as it takes, whatever their size.
+    // One commit at a time until the segment has its maximum number of commits.
     run.load(&bridge, 1, 2400, 200);
     run.load(&bridge, 8, 40, 3000);
     run.load_and_kill(bridge, 8, 300, 100);
@@ -100,7 +100,7 @@ fn no_power_cut_loses_an_acknowledged_callback() {
         run.load(&bridge, 3, 20, 500);
         run.stop_unpublished(bridge);
         let bridge = run.start(PLAIN);
-        // Large ones, until the segment has its size.
+        // Large callbacks until the segment has its maximum size.
         run.load(&bridge, 4, 60, 200_000);
         run.load_and_kill(bridge, 8, 300, 100);
     }
@@ -125,13 +125,14 @@ fn no_power_cut_loses_an_unpublished_record() {
     for _ in 0..if is_long() { 4 } else { 1 } {
         let bridge = run.start(options);
         for _ in 0..6 {
-            // A few megabytes at a time: the embedded Kafka does not keep more.
+            // A few megabytes at a time, because the embedded Kafka does not keep more.
             run.load(&bridge, 4, 10, 200_000);
             assert!(kafka.comes_to(|seen| seen.count() >= run.answered()), "published");
         }
         run.load(&bridge, 1, 2400, 200);
         run.load_and_kill(bridge, 8, 300, 100);
-        // Kills itself about when it has filled a segment, made the next and removed the last.
+        // The process kills itself at about the time when it fills a segment, creates the next and
+        // removes the last.
         for _ in 0..if is_long() { 4 } else { 1 } {
             let kill_at = Some(6900 + rng.u64(..400));
             let bridge = run.start(Options { kill_at, ..options });
@@ -140,7 +141,8 @@ fn no_power_cut_loses_an_unpublished_record() {
         let bridge = run.start(options);
         run.load(&bridge, 1, 2400, 200);
         run.stop(bridge);
-        // All is published. What is found now is removed, once and again.
+        // Everything is published. Published segments found by a later start are removed,
+        // repeatedly.
         for _ in 0..2 {
             let bridge = run.start(options);
             run.stop(bridge);
@@ -152,7 +154,8 @@ fn no_power_cut_loses_an_unpublished_record() {
 
     cut_and_conclude(test, seed, &run, Some(&kafka.seen()));
 
-    // At the end of the trace Kafka is as it was then, so that a bridge can go on with it.
+    // At the end of the trace Kafka has its state of that time, so that a bridge can continue with
+    // it.
     let trace = run.site.trace();
     let mut disk = Disk::new(&trace);
     trace.events.iter().for_each(|traced| disk.apply(&traced.event));
@@ -170,7 +173,7 @@ fn no_power_cut_loses_an_unpublished_record() {
     bridge.stop();
 }
 
-/// The harness finds the bug that it is there for.
+/// Verifies that the harness detects a missing sync.
 #[test]
 fn a_bridge_that_skips_syncs_is_detected() {
     let test = "a_bridge_that_skips_syncs_is_detected";
@@ -191,7 +194,7 @@ fn a_bridge_that_skips_syncs_is_detected() {
         let failures = outcome.failures;
         assert_eq!(failures.len(), cuts.len(), "without {what} nothing holds: {failures:#?}");
         let told = failures.iter().all(|failure| failure.contains("is lost"));
-        // Without a readable identity it is not even a log.
+        // Without a readable identity it is not recognised as a log.
         assert!(told || what == "files", "{failures:#?}");
     }
 }
@@ -229,8 +232,8 @@ fn a_response_comes_after_fdatasync_of_its_data_and_every_new_file_and_directory
     assert_new_files_are_durable(&trace, acknowledged[0].0);
 }
 
-/// Everything that was made before the event `first` and is still there was synced, and so was the
-/// directory that names it.
+/// Every file and directory that was created before the event `first` and still exists was synced,
+/// and so was its parent directory.
 fn assert_new_files_are_durable(trace: &Trace, first: usize) {
     let mut names: BTreeMap<u64, (u64, String)> = BTreeMap::new();
     let mut unsynced: BTreeMap<u64, &str> = BTreeMap::new();
@@ -268,8 +271,8 @@ fn assert_new_files_are_durable(trace: &Trace, first: usize) {
         }
         path.join("/")
     };
-    // The next segment is in the making, and used only once it is durable. The lock is empty and
-    // made anew by every process; of what is published Kafka knows better than the notes.
+    // The next segment is being created and used only once it is durable. The lock file is empty
+    // and recreated by every process. The progress file is less accurate than the ledger in Kafka.
     let may_wait = |path: &str| {
         let rest = path.strip_prefix(LOG).unwrap_or(path);
         matches!(rest, "/lock" | "/progress" | "/account")
@@ -284,8 +287,8 @@ fn assert_new_files_are_durable(trace: &Trace, first: usize) {
     }
 }
 
-/// A process that is killed between making something and syncing it leaves that to the next, which
-/// sees it in the page cache and cannot know.
+/// A process that is killed between creating and syncing a file leaves the sync to the next, which
+/// sees the file in the page cache and cannot know that it is not durable.
 #[test]
 fn a_kill_at_any_step_of_a_start_leaves_nothing_unsynced() {
     let test = "a_kill_at_any_step_of_a_start_leaves_nothing_unsynced";
@@ -302,7 +305,7 @@ fn a_kill_at_any_step_of_a_start_leaves_nothing_unsynced() {
         for _ in 0..2 {
             let kill = Options { kill_at: Some(step), ..PLAIN };
             match run.site.start(kill) {
-                // Its intake listens before it has made a segment.
+                // The intake listens before the first segment exists.
                 Some(mut bridge) => {
                     bridge.wait(Duration::from_millis(300));
                     run.kill(bridge);
@@ -325,8 +328,8 @@ fn a_kill_at_any_step_of_a_start_leaves_nothing_unsynced() {
     }
 }
 
-/// After how many records of a process names had changed that it had yet to sync, fresh start or
-/// not, before its first response.
+/// The record counts at which a process had changed names and not yet synced them, before its first
+/// response, with a new or an existing log.
 fn changes_of_names(trace: &Trace) -> BTreeSet<u64> {
     let mut steps = BTreeSet::new();
     let mut records = 0;

@@ -1,4 +1,5 @@
-//! What is in a callback is in Kafka and nowhere else, and what is omitted is not even there.
+//! Callback contents are sent to Kafka and stored nowhere else; omitted fields are not stored at
+//! all.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
@@ -24,10 +25,10 @@ use process::{Running, livebridge};
 use wire::{PATIENCE, exchange, post};
 
 const KEY: &str = "callbackKey0123456789";
-/// Stands in every part of every callback here.
+/// A marker in every part of every callback here.
 const SECRET: &str = "a-secret-of-the-stream";
 
-/// Reads every file below `dir`.
+/// The contents of all files below `dir`.
 fn contents(dir: &Path, into: &mut Vec<u8>) {
     for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
         if path.is_dir() {
@@ -52,8 +53,8 @@ fn next(follower: &TopicReader) -> ConsumedRecord {
     }
 }
 
-/// Runs a bridge that omits `omit`, sends it callbacks good and bad, and returns what landed, what
-/// its log's files hold, and what it said.
+/// Runs a bridge that omits `omit`, sends it valid and invalid callbacks, and returns the published
+/// records, the contents of its files, and its output.
 fn life(omit: &str, callbacks: &[(String, u16)]) -> (String, Vec<u8>, String) {
     let topics = Topics::new("live", &BTreeMap::new()).unwrap();
     let kafka = Embedded::start(&topics.all(), 1, topics.ledger()).unwrap();

@@ -1,5 +1,5 @@
-//! The record's bytes: a round trip for every record, no panic for any bytes, and a format that
-//! stays what it was.
+//! The encoding of records: every record survives a round trip, no bytes cause a panic, and the
+//! format does not change.
 
 use bytes::{Bytes, BytesMut};
 use livebridge::record::{
@@ -60,7 +60,7 @@ proptest! {
         let _ = Record::decode(Bytes::from(bytes));
     }
 
-    /// Only the version is wrong with most arbitrary bytes; these get past it.
+    /// Most arbitrary bytes fail at the version; these have a valid one.
     #[test]
     fn any_bytes_after_a_known_version_are_decoded_or_rejected(
         mut bytes in vec(any::<u8>(), 1..2000),
@@ -68,7 +68,7 @@ proptest! {
         bytes[0] = 1;
         let bytes = Bytes::from(bytes);
         if let Ok(record) = Record::decode(bytes.clone()) {
-            // What was accepted says all that its encoding can say.
+            // Accepted bytes equal the encoding of the decoded record.
             prop_assert_eq!(Record::decode(encode(&record)), Ok(record));
         }
     }
@@ -95,8 +95,8 @@ proptest! {
         prop_assert_eq!(Lsn::from_u64(left.as_u64()), left);
     }
 
-    /// A callback's own time is whatever number it says. Years beyond 9999 panicked here, in the
-    /// publisher's thread, at every start again.
+    /// Regression: a callback's time can be any number. Years beyond 9999 caused a panic in the
+    /// publisher's thread at every start.
     #[test]
     fn every_time_can_be_formatted(millis: i64) {
         let text = Timestamp::from_millis(millis).to_string();
@@ -114,7 +114,7 @@ fn times_outside_rfc_3339_become_the_nearest_valid_time() {
     assert_eq!(text(1_700_000_000_123), "2023-11-14T22:13:20.123Z");
 }
 
-/// Logs outlive releases: these bytes may change only with the version.
+/// Logs outlive releases: these bytes may change only together with the version.
 #[test]
 fn version_1_has_these_bytes() {
     let golden: &[&[u8]] = &[
@@ -178,8 +178,8 @@ fn the_largest_record_survives_encoding_and_decoding() {
     assert_eq!(Record::decode(encode(&record)), Ok(record));
 }
 
-/// `encoded_len` counted the key that `encode` leaves out; the frame's lengths were then wrong and
-/// no record of it could be read.
+/// Regression: `encoded_len` counted the key that `encode` omits; the frame's lengths were then
+/// wrong and none of its records could be read.
 #[test]
 fn a_key_over_the_limit_is_omitted_and_not_counted() {
     let record = Record { key: Some(Bytes::from(vec![b'k'; KEY_MAX + 1])), ..plain() };

@@ -1,5 +1,5 @@
-//! A new configuration while livebridge runs: taken on SIGHUP or by itself, refused whole when it is
-//! wrong, and never a reason to refuse a callback.
+//! Configuration reload at run time, by SIGHUP or file watching: an invalid configuration is
+//! rejected as a whole, and no callback is rejected because of a reload.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
@@ -30,7 +30,7 @@ use process::{Running, livebridge};
 use tls::{Identity, VERSIONS};
 use wire::{PATIENCE, exchange, get, post};
 
-/// A livebridge without Kafka, its keys in a file.
+/// A livebridge without Kafka, with its keys in a file.
 struct Bed {
     process: Running,
     intake: SocketAddr,
@@ -73,7 +73,7 @@ impl Bed {
         self.process.signal(Signal::HUP);
     }
 
-    /// The status that a callback signed with `key` is answered.
+    /// The response status of a callback signed with `key`.
     fn send(&self, key: &str) -> u16 {
         exchange(self.intake, post("/callback", &Self::callback(key))).unwrap().status
     }
@@ -94,7 +94,7 @@ impl Bed {
         *all.get(series).unwrap_or_else(|| panic!("no {series} in {all:?}"))
     }
 
-    /// Waits until `series` is `value`.
+    /// Waits until `series` has the value `value`.
     #[track_caller]
     fn comes_to(&self, series: &str, value: f64) {
         let started = Instant::now();
@@ -112,7 +112,7 @@ fn accepted(name: &str) -> String {
     format!("livebridge_callback_key_accepted_total{{key=\"{name}\"}}")
 }
 
-/// A key that is added in the console before it is added here must cost no callback.
+/// A key that is added in the console before it is added here must not cause rejections.
 #[test]
 fn without_keys_signed_callbacks_are_accepted_and_counted_as_unverified() {
     let bed = Bed::new("any aaaa\n");
@@ -200,12 +200,12 @@ fn omitted_members_apply_from_the_next_callback() {
 #[test]
 fn a_changed_file_is_loaded_without_a_signal() {
     let bed = Bed::new("old aaaa\n");
-    // As Kubernetes and careful people do it: another file under the same name.
+    // Kubernetes and careful operators replace a file atomically.
     fs::write(bed.path("keys.new"), "new bbbb\n").unwrap();
     fs::rename(bed.path("keys.new"), bed.path("keys")).unwrap();
     bed.comes_to(APPLIED, 1.0);
     assert_eq!((bed.send("aaaa"), bed.send("bbbb")), (401, 200));
-    // In place, in the configuration itself.
+    // In place, in the configuration file itself.
     bed.configure("keys = [\"add cccc\"]\n");
     bed.comes_to(APPLIED, 2.0);
     assert_eq!((bed.send("bbbb"), bed.send("cccc")), (200, 200));
@@ -273,7 +273,7 @@ fn a_new_certificate_is_used_for_new_connections_and_an_invalid_one_never() {
     let mut open = first.connect(bed.intake, &VERSIONS, &[]).unwrap();
     taken(&mut open);
 
-    // Without being told, as after certbot has been there.
+    // Without a signal, as after a certbot renewal.
     let second = Identity::write(bed.dir.path(), 2101);
     bed.comes_to(expiry, 4_165_430_400.0);
     assert!(first.connect(bed.intake, &VERSIONS, &[]).is_err(), "the first is no longer shown");

@@ -1,4 +1,4 @@
-//! `livebridge replay`: dead letters and exports go to Kafka again, and nothing does by accident.
+//! `livebridge replay` sends dead letters and exports to Kafka again, and only what was requested.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -22,7 +22,7 @@ use support::kafka::{self, Cluster, Kafka, Setup};
 
 const DRAIN: Duration = Duration::from_mins(1);
 
-/// A signed callback of this type with a body of about so many bytes.
+/// A signed callback of this type with a body of about `bytes` bytes.
 fn body(event_type: i64, bytes: usize) -> String {
     let samples = Samples::new(CallbackKey::new(KEY));
     let mut event = samples.event(EventType(event_type));
@@ -30,7 +30,7 @@ fn body(event_type: i64, bytes: usize) -> String {
     samples.delivery(event, Timestamp::now())
 }
 
-/// The status of the answer.
+/// The status of the response.
 fn post(bridge: &Bridge, body: &str) -> u16 {
     let mut stream = TcpStream::connect(bridge.intake()).unwrap();
     let head = "POST /callback HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
@@ -67,13 +67,13 @@ fn dead_letters_reach_their_topic_once_after_it_is_fixed() {
     bridge.drain(DRAIN);
     assert_eq!(bridge.metric("livebridge_dead_letters_total"), Some(1.0));
 
-    // Nothing happens that was not asked for.
+    // Nothing is sent without confirmation.
     let (code, said, complaint) = replay(&bridge, &["--dead-letters"]);
     assert_eq!(code, Some(0), "{said}{complaint}");
     assert!(said.starts_with("1 events are meant\n"), "{said}");
     assert!(said.contains(&format!("  {push:<26} 1 to send, 0 there already\n")), "{said}");
     assert!(said.ends_with("Nothing was sent: --yes sends.\n"), "{said}");
-    // Not mended, it is refused, and that is said.
+    // Before the topic is fixed, the record is rejected, which is reported.
     let (code, _, complaint) = replay(&bridge, &["--dead-letters", "--yes"]);
     assert_eq!(code, Some(1), "{complaint}");
     assert!(complaint.contains(&format!("{push} refuses the event ")), "{complaint}");
@@ -84,7 +84,7 @@ fn dead_letters_reach_their_topic_once_after_it_is_fixed() {
         (&["--until", "1h"][..], "0 events are meant\n"),
         (&["--event-type", "interrupt"], "0 events are meant\n"),
         (&["--since", "1h", "--event-type", "push"], "1 events sent\n"),
-        // It is there now.
+        // Now it is published.
         (&[], ", 1 there already\n"),
     ] {
         let (code, said, _) = replay(&bridge, &[&["--dead-letters", "--yes"], arguments].concat());
@@ -92,7 +92,7 @@ fn dead_letters_reach_their_topic_once_after_it_is_fixed() {
         assert!(said.ends_with(says), "{said}");
     }
     bridge.assert_running();
-    // A retry that comes now is absorbed, as it would be after any other publication.
+    // A later retry is dropped, as after any other publication.
     assert_eq!(post(&bridge, &large), 200);
     bridge.drain(DRAIN);
     assert!(bridge.stop().success(), "the bridge was not disturbed");
@@ -137,14 +137,14 @@ fn the_log_of_a_lost_host_is_replayed_by_another_one() {
     }
     lost.kill();
 
-    // All of it, the published one too: what is there is left out.
+    // The export contains all records; the published one is skipped.
     let mut export = Command::new(env!("CARGO_BIN_EXE_livebridge"));
     let output = export.args(["wal", "export", "--dir"]).arg(lost.wal()).output().unwrap();
     let lines = String::from_utf8(output.stdout).unwrap();
     assert!(lines.lines().count() >= late.len(), "{lines}");
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("rescued.jsonl");
-    // Twice: an export may have been put together from several.
+    // Every record twice: an export may be concatenated from several.
     fs::write(&file, format!("{lines}{lines}")).unwrap();
     let file = file.to_str().unwrap();
     let (code, said, complaint) = replay(&other, &["--export", file, "--yes"]);
@@ -152,7 +152,7 @@ fn the_log_of_a_lost_host_is_replayed_by_another_one() {
     assert!(said.ends_with("\n4 events sent\n"), "{said}");
     let (_, said, _) = replay(&other, &["--export", file, "--yes"]);
     assert!(!said.contains("sent\n"), "the second time there is nothing to do: {said}");
-    // Somebody sends it again to the one that is left.
+    // A client sends it again to the remaining instance.
     assert_eq!(post(&other, &late[0]), 200);
     other.drain(DRAIN);
     assert!(other.stop().success());
@@ -259,8 +259,8 @@ fn records_behind_an_open_transaction_are_not_sent_again() {
     bridge.start();
     assert_eq!(post(&bridge, &body(1, 10)), 200);
     bridge.drain(DRAIN);
-    // A host begins and is not heard of again; one partition is its, and the bridge's next event
-    // lands behind it in whichever it is.
+    // A host opens a transaction and crashes. The transaction is open in one partition, and the
+    // bridge's next event in that partition is behind it.
     let dead: BaseProducer = kafka::client(kafka.bootstrap())
         .set("transactional.id", format!("{prefix}.dead"))
         .create()

@@ -1,5 +1,5 @@
-//! Log directories that are copied, put back, emptied and cloned, with the real binary and a real
-//! broker: every acknowledged callback is in Kafka once, and the self-audit misses none.
+//! Log directories that are copied, restored, emptied and cloned, with the real binary and a real
+//! broker: every acknowledged callback is in Kafka once, and the self-audit reports none missing.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -20,14 +20,14 @@ use support::bridge::{Bridge, KEY};
 use support::consumer::{self, Isolation};
 use support::kafka::Kafka;
 
-/// Starts of a service manager after a directory was put back: enough to pass the segment numbers
+/// Restarts by a service manager after a directory was restored: enough to pass the segment numbers
 /// that the original reached.
 const STARTS: u32 = 8;
 const DRAIN: Duration = Duration::from_mins(1);
-/// Where no Kafka is.
+/// An address without Kafka.
 const NOWHERE: &str = "127.0.0.1:1";
 
-/// What the bridges of one test acknowledged.
+/// The callbacks that the bridges of one test acknowledged.
 struct Site {
     kafka: &'static Kafka,
     prefix: String,
@@ -47,7 +47,7 @@ impl Site {
         Bridge::new(&instance, self.kafka.bootstrap(), &self.prefix)
     }
 
-    /// Sends `count` callbacks and remembers those that are acknowledged.
+    /// Sends `count` callbacks and stores those that are acknowledged.
     fn send(&mut self, bridge: &Bridge, count: u32) {
         let samples = Samples::new(CallbackKey::new(KEY));
         for number in self.next..self.next + count {
@@ -61,7 +61,7 @@ impl Site {
         self.next += count;
     }
 
-    /// One life of a process, which ends by a kill, or by itself.
+    /// One process, from its start until it is killed or exits.
     fn life(&mut self, bridge: &Bridge, count: u32) {
         bridge.spawn();
         let until = Instant::now() + Duration::from_secs(20);
@@ -73,7 +73,7 @@ impl Site {
         bridge.killer().kill();
     }
 
-    /// One life that publishes everything.
+    /// One process that publishes everything.
     fn whole_life(&mut self, bridge: &Bridge, count: u32) {
         bridge.start();
         self.send(bridge, count);
@@ -81,7 +81,7 @@ impl Site {
         assert!(bridge.stop().success());
     }
 
-    /// Every acknowledged callback is published once, and no bridge's audit is off.
+    /// Every acknowledged callback is published once, and no bridge's audit reports a difference.
     fn check(&self, test: &str, bridges: &[&Bridge]) {
         for bridge in bridges {
             bridge.drain(DRAIN);
@@ -125,8 +125,8 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// The original goes on after the copy was made, so that the ledger is ahead of the copy; then the
-/// copy takes its place.
+/// The original continues after the copy was made, so that the ledger is ahead of the copy; then
+/// the copy replaces it.
 fn restore(test: &str, unreachable_starts: u32, while_running: bool) {
     let Some(mut site) = Site::new(test) else { return };
     let brokers = site.kafka.bootstrap();
@@ -164,7 +164,8 @@ fn restore(test: &str, unreachable_starts: u32, while_running: bool) {
     assert!(bridge.stop().success());
 }
 
-/// Of 410 acknowledged callbacks 80 were skipped as published, and the audit missed none.
+/// Regression: of 410 acknowledged callbacks 80 were skipped as published, and the audit did not
+/// report them.
 #[test]
 fn a_restored_copy_loses_nothing_that_it_acknowledges() {
     restore("restore", 0, false);
@@ -202,7 +203,7 @@ fn a_log_whose_segments_were_removed_loses_nothing_that_it_acknowledges_afterwar
     assert!(bridge.stop().success());
 }
 
-/// Both have the same log id and the same backlog, and each an instance of its own.
+/// Both have the same log ID and the same backlog, and distinct instance names.
 #[test]
 fn a_clone_beside_its_original_loses_nothing() {
     let test = "clone";

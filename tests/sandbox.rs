@@ -1,7 +1,7 @@
-//! The systemd unit keeps livebridge in a sandbox, and livebridge works in it.
+//! The systemd unit sandboxes livebridge, and livebridge works within it.
 //!
-//! No service manager runs here, so systemd is asked what it makes of the unit, and the kernel which
-//! calls a livebridge at work makes: all of them must be among those that the unit admits.
+//! No service manager runs here. systemd checks the unit, and strace lists the system calls of a
+//! running livebridge: the unit must allow all of them.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
@@ -17,7 +17,8 @@ const UNIT: &str = include_str!("../deploy/livebridge.service");
 const SOCKET: &str = include_str!("../deploy/livebridge.socket");
 const BINARY: &str = env!("CARGO_BIN_EXE_livebridge");
 
-/// What a command printed; `None` when it is not there, unless the tests must be complete.
+/// The output of a command; `None` if the command does not exist and the tests need not be
+/// complete.
 fn output(command: &mut Command) -> Option<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     match command.output() {
@@ -34,7 +35,7 @@ fn output(command: &mut Command) -> Option<String> {
     }
 }
 
-/// The unit with the binary of this build.
+/// The unit with the path of this build's binary.
 fn unit() -> (tempfile::TempDir, String) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("livebridge.service");
@@ -57,12 +58,12 @@ fn systemd_accepts_every_line_of_the_unit() {
 fn the_unit_has_a_low_exposure_score() {
     let (_dir, path) = unit();
     let arguments = ["security", "--offline=true", "--threshold=15", &path];
-    // It fails when the exposure, of 100, is above the threshold.
+    // The command fails if the exposure score (of 100) exceeds the threshold.
     let Some(said) = output(Command::new("systemd-analyze").args(arguments)) else { return };
     assert!(said.contains("exposure level"), "{said}");
 }
 
-/// Every system call of `set`, and of the sets in it.
+/// Every system call in `set`, including its nested sets.
 fn calls(set: &str, sets: &BTreeMap<String, Vec<String>>) -> BTreeSet<String> {
     let all = sets.get(set).unwrap_or_else(|| panic!("systemd has no {set}"));
     all.iter()
@@ -72,7 +73,7 @@ fn calls(set: &str, sets: &BTreeMap<String, Vec<String>>) -> BTreeSet<String> {
         .collect()
 }
 
-/// The system calls that the unit admits.
+/// The system calls that the unit allows.
 fn admitted(listing: &str) -> BTreeSet<String> {
     let mut sets: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut set = None;
@@ -87,7 +88,7 @@ fn admitted(listing: &str) -> BTreeSet<String> {
             set = None;
         }
     }
-    // As systemd does it: always the basics, then line by line.
+    // As in systemd: first the implicit basic set, then line by line.
     let mut admitted = calls("@default", &sets);
     let lines = UNIT.lines().filter_map(|line| line.strip_prefix("SystemCallFilter="));
     let mut found = 0;
@@ -113,7 +114,7 @@ fn at_run_time_no_system_call_is_made_that_the_unit_denies() {
     };
     let dir = tempfile::tempdir().unwrap();
     let counts = dir.path().join("counts");
-    // The whole pipeline: intake, log, Kafka's client, and a Kafka beside.
+    // The whole pipeline: intake, log and Kafka client, with the embedded Kafka.
     let mut strace = Command::new("strace");
     strace.args(["-f", "-qq", "-c", "-o", counts.to_str().unwrap(), BINARY]);
     strace.args(["dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);

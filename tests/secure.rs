@@ -1,5 +1,5 @@
-//! Kafka over `SASL_SSL`, against a real broker that wants it: each mechanism, and what is said when
-//! somebody is not who they should be.
+//! Kafka over `SASL_SSL` against a real broker: each mechanism works, and failed authentication is
+//! reported.
 
 mod support;
 
@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_mins(2);
 const USER: &str = "bridge";
 const PASSWORD: &str = "s3cret-of-the-bridge";
 
-/// What only a Kafka client with administration can make.
+/// An operation that only the Java admin client supports.
 const SCRAM: &str = r#"
 import sys
 from confluent_kafka.admin import (AdminClient, ScramCredentialInfo, ScramMechanism,
@@ -35,13 +35,13 @@ for mechanism in (ScramMechanism.SCRAM_SHA_256, ScramMechanism.SCRAM_SHA_512):
         future.result(30)
 "#;
 
-/// A broker whose second listener wants TLS and a user.
+/// A broker whose second listener requires TLS and authentication.
 struct Rig {
     cluster: Cluster,
     dir: TempDir,
 }
 
-/// A certificate for 127.0.0.1, and what a PEM keystore is: it with its key.
+/// A certificate for 127.0.0.1, and a PEM keystore of it with its key.
 fn certificate(dir: &Path, name: &str) -> (String, String) {
     let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a certificate");
     let (certificate, store) = (dir.join(name), dir.join(format!("{name}.store")));
@@ -79,7 +79,7 @@ impl Rig {
         Some(Self { cluster, dir })
     }
 
-    /// A bridge that trusts the certificate `ca`, with more settings for librdkafka.
+    /// A bridge that trusts the certificate `ca`, with additional librdkafka settings.
     fn bridge(&self, instance: &str, ca: &str, more: &str) -> Bridge {
         let ca = self.dir.path().join(ca).display().to_string();
         let config = format!(
@@ -115,7 +115,7 @@ fn every_mechanism(rig: &Rig) {
         ("plain", "sasl.mechanisms = \"PLAIN\""),
         ("scram-256", "sasl.mechanisms = \"SCRAM-SHA-256\""),
         ("scram-512", "sasl.mechanisms = \"SCRAM-SHA-512\""),
-        // Of its kinds, the one that needs no server for tokens, and proves nothing.
+        // The OAUTHBEARER variant that needs no token server, and provides no security.
         (
             "bearer",
             "sasl.mechanisms = \"OAUTHBEARER\"\nsasl.oauthbearer.config = \"principal=bridge\"\n\
@@ -147,7 +147,7 @@ fn nobody_else(rig: &Rig) {
         let check = check(&bridge);
         assert!(check.contains("BAD") && check.contains(says), "{check}");
         assert!(!check.contains(wrong) && !check.contains(PASSWORD), "{check}");
-        // Nothing is lost by it: callbacks are taken, and wait.
+        // Nothing is lost: callbacks are accepted and stored.
         bridge.start();
         let started = Instant::now();
         let told = || bridge.said().lines().any(|l| l.contains("ERROR") && l.contains(says));
@@ -162,7 +162,7 @@ fn nobody_else(rig: &Rig) {
     }
 }
 
-/// What `livebridge check` says with the settings of `bridge`.
+/// The output of `livebridge check` with the settings of `bridge`.
 fn check(bridge: &Bridge) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_livebridge"));
     command.arg("check").env_clear().envs(bridge.environment());

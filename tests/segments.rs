@@ -1,5 +1,6 @@
-//! What is relied on of sled: it stores every frame in one run of bytes, in order, once, and never
-//! moves it. Reading the log stands on that (`src/wal/frame.rs`), and so does every pinned version.
+//! The properties of sled that livebridge depends on: it stores every frame contiguously, in order,
+//! once, and never moves it. Reading the log (`src/wal/frame.rs`) and the pinned version depend on
+//! this.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -13,10 +14,10 @@ use log_support::{OpenLog, cases, record, segment_dirs, temp_dir, visit};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-/// The start of every frame, and where its first LSN and number of records are.
+/// The first bytes of every frame, and the positions of its first LSN and record count.
 const MAGIC: &[u8] = b"\xFFLBWAL2\xFE";
 
-/// First and last LSN of whatever looks like a frame in a segment's file, in the file's order.
+/// First and last LSN of everything that looks like a frame in a segment's file, in file order.
 fn frames(segment: &Path) -> Vec<(Lsn, Lsn)> {
     let bytes = fs::read(segment.join("db")).expect("a segment has a data file");
     let at = memchr::memmem::find_iter(&bytes, MAGIC);
@@ -28,7 +29,7 @@ fn frames(segment: &Path) -> Vec<(Lsn, Lsn)> {
     .collect()
 }
 
-/// Everything in `groups` is appended, a group at a time, and is then found where it should be.
+/// Appends all `groups`, one at a time, and checks that each is stored in the expected place.
 /// Returns every frame's first and last LSN.
 fn append_and_check(groups: Vec<Vec<Record>>) -> Vec<(Lsn, Lsn)> {
     let dir = temp_dir();
@@ -39,7 +40,7 @@ fn append_and_check(groups: Vec<Vec<Record>>) -> Vec<(Lsn, Lsn)> {
     }
     check(dir.path(), &written);
     log.close().unwrap();
-    // sled writes once more when it closes.
+    // sled writes once more on closing.
     check(dir.path(), &written)
 }
 
@@ -75,7 +76,7 @@ fn check(dir: &Path, written: &[(Lsn, Record)]) -> Vec<(Lsn, Lsn)> {
 proptest! {
     #![proptest_config(cases(6))]
 
-    /// Groups of any size, bodies of any size: so trees and segments change at any place.
+    /// Groups and bodies of any size, so that trees and segments change at any position.
     #[test]
     fn every_appended_record_is_read_once_and_in_order(
         groups in vec(
@@ -95,7 +96,8 @@ proptest! {
     }
 }
 
-/// The smallest commits, one record each: a segment is full by its trees, not by its bytes.
+/// The smallest commits of one record each: the segment is filled by its number of trees, not its
+/// bytes.
 #[test]
 fn single_records_at_a_low_rate_are_never_moved() {
     let groups = (0..2500).map(|number| vec![record(number, 700)]);
@@ -103,13 +105,13 @@ fn single_records_at_a_low_rate_are_never_moved() {
     assert_eq!(segments(&frames), 2, "the trickle goes on to a second segment");
 }
 
-/// The largest frames: a tree of nine is larger than sled's own segments.
+/// The largest frames: a tree of nine exceeds sled's own segment size.
 #[test]
 fn the_largest_records_are_never_moved() {
     let groups = (0..90).map(|number| {
         let mut largest = record(number, BODY_MAX);
         largest.key = Some(bytes::Bytes::from(vec![b'k'; KEY_MAX]));
-        // One just below the size at which a frame is closed, then the largest: one frame.
+        // A record just below the size at which a frame is closed, then the largest: one frame.
         vec![record(1000 + number, 250 * 1024 - 200), largest]
     });
     let frames = append_and_check(groups.collect());
@@ -117,8 +119,8 @@ fn the_largest_records_are_never_moved() {
     assert!(frames.iter().any(|(first, last)| first < last), "some frames hold both records");
 }
 
-/// Every size of a commit by itself, from one byte to the largest frame, in steps that meet sled's
-/// own limits from both sides.
+/// Every frame size from one byte to the largest, in steps that approach sled's own limits from
+/// both sides.
 #[test]
 fn every_frame_size_is_stored_contiguously() {
     let powers = (0..=19).flat_map(|bit| [(1_usize << bit) - 1, 1 << bit, (1 << bit) + 1]);

@@ -1,7 +1,7 @@
-//! `livebridge serve` as a process: signals, exit codes, a log that is full or taken, and what
-//! operators see of it all.
+//! `livebridge serve` as a process: signals, exit codes, a full or locked log, and the pages and
+//! metrics for operators.
 //!
-//! Three tests wait for time-outs of up to 30 seconds and are left out of the usual run:
+//! Three tests wait for time-outs of up to 30 seconds and are ignored by default:
 //! `cargo test --test serve -- --ignored`.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
@@ -41,7 +41,7 @@ use process::{Running, livebridge, run};
 use wire::{PATIENCE, Wire, exchange, get, post};
 
 const KEY: &str = "callbackKey0123456789";
-/// Where no Kafka is: a port that nobody may listen on.
+/// An address without Kafka: an unprivileged process cannot listen on this port.
 const NOWHERE: &str = "127.0.0.1:1";
 
 /// A configuration file in its own directory, with the log beside it.
@@ -125,7 +125,7 @@ fn with_a_token_the_status_needs_the_token() {
     fs::write(home.config(), config.replace("[admin]", "[admin]\ntoken = \"s3cret\"")).unwrap();
     let serving = home.serve();
     let ask = |path: &str, line: &str| {
-        // By any name: whoever has the token is no stranger.
+        // Under any host name, because the token authenticates the client.
         let request = format!("GET {path} HTTP/1.1\r\nHost: any.example\r\n{line}\r\n");
         exchange(serving.admin, request).unwrap()
     };
@@ -189,7 +189,7 @@ fn without_a_token_the_status_answers_only_ip_addresses_and_names_without_dots()
         }
         assert!(ask(path, &["rebound.example:1"]).body.contains("the name rebound.example:1,"));
     }
-    // Prometheus and Kubernetes ask by any name.
+    // Prometheus and Kubernetes use any host name.
     for path in ["/metrics", "/healthz", "/readyz"] {
         assert_eq!(ask(path, &["livebridge-0.livebridge.live.svc:9464"]).status, 200, "{path}");
     }
@@ -269,7 +269,7 @@ fn reason(counter: &str, reason: &str) -> String {
     format!("{counter}{{reason=\"{reason}\"}}")
 }
 
-/// Waits until as many connections were ended for a reason.
+/// Waits until `count` connections were closed for a reason.
 fn wait_for_ends(admin: SocketAddr, counter: &str, because: &str, count: f64, patience: Duration) {
     let started = Instant::now();
     while scrape(admin)[&reason(counter, because)] < count {
@@ -310,7 +310,7 @@ fn every_closed_connection_is_counted_under_its_reason_only() {
     }
 }
 
-/// The section of a configuration that makes the intake speak TLS.
+/// The configuration section that enables TLS for the intake.
 fn tls(dir: &Path) -> String {
     let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     fs::write(dir.join("certificate"), pair.cert.pem()).unwrap();
@@ -343,7 +343,7 @@ fn connections_that_send_or_read_nothing_time_out_and_are_counted() {
     let mut sent = 0;
     while forger.try_send(post("/callback", "{}")) {
         sent += 1;
-        // LogLimiter enough not to be too many in a row.
+        // Few enough in a row to keep the connection open.
         thread::sleep(Duration::from_secs(3));
         assert!(started.elapsed() < Duration::from_secs(40), "let be for ever");
     }
@@ -360,13 +360,13 @@ fn admin_connections_that_send_or_read_nothing_time_out_and_are_counted() {
     let serving = home.serve();
     let mut silent = Wire::connect(serving.admin);
     let mut deaf = Wire::connect(serving.admin);
-    // The answers to so many fill every buffer.
+    // The responses to these requests fill every buffer.
     deaf.try_send("GET /metrics HTTP/1.1\r\nHost: l\r\n\r\n".repeat(1000));
     let mut reader = Wire::connect(serving.admin);
     let ended = reason("livebridge_admin_connections_closed_total", "idle_timeout");
     let started = Instant::now();
     loop {
-        // Whoever asks now and then and reads is let be.
+        // A client that sends requests and reads responses is not closed.
         reader.send("GET /metrics HTTP/1.1\r\nHost: l\r\n\r\n");
         if metrics::parse(&reader.answer().unwrap().body)[&ended] >= 2.0 {
             break;
@@ -453,7 +453,7 @@ fn every_admin_page_answers_get() {
     let posted = exchange(serving.admin, post("/healthz", "")).unwrap();
     assert_eq!((posted.status, posted.header("allow")), (405, Some("GET, HEAD")));
     assert_eq!(exchange(serving.admin, post("/callback", &push())).unwrap().status, 404);
-    // The intake has none of them but the health checks.
+    // The intake serves only the health checks.
     for path in ["/", "/status", "/metrics"] {
         assert_eq!(get(serving.intake, path).status, 404);
     }
@@ -511,7 +511,7 @@ fn a_stop_under_load_answers_and_publishes_every_accepted_callback_and_exits_0()
     }
 }
 
-/// Sends callbacks until the intake closes the connection; returns those it took.
+/// Sends callbacks until the intake closes the connection; returns the accepted ones.
 fn send_until_closed(address: SocketAddr) -> Vec<String> {
     let mut taken = Vec::new();
     let mut wire = Wire::connect(address);
@@ -529,7 +529,7 @@ fn send_until_closed(address: SocketAddr) -> Vec<String> {
 
 #[test]
 fn a_stop_with_nothing_left_to_publish_does_not_wait_for_kafka() {
-    // It used to take up to 18 s, and forever when a call of librdkafka never came back.
+    // Regression: this took up to 18 s, or for ever when a call of librdkafka did not return.
     let home = Home::new(NOWHERE, "");
     let mut serving = home.serve();
     let started = Instant::now();
@@ -548,7 +548,7 @@ fn a_stop_without_kafka_keeps_unpublished_records_for_the_next_start() {
     let started = Instant::now();
     serving.process.signal(Signal::TERM);
     assert_eq!(serving.process.wait(), Some(0));
-    // Callbacks that arrive meanwhile wait, and there is nothing to wait for.
+    // Callbacks wait during the drain, and there is nothing to drain.
     assert!(started.elapsed() < Duration::from_millis(1500), "{:?}", started.elapsed());
     assert_eq!(stored(&home.log()).len(), 3);
     let next = home.serve();
@@ -632,7 +632,7 @@ fn a_full_log_rejects_until_kafka_is_back_and_then_accepts_again() {
 
     door.open();
     let started = Instant::now();
-    // Nobody sends meanwhile: whoever goes by /readyz would not.
+    // A client that uses /readyz would send nothing while the log is full.
     while get(serving.admin, "/readyz").status != 200 {
         assert!(started.elapsed() < 3 * PATIENCE, "{}", serving.process.stderr.text());
         thread::sleep(Duration::from_millis(50));
@@ -648,7 +648,7 @@ fn a_full_log_rejects_until_kafka_is_back_and_then_accepts_again() {
     assert_eq!(scrape(serving.admin)["livebridge_kafka_up"], 1.0);
 }
 
-/// What the intake has counted against its callers.
+/// The numbers of rejections and failed handshakes.
 fn complaints(admin: SocketAddr) -> metrics::Series {
     let mut series = scrape(admin);
     series.retain(|name, value| {
@@ -685,7 +685,7 @@ fn load_balancer_probes_are_neither_rejections_nor_failed_handshakes() {
         if !more.contains("[tls]") {
             for request in ["GET /readyz", "HEAD /healthz", "HEAD /", "GET /callback"] {
                 if (request.ends_with('/') || request.ends_with("callback")) && more.is_empty() {
-                    // Without a trusted proxy such a request is anybody's.
+                    // Without a trusted proxy, any client can send such a request.
                     continue;
                 }
                 let start = if more.contains("proxy_protocol") { &local[..] } else { b"" };
@@ -697,7 +697,7 @@ fn load_balancer_probes_are_neither_rejections_nor_failed_handshakes() {
                 assert!(answer.starts_with("HTTP/1.1 "), "{more} {request}");
             }
         }
-        // The admin listener takes the same header, and says the same.
+        // The admin listener treats the header in the same way.
         for start in [&local[..], b"PROXY UNKNOWN\r\n", b"PROXY TCP4 192.0.2.1 10.0.0.1 1 2\r\n"] {
             let mut wire = Wire::connect(serving.admin);
             wire.send(&start[..5]);
@@ -712,18 +712,18 @@ fn load_balancer_probes_are_neither_rejections_nor_failed_handshakes() {
 
 #[test]
 fn callbacks_are_accepted_at_once_at_a_low_file_descriptor_limit() {
-    // This process needs some itself.
+    // This process needs some descriptors itself.
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let mut more = limit;
     more.current = limit.maximum;
     rustix::process::setrlimit(rustix::process::Resource::Nofile, more).unwrap();
     let home = Home::new(NOWHERE, "");
-    // What containers have; the hard limit is what counts.
+    // The limits of typical containers; the hard limit applies.
     for (soft, hard, expected) in [(1024, 1024, 832.0), (256, 1100, 908.0)] {
         let mut command = std::process::Command::new("bash");
         let limits = format!("ulimit -Sn {soft} && ulimit -Hn {hard}");
         let limited = format!("{limits} && exec \"$0\" serve --config \"$1\"");
-        // The soft limit first, as it may not be above the hard one.
+        // The soft limit first, because it must not exceed the hard one.
         command.args(["-c", &limited, env!("CARGO_BIN_EXE_livebridge"), &home.config()]);
         let process = Running::start(&mut command);
         let admin = process.address("admin listening");

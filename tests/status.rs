@@ -1,4 +1,4 @@
-//! The status page, in a real browser, and the JSON behind it.
+//! The status page in a real browser, and the JSON that it displays.
 
 #[path = "support/metrics.rs"]
 mod metrics;
@@ -21,9 +21,9 @@ use support::browser::Browser;
 use support::or_skip;
 
 const DOCUMENT: &str = include_str!("../docs/status.md");
-/// Where no Kafka is: a port that nobody may listen on.
+/// An address without Kafka: an unprivileged process cannot listen on this port.
 const NOWHERE: &str = "127.0.0.1:1";
-/// A stream's name that would take over a page that did not watch out.
+/// A stream name that injects a script into a page without escaping.
 const HOSTILE: &str = "<img src=x onerror='document.title=\"taken over\"'>";
 
 fn embedded() -> Embedded {
@@ -38,7 +38,7 @@ fn bridge(name: &str, brokers: &str) -> Bridge {
     bridge
 }
 
-/// Sends a callback and returns the answer's status.
+/// Sends a callback and returns the response status.
 fn send(bridge: &Bridge, event_type: i64, stream: &str, number: u32) -> u16 {
     let body =
         json!({"event_type": event_type, "stream_id": stream, "sequence": number.to_string()});
@@ -50,7 +50,7 @@ fn status(bridge: &Bridge, path: &str) -> Value {
     serde_json::from_str(&bridge.get(path)).expect("JSON")
 }
 
-/// How many connections were ended.
+/// The number of closed connections.
 fn ended(bridge: &Bridge, reason: &str) -> f64 {
     let series = format!("livebridge_admin_connections_closed_total{{reason=\"{reason}\"}}");
     metrics::scrape(bridge.admin_address())[&series]
@@ -112,7 +112,7 @@ fn clients_that_do_not_read_do_not_block_health_checks() {
     let mut silent = Vec::new();
     for _ in 0..100 {
         let mut client = TcpStream::connect(bridge.admin_address()).expect("a connection");
-        // The answers to so many fill every buffer; whoever was closed cannot write any more.
+        // The responses to these requests fill every buffer; writes to a closed connection fail.
         client.set_nonblocking(true).expect("an option");
         let _ = client.write(&b"GET /metrics HTTP/1.1\r\nHost: l\r\n\r\n".repeat(1000));
         silent.push(client);

@@ -1,5 +1,5 @@
-//! A Kafka that does not fit: `check` and the log name the cause and the key that removes it, nothing
-//! is lost meanwhile, and nothing is written where it does not belong.
+//! An unsuitable Kafka: `check` and the log name the cause and the key that fixes it, nothing is
+//! lost, and nothing is written to a wrong topic.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -35,7 +35,7 @@ fn check(bridge: &Bridge) -> (i32, String) {
     (output.status.code().unwrap(), text)
 }
 
-/// Starts `bridge` and waits until its log has an error with `says`; it goes on.
+/// Starts `bridge` and waits until its log has an error with `says`; the bridge keeps running.
 fn logs(bridge: &Bridge, says: &str) {
     bridge.start();
     let started = Instant::now();
@@ -101,7 +101,7 @@ fn automatic_topic_creation_creates_no_topic_for_livebridge() {
     let made: Vec<_> = metadata.topics().iter().filter(|t| t.name().starts_with(&prefix)).collect();
     assert!(made.is_empty(), "{} topics were created", made.len());
     drop(forbidden);
-    // Left to the brokers, replicas are as many as they have it; the ledger has one partition.
+    // Without a setting, the brokers choose the number of replicas; the ledger has one partition.
     bridge.start();
     bridge.drain(PATIENCE);
     let started = Instant::now();
@@ -160,7 +160,7 @@ fn the_last_record_of_a_ledger_without_transactions_is_read_after_the_switch_to_
     send(&plain, "2");
     let mut reader = LedgerReader::open(&config, &topic, |(low, _), _| Ok(low)).unwrap();
     assert_eq!(read(&mut reader), ["1", "2"]);
-    // Mixed, as when one instance has switched and another has not; what is aborted is not read.
+    // Mixed records, as when only one of two instances has switched; aborted ones are not read.
     for (value, commits) in [("3", true), ("never", false)] {
         transactional.begin_transaction().unwrap();
         send(&transactional, value);
@@ -179,7 +179,7 @@ fn the_last_record_of_a_ledger_without_transactions_is_read_after_the_switch_to_
     assert_eq!(read(&mut another), ["1", "2", "3", "4", "5"]);
 }
 
-/// Writes a record as livebridge writes dead letters for each topic and length.
+/// Writes a record in the format of a dead letter for each topic and length.
 fn write_dead_letters(bootstrap: &str, dead: &str, letters: &[(&str, usize)]) {
     let producer: BaseProducer = kafka::client(bootstrap).create().unwrap();
     for (number, (to, bytes)) in letters.iter().enumerate() {
@@ -273,7 +273,7 @@ fn dead_letters_go_to_event_topics_only_and_a_rejected_one_does_not_block_the_ot
 fn a_kafka_without_transactions_is_named_with_the_key_that_helps() {
     let topics = Topics::new("live", &BTreeMap::new()).unwrap();
     let cases = [
-        // Brokers that do not know InitProducerId, or answer it with an error.
+        // Brokers that do not support InitProducerId, or answer it with an error.
         (Some(RDKafkaApiKey::InitProducerId), RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR),
         (None, RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNSUPPORTED_VERSION),
         (None, RDKafkaRespErr::RD_KAFKA_RESP_ERR_INVALID_REQUEST),
@@ -304,7 +304,8 @@ fn a_kafka_without_transactions_is_named_with_the_key_that_helps() {
     }
 }
 
-/// A certificate for 127.0.0.1, valid until the year given, and a PEM keystore with it and its key.
+/// A certificate for 127.0.0.1 that is valid until the given year, and a PEM keystore with it and
+/// its key.
 fn certificate(dir: &Path, name: &str, until: i32) -> (String, String) {
     let mut parameters = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
     parameters.not_before = rcgen::date_time_ymd(2000, 1, 1);
@@ -317,7 +318,7 @@ fn certificate(dir: &Path, name: &str, until: i32) -> (String, String) {
     (certificate.display().to_string(), store.display().to_string())
 }
 
-/// A broker whose second listener wants TLS and a user.
+/// A broker whose second listener requires TLS and authentication.
 fn secured(store: &str) -> Setup {
     Setup::nodes(1)
         .user("bridge", "secret")
@@ -329,7 +330,7 @@ fn secured(store: &str) -> Setup {
         .property("listener.name.sasl.ssl.keystore.location", store)
 }
 
-/// Settings for it, with a wrong password.
+/// Client settings for that listener, with a wrong password.
 fn sasl_ssl(ca: &str, mechanism: &str) -> String {
     format!(
         "security.protocol = \"SASL_SSL\"\nssl.ca.location = \"{ca}\"\n\

@@ -1,5 +1,5 @@
-//! Another process in the place of one that runs, under load: nobody is turned away, neither when a
-//! service manager holds the socket nor behind a load balancer that goes by `/readyz`.
+//! Replacing a running process under load: no client is rejected, neither when a service manager
+//! holds the socket nor behind a load balancer that uses `/readyz`.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
@@ -37,7 +37,7 @@ fn topics() -> Topics {
     Topics::new("live", &BTreeMap::new()).unwrap()
 }
 
-/// A configuration file in `dir`; `name` tells the instances of one test apart.
+/// A configuration file in `dir`; `name` distinguishes the instances of one test.
 fn configure(dir: &Path, name: &str, kafka: &str, more: &str) -> String {
     let text = format!(
         "[http]\nlisten = \"127.0.0.1:0\"\n{more}\n[admin]\nlisten = \"127.0.0.1:0\"\n\
@@ -51,14 +51,15 @@ fn configure(dir: &Path, name: &str, kafka: &str, more: &str) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// Senders that go on until they are told to stop, and complain of everything but a 200.
+/// Senders that run until they are stopped and record every result other than 200.
 struct Load {
     stop: Arc<AtomicBool>,
     senders: Vec<thread::JoinHandle<(Vec<String>, Vec<String>)>>,
 }
 
 impl Load {
-    /// Half of the senders keep their connection as long as they may, half make one each time.
+    /// Half of the senders use keep-alive connections, the others a new connection for each
+    /// callback.
     fn start(address: SocketAddr, senders: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let send = |number| {
@@ -69,7 +70,7 @@ impl Load {
         Self { stop, senders }
     }
 
-    /// The bodies that were taken.
+    /// The bodies that were accepted.
     #[track_caller]
     fn end(self) -> BTreeSet<String> {
         self.stop.store(true, Ordering::Relaxed);
@@ -104,7 +105,7 @@ fn send(address: SocketAddr, keeps: bool, stop: &AtomicBool) -> (Vec<String>, Ve
     (taken, complaints)
 }
 
-/// Waits until every body of `taken` is in Kafka, and returns how many records are there.
+/// Waits until every body in `taken` is in Kafka, and returns the number of records there.
 fn wait_for_all(config: &str, taken: &BTreeSet<String>) -> usize {
     let config = Config::load(Some(Path::new(config))).unwrap();
     let follower = TopicReader::new(&config.kafka, &["live.push"]).unwrap();
@@ -120,7 +121,7 @@ fn wait_for_all(config: &str, taken: &BTreeSet<String>) -> usize {
     count
 }
 
-/// As a service manager starts it: with the socket as descriptor 3.
+/// Starts it with the socket as descriptor 3, as a service manager does.
 fn serve_on(socket: &TcpListener, config: &str) -> Running {
     let mut command = Command::new("sh");
     command.args(["-c", "exec \"$0\" serve --config \"$1\" 3<&0 </dev/null", BINARY, config]);
@@ -153,19 +154,19 @@ fn an_upgrade_rejects_no_client_when_a_service_manager_holds_the_socket() {
     let taken = load.end();
     assert!(taken.len() > 300, "{}", taken.len());
     eprintln!("{} callbacks; the longest change took {longest:?}", taken.len());
-    // Every one of them was answered at the first try, so each is there once.
+    // Every callback was accepted at the first attempt, so each is in Kafka once.
     assert_eq!(wait_for_all(&config, &taken), taken.len());
 }
 
-/// A load balancer: new connections go to a server that says that it is ready.
+/// A load balancer that routes new connections to a server that is ready.
 struct Balancer {
     address: SocketAddr,
-    /// Where callbacks go, where to ask.
+    /// The address for callbacks and the address for health checks.
     servers: Arc<Mutex<Vec<(SocketAddr, SocketAddr)>>>,
 }
 
 impl Balancer {
-    /// How often it asks.
+    /// The interval of health checks.
     const CHECK: Duration = Duration::from_millis(100);
 
     fn start() -> Self {
@@ -188,7 +189,7 @@ impl Balancer {
         thread::spawn(move || {
             for (turn, from) in listener.incoming().map_while(Result::ok).enumerate() {
                 let ready = ready.lock().unwrap().clone();
-                // Without a server the connection ends, which is a complaint.
+                // Without a ready server the connection is closed, which the senders record.
                 let Some(server) = ready.get(turn % ready.len().max(1)) else { continue };
                 let Ok(to) = TcpStream::connect(server) else { continue };
                 for (mut from, mut to) in
@@ -267,7 +268,7 @@ fn the_service_manager_receives_ready_reloading_and_stopping() {
         next
     };
     assert_eq!(next().trim(), "READY=1");
-    // Only now: callbacks are taken.
+    // Only now are callbacks accepted.
     serving.address("intake listening");
     for _ in 0..3 {
         assert_eq!(told().trim(), "WATCHDOG=1");

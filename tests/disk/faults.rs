@@ -1,7 +1,7 @@
-//! The real binary over a disk whose n-th call fails, for many n: while it starts, while it takes
-//! callbacks, and while it goes on to another segment.
+//! The real binary on a disk whose n-th call fails, for many n: during startup, while it accepts
+//! callbacks, and while it begins another segment.
 //!
-//! A few points in every run; `LIVEBRIDGE_DISK_FAULTS=1000` for that many.
+//! A few points of failure in every run; `LIVEBRIDGE_DISK_FAULTS=1000` for a thousand.
 
 use crate::skip;
 use std::collections::BTreeSet;
@@ -19,21 +19,21 @@ use tempfile::TempDir;
 
 use super::log_support::{temp_dir, visit};
 
-/// Callbacks per run, each of so many bytes: more than a segment takes.
+/// Callbacks per run and bytes per callback: together more than one segment.
 const CALLBACKS: u64 = 100;
 const BODY_BYTES: usize = 400_000;
-/// Senders at once, and runs at once.
+/// Concurrent senders, and concurrent runs.
 const SENDERS: usize = 4;
 const RUNS: usize = 4;
 /// Points of failure in a quick run.
 const QUICK: u64 = 25;
-/// `http.deadline`, and how much longer an answer may take on a busy machine.
+/// `http.deadline`, and the additional time that a response may take on a busy machine.
 const DEADLINE: &str = "3s";
 const ANSWER: Duration = Duration::from_secs(12);
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 
-/// Which call fails, how, and how many from there on (0: all).
+/// Which call fails, the error, and the number of calls that fail from there on (0: all).
 #[derive(Clone, Copy, Debug)]
 struct Fault {
     at: u64,
@@ -41,7 +41,7 @@ struct Fault {
     lasts: u64,
 }
 
-/// The library to preload; `None` where there is no compiler to make it.
+/// The library to preload; `None` without a C compiler.
 pub(super) static SHIM: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/disk/fail.c");
     let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fail.so");
@@ -65,7 +65,7 @@ struct Bridge {
 }
 
 impl Bridge {
-    /// Starts it in `dir` and waits until it takes callbacks, or has ended.
+    /// Starts it in `dir` and waits until it accepts callbacks or has exited.
     fn start(dir: &Path, fault: Option<Fault>) -> Self {
         let output = dir.join(if fault.is_some() { "faulty.log" } else { "sound.log" });
         let mut command = Command::new(env!("CARGO_BIN_EXE_livebridge"));
@@ -109,12 +109,12 @@ impl Bridge {
         self.process.try_wait().unwrap()
     }
 
-    /// Whether it has ended or has said that it is about to.
+    /// Whether it has exited or has logged that it will.
     fn is_ending(&mut self) -> bool {
         self.ended().is_some() || self.said().contains("the log failed")
     }
 
-    /// Sends a callback; whether it was answered 200. `None` when there was no answer.
+    /// Sends a callback and returns whether it was answered 200; `None` without a response.
     fn send(address: SocketAddr, number: u64) -> Option<bool> {
         let mut body = format!(r#"{{"event_type":1,"sequence":"{number}","padding":""#);
         body.push_str(&"x".repeat(BODY_BYTES));
@@ -132,7 +132,7 @@ impl Bridge {
         Some(status == "200")
     }
 
-    /// Sends all callbacks from `first` on, several at a time; returns those answered 200.
+    /// Sends all callbacks from `first` on concurrently; returns those answered 200.
     fn load(address: SocketAddr, first: u64) -> BTreeSet<u64> {
         let next = AtomicU64::new(first);
         let acknowledged = Mutex::new(BTreeSet::new());
@@ -166,7 +166,7 @@ impl Drop for Bridge {
     }
 }
 
-/// The callbacks that are in the log of `dir`.
+/// The callbacks in the log in `dir`.
 fn logged(dir: &Path) -> BTreeSet<u64> {
     if !dir.join("wal/log").exists() {
         return BTreeSet::new();
@@ -182,13 +182,13 @@ fn logged(dir: &Path) -> BTreeSet<u64> {
     visit(&dir.join("wal")).into_iter().map(number).collect()
 }
 
-/// How a run with a fault went.
+/// The result of a run with a fault.
 struct Run {
     dir: TempDir,
     acknowledged: BTreeSet<u64>,
     /// The call that failed.
     call: Option<String>,
-    /// Whether the bridge ended, or is about to.
+    /// Whether the bridge exited or was about to.
     ended: bool,
     calls: u64,
 }
@@ -198,7 +198,7 @@ fn run(fault: Fault) -> Run {
     let mut bridge = Bridge::start(dir.path(), Some(fault));
     let acknowledged = bridge.address.map_or(BTreeSet::new(), |address| Bridge::load(address, 0));
     if acknowledged.len() as u64 != CALLBACKS {
-        // Its reason may be on its way.
+        // The reason may not have been printed yet.
         let deadline = Instant::now() + Duration::from_secs(3);
         while !bridge.is_ending() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(10));
@@ -210,7 +210,7 @@ fn run(fault: Fault) -> Run {
         let status = status.expect("it has ended");
         assert!(!status.success() && said.contains("livebridge: "), "{status}: {said}");
     }
-    // sled panics when it cannot close; nobody may end of that.
+    // sled panics when it cannot close; the process must not exit because of that.
     assert!(!said.contains("thread panicked"), "{fault:?}: {said}");
     let ended = bridge.is_ending();
     bridge.kill();
@@ -231,12 +231,12 @@ fn check(fault: Fault) -> Run {
         assert!(run.ended, "{about}: nobody knows what is on disk, and it goes on");
     }
     if run.call.is_none() || !run.ended {
-        // As on a disk that did not fail, or failed where it could be made good.
+        // As on a disk without faults, or with a fault that could be handled.
         let refused = CALLBACKS - run.acknowledged.len() as u64;
         assert!(fault.lasts == 0 || refused <= CALLBACKS / 2, "{about}: {refused} refused");
     }
 
-    // On a sound disk: it starts, has everything, takes more.
+    // On an intact disk it starts, has every acknowledged callback, and accepts more.
     let mut bridge = Bridge::start(run.dir.path(), None);
     let Some(address) = bridge.address else { panic!("{about}: {}", bridge.said()) };
     assert_eq!(Bridge::send(address, 1_000_000), Some(true), "{about}: {}", bridge.said());
@@ -257,7 +257,7 @@ fn no_failing_system_call_loses_an_acknowledged_record() {
     assert!(!sound.ended);
     let points = std::env::var("LIVEBRIDGE_DISK_FAULTS").ok().map(|text| text.parse().unwrap());
     let points: u64 = points.unwrap_or(QUICK);
-    // Half of them while it starts, which takes few of the calls, half while it works.
+    // Half of the faults during startup, which makes few of the calls, half during operation.
     let starting = 60;
     let place = |point: u64| {
         let (half, last) = (points / 2, sound.calls);
@@ -304,7 +304,7 @@ fn a_bridge_whose_log_failed_exits_and_reports_why() {
     let dir = temp_dir();
     let mut bridge = Bridge::start(dir.path(), Some(Fault { at: 80, errno: EIO, lasts: 0 }));
     Bridge::load(bridge.address.expect("it starts"), 0);
-    // It tries to publish what it has for a while, and Kafka is away.
+    // During shutdown it tries to publish for a limited time, because Kafka is unreachable.
     let deadline = Instant::now() + Duration::from_secs(40);
     let status = loop {
         if let Some(status) = bridge.ended() {

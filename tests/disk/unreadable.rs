@@ -23,14 +23,14 @@ use super::wire::{Wire, post};
 
 /// A block of the disk.
 const BLOCK: u64 = 4096;
-/// Places in each segment at which reading fails.
+/// Positions in each segment at which reading fails.
 const PLACES: u64 = 5;
-/// Bridges at once.
+/// Concurrent bridges.
 const RUNS: usize = 4;
-/// How long publishing may take on a busy machine.
+/// The time-out for publishing on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(40);
 
-/// A file of the log, and what of it cannot be read; a length of 0 is a file that cannot be opened.
+/// A file of the log and its unreadable part; with length 0 the file cannot be opened.
 #[derive(Clone, Debug)]
 struct Fault {
     segment: u32,
@@ -42,7 +42,7 @@ fn data_of(dir: &Path, segment: u32) -> PathBuf {
     dir.join(format!("wal/segments/{segment:010}/db"))
 }
 
-/// A log of three segments, the last of a killed process, which a start has to scan.
+/// A log of three segments, the last of a killed process, which a start must scan.
 fn make_log(dir: &Path) -> Vec<u32> {
     let wal = dir.join("wal");
     for opening in 0..3 {
@@ -124,7 +124,7 @@ fn check(log: &Path, fault: &Fault) {
     running.signal(Signal::TERM);
     assert_eq!(running.wait(), Some(0), "{fault:?}: {}", running.stderr.text());
 
-    // What could not be read is lost unless somebody can read it later.
+    // Unreadable records must be kept, because a repair tool may be able to read them later.
     let lost = total + 1 - expected.len();
     let kept = LogView::open(&dir.path().join("wal")).unwrap().damaged;
     let numbers: Vec<u32> = kept.iter().map(|segment| segment.number).collect();
@@ -144,7 +144,7 @@ fn an_unreadable_part_of_a_segment_costs_its_records_and_nothing_else() {
     let mut faults = Vec::new();
     for segment in segments {
         let size = fs::metadata(data_of(dir.path(), segment)).unwrap().len();
-        // The file ends in zeros that sled has allocated; records are in its beginning.
+        // The file ends in zeros that sled has allocated; records are at its beginning.
         let size = size.min(BLOCK * 60);
         for place in 0..PLACES {
             let from = size * place / PLACES / BLOCK * BLOCK;

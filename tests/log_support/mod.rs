@@ -1,4 +1,4 @@
-//! What the tests of the log share: records to append, a log to open, and ways to kill one.
+//! Helpers for the tests of the log: records to append, opening a log, and killing one.
 
 #![allow(dead_code, reason = "every test file uses its own part of it")]
 
@@ -12,13 +12,13 @@ use livebridge::record::{Entry, EventId, EventType, Lsn, Record, Timestamp};
 use livebridge::wal::{self, AppendError, Appender, Log, Next, OpenError, Reader, StoreError};
 use proptest::test_runner::Config as ProptestConfig;
 
-/// A record that `number` tells from every other, with a body of `body_len` bytes of text.
+/// A record with the unique `number` and a body of `body_len` bytes of text.
 pub(crate) fn record(number: u64, body_len: usize) -> Record {
     let mut body = format!("{{\"number\":{number}}}").into_bytes();
     let len = body_len.max(body.len());
     let mut state = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     while body.len() < len {
-        // Xorshift: text that no run of equal bytes could hide behind.
+        // Xorshift: text without runs of equal bytes, which could hide errors.
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
@@ -46,7 +46,7 @@ pub(crate) fn config(dir: &Path) -> wal::Config {
     wal::Config { dir: dir.to_owned(), max_bytes: u64::MAX, min_free_bytes: 0 }
 }
 
-/// An open log with both its ends.
+/// An open log with its append handle and its reader.
 #[derive(Debug)]
 pub(crate) struct OpenLog {
     pub(crate) appender: Appender,
@@ -64,23 +64,23 @@ impl OpenLog {
         Ok(Self { appender, reader, log })
     }
 
-    /// Appends all of `records` at once, so that they share commits as far as they can.
+    /// Appends all of `records` concurrently, so that they share commits where possible.
     pub(crate) fn append(&self, records: Vec<Record>) -> Vec<Result<Lsn, AppendError>> {
         append(&self.appender, records)
     }
 
-    /// Appends all of `records` and expects every one to be taken.
+    /// Appends all of `records` and expects every one to be accepted.
     pub(crate) fn append_all(&self, records: Vec<Record>) -> Vec<Lsn> {
         let lsns = self.append(records).into_iter();
         lsns.collect::<Result<_, _>>().expect("the log takes the records")
     }
 
-    /// Everything there is to read now.
+    /// All entries that can be read now.
     pub(crate) fn read(&mut self) -> Vec<Entry> {
         read(&mut self.reader)
     }
 
-    /// Stops as `livebridge serve` does.
+    /// Stops the log as `livebridge serve` does.
     pub(crate) fn close(self) -> Result<(), StoreError> {
         let Self { appender, reader, mut log } = self;
         drop(appender);
@@ -91,7 +91,7 @@ impl OpenLog {
     }
 }
 
-/// Reads until there is nothing more for the moment.
+/// Reads until there are no further entries.
 pub(crate) fn read(reader: &mut Reader) -> Vec<Entry> {
     let mut entries = Vec::new();
     loop {
@@ -102,7 +102,7 @@ pub(crate) fn read(reader: &mut Reader) -> Vec<Entry> {
     }
 }
 
-/// Appends all of `records` at once.
+/// Appends all of `records` concurrently.
 pub(crate) fn append(appender: &Appender, records: Vec<Record>) -> Vec<Result<Lsn, AppendError>> {
     block_on(async {
         let line = appender.handle();
@@ -126,7 +126,7 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     runtime.expect("a runtime starts").block_on(future)
 }
 
-/// What `livebridge wal export` would print.
+/// The entries that `livebridge wal export` prints.
 pub(crate) fn visit(dir: &Path) -> Vec<Entry> {
     let mut entries = Vec::new();
     wal::visit(dir, |entry| {
@@ -137,7 +137,7 @@ pub(crate) fn visit(dir: &Path) -> Vec<Entry> {
     entries
 }
 
-/// The directories of segments that are on disk, in order.
+/// The segment directories on disk, in order.
 pub(crate) fn segment_dirs(dir: &Path) -> Vec<PathBuf> {
     let mut dirs: Vec<PathBuf> = fs::read_dir(dir.join("segments"))
         .expect("there are segments")
@@ -148,7 +148,7 @@ pub(crate) fn segment_dirs(dir: &Path) -> Vec<PathBuf> {
     dirs
 }
 
-/// Copies a log as it is at this moment, file by file: what a killed process leaves behind.
+/// Copies a log in its current state, file by file, as a killed process leaves it.
 pub(crate) fn copy_dir(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a directory can be made");
     let Ok(entries) = fs::read_dir(from) else { return };
@@ -158,18 +158,18 @@ pub(crate) fn copy_dir(from: &Path, to: &Path) {
         if path.is_dir() {
             copy_dir(&path, &target);
         } else if let Err(cause) = fs::copy(&path, &target) {
-            // The keeper renames and removes while we look.
+            // The maintenance task may rename and remove files during the copy.
             assert_eq!(cause.kind(), std::io::ErrorKind::NotFound, "{}: {cause}", path.display());
         }
     }
 }
 
-/// A directory in memory, where syncing takes no time: these tests cut off no power.
+/// A directory in memory, where syncing takes no time: these tests simulate no power cuts.
 pub(crate) fn temp_dir() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory is made")
 }
 
-/// `quick` cases of a property, or `LIVEBRIDGE_TEST_FACTOR` times as many.
+/// `quick` cases of a property test, or `LIVEBRIDGE_TEST_FACTOR` times as many.
 pub(crate) fn cases(quick: u32) -> ProptestConfig {
     let factor = std::env::var("LIVEBRIDGE_TEST_FACTOR").ok().and_then(|text| text.parse().ok());
     ProptestConfig::with_cases(quick * factor.unwrap_or(1))

@@ -1,4 +1,4 @@
-//! Power cuts: which there are, and what each must leave.
+//! Power cuts: where they happen, and what must survive each.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -17,19 +17,19 @@ use super::site::{self, Bridge, LOG, NO_KAFKA, Site};
 use super::trace::{Event, Trace};
 use fastrand::Rng;
 
-/// More than this the embedded Kafka might drop before it is read.
+/// The embedded Kafka may drop records beyond this size before they are read.
 const PUBLISHED_BYTES_MAX: u64 = 3_000_000;
 
-/// What the bridge was doing.
+/// The activity of the bridge at an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Stage {
     /// The first process, until its first response.
     Start,
-    /// A group of callbacks on its way to the disk.
+    /// A group of callbacks is being written.
     Commit,
-    /// A large group was written and not yet synced; never with all of it or nothing of it left.
+    /// A large group was written and not yet synced; the cut leaves a part of it.
     Torn,
-    /// A segment was made, or closed.
+    /// A segment was created or closed.
     Rotation,
     /// A segment was removed.
     Removal,
@@ -39,17 +39,17 @@ pub(crate) enum Stage {
 
 const STAGES: [Stage; 6] =
     [Stage::Start, Stage::Commit, Stage::Torn, Stage::Rotation, Stage::Removal, Stage::Recovery];
-/// So many bytes are many frames, or a frame of many sectors.
+/// Writes of this size contain many frames, or a frame of many sectors.
 const TORN_BYTES: usize = 16 * 1024;
 
-/// What is done with what a cut left.
+/// The checks on a directory after a cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Then {
     /// It is exported.
     Read,
-    /// And a bridge is started on it, which takes a callback.
+    /// In addition, a bridge is started on it and accepts a callback.
     Start,
-    /// And another one, which finds an empty Kafka to publish to.
+    /// In addition, a bridge is started that publishes to an empty Kafka.
     Publish,
 }
 
@@ -69,18 +69,18 @@ impl fmt::Display for Cut {
 }
 
 impl Cut {
-    /// At `index`, and nothing unsynced survives.
+    /// At `index`, with no unsynced change surviving.
     pub(crate) fn strict(index: usize) -> Self {
         Self { index, stage: Stage::Commit, survival: STRICT, then: Then::Read }
     }
 
-    /// With a bridge started on what is left.
+    /// With a bridge started on the result.
     pub(crate) fn and_start(self) -> Self {
         Self { then: Then::Start, ..self }
     }
 }
 
-/// The stage that each event belongs to.
+/// The stage of each event.
 fn stages(trace: &Trace) -> Vec<Stage> {
     let mut processes = 0;
     let mut answered = false;
@@ -95,7 +95,7 @@ fn stages(trace: &Trace) -> Vec<Stage> {
             Event::Create { inode, .. } => {
                 written.remove(inode);
             }
-            // sled does so with data files only.
+            // sled does this only with data files.
             Event::FlushRange { inode } => {
                 written.insert(*inode);
             }
@@ -120,8 +120,8 @@ fn stages(trace: &Trace) -> Vec<Stage> {
     stages
 }
 
-/// About `count` cuts, spread over the stages, most of them right before or after an event that
-/// makes something durable, changes a name or answers.
+/// About `count` cuts, spread over the stages, most of them just before or after an event that
+/// makes data durable, changes a name or sends a response.
 pub(crate) fn choose(trace: &Trace, count: usize, rng: &mut Rng) -> Vec<Cut> {
     let mut edges: BTreeMap<Stage, Vec<usize>> = BTreeMap::new();
     let mut large = None;
@@ -139,7 +139,7 @@ pub(crate) fn choose(trace: &Trace, count: usize, rng: &mut Rng) -> Vec<Cut> {
             Event::Write { .. } | Event::FlushRange { .. } | Event::Size { .. }
         );
         let places = edges.entry(stage).or_default();
-        // Between two writes there are more points than of any other kind: take some.
+        // Points between two writes are the most numerous kind; take only some of them.
         if !between || rng.u32(..1000) < 250 {
             places.extend([index, index + 1]);
         }
@@ -173,7 +173,7 @@ pub(crate) fn choose(trace: &Trace, count: usize, rng: &mut Rng) -> Vec<Cut> {
     cuts
 }
 
-/// What cuts showed.
+/// The results of the cuts.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     cuts: BTreeMap<Stage, usize>,
@@ -206,18 +206,18 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// The history that is cut, and what it promised.
+/// The history that is cut, and its acknowledged callbacks.
 #[derive(Debug)]
 pub(crate) struct History<'a> {
     pub(crate) trace: &'a Trace,
-    /// Which callback was acknowledged at which event, in order.
+    /// The event at which each callback was acknowledged, in order.
     pub(crate) acknowledged: &'a [(usize, Callback)],
-    /// What Kafka held, if there was one.
+    /// The contents of Kafka, if there was one.
     pub(crate) kafka: Option<&'a Seen>,
 }
 
 impl History<'_> {
-    /// Cuts at each of `cuts`, on all processors.
+    /// Checks each of `cuts`, on all processors.
     pub(crate) fn cut(&self, cuts: &[Cut], seed: u64) -> Outcome {
         let workers = thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8);
         let mut outcome = Outcome::default();
@@ -241,7 +241,7 @@ impl History<'_> {
                 disk.apply(&traced.event);
             }
             applied = cut.index;
-            // What a cut leaves depends on its place, not on who works on it.
+            // The seed depends on the cut, not on the thread that checks it.
             let mut rng = Rng::with_seed(seed.rotate_left(32) ^ cut.index as u64);
             let left = site::temporary();
             let left = left.path().join("disk");
@@ -257,8 +257,8 @@ impl History<'_> {
         outcome
     }
 
-    /// Whether everything that was acknowledged before the cut is in the log in `dir`, or where
-    /// else it may be. Returns the number of records read.
+    /// Whether every callback acknowledged before the cut is in the log in `dir`, or was published.
+    /// Returns the number of records read.
     fn judge(&self, cut: &Cut, dir: &Path) -> Result<usize, String> {
         let stored = read(&site::export(dir)?)?;
         let end = self.acknowledged.partition_point(|(index, _)| *index < cut.index);
@@ -272,7 +272,7 @@ impl History<'_> {
                 return Err(format!("acknowledged callback {callback} is lost{later}"));
             }
         }
-        // What Kafka and the log's own note say is published is passed over.
+        // Records that Kafka and the log's own progress name as published are skipped.
         let ledger = gate.map_or(Lsn::ZERO, |(_, gate)| gate.progress);
         let noted = noted_progress(dir);
         let skipped = stored.iter().find(|(callback, number)| {
@@ -296,8 +296,8 @@ impl History<'_> {
     }
 }
 
-/// What the log in `dir` has noted as published, in its progress or its account; nothing when the
-/// notes are torn.
+/// The position that the log in `dir` has stored as published, in its progress or its audit totals;
+/// none if both are torn.
 fn noted_progress(dir: &Path) -> Lsn {
     let text = |name| fs::read_to_string(dir.join(name)).unwrap_or_default();
     let identity = text("log");
@@ -321,8 +321,8 @@ fn noted_progress(dir: &Path) -> Lsn {
     progress().max(account()).unwrap_or(Lsn::ZERO)
 }
 
-/// A bridge starts on what the cut left, loses nothing of it, and takes a callback under a number
-/// that was never `used`.
+/// Starts a bridge after the cut, which must lose nothing and accept a callback under an LSN that
+/// was never `used`.
 fn start_on(dir: &Path, before: &HashMap<Callback, Lsn>, used: Lsn) -> Result<(), String> {
     let bridge = Bridge::start(dir, NO_KAFKA)?;
     let mut client = Client::connect(bridge.process(), bridge.address());
@@ -334,7 +334,7 @@ fn start_on(dir: &Path, before: &HashMap<Callback, Lsn>, used: Lsn) -> Result<()
     if number <= used || before.values().any(|earlier| number <= *earlier) {
         return Err(format!("number {number} was given before"));
     }
-    // What is published may be removed meanwhile.
+    // Published records may have been removed by then.
     after.retain(|callback, _| before.contains_key(callback));
     if after != *before {
         return Err("the restart changed what was stored".to_owned());
@@ -342,7 +342,7 @@ fn start_on(dir: &Path, before: &HashMap<Callback, Lsn>, used: Lsn) -> Result<()
     Ok(())
 }
 
-/// A bridge brings into an empty Kafka what is stored.
+/// A bridge publishes the stored records to an empty Kafka.
 fn publish_from(dir: &Path, stored: &HashMap<Callback, Lsn>) -> Result<(), String> {
     let kafka = Kafka::start();
     let bridge = Bridge::start(dir, kafka.brokers())?;
@@ -359,8 +359,8 @@ struct Line<'a> {
     body: Cow<'a, str>,
 }
 
-/// The exported callbacks: each as it was sent, once, numbers ascending, those of one connection in
-/// the order in which it sent them.
+/// The exported callbacks: each unchanged, once, with ascending LSNs, and those of one connection
+/// in the order of sending.
 fn read(export: &str) -> Result<HashMap<Callback, Lsn>, String> {
     let mut found = HashMap::new();
     let mut last = Lsn::ZERO;
@@ -385,7 +385,7 @@ fn read(export: &str) -> Result<HashMap<Callback, Lsn>, String> {
     Ok(found)
 }
 
-/// Whether the trace explains all that happened to the directory.
+/// Whether the trace explains every change in the directory.
 pub(crate) fn assert_complete(site: &Site, trace: &Trace) {
     let mut disk = Disk::new(trace);
     let mut applied = 0;

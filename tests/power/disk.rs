@@ -1,9 +1,9 @@
-//! A model of a disk under a file system that promises no more than POSIX does.
+//! A model of a disk under a file system with only the guarantees of POSIX.
 //!
-//! What is durable: a file's content and size as of its last `fsync` or `fdatasync`; a directory's
-//! entries as of the directory's last `fsync`. Whatever came later may be on the disk or not, each
-//! 512-byte sector and each entry by itself, in any order. `sync_file_range` makes nothing durable.
-//! What a killed process wrote stays in the page cache: a kill changes nothing here.
+//! Durable are a file's content and size as of its last `fsync` or `fdatasync`, and a directory's
+//! entries as of the directory's last `fsync`. Each later change may be on the disk or not: every
+//! 512-byte sector and every entry independently, in any order. `sync_file_range` makes nothing
+//! durable. Data of a killed process stays in the page cache: a kill changes nothing here.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
@@ -15,28 +15,28 @@ use fastrand::Rng;
 
 const SECTOR: u64 = 512;
 
-/// Which of the changes that are not durable survive the cut.
+/// Which of the unsynced changes survive the cut.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Survival {
     pub(crate) name: &'static str,
-    /// Per mille of the written pieces.
+    /// Per mille of the written blocks that survive.
     data: u32,
-    /// Per mille of the directory entries.
+    /// Per mille of the directory entries that survive.
     names: u32,
-    /// How large a piece is; 0 for whole writes.
+    /// The size of a block; 0 for whole writes.
     piece: u64,
-    /// A lost piece behind the durable end of a file shows what was on those blocks before: a part
-    /// of another file, and not zeros.
+    /// A lost block after the durable end of a file contains the previous data of that disk block,
+    /// a part of another file, instead of zeros.
     stale: bool,
 }
 
-/// Nothing that was not synced survives.
+/// No unsynced change survives.
 pub(crate) const STRICT: Survival =
     Survival { name: "nothing unsynced", data: 0, names: 0, piece: SECTOR, stale: false };
-/// As if only the process had died.
+/// As if only the process had been killed.
 pub(crate) const EVERYTHING: Survival =
     Survival { name: "everything", data: 1000, names: 1000, piece: SECTOR, stale: false };
-/// The variants of a cut besides [`STRICT`]: those that tear writes apart,
+/// The variants of a cut besides [`STRICT`]: those that tear writes,
 #[rustfmt::skip]
 pub(crate) const TEARING: [Survival; 5] = [
     Survival { name: "half of the sectors", data: 500, names: 500, piece: SECTOR, stale: false },
@@ -45,7 +45,7 @@ pub(crate) const TEARING: [Survival; 5] = [
     Survival { name: "half of the pages", data: 500, names: 900, piece: 4096, stale: true },
     Survival { name: "half of the writes", data: 500, names: 500, piece: 0, stale: false },
 ];
-/// and those with them that part data and names.
+/// and those that separate data from names.
 #[rustfmt::skip]
 pub(crate) const VARIANTS: [Survival; 8] = [
     TEARING[0], TEARING[1], TEARING[2], TEARING[3], TEARING[4],
@@ -66,7 +66,7 @@ enum Inode {
 enum NameChange {
     Set(String, Id),
     Remove(String),
-    /// Within one directory a rename happens whole or not at all.
+    /// Within one directory a rename is atomic.
     Move {
         from: String,
         to: String,
@@ -80,11 +80,11 @@ enum Change {
     Size(u64),
 }
 
-/// The disk after the events that were applied.
+/// The disk after the applied events.
 #[derive(Debug)]
 pub(crate) struct Disk<'a> {
     trace: &'a Trace,
-    /// Index 0 is the directory that is traced.
+    /// Index 0 is the traced directory.
     inodes: Vec<Inode>,
     by_number: HashMap<u64, Id>,
 }
@@ -175,7 +175,7 @@ impl<'a> Disk<'a> {
         }
     }
 
-    /// Forgets the content of files that no cut can bring back.
+    /// Drops the contents of files that no cut can restore.
     fn collect(&mut self) {
         let mut reachable = HashSet::from([0]);
         let mut todo = vec![0];
@@ -194,7 +194,7 @@ impl<'a> Disk<'a> {
         }
     }
 
-    /// Puts what a cut leaves into the empty directory `target`.
+    /// Writes the state after a cut to the empty directory `target`.
     pub(crate) fn rebuild(&self, survival: Survival, rng: &mut Rng, target: &Path) {
         let stale = if survival.stale { self.some_content(rng) } else { &[] };
         self.rebuild_dir(0, survival, rng, stale, target);
@@ -228,7 +228,7 @@ impl<'a> Disk<'a> {
         }
     }
 
-    /// What is left of a file whose durable content has `pending` changes.
+    /// The content after a cut of a file whose durable content has `pending` changes.
     fn survivors(
         &self,
         durable: &[u8],
@@ -240,7 +240,7 @@ impl<'a> Disk<'a> {
         if survival.data == 0 && !survival.stale {
             return durable.to_vec();
         }
-        // The size is one that the file had at some time since it was synced.
+        // The size is one that the file had since its last sync.
         let mut sizes = vec![durable.len() as u64];
         for change in pending {
             let before = *sizes.last().expect("never empty");
@@ -266,7 +266,8 @@ impl<'a> Disk<'a> {
                         if at > 0 && place.is_multiple_of(piece) {
                             alive = rng.u32(..1000) < survival.data;
                         }
-                        // A sector is written whole: without this change also without later ones.
+                        // A sector is written atomically: it may lack this change and have later
+                        // ones, or the reverse.
                         if alive && !dead.contains(&(place / SECTOR)) {
                             let bytes = &self.trace.data(data)[at..end];
                             overwrite(&mut content, place, bytes);
@@ -284,7 +285,7 @@ impl<'a> Disk<'a> {
         content
     }
 
-    /// A file's content, to show through where data was lost.
+    /// A file's content, which appears where data was lost.
     fn some_content(&self, rng: &mut Rng) -> &[u8] {
         let files: Vec<&Vec<u8>> = self
             .inodes
@@ -310,8 +311,8 @@ fn overwrite(content: &mut Vec<u8>, offset: u64, bytes: &[u8]) {
     content[offset..offset + bytes.len()].copy_from_slice(bytes);
 }
 
-/// The sector of `stale` that stands for the one at `place`: moved by a few, so that what was a run
-/// of sectors still is one, but in another place.
+/// The sector of `stale` that replaces the one at `place`: shifted by a few, so that consecutive
+/// sectors stay consecutive at another position.
 fn stale_sector(stale: &[u8], place: u64) -> Vec<u8> {
     const SHIFT: usize = 7;
     let sector = SECTOR.try_into().unwrap_or(usize::MAX);
@@ -333,8 +334,8 @@ impl NameChange {
                 entries.remove(name);
             }
             Self::Move { from, to, id } => {
-                // Under the old name there may be something newer by now, or something older if
-                // an earlier change did not survive.
+                // The old name may refer to something newer, or to something older if an earlier
+                // change did not survive.
                 if entries.get(from) == Some(id) {
                     entries.remove(from);
                 }

@@ -1,4 +1,5 @@
-//! The embedded Kafka, watched: what it holds, and what it held whenever a segment was removed.
+//! The embedded Kafka with a consumer that records its contents, also at every removal of a
+//! segment.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{ErrorKind, Read, Write};
@@ -21,31 +22,31 @@ use super::load::Callback;
 
 const PARTITIONS: i32 = 6;
 const LEDGER: &str = "live.ledger";
-/// Longer than Kafka ever takes here, on a busy machine too.
+/// Longer than any response of Kafka takes here on a busy machine.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// What has been found in Kafka.
+/// The records found in Kafka.
 #[derive(Debug)]
 pub(crate) struct Seen {
-    /// Callbacks by the order in which they were found.
+    /// Callbacks in the order in which they were found.
     positions: HashMap<Callback, usize>,
-    /// The `ce_id`s found.
+    /// The `ce_id`s that were found.
     ids: HashSet<String>,
-    /// The ledger's records of which not all events were found yet.
+    /// Ledger records whose events have not all been found yet.
     commits: Vec<Commit>,
-    /// The end of the last commit whose events are all there.
+    /// The end of the last commit whose events have all been found.
     progress: Lsn,
     gates: Vec<IntakePolicy>,
 }
 
-/// The moment before a segment was removed.
+/// The contents just before a segment was removed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct IntakePolicy {
     /// The removal's offset in the trace.
     place: usize,
-    /// How many callbacks were in Kafka.
+    /// The number of callbacks in Kafka.
     callbacks: usize,
-    /// How far the ledger said that the log was published.
+    /// The published position in the ledger.
     pub(crate) progress: Lsn,
 }
 
@@ -60,7 +61,7 @@ impl Seen {
         }
     }
 
-    /// The last time before `place` that a segment was to be removed.
+    /// The last state before `place` at which a segment was about to be removed.
     pub(crate) fn gate_before(&self, place: usize) -> Option<IntakePolicy> {
         self.gates.iter().rev().find(|gate| gate.place < place).copied()
     }
@@ -92,7 +93,7 @@ impl Seen {
     }
 }
 
-/// A Kafka of this test.
+/// An embedded Kafka for this test.
 pub(crate) struct Kafka {
     brokers: String,
     pub(crate) gate: u16,
@@ -108,7 +109,7 @@ impl Kafka {
         let seen = Arc::new(Mutex::new(Seen::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let (started, brokers) = mpsc::channel();
-        // Its end takes seconds, which nobody waits for.
+        // Closing takes seconds, and no test waits for it.
         thread::spawn({
             let (seen, stop) = (Arc::clone(&seen), Arc::clone(&stop));
             move || {
@@ -133,7 +134,7 @@ impl Kafka {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until `done`; whether that ever was so.
+    /// Waits until `done`; returns whether it became true.
     pub(crate) fn comes_to(&self, done: impl Fn(&Seen) -> bool) -> bool {
         let started = Instant::now();
         while !done(&self.seen()) {
@@ -152,7 +153,7 @@ impl Drop for Kafka {
     }
 }
 
-/// Reads everything, and answers the shim when it asks whether a segment may go.
+/// Reads all records, and answers the shim when it asks whether a segment may be removed.
 struct Watcher {
     consumer: BaseConsumer,
     seen: Arc<Mutex<Seen>>,
@@ -197,7 +198,7 @@ impl Watcher {
         }
     }
 
-    /// Whether the asker is still there.
+    /// Whether the asking process still exists.
     fn answer(&mut self, asker: &mut TcpStream) -> bool {
         let mut place = [0; 8];
         match asker.read(&mut place) {
@@ -218,7 +219,7 @@ impl Watcher {
         }
     }
 
-    /// Reads all that is in Kafka now.
+    /// Reads all records that are in Kafka now.
     fn catch_up(&mut self) {
         let partitions: Vec<(String, i32)> = self.next.keys().cloned().collect();
         let started = Instant::now();
@@ -237,7 +238,7 @@ impl Watcher {
 
     fn poll(&mut self, wait: Duration) {
         let Some(message) = self.consumer.poll(wait) else { return };
-        // librdkafka goes on by itself.
+        // librdkafka reconnects automatically.
         let Ok(message) = message else { return };
         let partition = (message.topic().to_owned(), message.partition());
         let expected = self.next.insert(partition, message.offset() + 1);

@@ -1,4 +1,4 @@
-//! Callbacks that tell who they are, clients that send them, and which of them were acknowledged.
+//! Callbacks with identifying numbers, clients that send them, and which of them were acknowledged.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use super::trace::Trace;
 
-/// A callback; its body follows from these numbers.
+/// A callback; its body is derived from these numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Callback {
     pub(crate) connection: u32,
     pub(crate) number: u32,
-    /// The body's length, roughly.
+    /// The approximate length of the body.
     pub(crate) bytes: u32,
 }
 
@@ -24,7 +24,7 @@ impl fmt::Display for Callback {
 }
 
 impl Callback {
-    /// The event types used, a topic each.
+    /// The event types used, each with its own topic.
     pub(crate) const TYPES: [&str; 2] = ["push", "interrupt"];
 
     /// The body: a push or an interrupt of its own stream, padded.
@@ -40,7 +40,7 @@ impl Callback {
         )
     }
 
-    /// The callback that has this body, byte for byte.
+    /// The callback with exactly this body.
     pub(crate) fn of(body: &str) -> Option<Self> {
         let (_, rest) = body.split_once("\"sequence\":\"")?;
         let mut numbers = rest.split_once('"')?.0.split('-').map(str::parse);
@@ -50,12 +50,12 @@ impl Callback {
     }
 }
 
-/// What one connection sent to one process.
+/// The callbacks that one connection sent to one process.
 #[derive(Debug)]
 pub(crate) struct Sent {
     process: u32,
     port: u16,
-    /// In order. All but the last were answered 200; the last was perhaps.
+    /// In order. All but the last were answered 200; the last may have been.
     callbacks: Vec<Callback>,
 }
 
@@ -78,7 +78,7 @@ impl Client {
     /// Sends a callback and waits for the 200.
     ///
     /// # Panics
-    /// On any other answer: there is room for all that is sent.
+    /// On any other response: the log has space for all callbacks.
     pub(crate) fn send(&mut self, callback: Callback) -> io::Result<()> {
         self.sent.callbacks.push(callback);
         let body = callback.body();
@@ -101,13 +101,13 @@ impl Client {
         Ok(())
     }
 
-    /// Ends the connection.
+    /// Closes the connection.
     pub(crate) fn finish(self) -> Sent {
         self.sent
     }
 }
 
-/// Which callback was acknowledged at which event, in order.
+/// The event at which each callback was acknowledged, in order.
 pub(crate) fn acknowledged(trace: &Trace, sent: &[Sent]) -> Vec<(usize, Callback)> {
     let responses = trace.responses();
     let mut acknowledged = Vec::new();

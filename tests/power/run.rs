@@ -1,4 +1,4 @@
-//! One history: processes on one directory, one after another, and what was sent to each.
+//! One history: consecutive processes on one directory, and the callbacks sent to each.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -21,13 +21,13 @@ impl Run {
         Self { site, sent: Vec::new(), connections: 0, answered: 0 }
     }
 
-    /// Starts a process, which must not die.
+    /// Starts a process, which must not exit.
     pub(crate) fn start(&self, options: Options<'_>) -> Bridge {
         self.site.start(options).expect("livebridge starts")
     }
 
     /// Sends `count` callbacks of about `bytes` on each of `connections`, and waits for all
-    /// answers.
+    /// responses.
     pub(crate) fn load(&mut self, bridge: &Bridge, connections: u32, count: u32, bytes: u32) {
         let answered = &AtomicUsize::new(0);
         let clients = self.connect(bridge, connections);
@@ -43,7 +43,7 @@ impl Run {
         self.answered += answered;
     }
 
-    /// The same without an end, until there were so many `answers`: then kills the process.
+    /// The same without a limit until there were `answers` responses; then kills the process.
     pub(crate) fn load_and_kill(
         &mut self,
         bridge: Bridge,
@@ -69,7 +69,7 @@ impl Run {
         self.answered += answered.load(Ordering::Relaxed);
     }
 
-    /// Callbacks that were answered, those at a kill perhaps one less per connection.
+    /// The number of answered callbacks; after a kill possibly one less per connection.
     pub(crate) fn answered(&self) -> usize {
         self.answered
     }
@@ -89,8 +89,8 @@ impl Run {
         self.site.kill(bridge);
     }
 
-    /// New connections, with their numbers: all of them before any sends, so that none comes too late
-    /// for a process that is killed after so many answers.
+    /// New connections with their numbers. All connect before any sends, so that none is too late
+    /// for a process that is killed after a number of responses.
     fn connect(&mut self, bridge: &Bridge, connections: u32) -> Vec<(u32, Client)> {
         let first = self.connections;
         self.connections += connections;
@@ -99,7 +99,7 @@ impl Run {
     }
 }
 
-/// Sends callbacks one after another on a connection of their own.
+/// Sends callbacks sequentially on a separate connection.
 fn send(
     mut client: Client,
     connection: u32,
@@ -108,7 +108,7 @@ fn send(
     answered: &AtomicUsize,
 ) -> Sent {
     for number in 0..count {
-        // From two thirds of the size to all of it.
+        // Between two thirds of the size and all of it.
         let bytes = bytes - number % 7 * (bytes / 20);
         if client.send(Callback { connection, number, bytes }).is_err() {
             break;

@@ -8,7 +8,7 @@ use std::{env, fs, process};
 
 const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/power/shim.c");
 
-/// The shared library; `None`, with a line that says so, where there is no `gcc`.
+/// The shared library; `None`, with a message, without `gcc`.
 ///
 /// # Panics
 /// Instead of skipping, when `LIVEBRIDGE_REQUIRE_KAFKA` is `1`, as in CI.
@@ -26,7 +26,7 @@ pub(crate) fn library(test: &str) -> Option<&'static Path> {
 fn build() -> Result<PathBuf, String> {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let library = target.join("power-shim.so");
-    // Another run may be using it: replace it whole.
+    // Another run may be using it, so it is replaced atomically.
     let built = target.join(format!("power-shim-{}.so", process::id()));
     let output = Command::new("gcc")
         .args(["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o"])

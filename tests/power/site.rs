@@ -1,4 +1,4 @@
-//! A directory, the processes that ran on it one after another, and the trace of all of them.
+//! A directory, the consecutive processes that ran on it, and their trace.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,29 +12,29 @@ use tempfile::TempDir;
 
 use super::trace::Trace;
 
-/// Nobody listens there: Kafka is away.
+/// An address without a listener, for runs without Kafka.
 pub(crate) const NO_KAFKA: &str = "127.0.0.1:1";
-/// Longer than any start takes, on a busy machine too.
+/// Longer than any start takes on a busy machine.
 const START: Duration = Duration::from_secs(30);
-/// The log's directory within the one that is traced, made by livebridge.
+/// The log's directory within the traced one, created by livebridge.
 pub(crate) const LOG: &str = "var/data";
 
 /// How a process under the shim is run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Options<'a> {
     pub(crate) brokers: &'a str,
-    /// Kills itself after so many records of the trace.
+    /// Kills itself after this number of trace records.
     pub(crate) kill_at: Option<u64>,
-    /// Which syncs do nothing: `fdatasync`, those of `files`, those of `directories`.
+    /// Which syncs do nothing: `fdatasync`, those of `files`, or those of `directories`.
     pub(crate) swallow: Option<&'a str>,
-    /// Where it asks before it removes a segment.
+    /// The socket on which it asks before it removes a segment.
     pub(crate) gate: Option<u16>,
 }
 
 pub(crate) const PLAIN: Options<'static> =
     Options { brokers: NO_KAFKA, kill_at: None, swallow: None, gate: None };
 
-/// The files of a directory as they were while no process ran.
+/// The files of a directory while no process ran.
 pub(crate) type Image = BTreeMap<PathBuf, Option<(u64, u32)>>;
 
 /// The directory under test.
@@ -42,7 +42,7 @@ pub(crate) type Image = BTreeMap<PathBuf, Option<(u64, u32)>>;
 pub(crate) struct Site {
     home: TempDir,
     shim: &'static Path,
-    /// What the directory held when the trace was so long.
+    /// The directory's contents when the trace had this length.
     images: Vec<(usize, Image)>,
 }
 
@@ -61,7 +61,7 @@ impl Site {
         self.home.path().join("lock")
     }
 
-    /// Runs `livebridge serve` under the shim until its intake listens; `None` when it died first.
+    /// Runs `livebridge serve` under the shim until its intake listens; `None` if it exited first.
     pub(crate) fn start(&self, options: Options<'_>) -> Option<Bridge> {
         let mut command = serve(&self.disk().join(LOG), options.brokers);
         command
@@ -81,7 +81,7 @@ impl Site {
         Bridge::spawn(command, &self.home.path().join("stderr"))
     }
 
-    /// Kills `bridge` between two records, so that trace and directory agree.
+    /// Kills `bridge` between two trace records, so that trace and directory agree.
     pub(crate) fn kill(&mut self, bridge: Bridge) {
         let lock = File::create(self.lock_path()).expect("the lock's file");
         lock.lock().expect("the shim lets go");
@@ -90,13 +90,13 @@ impl Site {
         self.take_image();
     }
 
-    /// Stops `bridge` as an operator would.
+    /// Stops `bridge` with SIGTERM, as an operator would.
     pub(crate) fn stop(&mut self, bridge: Bridge) {
         bridge.stop();
         self.take_image();
     }
 
-    /// Remembers what the directory holds, to be compared with the trace. No process may run.
+    /// Stores the directory's contents for comparison with the trace. No process may run.
     pub(crate) fn take_image(&mut self) {
         let length = fs::metadata(self.home.path().join("trace")).map_or(0, |meta| meta.len());
         let length = usize::try_from(length).expect("a trace that fits in memory");
@@ -112,7 +112,7 @@ impl Site {
     }
 }
 
-/// A directory on the target's disk that goes with its test.
+/// A directory on the target's disk that is removed with the value.
 pub(crate) fn temporary() -> TempDir {
     tempfile::Builder::new()
         .prefix("power-")
@@ -140,7 +140,7 @@ pub(crate) fn image(dir: &Path) -> Image {
     image
 }
 
-/// The binary, with nothing of the caller's environment that could configure it.
+/// The binary, without environment variables of the caller that could configure it.
 fn livebridge() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_livebridge"));
     command.env_clear().stdin(Stdio::null());
@@ -165,7 +165,8 @@ fn serve(dir: &Path, brokers: &str) -> Command {
     command
 }
 
-/// What `livebridge wal export` prints for the log in `dir`; none when it says that there is none.
+/// The output of `livebridge wal export` for the log in `dir`; empty if it reports that there is
+/// none.
 pub(crate) fn export(dir: &Path) -> Result<String, String> {
     let output = livebridge()
         .args(["wal", "export", "--dir"])
@@ -228,7 +229,7 @@ impl Bridge {
         self.address
     }
 
-    /// Waits so long at most for its end.
+    /// Waits for its exit, at most for this time.
     pub(crate) fn wait(&mut self, patience: Duration) {
         let started = Instant::now();
         while started.elapsed() < patience
@@ -243,13 +244,13 @@ impl Bridge {
         self.child.wait().expect("a child to bury");
     }
 
-    /// SIGTERM.
+    /// Sends SIGTERM.
     pub(crate) fn terminate(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a child");
     }
 
-    /// SIGTERM, and waits for a good end.
+    /// Sends SIGTERM and waits for a successful exit.
     pub(crate) fn stop(mut self) {
         self.terminate();
         let status = self.child.wait().expect("a child to bury");
@@ -259,7 +260,7 @@ impl Bridge {
 
 impl Drop for Bridge {
     fn drop(&mut self) {
-        // An error means that it ended already.
+        // An error means that it has already exited.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

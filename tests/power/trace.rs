@@ -1,24 +1,24 @@
-//! What the shim recorded: every change to a directory, every sync and every response, in order.
+//! The recording of the shim: every change to a directory, every sync and every response, in order.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
-/// A recorded call. Files go by their inode numbers, which the file system gives out again.
+/// A recorded call. Files are identified by inode numbers, which the file system reuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// A process began; the directory itself is `root`.
+    /// A process began; `root` is the traced directory.
     Start { root: u64 },
-    /// A file was made.
+    /// A file was created.
     Create { parent: u64, inode: u64, name: String },
-    /// A directory was made.
+    /// A directory was created.
     Mkdir { parent: u64, inode: u64, name: String },
     /// Data was written: the bytes of the trace at `data`.
     Write { inode: u64, offset: u64, data: Range<usize> },
-    /// A file was cut or extended to a size.
+    /// A file was truncated or extended to a size.
     Size { inode: u64, size: u64 },
-    /// An entry moved, over another one perhaps.
+    /// An entry was renamed, possibly replacing another.
     Rename { from: (u64, String), to: (u64, String) },
     /// A file's entry was removed.
     Unlink { parent: u64, name: String },
@@ -33,7 +33,7 @@ pub(crate) enum Event {
 }
 
 impl Event {
-    /// Whether a directory has other entries than before.
+    /// Whether the event changes a directory's entries.
     pub(crate) fn changes_names(&self) -> bool {
         matches!(
             self,
@@ -45,14 +45,14 @@ impl Event {
         )
     }
 
-    /// Whether it is how a segment's removal begins.
+    /// Whether the event begins the removal of a segment.
     pub(crate) fn is_removal(&self) -> bool {
         let Self::Rename { to: (_, name), .. } = self else { return false };
         Path::new(name).extension().is_some_and(|extension| extension == "gone")
     }
 }
 
-/// An event, and where it is from.
+/// An event and its position.
 #[derive(Clone, Debug)]
 pub(crate) struct Traced {
     pub(crate) event: Event,
@@ -76,7 +76,7 @@ impl Trace {
     /// Reads the trace in the file at `path`.
     ///
     /// # Panics
-    /// If the shim met a call that the model does not know.
+    /// If the shim recorded a call that the model does not support.
     pub(crate) fn read(path: &Path) -> Self {
         let bytes = fs::read(path).expect("the shim wrote a trace");
         let mut events = Vec::new();
@@ -97,7 +97,7 @@ impl Trace {
         &self.bytes[data.clone()]
     }
 
-    /// Segments that took callbacks: data files that sled wrote to.
+    /// Segments that received callbacks: data files that sled wrote to.
     pub(crate) fn segments_written(&self) -> usize {
         let mut made = HashSet::new();
         let mut written = 0;
@@ -113,12 +113,12 @@ impl Trace {
         written
     }
 
-    /// Segments that were renamed to be removed.
+    /// Segments that were renamed for removal.
     pub(crate) fn segments_removed(&self) -> usize {
         self.events.iter().filter(|traced| traced.event.is_removal()).count()
     }
 
-    /// For each process and client port, the responses' places among the events.
+    /// For each process and client port, the positions of its responses among the events.
     pub(crate) fn responses(&self) -> BTreeMap<(u32, u16), Vec<usize>> {
         let mut responses: BTreeMap<_, Vec<usize>> = BTreeMap::new();
         for (index, traced) in self.events.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! The real binary as a process: started, killed, stopped, asked for its metrics.
+//! The real binary as a process: start, kill, stop, and read its metrics.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -15,10 +15,10 @@ use tempfile::TempDir;
 use super::kafka::{Guarded, free_port};
 use super::tools;
 
-/// The callback key of every bridge here.
+/// The callback key of every bridge in these tests.
 pub const KEY: &str = "the-tests-callback-key";
 
-/// A livebridge with a log of its own, on ports that it keeps from start to start.
+/// A livebridge with its own log, on ports that stay the same across restarts.
 #[derive(Debug)]
 pub struct Bridge {
     dir: TempDir,
@@ -28,14 +28,14 @@ pub struct Bridge {
     life: Arc<Mutex<Life>>,
 }
 
-/// A process, or none, and how many there were before it.
+/// The current process, if any, and the number of processes before it.
 #[derive(Debug, Default)]
 struct Life {
     number: u32,
     process: Option<Guarded>,
 }
 
-/// Kills the process that ran when it was made, and none of its successors.
+/// Kills the process that ran when it was created, and none of its successors.
 #[derive(Clone, Debug)]
 pub struct Killer {
     life: Arc<Mutex<Life>>,
@@ -43,7 +43,7 @@ pub struct Killer {
 }
 
 impl Killer {
-    /// SIGKILL. Nothing when it is not running.
+    /// Sends SIGKILL if the process is running.
     pub fn kill(&self) {
         let mut life = self.life.lock().expect("no panic under the lock");
         if life.number == self.number {
@@ -80,7 +80,7 @@ impl Bridge {
         bridge
     }
 
-    /// Sets `LIVEBRIDGE_<name>` for starts to come.
+    /// Sets `LIVEBRIDGE_<name>` for later starts.
     pub fn set(mut self, name: &str, value: &str) -> Self {
         self.environment.push((format!("LIVEBRIDGE_{name}"), value.to_owned()));
         self
@@ -91,7 +91,7 @@ impl Bridge {
         self.environment.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
-    /// What its configuration file says; for what the environment cannot.
+    /// The text of its configuration file, for settings that the environment cannot express.
     pub fn config(self, text: &str) -> Self {
         let path = self.dir.path().join("livebridge.toml");
         fs::write(&path, text).expect("a writable directory");
@@ -99,7 +99,7 @@ impl Bridge {
         self.set("CONFIG", &path)
     }
 
-    /// Where it takes callbacks.
+    /// The address of its intake.
     pub fn intake(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.http))
     }
@@ -113,12 +113,12 @@ impl Bridge {
         self.dir.path().join("stderr")
     }
 
-    /// What it has said so far, in all its lives.
+    /// The log output of all its processes so far.
     pub fn said(&self) -> String {
         fs::read_to_string(self.output()).unwrap_or_default()
     }
 
-    /// Starts it and waits for nothing.
+    /// Starts it without waiting.
     pub fn spawn(&self) {
         let mut life = self.life();
         assert!(life.process.is_none(), "it is running");
@@ -135,13 +135,13 @@ impl Bridge {
         self.life.lock().expect("no panic under the lock")
     }
 
-    /// Starts it and waits until it takes callbacks.
+    /// Starts it and waits until it accepts callbacks.
     pub fn start(&self) {
         self.spawn();
         self.wait_until_ready();
     }
 
-    /// Waits until it takes callbacks.
+    /// Waits until it accepts callbacks.
     pub fn wait_until_ready(&self) {
         let deadline = Instant::now() + Duration::from_mins(1);
         while self.admin("/readyz").is_none_or(|(status, _)| status != 200) {
@@ -155,12 +155,12 @@ impl Bridge {
         assert!(!self.is_over(), "ended on its own: {}", self.last_lines());
     }
 
-    /// Whether it ended on its own.
+    /// Whether it exited by itself.
     pub fn is_over(&self) -> bool {
         self.life().process.as_ref().is_some_and(Guarded::is_over)
     }
 
-    /// Whether it was killed and not started again.
+    /// Whether it was killed and not restarted.
     pub fn is_dead(&self) -> bool {
         self.life().process.is_none()
     }
@@ -169,19 +169,19 @@ impl Bridge {
         Killer { life: Arc::clone(&self.life), number: self.life().number }
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub fn kill(&self) {
         self.assert_running();
         self.killer().kill();
     }
 
-    /// SIGTERM, and its exit status.
+    /// Sends SIGTERM and returns its exit status.
     pub fn stop(&self) -> ExitStatus {
         self.signal(Signal::TERM);
         self.wait(Duration::from_mins(1))
     }
 
-    /// Its process id, to look at it in /proc.
+    /// Its process ID, for /proc.
     pub fn pid(&self) -> u64 {
         let pid = self.life().process.as_ref().expect("it was started").pid();
         u64::from(pid.as_raw_nonzero().get().unsigned_abs())
@@ -192,7 +192,7 @@ impl Bridge {
         kill_process(pid, signal).expect("a child that is not yet waited for");
     }
 
-    /// Its exit status, once it has ended.
+    /// Its exit status, once it has exited.
     pub fn wait(&self, within: Duration) -> ExitStatus {
         let deadline = Instant::now() + within;
         while !self.is_over() {
@@ -203,19 +203,19 @@ impl Bridge {
         process.expect("it was started").wait().expect("a child that can be waited for")
     }
 
-    /// What its admin listener has at `path`.
+    /// The response of its admin listener at `path`.
     pub fn get(&self, path: &str) -> String {
         let (status, body) = self.admin(path).expect("an answer");
         assert_eq!(status, 200, "{path}: {body}");
         body
     }
 
-    /// Where operators look.
+    /// The address of its admin listener.
     pub fn admin_address(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.admin))
     }
 
-    /// The value of a metric, its labels' values summed; `None` when it does not answer.
+    /// The value of a metric, summed over its labels; `None` if it does not respond.
     pub fn metric(&self, name: &str) -> Option<f64> {
         let (_, text) = self.admin("/metrics")?;
         let values = text.lines().filter_map(|line| {
@@ -229,7 +229,7 @@ impl Bridge {
     pub fn drain(&self, within: Duration) {
         let deadline = Instant::now() + within;
         let mut empty = 0;
-        // Twice: what follows upon it, such as the removal of segments, takes a moment.
+        // Twice, because subsequent work, such as the removal of segments, takes a moment.
         while empty < 2 {
             self.assert_running();
             let left = self.metric("livebridge_wal_records");

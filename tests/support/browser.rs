@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 
 use super::Unavailable;
 
-/// Where Debian's package puts it.
+/// The path in Debian's package.
 const CHROMIUM: &str = "/usr/bin/chromium";
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A browser with one window; it ends with its test.
+/// A browser with one window; it is closed when the value is dropped.
 #[derive(Debug)]
 pub struct Browser {
     driver: Child,
@@ -38,7 +38,7 @@ impl Browser {
             Self { driver, port: port.expect("chromedriver's port"), session: String::new() };
         let options = json!({
             "binary": CHROMIUM,
-            // In a container there is neither a sandbox nor much shared memory.
+            // Containers have no sandbox and little shared memory.
             "args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
         });
         let wanted = json!({"capabilities": {"alwaysMatch": {
@@ -51,7 +51,7 @@ impl Browser {
         Ok(browser)
     }
 
-    /// A window of this size, of a phone or not, for somebody who likes it light or dark.
+    /// Sets the window size, mobile emulation, and the preferred colour scheme.
     pub fn look(&self, width: u32, height: u32, phone: bool, scheme: &str) {
         let size =
             json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone});
@@ -64,7 +64,7 @@ impl Browser {
         self.command("url", &json!({ "url": url }));
     }
 
-    /// What a function body returns in the page.
+    /// The return value of a function body in the page.
     pub fn run(&self, script: &str) -> Value {
         self.command("execute/sync", &json!({"script": script, "args": []}))
     }
@@ -80,14 +80,14 @@ impl Browser {
         }
     }
 
-    /// What the console says: errors, and what the page's policy forbade.
+    /// The console's messages: errors and violations of the page's content security policy.
     pub fn console(&self) -> Vec<String> {
         let log = self.command("se/log", &json!({"type": "browser"}));
         let lines = log.as_array().into_iter().flatten();
         lines.map(|line| line["message"].to_string()).collect()
     }
 
-    /// The whole page, as PNG.
+    /// A screenshot of the whole page, as PNG.
     pub fn picture(&self) -> Vec<u8> {
         let whole = json!({"format": "png", "captureBeyondViewport": true});
         let picture = self.devtools("Page.captureScreenshot", &whole);
@@ -150,7 +150,7 @@ impl Drop for Browser {
         if !std::thread::panicking() && !self.session.is_empty() {
             self.request("DELETE", &format!("/session/{}", self.session), &json!({}));
         }
-        // Its browser goes with it.
+        // The browser exits with its driver.
         drop(self.driver.kill());
         drop(self.driver.wait());
     }

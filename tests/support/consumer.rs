@@ -1,4 +1,4 @@
-//! What a consumer sees that shares no code with us: `consume.py` on another client library.
+//! An independent consumer without livebridge's code: `consume.py` with another client library.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use super::tools::{self, Unavailable};
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/consume.py");
 const REQUIREMENTS: &str = include_str!("requirements.txt");
 
-/// Which messages of transactions a consumer sees.
+/// Which messages of transactions a consumer reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isolation {
     Committed,
@@ -22,7 +22,7 @@ pub enum Isolation {
     Uncommitted,
 }
 
-/// A message as it was read.
+/// A message as read.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Message {
     pub topic: String,
@@ -40,7 +40,7 @@ impl Message {
         self.key.as_ref().map(Bytes::text)
     }
 
-    /// The value's bytes; none are there either when there is no value.
+    /// The value's bytes; empty when there is no value.
     pub fn value(&self) -> &[u8] {
         self.value.as_ref().map_or(&[], |value| &value.0)
     }
@@ -51,18 +51,18 @@ impl Message {
         value.as_ref().map(Bytes::text)
     }
 
-    /// The headers' names, in their order.
+    /// The headers' names, in order.
     pub fn headers(&self) -> impl Iterator<Item = &str> {
         self.headers.iter().map(|(name, _)| name.as_str())
     }
 }
 
-/// Reads topics from their beginning to their present end, in order within each partition.
+/// Reads topics from their beginning to their current end, in order within each partition.
 ///
-/// A name that ends in `*` stands for every topic that begins so.
+/// A name that ends in `*` selects every topic with that prefix.
 ///
 /// # Panics
-/// When reading fails: a topic that is not there, brokers that do not answer.
+/// When reading fails: a missing topic or unresponsive brokers.
 pub fn read(
     bootstrap: &str,
     topics: &[&str],
@@ -73,7 +73,7 @@ pub fn read(
     Ok(messages)
 }
 
-/// As [`read`], but only the named fields of each message: quick enough for a million of them.
+/// As [`read`], but only the named fields of each message: fast enough for a million messages.
 ///
 /// A field is `topic`, `partition`, `offset`, `timestamp`, `key`, `value`, or a header's name.
 pub fn read_fields<const N: usize>(
@@ -130,7 +130,7 @@ fn each_line(
     Ok(())
 }
 
-/// A Python with the client library, in an environment of its own.
+/// A Python virtual environment with the client library.
 pub fn python() -> Result<&'static Path, Unavailable> {
     static PYTHON: OnceLock<Result<PathBuf, Unavailable>> = OnceLock::new();
     let python = PYTHON.get_or_init(|| {
@@ -146,7 +146,7 @@ pub fn python() -> Result<&'static Path, Unavailable> {
     python.as_deref().map_err(Clone::clone)
 }
 
-/// Bytes that travel in JSON as one character each, and their text when they are UTF-8.
+/// Bytes encoded in JSON as one character each, and their text if they are UTF-8.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Bytes(Vec<u8>);
 
@@ -167,7 +167,7 @@ impl<'de> Deserialize<'de> for Bytes {
     }
 }
 
-/// One field as text, whatever it is; empty when the message has none.
+/// One field as text; empty when the message has none.
 struct Field(String);
 
 impl<'de> Deserialize<'de> for Field {

@@ -1,4 +1,4 @@
-//! An intake in this process, in front of a real log, and what is sent to it.
+//! An intake in this process in front of a real log, and requests to it.
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
@@ -21,7 +21,7 @@ use crate::wire::{Answer, PATIENCE, exchange, post};
 
 pub(crate) const KEY: &str = "callbackKey0123456789";
 
-/// An intake with a log of its own and nobody who reads it.
+/// An intake with its own log and without a publisher.
 pub(crate) struct Bed {
     pub(crate) address: SocketAddr,
     pub(crate) stop: CancellationToken,
@@ -50,7 +50,7 @@ impl Bed {
         Self::behind(Access::default(), change)
     }
 
-    /// An intake that is reached as `access` says.
+    /// An intake with the access rules `access`.
     pub(crate) fn behind(
         access: Access,
         change: impl FnOnce(&mut Config, &mut wal::Config),
@@ -88,7 +88,7 @@ impl Bed {
         }
     }
 
-    /// As a reload does.
+    /// Changes the access rules as a reload does.
     pub(crate) fn set_access(&self, access: Access) {
         self.policy.set(policy(access));
     }
@@ -104,7 +104,7 @@ impl Bed {
         bodies
     }
 
-    /// Waits until `count` bodies are stored, and no longer than a second for more.
+    /// Waits until `count` bodies are stored, and at most a second for further ones.
     pub(crate) fn stored_after_a_while(&self, count: usize) -> Vec<String> {
         let started = Instant::now();
         while self.stored().len() < count && started.elapsed() < PATIENCE {
@@ -117,7 +117,7 @@ impl Bed {
         exchange(self.address, request).expect("an answer")
     }
 
-    /// Proof that the intake works, and works for others: a callback on a new connection.
+    /// Checks that the intake serves other clients: a callback on a new connection is accepted.
     pub(crate) fn works(&self) {
         let body = push();
         taken(&self.send(post("/callback", &body)));
@@ -157,7 +157,7 @@ pub(crate) fn taken(answer: &Answer) {
     assert_eq!(answer.header("content-type"), Some("application/json"));
 }
 
-/// An error has a JSON body that repeats the status and says why.
+/// An error has a JSON body with the status and the reason.
 #[track_caller]
 pub(crate) fn refused(answer: &Answer, status: u16, says: &str) {
     assert_eq!(answer.status, status, "{}{}", answer.head, answer.body);

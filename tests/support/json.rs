@@ -1,33 +1,33 @@
-//! JSON that can be written in many ways: with keys in any order, any white space, any escapes.
+//! JSON with variable formatting: keys in any order, any white space, any escapes.
 
 use std::fmt::Write as _;
 
 use serde_json::Value;
 
-/// A value with the text of its numbers.
+/// A JSON value that keeps the text of its numbers.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Json {
-    /// `null`, `true`, `false` or a number, as its text.
+    /// `null`, `true`, `false` or a number, as text.
     Scalar(String),
-    /// A string, as its content.
+    /// A string's content.
     Text(String),
     Array(Vec<Json>),
     Object(Vec<(String, Json)>),
 }
 
-/// How to write it.
+/// Formatting options.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Style {
-    /// Keys in the opposite order.
+    /// Keys in reverse order.
     pub(crate) reversed: bool,
-    /// White space wherever it is allowed.
+    /// White space at every permitted position.
     pub(crate) spaced: bool,
     /// `\u` escapes for every character of keys and strings.
     pub(crate) escaped: bool,
 }
 
 impl Style {
-    /// All of them.
+    /// All combinations.
     pub(crate) const ALL: [Self; 8] = {
         let mut all = [Self { reversed: false, spaced: false, escaped: false }; 8];
         let mut at = 0;
@@ -53,14 +53,14 @@ impl From<&Value> for Json {
 }
 
 impl Json {
-    /// Its text.
+    /// The JSON text.
     pub(crate) fn write(&self, style: Style) -> String {
         let mut out = String::new();
         self.write_to(style, &mut out);
         out
     }
 
-    /// Its leaves: scalars and strings.
+    /// The leaves: scalars and strings.
     pub(crate) fn leaves(&mut self) -> Vec<&mut Json> {
         match self {
             Self::Scalar(_) | Self::Text(_) => vec![self],

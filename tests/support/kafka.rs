@@ -1,8 +1,8 @@
-//! Real Apache Kafka for the tests: brokers that can be stopped, killed, paused and brought back.
+//! Real Apache Kafka for the tests: brokers that can be stopped, killed, paused and restarted.
 //!
-//! A broker is a `java` process of this test process: it ends with the value that stands for it,
-//! and with the test process whatever ends that, because a guard waits for this side of its pipe
-//! to close. Data lies in the target directory; what a killed run left is removed by the next.
+//! A broker is a child `java` process. It ends when its value is dropped, and also when the test
+//! process ends for any reason, because a guard process waits for the end of its pipe. Data is in
+//! the target directory; the remains of a killed run are removed by the next.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -30,22 +30,22 @@ use super::tools::{self, Unavailable};
 /// Long enough for three JVMs that start at once on two busy cores.
 const START_MAX: Duration = Duration::from_secs(90);
 
-/// An orderly stop takes a quarter of a second; a broker that waits for a quorum takes for ever.
+/// An orderly stop takes 0.25 s; a broker that waits for a quorum never stops.
 const STOP_MAX: Duration = Duration::from_secs(20);
 
-/// Ports below the ephemeral range: while a broker is away, no client's socket may take its port.
+/// Ports below the ephemeral range, so that no client's socket takes a stopped broker's port.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
 const CLUSTER_ID: &str = "bGl2ZWJyaWRnZS10ZXN0cw";
 const POM: &str = include_str!("kafka/pom.xml");
 
-/// Made for starting often and living briefly: 1.8 s instead of 2.3 s until a broker answers, and
-/// 0.9 s with the class archive that [`installation`] makes.
+/// JVM options for fast starts: 1.8 s instead of 2.3 s until a broker responds, and 0.9 s with the
+/// class archive that [`installation`] creates.
 const JVM: [&str; 3] = ["-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"];
 
-// === Kafka: a broker to talk to ===
+// === Kafka: a broker for clients ===
 
-/// A broker that is there and stays: the one `KAFKA_BOOTSTRAP_SERVERS` names, or one of our own.
+/// A broker that keeps running: the one that `KAFKA_BOOTSTRAP_SERVERS` names, or a new one.
 #[derive(Debug)]
 pub struct Kafka {
     bootstrap: String,
@@ -62,14 +62,14 @@ impl Kafka {
         Ok(Self { bootstrap: own.bootstrap(), own: Some(own) })
     }
 
-    /// As [`Kafka::start`]; see [`super::or_skip`] for what happens when there is none.
+    /// As [`Kafka::start`]; see [`super::or_skip`] for the case that none is available.
     pub fn start_or_skip(test: &str) -> Option<Self> {
         super::or_skip(test, Self::start())
     }
 
-    /// The one broker that this test binary's tests share, each with topics of its own.
+    /// The broker that the tests of this binary share, each with its own topics.
     ///
-    /// Nobody drops a static: the guard ends this broker when the test process is over.
+    /// Statics are not dropped: the guard ends this broker when the test process ends.
     pub fn shared_or_skip(test: &str) -> Option<&'static Self> {
         static SHARED: OnceLock<Result<Kafka, Unavailable>> = OnceLock::new();
         super::or_skip(test, SHARED.get_or_init(Self::start).as_ref().map_err(Clone::clone))
@@ -80,10 +80,10 @@ impl Kafka {
     }
 }
 
-/// Creates a topic and waits until it is there.
+/// Creates a topic and waits until it exists.
 ///
 /// # Panics
-/// When the brokers refuse it.
+/// When the brokers reject it.
 pub fn create_topic(bootstrap: &str, topic: &str, partitions: i32, replication: i32) {
     let admin: AdminClient<DefaultClientContext> =
         client(bootstrap).create().expect("an admin client needs no broker");
@@ -100,7 +100,7 @@ pub fn create_topic(bootstrap: &str, topic: &str, partitions: i32, replication: 
 /// Deletes a topic.
 ///
 /// # Panics
-/// When the brokers refuse it.
+/// When the brokers reject it.
 pub fn delete_topic(bootstrap: &str, topic: &str) {
     let admin: AdminClient<DefaultClientContext> =
         client(bootstrap).create().expect("an admin client needs no broker");
@@ -111,10 +111,10 @@ pub fn delete_topic(bootstrap: &str, topic: &str) {
     }
 }
 
-/// Sets what a topic's own settings are to be; what is not named goes back to its default.
+/// Replaces a topic's settings; settings that are not named return to their defaults.
 ///
 /// # Panics
-/// When the brokers refuse it.
+/// When the brokers reject it.
 pub fn configure_topic(bootstrap: &str, topic: &str, settings: &[(&str, &str)]) {
     let admin: AdminClient<DefaultClientContext> =
         client(bootstrap).create().expect("an admin client needs no broker");
@@ -140,9 +140,9 @@ pub fn client(bootstrap: &str) -> ClientConfig {
     config
 }
 
-// === Cluster: brokers to take away and bring back ===
+// === Cluster: brokers to stop and restart ===
 
-/// What a cluster is to be; the default is one broker with no rules.
+/// The options of a cluster; the default is one broker without access rules.
 #[derive(Clone, Debug)]
 pub struct Setup {
     nodes: usize,
@@ -158,12 +158,12 @@ impl Default for Setup {
 }
 
 impl Setup {
-    /// Brokers 1 to `nodes`, of which the first three are the quorum as well.
+    /// Brokers 1 to `nodes`, of which the first three are also the quorum.
     pub fn nodes(nodes: usize) -> Self {
         Self { nodes, properties: Vec::new(), users: Vec::new(), proxies: Vec::new() }
     }
 
-    /// A line for every node's `server.properties`; the last word on its key.
+    /// A line for every node's `server.properties`; it overrides earlier lines with its key.
     pub fn property(mut self, key: &str, value: &str) -> Self {
         self.properties.push((key.to_owned(), value.to_owned()));
         self
@@ -175,15 +175,16 @@ impl Setup {
         self
     }
 
-    /// A further listener ([`Cluster::behind`]) for proxies on these ports, one for each node:
-    /// who comes through a proxy is told the proxies' addresses, so that it stays behind them.
+    /// A further listener ([`Cluster::behind`]) for proxies on these ports, one per node. It
+    /// advertises the proxies' addresses, so that clients stay behind them.
     pub fn proxies(mut self, ports: &[u16]) -> Self {
         assert_eq!(ports.len(), self.nodes, "one proxy for each node");
         self.proxies = ports.to_vec();
         self
     }
 
-    /// Turns access rules on. Nobody needs any on the plain listener; SASL users need them all.
+    /// Enables access rules. The plain listener's users are not restricted; SASL users need rules
+    /// for everything.
     pub fn authorizer(self) -> Self {
         self.property(
             "authorizer.class.name",
@@ -193,7 +194,7 @@ impl Setup {
     }
 }
 
-/// Brokers of our own, on ports and data that they keep from start to start.
+/// Brokers whose ports and data persist across restarts.
 ///
 /// Nodes count from 1, as Kafka's ids do.
 #[derive(Debug)]
@@ -203,7 +204,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts all nodes and waits until each knows all.
+    /// Starts all nodes and waits until each knows all others.
     pub fn start(setup: &Setup) -> Result<Self, Unavailable> {
         let installation = installation()?;
         let mut cluster = Self { nodes: Vec::new(), directory: fresh_directory()? };
@@ -218,22 +219,22 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// As [`Cluster::start`]; see [`super::or_skip`] for what happens when there can be none.
+    /// As [`Cluster::start`]; see [`super::or_skip`] for the case that none is available.
     pub fn start_or_skip(test: &str, setup: &Setup) -> Option<Self> {
         super::or_skip(test, Self::start(setup))
     }
 
-    /// All nodes' addresses, whether they are up or not.
+    /// All nodes' addresses, whether they are running or not.
     pub fn bootstrap(&self) -> String {
         self.addresses(|ports| ports.plain)
     }
 
-    /// The same for the listener that wants a user and a password.
+    /// The addresses of the listener with SASL authentication.
     pub fn sasl(&self) -> String {
         self.addresses(|ports| ports.sasl)
     }
 
-    /// Where the proxy of `node` is to connect to.
+    /// The address to which the proxy of `node` connects.
     pub fn behind(&self, node: usize) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.nodes[node - 1].ports.proxied))
     }
@@ -243,27 +244,27 @@ impl Cluster {
         addresses.collect::<Vec<_>>().join(",")
     }
 
-    /// Ends a node in order (SIGTERM): it hands its partitions over and leaves.
+    /// Stops a node in order (SIGTERM): it transfers its leaderships first.
     pub fn stop(&mut self, node: usize) {
         self.node(node).stop();
     }
 
-    /// Ends a node at once (SIGKILL).
+    /// Kills a node (SIGKILL).
     pub fn kill(&mut self, node: usize) {
         self.node(node).process = None;
     }
 
-    /// Stops a node's clock (SIGSTOP): its connections stay open and nobody answers.
+    /// Pauses a node (SIGSTOP): its connections stay open, and it does not respond.
     pub fn pause(&mut self, node: usize) {
         self.node(node).signal(Signal::STOP);
     }
 
-    /// Lets a paused node go on (SIGCONT).
+    /// Resumes a paused node (SIGCONT).
     pub fn resume(&mut self, node: usize) {
         self.node(node).signal(Signal::CONT);
     }
 
-    /// Brings a stopped or killed node back on its port and data, and waits until it is in sync.
+    /// Restarts a stopped or killed node on its port and data, and waits until it is in sync.
     pub fn start_again(&mut self, node: usize) {
         self.launch(node);
         self.wait_until_in_sync(node);
@@ -274,12 +275,12 @@ impl Cluster {
         self.node(node).launch().unwrap_or_else(|missing| panic!("{missing}"));
     }
 
-    /// Waits until a node answers and has caught up, so that another one can be taken away.
+    /// Waits until a node responds and has caught up, so that another one can be stopped.
     pub fn wait_until_in_sync(&mut self, node: usize) {
         self.node(node).wait_until_it_knows(1);
     }
 
-    /// Stops a node in order and brings it back: one step of a rolling restart.
+    /// Stops a node in order and restarts it: one step of a rolling restart.
     pub fn restart(&mut self, node: usize) {
         self.stop(node);
         self.start_again(node);
@@ -291,7 +292,7 @@ impl Cluster {
 }
 
 impl Drop for Cluster {
-    /// Kills the nodes; a failed test's logs and data stay, and the test says where.
+    /// Kills the nodes; logs and data of a failed test are kept, and their path is printed.
     fn drop(&mut self) {
         self.nodes.clear();
         if thread::panicking() {
@@ -339,8 +340,8 @@ impl Node {
         Ok(())
     }
 
-    /// Waits until the node answers clients, knows that many nodes, and is a replica in sync
-    /// wherever it is one.
+    /// Waits until the node responds to clients, knows `nodes` nodes, and is in sync for all of its
+    /// replicas.
     fn wait_until_it_knows(&self, nodes: usize) {
         let deadline = Instant::now() + START_MAX;
         let address = (Ipv4Addr::LOCALHOST, self.ports.plain);
@@ -372,7 +373,7 @@ impl Node {
     }
 
     /// # Panics
-    /// When waiting is in vain. Kafka that can be had but does not run is a fault, not a reason to
+    /// On a time-out. A Kafka that is available but does not start is an error, not a reason to
     /// skip a test.
     fn wait_a_little(&self, deadline: Instant) {
         thread::sleep(Duration::from_millis(10));
@@ -407,7 +408,7 @@ impl Node {
     }
 }
 
-/// A process that ends with this value, or with the test process if that comes first.
+/// A process that ends when this value is dropped, or with the test process if that ends first.
 #[derive(Debug)]
 pub(super) struct Guarded {
     process: Child,
@@ -417,8 +418,8 @@ pub(super) struct Guarded {
 impl Guarded {
     pub(super) fn spawn(command: &mut Command) -> io::Result<Self> {
         let mut process = command.spawn()?;
-        // Reading fails when our end of the pipe is gone and no line was written: the test process
-        // was killed. In a group of its own, so that Ctrl-C at a terminal does not end it first.
+        // Reading fails when the pipe is closed without a line: the test process was killed. The
+        // guard has its own process group, so that Ctrl-C at a terminal does not end it first.
         let guard = Command::new("sh")
             .args(["-c", "read -r line || kill -9 $0"])
             .arg(process.id().to_string())
@@ -441,7 +442,7 @@ impl Guarded {
         Pid::from_child(&self.process)
     }
 
-    /// Whether it has ended. It is not waited for, so its pid stays ours until the drop.
+    /// Whether it has ended. It is not reaped, so its PID stays reserved until the drop.
     pub(super) fn is_over(&self) -> bool {
         use rustix::process::{WaitId, WaitIdOptions, waitid};
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
@@ -450,7 +451,7 @@ impl Guarded {
 }
 
 impl Guarded {
-    /// Waits for its end, whatever brings it about.
+    /// Waits for its end, whatever the cause.
     pub(super) fn wait(mut self) -> io::Result<ExitStatus> {
         self.process.wait()
     }
@@ -460,7 +461,7 @@ impl Drop for Guarded {
     fn drop(&mut self) {
         use std::io::Write as _;
         drop(self.process.kill());
-        // The guard is sent home before the pid is free for somebody else.
+        // The guard must be dismissed before the PID can be reused by another process.
         if let Some(mut pipe) = self.guard.stdin.take() {
             drop(pipe.write_all(b"over\n"));
         }
@@ -486,7 +487,7 @@ fn lay_out(directory: &Path, installation: &Path, setup: &Setup) -> io::Result<V
     for node in &nodes {
         let data = node.directory.join("data");
         copy_tree(&installation.join("formatted"), &data)?;
-        // The formatted directory is one node's; only this file says whose.
+        // The formatted directory is shared by all nodes; only this file names the node.
         fs::write(data.join("meta.properties"), meta(node.id))?;
         fs::write(node.directory.join("server.properties"), properties(node, &nodes, setup))?;
     }
@@ -494,13 +495,13 @@ fn lay_out(directory: &Path, installation: &Path, setup: &Setup) -> io::Result<V
 }
 
 fn meta(id: usize) -> String {
-    // 128 bits in URL-safe base 64, as Kafka prints its ids: of the last character two bits count,
-    // so what tells the nodes apart comes first.
+    // 128 bits in URL-safe base 64, the format of Kafka's IDs. Only two bits of the last character
+    // count, so the node-specific part comes first.
     let directory = format!("{id:03}bGl2ZWJyaWRnZS1kaXA");
     format!("version=1\ncluster.id={CLUSTER_ID}\nnode.id={id}\ndirectory.id={directory}\n")
 }
 
-/// Where a node listens, and what of that it tells clients.
+/// The addresses on which a node listens, and those that it advertises.
 fn listeners(node: &Node, quorum: &[Node], setup: &Setup) -> (String, String) {
     let mut advertised = format!("PLAINTEXT://127.0.0.1:{}", node.ports.plain);
     if !setup.users.is_empty() {
@@ -582,7 +583,7 @@ log.cleaner.dedupe.buffer.size=16777216
     text
 }
 
-/// A port that nobody listens on, and that no client's socket is given by itself.
+/// A free port outside the range of ephemeral ports.
 pub fn free_port() -> u16 {
     let random = || RandomState::new().hash_one(());
     let width = u64::from(PORTS.end - PORTS.start);
@@ -607,7 +608,7 @@ fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A new directory for a cluster of this process; those of processes that are gone are removed.
+/// A new directory for a cluster of this process; directories of ended processes are removed.
 fn fresh_directory() -> Result<PathBuf, Unavailable> {
     let runs = tools::home().join("run");
     let storage = |error: io::Error| Unavailable::new("no directory for the brokers", &error);
@@ -619,7 +620,7 @@ fn fresh_directory() -> Result<PathBuf, Unavailable> {
             rustix::process::test_kill_process(owner) == Err(rustix::io::Errno::SRCH)
         });
         if is_gone {
-            // Another process may be at it too.
+            // Another process may be removing it at the same time.
             drop(fs::remove_dir_all(entry.path()));
         }
     }
@@ -630,12 +631,12 @@ fn fresh_directory() -> Result<PathBuf, Unavailable> {
 
 // === The installation: jars, a formatted directory, a class archive ===
 
-/// Where Kafka's jars are, its Java client among them.
+/// The directory of Kafka's jars, including its Java client.
 pub fn jars() -> Result<PathBuf, Unavailable> {
     installation().map(|installation| installation.join("jars"))
 }
 
-/// Kafka's jars and what makes starting quick, resolved once per target directory.
+/// Kafka's jars and the files for fast starts, created once per target directory.
 fn installation() -> Result<&'static Path, Unavailable> {
     static INSTALLATION: OnceLock<Result<PathBuf, Unavailable>> = OnceLock::new();
     let installation = INSTALLATION.get_or_init(|| {
@@ -678,8 +679,8 @@ fn install(directory: &Path) -> Result<(), Unavailable> {
     tools::run(format.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
     copy_tree(&node.directory.join("data"), &directory.join("formatted")).map_err(storage)?;
 
-    // One life of a broker, recorded: its classes then load from an archive. Without the archive
-    // everything works and starts in twice the time, so how this ends does not matter.
+    // One run of a broker is recorded: later starts load its classes from an archive. Without the
+    // archive everything works and starts in twice the time, so a failure here is ignored.
     let mut recorded = java(directory, &node.directory)?;
     recorded.arg(format!("-XX:ArchiveClassesAtExit={}", directory.join("classes.jsa").display()));
     recorded.arg("kafka.Kafka").arg(&config);
@@ -689,7 +690,7 @@ fn install(directory: &Path) -> Result<(), Unavailable> {
     fs::remove_dir_all(&node.directory).map_err(storage)
 }
 
-/// A JVM with Kafka's classes, whose output goes to files in `logs`.
+/// A JVM with Kafka's classes, whose output is written to files in `logs`.
 fn java(installation: &Path, logs: &Path) -> Result<Command, Unavailable> {
     let storage = |error: io::Error| Unavailable::new("cannot write the broker's log", &error);
     let mut console = fs::OpenOptions::new();

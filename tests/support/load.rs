@@ -1,7 +1,8 @@
-//! Senders like Tencent's, that remember what was acknowledged, and the check of what came of it.
+//! Senders that behave like Tencent's, record the acknowledged callbacks, and verify the result in
+//! Kafka.
 //!
-//! Each stream is sent by one sender, one callback after another, so the order in which its
-//! callbacks were acknowledged is the order of their numbers.
+//! One sender sends each stream, one callback at a time. The order in which its callbacks were
+//! acknowledged is therefore the order of their numbers.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -28,35 +29,35 @@ type Event = Map<String, Value>;
 
 /// Event types whose samples have a stream.
 const TYPES: [i64; 8] = [1, 0, 100, 200, 317, 321, 328, 332];
-/// Which member holds a stream's name.
+/// The member that contains a stream's name.
 const STREAM: [&str; 2] = ["stream_id", "streamId"];
-/// The tests' own members.
+/// Members added by the tests.
 const NUMBER: &str = "test_number";
 const PADDING: &str = "test_padding";
 /// Sent callbacks of a stream that may be sent again.
 const REMEMBERED: usize = 64;
 
-/// What is sent and how.
+/// The contents and rate of the load.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Senders, each with one stream and one connection.
     pub streams: usize,
-    /// Average pause of a sender between two callbacks.
+    /// A sender's average pause between two callbacks.
     pub pace: Duration,
-    /// Pause before a callback that was not answered 200 is sent once more.
+    /// The pause before a callback that was not answered 200 is retried.
     pub retry: Duration,
-    /// Of a hundred acknowledged callbacks, so many are sent once more,
+    /// The percentage of acknowledged callbacks that are sent again,
     pub resend: u64,
-    /// not before so long.
+    /// and the shortest time before that.
     pub resend_after: Duration,
-    /// Of a thousand callbacks, so many are large.
+    /// The number of large callbacks per thousand.
     pub large: u64,
-    /// The bridges; every try goes to the next.
+    /// The bridges; every attempt goes to the next.
     pub intakes: Vec<SocketAddr>,
 }
 
 impl Plan {
-    /// Some hundred callbacks a second to one bridge.
+    /// Several hundred callbacks a second to one bridge.
     pub fn new(intake: SocketAddr) -> Self {
         Self {
             streams: 24,
@@ -70,7 +71,7 @@ impl Plan {
     }
 }
 
-/// Senders at work.
+/// Running senders.
 #[derive(Debug)]
 pub struct Load {
     shared: Arc<Shared>,
@@ -107,11 +108,11 @@ struct Sent {
 #[derive(Debug)]
 pub struct Acknowledged {
     streams: Vec<Stream>,
-    /// Tries that were not answered 200.
+    /// Attempts that were not answered 200.
     pub retries: u64,
-    /// Acknowledged callbacks that were sent once more, and acknowledged again.
+    /// Acknowledged callbacks that were sent and acknowledged again.
     pub resent: u64,
-    /// Answers other than 200.
+    /// Responses other than 200.
     pub refused: BTreeMap<u16, u64>,
 }
 
@@ -142,7 +143,7 @@ impl Load {
         self.shared.acknowledged.load(Ordering::Relaxed)
     }
 
-    /// Waits until so many more are acknowledged.
+    /// Waits until `more` further callbacks are acknowledged.
     pub fn wait_for(&self, more: u64, within: Duration) {
         let (until, deadline) = (self.acknowledged() + more, Instant::now() + within);
         while self.acknowledged() < until {
@@ -180,7 +181,7 @@ impl Load {
 struct Line {
     shared: Arc<Shared>,
     random: Random,
-    /// One for each bridge.
+    /// One connection per bridge.
     connections: Vec<Sender>,
     turn: usize,
 }
@@ -237,7 +238,7 @@ impl Line {
         event
     }
 
-    /// Sends it, signed anew each time, until it is answered 200.
+    /// Sends it, with a new signature each time, until it is answered 200.
     async fn deliver(&mut self, event: &Event) {
         let once = RetryPolicy { retries: 0, interval: Duration::ZERO };
         loop {
@@ -263,7 +264,7 @@ impl Line {
     }
 }
 
-/// What is the same in every delivery of an event.
+/// The members that are equal in every delivery of an event.
 fn digest(event: &Event) -> u64 {
     let mut hasher = DefaultHasher::new();
     for (name, value) in event.iter().filter(|(name, _)| !matches!(name.as_str(), "t" | "sign")) {
@@ -272,35 +273,35 @@ fn digest(event: &Event) -> u64 {
     hasher.finish()
 }
 
-// === What came of it ===
+// === Verification ===
 
-/// What a `read_committed` consumer found, held against what was acknowledged.
+/// Compares the records that a `read_committed` consumer reads with the acknowledged events.
 #[derive(Debug, Default)]
 pub struct Verdict {
     pub acknowledged: u64,
     pub retries: u64,
     pub resent: u64,
     pub landed: u64,
-    /// Acknowledged and not there.
+    /// Acknowledged and missing.
     pub lost: u64,
-    /// There more than once.
+    /// Present more than once.
     pub duplicates: u64,
-    /// There before an earlier one of its stream.
+    /// Present before an earlier event of its stream.
     pub disorder: u64,
-    /// One `ce_id` for two events or two for one; a body that is not what was sent; a wrong topic
-    /// or key; a stream in two partitions.
+    /// One `ce_id` for two events or two for one; a changed body; a wrong topic or key; a stream in
+    /// two partitions.
     pub conflicts: u64,
     /// Never acknowledged.
     pub unknown: u64,
-    /// Of the lost ones, how many belong to which topic.
+    /// The number of missing events per topic.
     pub lost_of: BTreeMap<String, u64>,
-    /// Lengths of the bodies that are in a topic of their own, and of those in the dead letters.
+    /// Lengths of the bodies in event topics, and of those in the dead letter topic.
     pub lengths: [Vec<usize>; 2],
-    /// The first of what is wrong.
+    /// The first errors found.
     examples: Vec<String>,
 }
 
-/// A record, as far as it matters here.
+/// The relevant fields of a record.
 struct ConsumedRecord<'a> {
     topic: &'a str,
     place: &'a str,
@@ -312,7 +313,7 @@ struct ConsumedRecord<'a> {
 }
 
 impl Acknowledged {
-    /// How many.
+    /// The number only.
     pub fn count(&self) -> u64 {
         self.streams.iter().map(|stream| stream.events.len() as u64).sum()
     }
@@ -395,7 +396,7 @@ impl Acknowledged {
         Ok(verdict)
     }
 
-    /// Which event it is: its stream and its number.
+    /// The event's stream and number.
     fn identify(
         &self,
         names: &HashMap<&str, usize>,
@@ -437,13 +438,13 @@ enum Count {
     Unknown,
 }
 
-/// What has been met so far.
+/// The records read so far.
 #[derive(Default)]
 struct Seen {
-    /// An event's place and `ce_id`.
+    /// An event's position and `ce_id`.
     events: HashMap<(usize, usize), (String, String)>,
     ids: HashSet<String>,
-    /// For a topic's stream, its partition and its last number.
+    /// The partition and last number of a stream in a topic.
     last: HashMap<(usize, String), (String, usize)>,
 }
 
@@ -480,7 +481,7 @@ impl Seen {
 
 impl Verdict {
     fn note(&mut self, count: &Count, example: &str) {
-        /// More than these are only counted.
+        /// Further errors are only counted.
         const EXAMPLES: usize = 20;
         let (counter, name) = match count {
             Count::Lost => (&mut self.lost, "lost"),
@@ -496,16 +497,16 @@ impl Verdict {
     }
 
     /// # Panics
-    /// When anything is lost, doubled, out of order or confused.
+    /// When anything is lost, duplicated, out of order or inconsistent.
     pub fn assert_clean(&self) {
         self.assert_once();
         assert_eq!(self.disorder, 0, "{self}");
     }
 
-    /// As [`Self::assert_clean`] without order: that of a stream holds within one bridge.
+    /// As [`Self::assert_clean`] without order: a stream is ordered within one bridge only.
     ///
     /// # Panics
-    /// When anything is lost, doubled or confused.
+    /// When anything is lost, duplicated or inconsistent.
     pub fn assert_once(&self) {
         let wrong = [self.lost, self.duplicates, self.conflicts, self.unknown];
         assert_eq!(wrong, [0; 4], "{self}");

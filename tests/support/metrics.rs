@@ -1,4 +1,4 @@
-//! `/metrics`, read as Prometheus reads it.
+//! `/metrics`, parsed as Prometheus parses it.
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
@@ -11,7 +11,7 @@ use crate::wire;
 /// Values by series, which is the name with its labels as printed.
 pub(crate) type Series = BTreeMap<String, f64>;
 
-/// What `/metrics` says.
+/// The current values at `/metrics`.
 pub(crate) fn scrape(admin: SocketAddr) -> Series {
     let answer = wire::get(admin, "/metrics");
     assert_eq!(answer.status, 200);

@@ -1,8 +1,8 @@
-//! What the integration tests share: real Kafka brokers and a consumer that is not ours.
+//! Shared by the integration tests: real Kafka brokers and an independent consumer.
 //!
-//! Both are made from public artifacts on first use and kept in the target directory. Where they
-//! cannot be had, a test says `SKIPPED` and why; with `LIVEBRIDGE_REQUIRE_KAFKA=1`, as in CI, that
-//! is a failure.
+//! Both are built from public artifacts on first use and kept in the target directory. Where they
+//! are not available, a test prints `SKIPPED` and the reason; with `LIVEBRIDGE_REQUIRE_KAFKA=1`, as
+//! in CI, that is a failure.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of this")]
 
@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 pub use tools::Unavailable;
 
-/// What was asked for, or `None` with a line that says which test is skipped and why.
+/// The value, or `None` with a message that names the skipped test and the reason.
 ///
 /// # Panics
 /// Instead of skipping, when `LIVEBRIDGE_REQUIRE_KAFKA` is set.
@@ -35,7 +35,7 @@ pub fn or_skip<T>(test: &str, asked: Result<T, Unavailable>) -> Option<T> {
     None
 }
 
-/// A name no other test or test run uses: for topics, instances and directories.
+/// A name that no other test or test run uses, for topics, instances and directories.
 pub fn unique(stem: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("{stem}-{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed))

@@ -1,4 +1,4 @@
-//! The binary as its users run it: started, read, signalled, and ended with its test.
+//! The binary as its users run it: started, read, signalled, and killed when its value is dropped.
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// The longest that anything may take on a busy machine.
+/// The time-out for everything on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The binary with `arguments`, and nothing of this process's environment.
+/// The binary with `arguments`, without the environment of this process.
 pub(crate) fn livebridge(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_livebridge"));
     command.args(arguments).env_clear().stdin(Stdio::null());
@@ -33,7 +33,7 @@ pub(crate) fn run(command: &mut Command) -> Finished {
     }
 }
 
-/// What a command left behind.
+/// The output and exit code of a command.
 #[derive(Debug)]
 pub(crate) struct Finished {
     pub(crate) code: Option<i32>,
@@ -58,7 +58,7 @@ impl Lines {
         lines
     }
 
-    /// The first thing that `find` makes of the lines, once there is one.
+    /// The first result of `find` on the lines, once there is one.
     #[track_caller]
     pub(crate) fn wait_for<T>(&self, mut find: impl FnMut(&str) -> Option<T>) -> T {
         let until = Instant::now() + PATIENCE;
@@ -73,13 +73,13 @@ impl Lines {
         }
     }
 
-    /// All of them.
+    /// All lines.
     pub(crate) fn text(&self) -> String {
         self.0.0.lock().unwrap().join("\n")
     }
 }
 
-/// A process at work; it is killed when its test is over.
+/// A running process; it is killed when the value is dropped.
 #[derive(Debug)]
 pub(crate) struct Running {
     child: Child,
@@ -110,7 +110,7 @@ impl Running {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// Waits for its end, which should be its own, not a signal's.
+    /// Waits for its exit, which must not be caused by a signal.
     #[track_caller]
     pub(crate) fn wait(&mut self) -> Option<i32> {
         let started = Instant::now();

@@ -1,5 +1,6 @@
-//! A TCP proxy before a broker that knows Kafka's framing: it cuts, delays, and springs traps at
-//! chosen requests, so that moments inside a transaction can be hit without help from the inside.
+//! A TCP proxy in front of a broker that parses Kafka's framing. It closes or delays connections,
+//! and triggers traps at chosen requests, so that tests can act within a transaction without
+//! support in livebridge.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -27,41 +28,41 @@ pub enum Api {
     EndTxn = 26,
 }
 
-/// When, relative to a request's way, a trap springs.
+/// The point on a request's way at which a trap triggers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Stage {
-    /// The broker never sees the request.
+    /// The broker never receives the request.
     Before,
-    /// The broker sees it, nobody is left to hear the answer.
+    /// The broker receives the request, and the client is killed before the response.
     Sent,
-    /// The broker has answered, the answer does not arrive.
+    /// The broker has responded, and the response does not arrive.
     Answered,
-    /// The answer has just arrived.
+    /// The response has just arrived.
     Arrived,
 }
 
-/// What is done at the `nth` request of a kind that comes from now on.
+/// An action at the `nth` later request of a kind.
 pub struct Trap {
     pub api: Api,
     pub nth: u32,
     pub stage: Stage,
-    /// Only requests of this client id count.
+    /// Only requests of this client ID count.
     pub client: Option<String>,
-    /// At [`Stage::Before`], the connection is cut as well when this returns.
+    /// At [`Stage::Before`], the connection is also closed when this returns.
     pub spring: Box<dyn FnOnce() + Send>,
 }
 
-/// How the network is.
+/// The state of the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Network {
     Good,
     /// Connections are reset, and new ones closed at once.
     Refusing,
-    /// Nothing passes, and nobody is told.
+    /// Packets are dropped silently in both directions.
     Silent,
     /// Every frame takes this long, one after another.
     Slow(Duration),
-    /// All connections share this many bytes a second, in both directions together.
+    /// All connections share this bandwidth in bytes per second, in both directions together.
     Limited(u32),
 }
 
@@ -77,7 +78,7 @@ struct Shared {
     network: watch::Sender<Network>,
     trap: Mutex<Option<(Trap, mpsc::Sender<()>)>>,
     requests: AtomicU64,
-    /// When a limited network has transmitted what it was given.
+    /// When a limited network has finished its current transmission.
     idle_at: Mutex<Option<tokio::time::Instant>>,
 }
 
@@ -87,12 +88,12 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// A request on its way: what it is, and whether its answer springs the trap.
+/// A request in flight: its kind, and whether its response triggers the trap.
 struct Pending {
     caught: Option<Caught>,
 }
 
-/// A trap at its moment.
+/// A trap that is about to trigger.
 type Caught = (Trap, mpsc::Sender<()>);
 
 type Answers = Arc<Mutex<HashMap<i32, Pending>>>;
@@ -130,20 +131,20 @@ impl Proxy {
         self.shared.network.send_replace(network);
     }
 
-    /// Requests seen so far.
+    /// Requests received so far.
     pub fn requests(&self) -> u64 {
         self.shared.requests.load(Ordering::Relaxed)
     }
 
-    /// Sets a trap in the place of the one that is set. The receiver hears when it has sprung; its
-    /// sender is gone when it cannot spring any more.
+    /// Sets a trap and replaces the previous one. The receiver gets a message when it triggers; its
+    /// sender is dropped when the trap can no longer trigger.
     pub fn set_trap(&self, trap: Trap) -> mpsc::Receiver<()> {
         let (sprung, receiver) = mpsc::channel();
         *self.shared.trap.lock().expect("no panic under the lock") = Some((trap, sprung));
         receiver
     }
 
-    /// Takes the trap away.
+    /// Removes the trap.
     pub fn disarm(&self) {
         *self.shared.trap.lock().expect("no panic under the lock") = None;
     }
@@ -166,7 +167,7 @@ impl Shared {
 
 fn spring((trap, sprung): Caught) {
     (trap.spring)();
-    // Nobody may be waiting.
+    // The receiver may have been dropped.
     let _ = sprung.send(());
 }
 
@@ -184,7 +185,7 @@ async fn serve(client: TcpStream, shared: Arc<Shared>) {
         return;
     }
     let Ok(broker) = TcpStream::connect(upstream).await else { return };
-    // Small frames must not wait for one another.
+    // Disables Nagle's algorithm for small frames.
     let (Ok(()), Ok(())) = (client.set_nodelay(true), broker.set_nodelay(true)) else { return };
     let (client_in, client_out) = client.into_split();
     let (broker_in, broker_out) = broker.into_split();
@@ -204,7 +205,7 @@ async fn requests(
 ) {
     while let Some(frame) = read_frame(&mut from).await {
         pass(shared).await;
-        // Length 4, api key 2, api version 2, correlation id 4, client id 2 and its bytes.
+        // Length 4, API key 2, API version 2, correlation ID 4, client ID 2 and its bytes.
         let api = i16::from_be_bytes([frame[4], frame[5]]);
         let correlation = i32::from_be_bytes([frame[8], frame[9], frame[10], frame[11]]);
         let length = usize::try_from(i16::from_be_bytes([frame[12], frame[13]])).unwrap_or(0);
@@ -247,7 +248,7 @@ async fn replies(
     }
 }
 
-/// Waits as the network has it.
+/// Waits according to the state of the network.
 async fn pass(shared: &Shared) {
     let mut network = shared.network.subscribe();
     let now = *network.borrow_and_update();
@@ -257,7 +258,7 @@ async fn pass(shared: &Shared) {
     }
 }
 
-/// Writes a frame as fast as the network transmits it. Connections take turns after each piece.
+/// Writes a frame at the network's bandwidth. Connections alternate after each block.
 async fn transmit(shared: &Shared, to: &mut OwnedWriteHalf, frame: &[u8]) -> std::io::Result<()> {
     const PIECE: usize = 2 * 1024;
     for piece in frame.chunks(PIECE) {
@@ -278,7 +279,7 @@ async fn transmit(shared: &Shared, to: &mut OwnedWriteHalf, frame: &[u8]) -> std
     Ok(())
 }
 
-/// A whole frame with its length before it; `None` at the end.
+/// A whole frame with its length prefix; `None` at the end.
 async fn read_frame(from: &mut OwnedReadHalf) -> Option<Vec<u8>> {
     let mut length = [0; 4];
     from.read_exact(&mut length).await.ok()?;

@@ -1,10 +1,10 @@
-//! Chance that can be repeated: every test prints its seed and takes `LIVEBRIDGE_SEED`.
+//! Repeatable randomness: every test prints its seed and accepts `LIVEBRIDGE_SEED`.
 
 use std::env;
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
-/// The source of a test's random choices.
+/// The random number generator of a test.
 #[derive(Clone, Debug)]
 pub struct Random(fastrand::Rng);
 
@@ -25,7 +25,7 @@ impl Random {
         self.0.u64(..)
     }
 
-    /// Another source, which this one's further course does not influence.
+    /// A new generator that is independent of later use of this one.
     pub fn fork(&mut self) -> Self {
         Self(self.0.fork())
     }
@@ -38,7 +38,7 @@ impl Random {
         Duration::from_micros(self.within(range.start * 1000..range.end * 1000))
     }
 
-    /// A place in something that has so many.
+    /// An index into a collection of `count` elements.
     pub fn index(&mut self, length: usize) -> usize {
         self.0.usize(..length)
     }

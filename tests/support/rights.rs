@@ -1,4 +1,4 @@
-//! Access rules of a broker with an authorizer, which rdkafka cannot write.
+//! Access rules of a broker with an authorizer, which rdkafka cannot create.
 
 use std::process::Command;
 
@@ -19,12 +19,12 @@ for future in done.values():
     future.result(30)
 "#;
 
-/// Who may, or may not, do what.
+/// One access control entry.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule<'a> {
     /// `TOPIC`, `TRANSACTIONAL_ID`, `BROKER` (the cluster), `GROUP`.
     pub kind: &'a str,
-    /// The one, or `*`.
+    /// The resource's name, or `*`.
     pub name: &'a str,
     pub user: &'a str,
     /// `ALL`, `WRITE` and so on.

@@ -1,4 +1,4 @@
-//! Certificates, and the other end of TLS.
+//! Certificates and a TLS client.
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
@@ -18,10 +18,10 @@ use tokio_rustls::rustls::{
 
 use crate::wire::PATIENCE;
 
-/// Both versions that there should be.
+/// The supported versions.
 pub(crate) const VERSIONS: [&SupportedProtocolVersion; 2] = [&version::TLS12, &version::TLS13];
 
-/// A certificate with its key in files, and as its own authority.
+/// A self-signed certificate with its key in files, which is also its own authority.
 #[derive(Debug)]
 pub(crate) struct Identity {
     pub(crate) certificate: PathBuf,
@@ -30,7 +30,7 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// A new one for `localhost`, written to `dir`, good until the last day of `year`.
+    /// A new one for `localhost`, written to `dir`, valid until the last day of `year`.
     pub(crate) fn write(dir: &Path, year: i32) -> Self {
         let (certificate, key) = (dir.join("tls.crt"), dir.join("tls.key"));
         let mut wanted = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
@@ -42,7 +42,7 @@ impl Identity {
         Self { certificate, key, der: made.der().clone() }
     }
 
-    /// A handshake with `address` by somebody who trusts this one only.
+    /// A TLS handshake with `address` that trusts only this certificate.
     pub(crate) fn connect(
         &self,
         address: SocketAddr,
@@ -69,7 +69,7 @@ impl Identity {
     }
 }
 
-/// A connection by TLS.
+/// A TLS connection.
 pub(crate) struct TlsWire(StreamOwned<ClientConnection, TcpStream>);
 
 impl TlsWire {
@@ -81,12 +81,12 @@ impl TlsWire {
         self.0.conn.alpn_protocol()
     }
 
-    /// Sends `request` and returns the status of the answer; `None` when there is none.
+    /// Sends `request` and returns the status of the response; `None` without a response.
     pub(crate) fn exchange(&mut self, request: impl AsRef<[u8]>) -> Option<u16> {
         self.0.write_all(request.as_ref()).ok()?;
         let mut received = Vec::new();
         let mut part = [0; 4096];
-        // Every answer's body is JSON.
+        // Every response body is JSON.
         while !received.ends_with(b"}") {
             let count = self.0.read(&mut part).ok().filter(|&count| count > 0)?;
             received.extend_from_slice(&part[..count]);

@@ -1,11 +1,11 @@
-//! Tools the tests fetch once and keep: made under a lock, used by every test process after that.
+//! Tools that the tests fetch once: created under a lock, and used by every later test process.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// Why a broker or the consumer cannot be had on this machine.
+/// The reason why a broker or the consumer is not available on this machine.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Unavailable(pub String);
@@ -16,14 +16,14 @@ impl Unavailable {
     }
 }
 
-/// The target directory's corner for tools and for the data of running brokers.
+/// The directory in the target directory for tools and for the data of running brokers.
 pub(super) fn home() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("kafka")
 }
 
-/// The directory `name` as `make` fills it; made again when `recipe` is no longer what it was.
+/// The directory `name` as filled by `make`; recreated when `recipe` changes.
 ///
-/// The recipe is written last, so a directory left half done is not taken for a tool.
+/// The recipe is written last, so an incomplete directory is not used.
 pub(super) fn prepared(
     name: &str,
     recipe: &str,
@@ -50,7 +50,7 @@ pub(super) fn prepared(
     Ok(directory)
 }
 
-/// Runs a command to its end; a failure carries what it printed.
+/// Runs a command to its end; the error contains its output.
 pub(super) fn run(command: &mut Command) -> Result<Output, Unavailable> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command
@@ -67,7 +67,7 @@ pub(super) fn run(command: &mut Command) -> Result<Output, Unavailable> {
     )))
 }
 
-/// The end of a log, where the reason is.
+/// The end of a log file, where the reason is.
 pub(super) fn last_lines(text: &str) -> String {
     let lines: Vec<_> = text.lines().collect();
     lines[lines.len().saturating_sub(30)..].join("\n")

@@ -1,4 +1,4 @@
-//! HTTP by hand: what is sent is every byte that the test says, so that it may be wrong.
+//! A minimal HTTP client that sends exactly the given bytes, so that requests can be malformed.
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
@@ -7,10 +7,10 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// Long enough for a busy machine; an answer that takes longer is none.
+/// Long enough for a busy machine; a slower response counts as none.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// An answer.
+/// A response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -19,7 +19,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// The value of a header, if it is there.
+    /// The value of a header, if present.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| {
             let (key, value) = line.split_once(':')?;
@@ -27,7 +27,7 @@ impl Answer {
         })
     }
 
-    /// Whether the server said that the connection ends here.
+    /// Whether the response announces the end of the connection.
     pub(crate) fn closes(&self) -> bool {
         self.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
     }
@@ -49,7 +49,7 @@ impl Wire {
         Self { stream, received: Vec::new() }
     }
 
-    /// Over a connection that is open.
+    /// A client on an existing connection.
     pub(crate) fn over(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Self { stream, received: Vec::new() }
@@ -60,12 +60,12 @@ impl Wire {
         self
     }
 
-    /// Sends `bytes`. That the other side has closed shows in the answer.
+    /// Sends `bytes`. A connection closed by the peer shows in the response.
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = self.stream.write_all(bytes.as_ref());
     }
 
-    /// As [`Wire::send`], but waits for no room; false when the connection has ended.
+    /// As [`Wire::send`], but does not block on a full buffer; false when the connection has ended.
     pub(crate) fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         self.stream.set_nonblocking(true).unwrap();
         let sent = self.stream.write(bytes.as_ref());
@@ -73,12 +73,12 @@ impl Wire {
         sent.is_ok() || sent.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// Says that nothing more will be sent; answers can still be read.
+    /// Shuts down the sending direction; responses can still be read.
     pub(crate) fn finish(&mut self) {
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
-    /// The next answer; `None` when the connection ends, or nothing comes, before it is whole.
+    /// The next response; `None` when the connection ends, or times out, before it is complete.
     pub(crate) fn answer(&mut self) -> Option<Answer> {
         let end = loop {
             match self.received.windows(4).position(|four| four == b"\r\n\r\n") {
@@ -97,7 +97,7 @@ impl Wire {
         Some(answer)
     }
 
-    /// Reads the rest of a head without a body, of which a part was read elsewhere.
+    /// Reads the rest of a response head without a body, of which a part was already read.
     pub(crate) fn skip_head(&mut self) -> bool {
         loop {
             if let Some(at) = self.received.windows(4).position(|four| four == b"\r\n\r\n") {
@@ -119,7 +119,7 @@ impl Wire {
             }
     }
 
-    /// Whether nothing comes, not even an end, for `time`.
+    /// Whether nothing arrives for `time`, not even the end of the connection.
     pub(crate) fn is_silent(&mut self, time: Duration) -> bool {
         self.stream.set_read_timeout(Some(time)).unwrap();
         let outcome = self.receive();
@@ -130,12 +130,12 @@ impl Wire {
         )
     }
 
-    /// Another handle on the same connection, to send with.
+    /// Another handle for sending on the same connection.
     pub(crate) fn try_clone(&self) -> Self {
         Self { stream: self.stream.try_clone().unwrap(), received: Vec::new() }
     }
 
-    /// What is left to read.
+    /// The remaining bytes.
     pub(crate) fn into_stream(self) -> TcpStream {
         self.stream
     }
@@ -148,7 +148,7 @@ impl Wire {
     }
 }
 
-/// Sends `request` on a connection of its own.
+/// Sends `request` on a new connection.
 pub(crate) fn exchange(address: SocketAddr, request: impl AsRef<[u8]>) -> Option<Answer> {
     let mut wire = Wire::connect(address);
     wire.send(request);
