@@ -254,10 +254,12 @@ impl Batch {
         Ok(())
     }
 
-    /// Whether the record at `lsn` goes to the quarantine; `None` when it is not in this batch.
-    pub(super) fn is_quarantined(&self, lsn: Lsn) -> Option<bool> {
+    /// Whether the record at `lsn` with event id `id` goes to the quarantine; `None` when it is not
+    /// in this batch.
+    pub(super) fn is_quarantined(&self, (lsn, id): (Lsn, EventId)) -> Option<bool> {
         let found = self.items.binary_search_by_key(&lsn, |item| item.entry.lsn).ok()?;
-        Some(matches!(self.items[found].disposition, Disposition::Quarantine { .. }))
+        let same = self.items[found].entry.record.id == id;
+        same.then_some(matches!(self.items[found].disposition, Disposition::Quarantine { .. }))
     }
 
     /// Counts what became of the entries.

@@ -4,8 +4,11 @@
 //! A record is stored before the transaction that passes over it commits, under a name of its own
 //! (`.pending`), and gets its final name (`.record`) afterwards. So a crash in between loses
 //! nothing, and a record that is accepted at the next attempt leaves no copy to release.
+//!
+//! A file is named after the record's LSN and event id: LSNs restart when the log's segments were
+//! removed by hand, and a new record must not replace one that is still in quarantine.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,7 +16,7 @@ use std::path::{Path, PathBuf};
 use bytes::{Bytes, BytesMut};
 
 use super::batch::Batch;
-use crate::record::{Entry, Lsn, Record};
+use crate::record::{Entry, EventId, Lsn, Record};
 use crate::wal;
 
 /// A quarantined record, with its reason in a `.reason` file beside it.
@@ -48,12 +51,15 @@ pub fn dir_of(dir: &Path) -> PathBuf {
     dir.join("quarantine")
 }
 
+/// What a record's file is named after.
+type Key = (Lsn, EventId);
+
 /// The quarantine as the publisher uses it.
 #[derive(Debug)]
 pub(super) struct Quarantine {
     dir: PathBuf,
     /// Records stored and not yet decided on; `None` until the directory is read.
-    pending: Option<BTreeSet<Lsn>>,
+    pending: Option<HashSet<Key>>,
 }
 
 impl Quarantine {
@@ -63,7 +69,8 @@ impl Quarantine {
 
     /// Stores `entry` durably as pending, with the reason.
     pub(super) fn store(&mut self, entry: &Entry, reason: &str) -> Result<(), QuarantineError> {
-        let path = self.path(entry.lsn, PENDING);
+        let key = (entry.lsn, entry.record.id);
+        let path = self.path(key, PENDING);
         let mut bytes = BytesMut::with_capacity(entry.record.encoded_len());
         entry.record.encode(&mut bytes);
         self.read_pending()?;
@@ -72,7 +79,7 @@ impl Quarantine {
             .and_then(|()| wal::write_durably(&path, &bytes))
             .and_then(|()| wal::sync_dir(&self.dir));
         stored.map_err(|cause| QuarantineError { path, cause })?;
-        self.pending.get_or_insert_default().insert(entry.lsn);
+        self.pending.get_or_insert_default().insert(key);
         Ok(())
     }
 
@@ -80,8 +87,8 @@ impl Quarantine {
     /// batch published is removed; every other one stays, because its transaction is committed.
     pub(super) fn settle(&mut self, batch: &Batch) -> Result<(), QuarantineError> {
         let Some(last) = batch.entries().last().map(|entry| entry.lsn) else { return Ok(()) };
-        self.decide(|lsn| match batch.is_quarantined(lsn) {
-            _ if lsn > last => Decision::Wait,
+        self.decide(|key| match batch.is_quarantined(key) {
+            _ if key.0 > last => Decision::Wait,
             Some(false) => Decision::Remove,
             Some(true) | None => Decision::Keep,
         })
@@ -92,40 +99,43 @@ impl Quarantine {
         self.decide(|_| Decision::Keep)
     }
 
-    fn decide(&mut self, decision: impl Fn(Lsn) -> Decision) -> Result<(), QuarantineError> {
-        let decided: Vec<Lsn> = self.read_pending()?.iter().copied().collect();
+    fn decide(&mut self, decision: impl Fn(Key) -> Decision) -> Result<(), QuarantineError> {
+        let decided: Vec<Key> = self.read_pending()?.iter().copied().collect();
         let mut changed = Vec::new();
-        for lsn in decided {
-            let path = self.path(lsn, PENDING);
-            let done = match decision(lsn) {
+        for key in decided {
+            let path = self.path(key, PENDING);
+            let done = match decision(key) {
                 Decision::Wait => continue,
                 Decision::Keep => fs::rename(&path, path.with_extension(RECORD)),
                 Decision::Remove => remove_files(&path),
             };
             done.map_err(|cause| QuarantineError { path, cause })?;
-            changed.push(lsn);
+            changed.push(key);
         }
         if !changed.is_empty() {
             let synced = wal::sync_dir(&self.dir);
             synced.map_err(|cause| QuarantineError { path: self.dir.clone(), cause })?;
             let pending = self.pending.get_or_insert_default();
-            pending.retain(|lsn| !changed.contains(lsn));
+            pending.retain(|key| !changed.contains(key));
         }
         Ok(())
     }
 
-    fn read_pending(&mut self) -> Result<&BTreeSet<Lsn>, QuarantineError> {
+    fn read_pending(&mut self) -> Result<&HashSet<Key>, QuarantineError> {
         if self.pending.is_none() {
             let names = files(&self.dir, PENDING);
             let names = names.map_err(|cause| QuarantineError { path: self.dir.clone(), cause })?;
-            let lsn = |path: &PathBuf| Lsn::parse(path.file_stem()?.to_str()?);
-            self.pending = Some(names.iter().filter_map(lsn).collect());
+            let key = |path: &PathBuf| {
+                let (lsn, id) = path.file_stem()?.to_str()?.split_once('-')?;
+                Some((Lsn::parse(lsn)?, EventId::parse(id)?))
+            };
+            self.pending = Some(names.iter().filter_map(key).collect());
         }
         Ok(self.pending.get_or_insert_default())
     }
 
-    fn path(&self, lsn: Lsn, extension: &str) -> PathBuf {
-        self.dir.join(format!("{lsn}.{extension}"))
+    fn path(&self, (lsn, id): Key, extension: &str) -> PathBuf {
+        self.dir.join(format!("{lsn}-{id}.{extension}"))
     }
 }
 

@@ -62,7 +62,8 @@ fn a_record_is_in_quarantine_once_its_transaction_is_committed() {
     let mut quarantine = Quarantine::new(dir.clone());
     let batch = reject(&mut quarantine, &[1, 2, 3], 1);
     assert_eq!(held(&dir), [] as [u64; 0]);
-    assert_eq!(all_files(&dir), ["1.2.pending", "1.2.reason"]);
+    let stem = "1.2-00000000000000020000000000000001";
+    assert_eq!(all_files(&dir), [format!("{stem}.pending"), format!("{stem}.reason")]);
     quarantine.settle(&batch).unwrap();
     assert_eq!(held(&dir), [2]);
     assert_eq!(list(&dir).unwrap()[0].reason, "too large there as well");
@@ -141,4 +142,30 @@ fn a_removed_record_leaves_nothing() {
     quarantine.settle(&batch).unwrap();
     remove(&list(&dir).unwrap()[0]).unwrap();
     assert_eq!(all_files(&dir), [] as [&str; 0]);
+}
+
+/// LSNs restart when an operator removes the log's segments.
+#[test]
+fn a_record_with_the_lsn_of_another_replaces_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = dir_of(home.path());
+    let mut quarantine = Quarantine::new(dir.clone());
+    let first = reject(&mut quarantine, &[1], 0);
+    quarantine.settle(&first).unwrap();
+    // One more is left pending by a crash; then numbers restart, with other records.
+    reject(&mut quarantine, &[2], 0);
+    let mut quarantine = Quarantine::new(dir.clone());
+    let entries = [8, 9].map(|number| {
+        let Entry { lsn, record } = entry(number);
+        Entry { lsn: Lsn::new(1, lsn.index() - 7), record }
+    });
+    let writer = OpeningId::from_bytes([2; 16]);
+    let mut restarted = Batch::new(Entries { writer, entries: entries.into() });
+    let config = ledger::Config { window: std::time::Duration::from_hours(1), max_ids: 1000 };
+    restarted.deduplicate(&Ledger::new(&[writer], config));
+    restarted.reject(0, &"too large");
+    restarted.reject(0, &"too large");
+    restarted.store(&mut quarantine).unwrap();
+    quarantine.settle(&restarted).unwrap();
+    assert_eq!(held(&dir), [1, 2, 8], "9 was published, and nothing else is gone");
 }
