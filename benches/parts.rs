@@ -1,11 +1,11 @@
-//! The micro-benchmarks: what each part that a callback passes through costs by itself.
+//! Micro-benchmarks: the cost of each component that a callback passes through.
 //!
 //! ```text
 //! cargo bench --bench parts
 //! ```
 //!
-//! The callback is that of the macro-benchmark. `hash of the body` is the yardstick: one SHA-256
-//! over the same bytes, which no identity by digest can do without.
+//! The callback is that of the macro-benchmark. `hash of the body` is the reference: one SHA-256
+//! over the same bytes, the minimum for an ID computed by a digest.
 
 #[path = "whole/request.rs"]
 #[allow(dead_code, reason = "shared with the macro-benchmark, which uses the rest of it")]
@@ -27,7 +27,7 @@ fn main() {
     divan::main();
 }
 
-/// The body of one more push event; no two are equal.
+/// The body of another push event; no two are equal.
 fn body(request: &mut Request) -> Bytes {
     let bytes = request.next();
     let head = bytes.windows(4).position(|window| window == b"\r\n\r\n").map_or(0, |at| at + 4);
@@ -102,7 +102,7 @@ fn decode(bencher: Bencher<'_, '_>) {
     bencher.bench_local(|| Record::decode(black_box(bytes.clone())).is_ok());
 }
 
-/// Whole commits: records handed over at once until all of them are durable.
+/// Whole commits: from a concurrent append of records until all of them are durable.
 #[bench(name = "append, commit, sync", args = [1, 32, 256], sample_count = 50, sample_size = 20)]
 fn commit(bencher: Bencher<'_, '_>, records: usize) {
     let directory = tempfile::tempdir().expect("a temporary directory");

@@ -1,4 +1,4 @@
-//! The macro-benchmark: livebridge, whole and over TCP, beside what it could be.
+//! The macro-benchmark: livebridge as a whole over TCP, compared with baselines.
 //!
 //! ```text
 //! cargo bench --bench whole                          all sheets: tables and JSON
@@ -7,10 +7,10 @@
 //! cargo bench --bench whole -- intake --rate 20000 --connections 64
 //! ```
 //!
-//! Every measurement has processes of its own, rounds go through everything that is compared before
-//! any of it is measured again, and a ratio compares two figures of the same round: so what else
-//! the machine does falls on all alike. Load and servers share the cores. Settings of livebridge
-//! can be tried by its environment, e.g. `LIVEBRIDGE_KAFKA_DELIVERY=at-least-once`.
+//! Every measurement uses its own processes. A round measures every subject once before any is
+//! measured again, and a ratio compares two figures of the same round, so that other load on the
+//! machine affects all alike. Load and servers share the cores. Settings of livebridge can be
+//! changed by the environment, e.g. `LIVEBRIDGE_KAFKA_DELIVERY=at-least-once`.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -44,7 +44,7 @@ mod whole {
         pub(crate) mod steady;
     }
 
-    /// Nothing here acts on an error but by printing it.
+    /// Errors are only printed here.
     pub(crate) type Fallible<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 }
 
@@ -59,7 +59,7 @@ use whole::bench::{Bench, Common, Outcome, Target};
 use whole::server::{self, Role};
 use whole::sheets::{flatness, intake, latency, outage, publishing, start, steady};
 
-/// Measures livebridge beside what it could be; without a command, everything.
+/// Measures livebridge and baselines; without a command, runs all sheets.
 #[derive(Debug, Parser)]
 #[command(name = "cargo bench --bench whole --")]
 struct Options {
@@ -71,21 +71,23 @@ struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Sheet {
-    /// Rate and latency against connections, beside bare hyper, a raw log and a Kafka handler.
+    /// Rate and latency by connections, compared with plain hyper, a raw log and a Kafka handler.
     Intake(intake::Options),
-    /// How fast a backlog drains, beside a plain producer that sends the same records from memory.
+    /// The drain rate of a backlog, compared with a plain producer that sends the same records from
+    /// memory.
     Publishing,
     /// The backlog while the intake runs at full rate.
     Steady(steady::Options),
-    /// From request to a `read_committed` consumer of a real broker, beside its own commit.
+    /// From request to a `read_committed` consumer of a real broker, compared with the broker's
+    /// commit time.
     Latency(latency::Options),
-    /// The intake's rate upon a backlog, beside that upon an empty log.
+    /// The intake's rate with a backlog, compared with that on an empty log.
     Flatness(flatness::Options),
-    /// Time to the first answer, memory, idle processor time, size.
+    /// Time to the first response, memory, idle CPU time, size.
     Start,
-    /// Rate, publishing and backlog over time while Kafka is away and comes back.
+    /// Rate, publishing and backlog over time during an outage of Kafka.
     Outage(outage::Options),
-    /// What the benchmark starts itself as.
+    /// The hidden subcommand with which the benchmark starts child processes.
     #[command(hide = true)]
     Server {
         #[command(subcommand)]
@@ -117,7 +119,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Measures and reports; whether everything went as it should. A target that is missed is no fault.
+/// Measures and reports; returns whether everything worked. A missed target is not an error.
 fn measure(common: Common, sheet: Option<Sheet>) -> Fallible<bool> {
     let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let directory = scratch.join(format!("bench-{}", std::process::id()));
@@ -194,7 +196,7 @@ impl Sheet {
     }
 }
 
-/// Directories of runs that were killed, told by their process being gone.
+/// Directories of killed runs, recognised by their process no longer existing.
 fn remove_leftovers(scratch: &Path) -> Fallible<()> {
     let Ok(entries) = fs::read_dir(scratch) else { return Ok(()) };
     for entry in entries {

@@ -99,8 +99,8 @@ pub fn signature(data: &[u8]) {
     let is_right = sign.eq_ignore_ascii_case(&right);
     assert_eq!(taken.is_ok(), in_time && is_right, "{taken:?}: {body:?}");
     if let Err(error) = taken {
-        let said = format!("{error} {error:?} {verifier:?}");
-        assert!(!said.contains(MARK), "{said}");
+        let output_text = format!("{error} {error:?} {verifier:?}");
+        assert!(!output_text.contains(MARK), "{output_text}");
     }
 }
 
@@ -219,7 +219,7 @@ pub fn ledger(data: &[u8]) {
 }
 
 /// An intake with a log, for the lifetime of the process.
-struct Bed {
+struct TestBed {
     address: SocketAddr,
     reader: Reader,
     _intake: Intake,
@@ -227,7 +227,7 @@ struct Bed {
     _dir: TempDir,
 }
 
-impl Bed {
+impl TestBed {
     fn new() -> Self {
         let dir = dir();
         let variables = [
@@ -273,7 +273,7 @@ impl Bed {
 /// Any bytes on a new connection: every response is valid HTTP, none is a server error, and the
 /// number of 200s equals the number of stored records.
 pub fn intake(data: &[u8]) {
-    static BED: LazyLock<Mutex<Bed>> = LazyLock::new(|| Mutex::new(Bed::new()));
+    static BED: LazyLock<Mutex<TestBed>> = LazyLock::new(|| Mutex::new(TestBed::new()));
     let mut bed = BED.lock().unwrap_or_else(PoisonError::into_inner);
     let mut stream = TcpStream::connect(bed.address).expect("it listens");
     stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a time-out");

@@ -19,7 +19,7 @@ mod tls;
 #[path = "support/wire.rs"]
 mod wire;
 
-use intake::{Bed, push, refused, taken};
+use intake::{TestBed, assert_accepted, assert_rejected, push};
 use tls::{Identity, VERSIONS};
 use wire::{Answer, Wire, post};
 
@@ -33,7 +33,7 @@ fn post_with(lines: &str) -> String {
 }
 
 /// The response to a request on a connection that begins with the bytes `start`.
-fn ask(bed: &Bed, start: impl AsRef<[u8]>, request: &str) -> Option<Answer> {
+fn ask(bed: &TestBed, start: impl AsRef<[u8]>, request: &str) -> Option<Answer> {
     let mut wire = Wire::connect(bed.address);
     wire.send([start.as_ref(), request.as_bytes()].concat());
     wire.answer()
@@ -42,10 +42,10 @@ fn ask(bed: &Bed, start: impl AsRef<[u8]>, request: &str) -> Option<Answer> {
 mod by_tls {
     use super::*;
 
-    fn bed(dir: &tempfile::TempDir) -> (Bed, Identity) {
+    fn bed(dir: &tempfile::TempDir) -> (TestBed, Identity) {
         let identity = Identity::write(dir.path(), 2100);
         let tls = Some(Tls::load(&identity.certificate, &identity.key).unwrap());
-        (Bed::behind(Access { tls, ..Access::default() }, |_, _| {}), identity)
+        (TestBed::behind(Access { tls, ..Access::default() }, |_, _| {}), identity)
     }
 
     #[test]
@@ -99,7 +99,7 @@ mod by_tls {
         let identity = Identity::write(dir.path(), 2100);
         let tls = Some(Tls::load(&identity.certificate, &identity.key).unwrap());
         let access = Access { tls, ..Access::default() };
-        let bed = Bed::behind(access, |config, _| config.max_connections = 8);
+        let bed = TestBed::behind(access, |config, _| config.max_connections = 8);
         let stuck: Vec<Wire> = (0..32)
             .map(|number| {
                 let mut wire = Wire::connect(bed.address);
@@ -158,16 +158,16 @@ mod from_networks {
     #[test]
     fn outside_the_allowed_ones_get_403_for_callbacks_and_200_for_health_checks() {
         let allow = networks(&["192.0.2.0/24", "::1"]);
-        let bed = Bed::behind(Access { allow, ..Access::default() }, |_, _| {});
+        let bed = TestBed::behind(Access { allow, ..Access::default() }, |_, _| {});
         let answer = ask(&bed, "", &post_with("X-Forwarded-For: 192.0.2.1\r\n")).unwrap();
-        refused(&answer, 403, "access.allow");
+        assert_rejected(&answer, 403, "access.allow");
         assert!(answer.closes());
         assert_eq!(wire::get(bed.address, "/readyz").status, 200);
         assert!(bed.stored().is_empty());
 
         let allow = networks(&["127.0.0.0/8"]);
-        let bed = Bed::behind(Access { allow, ..Access::default() }, |_, _| {});
-        bed.works();
+        let bed = TestBed::behind(Access { allow, ..Access::default() }, |_, _| {});
+        bed.assert_accepts_callbacks();
     }
 
     #[test]
@@ -177,18 +177,18 @@ mod from_networks {
             trusted_proxies: networks(&["127.0.0.1"]),
             ..Access::default()
         };
-        let bed = Bed::behind(access, |_, _| {});
-        taken(&bed.send(post_with("X-Forwarded-For: 192.0.2.7\r\n")));
-        taken(&bed.send(post_with("X-Forwarded-For: 198.51.100.1, 192.0.2.7\r\n")));
+        let bed = TestBed::behind(access, |_, _| {});
+        assert_accepted(&bed.send(post_with("X-Forwarded-For: 192.0.2.7\r\n")));
+        assert_accepted(&bed.send(post_with("X-Forwarded-For: 198.51.100.1, 192.0.2.7\r\n")));
         for lines in [
             "",
             "X-Forwarded-For: 198.51.100.1\r\n",
             "X-Forwarded-For: 192.0.2.7, 198.51.100.1\r\n",
             "X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-For: 198.51.100.1\r\n",
-            "X-Forwarded-For: 192.0.2.7, whoever\r\n",
+            "X-Forwarded-For: 192.0.2.7, unknown\r\n",
             "X-Real-IP: 192.0.2.7\r\nForwarded: for=192.0.2.7\r\n",
         ] {
-            refused(&bed.send(post_with(lines)), 403, "access.allow");
+            assert_rejected(&bed.send(post_with(lines)), 403, "access.allow");
         }
         assert_eq!(bed.stored().len(), 2);
         // A client that is not a trusted proxy is identified by its own address.
@@ -197,9 +197,9 @@ mod from_networks {
             trusted_proxies: networks(&["127.0.0.2"]),
             ..Access::default()
         };
-        let bed = Bed::behind(elsewhere, |_, _| {});
+        let bed = TestBed::behind(elsewhere, |_, _| {});
         let answer = ask(&bed, "", &post_with("X-Forwarded-For: 192.0.2.7\r\n")).unwrap();
-        refused(&answer, 403, "access.allow");
+        assert_rejected(&answer, 403, "access.allow");
     }
 
     #[test]
@@ -210,14 +210,14 @@ mod from_networks {
             proxy_protocol: true,
             ..Access::default()
         };
-        let bed = Bed::behind(access, |_, _| {});
+        let bed = TestBed::behind(access, |_, _| {});
         let request = post("/callback", &push());
-        taken(&ask(&bed, "PROXY TCP4 192.0.2.7 10.0.0.1 5 80\r\n", &request).unwrap());
+        assert_accepted(&ask(&bed, "PROXY TCP4 192.0.2.7 10.0.0.1 5 80\r\n", &request).unwrap());
         // The proxy's own health check.
         let local = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
-        taken(&ask(&bed, local, &post("/callback", &push())).unwrap());
+        assert_accepted(&ask(&bed, local, &post("/callback", &push())).unwrap());
         let v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\x0a\0\0\x01\0\x05\0\x50";
-        taken(&ask(&bed, v2, &post("/callback", &push())).unwrap());
+        assert_accepted(&ask(&bed, v2, &post("/callback", &push())).unwrap());
         assert_eq!(bed.stored().len(), 3);
         for start in ["PROXY nonsense\r\n", ""] {
             assert_eq!(ask(&bed, start, &request), None, "{start:?}");
@@ -227,7 +227,7 @@ mod from_networks {
         let unknown = b"\r\n\r\n\0\r\nQUIT\n\x21\0\0\0";
         let elsewhere = b"PROXY TCP4 198.51.100.1 10.0.0.1 5 80\r\n";
         for start in [&b"PROXY UNKNOWN\r\n"[..], unknown, elsewhere] {
-            refused(&ask(&bed, start, &forged).unwrap(), 403, "access.allow");
+            assert_rejected(&ask(&bed, start, &forged).unwrap(), 403, "access.allow");
             let check = "GET /readyz HTTP/1.1\r\n\r\n";
             assert_eq!(ask(&bed, start, check).unwrap().status, 200);
         }
@@ -239,42 +239,42 @@ mod from_networks {
             proxy_protocol: true,
             ..Access::default()
         };
-        let bed = Bed::behind(access, |_, _| {});
+        let bed = TestBed::behind(access, |_, _| {});
         let answer = ask(&bed, "PROXY TCP4 192.0.2.7 10.0.0.1 5 80\r\n", &request);
         assert_ne!(answer.map(|answer| answer.status), Some(200));
-        bed.works();
+        bed.assert_accepts_callbacks();
     }
 
     #[test]
     fn removed_by_a_reload_close_their_connections_after_one_response() {
         let here = || Access { allow: networks(&["127.0.0.1"]), ..Access::default() };
-        let bed = Bed::behind(here(), |_, _| {});
+        let bed = TestBed::behind(here(), |_, _| {});
         let mut held: Vec<Wire> = (0..2).map(|_| Wire::connect(bed.address)).collect();
         for wire in &mut held {
             wire.send(post("/callback", &push()));
             let answer = wire.answer().unwrap();
-            taken(&answer);
+            assert_accepted(&answer);
             assert_eq!(answer.header("connection"), None);
         }
         bed.set_access(here());
         held[0].send(post("/callback", &push()));
         let answer = held[0].answer().unwrap();
-        taken(&answer);
+        assert_accepted(&answer);
         assert_eq!(answer.header("connection"), Some("close"));
         bed.set_access(Access { allow: networks(&["192.0.2.0/24"]), ..Access::default() });
         held[1].send(post("/callback", &push()));
         let answer = held[1].answer().unwrap();
-        refused(&answer, 403, "access.allow");
+        assert_rejected(&answer, 403, "access.allow");
         assert_eq!(answer.header("connection"), Some("close"));
     }
 
     #[test]
     fn connections_per_address_are_limited() {
-        let bed = Bed::with(|config, _| config.max_connections_per_address = 3);
+        let bed = TestBed::with(|config, _| config.max_connections_per_address = 3);
         let mut held: Vec<Wire> = (0..3).map(|_| Wire::connect(bed.address)).collect();
         for wire in &mut held {
             wire.send(post("/callback", &push()));
-            taken(&wire.answer().unwrap());
+            assert_accepted(&wire.answer().unwrap());
         }
         let mut fourth = Wire::connect(bed.address);
         fourth.send(post("/callback", &push()));
@@ -288,7 +288,7 @@ mod from_networks {
         held.truncate(2);
         let started = Instant::now();
         while wire::exchange(bed.address, post("/callback", &push())).is_none() {
-            assert!(started.elapsed() < wire::PATIENCE, "its place is free again");
+            assert!(started.elapsed() < wire::PATIENCE, "its slot is free again");
             thread::sleep(Duration::from_millis(5));
         }
     }
@@ -307,9 +307,9 @@ mod from_networks {
 #[test]
 fn callbacks_without_the_shared_secret_header_are_rejected() {
     let secret = Secret::new("open sesame");
-    let bed = Bed::behind(Access { secret, ..Access::default() }, |_, _| {});
-    taken(&bed.send(post_with("X-Livebridge-Secret: open sesame\r\n")));
-    taken(&bed.send(post_with("x-livebridge-secret:open sesame\r\n")));
+    let bed = TestBed::behind(Access { secret, ..Access::default() }, |_, _| {});
+    assert_accepted(&bed.send(post_with("X-Livebridge-Secret: open sesame\r\n")));
+    assert_accepted(&bed.send(post_with("x-livebridge-secret:open sesame\r\n")));
     for lines in [
         "",
         "X-Livebridge-Secret: \r\n",
@@ -319,7 +319,7 @@ fn callbacks_without_the_shared_secret_header_are_rejected() {
         "X-Livebridge-Secret: x\r\nX-Livebridge-Secret: open sesame\r\n",
     ] {
         let answer = bed.send(post_with(lines));
-        refused(&answer, 403, "X-Livebridge-Secret");
+        assert_rejected(&answer, 403, "X-Livebridge-Secret");
         assert!(!answer.body.contains("sesame"));
     }
     assert_eq!(bed.stored().len(), 2);

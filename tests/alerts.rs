@@ -110,8 +110,8 @@ fn every_alert_passes_its_promtool_cases() {
         ["test", "rules", &format!("{here}/tests/alerts.yml")],
     ] {
         let Some(output) = or_skip("promtool", run(&arguments)) else { return };
-        let said = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
+        let output_text = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output_text));
     }
 }
 
@@ -148,7 +148,7 @@ fn the_dashboard_shows_exactly_the_declared_metrics() {
         for alert in panel["description"].as_str().unwrap_or_default().split("Alert").skip(1) {
             let names = alert.trim_start_matches('s').trim().trim_end_matches('.').split(", ");
             for name in names {
-                assert!(alerts().contains_key(name), "{name} is no alert");
+                assert!(alerts().contains_key(name), "{name} is not an alert");
             }
         }
     }

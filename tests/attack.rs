@@ -62,7 +62,7 @@ fn duration() -> Duration {
 const HOME: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 7);
 
 /// Serialises the tests, because they measure response times.
-static TURN: Mutex<()> = Mutex::new(());
+static SERIAL: Mutex<()> = Mutex::new(());
 
 /// A livebridge process without Kafka.
 struct Target {
@@ -131,7 +131,7 @@ fn connect(to: SocketAddr, from: Ipv4Addr) -> Option<TcpStream> {
 }
 
 /// A new address for each call; the first is the start of a separate range for each attacker.
-fn anywhere() -> Ipv4Addr {
+fn any_address() -> Ipv4Addr {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     Ipv4Addr::from_bits(0x7f01_0000 + NEXT.fetch_add(1, Ordering::Relaxed) % 0xf_ffff)
 }
@@ -180,7 +180,7 @@ fn under(
     per_address: usize,
     attack: impl Fn(SocketAddr, &AtomicBool) + Sync,
 ) -> metrics::Series {
-    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _turn = SERIAL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let target = Target::new(per_address);
     let before = scrape(target.admin);
     let over = AtomicBool::new(false);
@@ -205,18 +205,18 @@ fn under(
     let p50 = elapsed[elapsed.len() / 2];
     let tries: usize = all.iter().map(|seen| seen.tries).sum();
     let moved = moved(&before, &scrape(target.admin));
-    let mut said = String::new();
+    let mut output_text = String::new();
     for (series, change) in moved.iter().filter(|(series, _)| series.contains("reason=")) {
         let reason = series.split('"').nth(1).unwrap();
-        write!(said, ", {reason} {change}").unwrap();
+        write!(output_text, ", {reason} {change}").unwrap();
     }
     let count = elapsed.len();
-    eprintln!("{name}: {count} taken, p50 {p50:.1?}, p99 {p99:.1?}, {tries} tries{said}");
+    eprintln!("{name}: {count} accepted, p50 {p50:.1?}, p99 {p99:.1?}, {tries} tries{output_text}");
     assert!(p99 < P99_MAX, "{name}: p99 {p99:?}");
     let taken: BTreeSet<String> = all.into_iter().flat_map(|seen| seen.taken).collect();
-    assert!(taken.len() > 20, "{name}: {} taken", taken.len());
+    assert!(taken.len() > 20, "{name}: {} accepted", taken.len());
     let stored = target.stored();
-    assert_eq!(stored, taken, "{name}: what was taken is stored, and nothing else");
+    assert_eq!(stored, taken, "{name}: exactly the accepted callbacks are stored");
     moved
 }
 
@@ -231,7 +231,7 @@ const REFUSED: &str = "livebridge_callbacks_rejected_total";
 fn hold(intake: SocketAddr, over: &AtomicBool, start: &[u8], more: &[u8]) {
     let mut held: Vec<TcpStream> = Vec::new();
     while held.len() < HELD / ATTACKERS && !over.load(Ordering::Relaxed) {
-        let Some(mut stream) = connect(intake, anywhere()) else { break };
+        let Some(mut stream) = connect(intake, any_address()) else { break };
         if stream.write_all(start).is_ok() {
             held.push(stream);
         }
@@ -245,7 +245,7 @@ fn hold(intake: SocketAddr, over: &AtomicBool, start: &[u8], more: &[u8]) {
 #[test]
 fn a_flood_of_bad_signatures_delays_no_other_client() {
     let moved = under("bad signatures", FEW, |intake, over| {
-        let Some(mut stream) = connect(intake, anywhere()) else { return };
+        let Some(mut stream) = connect(intake, any_address()) else { return };
         let request = post("/callback", &callback("another").0);
         let mut answer = [0; 4096];
         while !over.load(Ordering::Relaxed) && stream.write_all(request.as_bytes()).is_ok() {
@@ -266,7 +266,7 @@ fn bodies_that_are_costly_to_parse_delay_no_other_client() {
         format!("{{{}}}", (0..15_000).map(|n| format!("\"{n}\":0")).collect::<Vec<_>>().join(","));
     let moved = under("costly bodies", FEW, |intake, over| {
         for body in [&large, &deep, &wide] {
-            let Some(mut stream) = connect(intake, anywhere()) else { continue };
+            let Some(mut stream) = connect(intake, any_address()) else { continue };
             let _ = stream.write_all(post("/callback", body).as_bytes());
             let _ = stream.read(&mut [0; 4096]);
             if over.load(Ordering::Relaxed) {
@@ -282,7 +282,7 @@ fn bodies_that_are_costly_to_parse_delay_no_other_client() {
 fn silent_connections_are_evicted_for_active_clients() {
     let moved = under("silent connections", FEW, |intake, over| {
         let opened = Instant::now();
-        let held = (0..HELD / ATTACKERS).filter_map(|_| connect(intake, anywhere()));
+        let held = (0..HELD / ATTACKERS).filter_map(|_| connect(intake, any_address()));
         let held: Vec<TcpStream> = held.collect();
         while opened.elapsed() < Duration::from_secs(1) && !over.load(Ordering::Relaxed) {
             thread::sleep(Duration::from_millis(20));
@@ -332,9 +332,9 @@ fn one_address_gets_at_most_its_connection_limit() {
 #[test]
 fn connections_that_are_opened_and_reset_delay_no_other_client() {
     under("resets", FEW, |intake, _| {
-        let Some(mut stream) = connect(intake, anywhere()) else { return };
+        let Some(mut stream) = connect(intake, any_address()) else { return };
         let request = post("/callback", &callback("another").0);
-        let part = 1 + usize::try_from(anywhere().to_bits()).unwrap() % (request.len() - 1);
+        let part = 1 + usize::try_from(any_address().to_bits()).unwrap() % (request.len() - 1);
         let _ = stream.write_all(&request.as_bytes()[..part]);
         // SO_LINGER 0 closes the connection with a reset and discards unsent data.
         let _ = Socket::from(stream).set_linger(Some(Duration::ZERO));
@@ -360,7 +360,7 @@ fn malformed_and_smuggled_requests_affect_no_other_client() {
     ];
     let moved = under("nonsense", FEW, |intake, over| {
         for request in requests.into_iter().chain([pipelined.as_bytes()]) {
-            let Some(mut stream) = connect(intake, anywhere()) else { continue };
+            let Some(mut stream) = connect(intake, any_address()) else { continue };
             let _ = stream.write_all(request);
             stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
             let _ = stream.read(&mut [0; 4096]);

@@ -21,7 +21,7 @@ use support::consumer::{self, Isolation, Message};
 use support::kafka::{self, Kafka};
 
 /// An address without Kafka: an unprivileged process cannot listen on this port.
-const NOWHERE: &str = "127.0.0.1:1";
+const UNREACHABLE: &str = "127.0.0.1:1";
 
 /// Sends `count` callbacks and expects each to be accepted.
 fn send(bridge: &Bridge, numbers: std::ops::Range<u32>) {
@@ -47,7 +47,7 @@ fn wait_for(bridge: &Bridge, name: &str, value: f64) {
 }
 
 fn without_kafka(name: &str) -> Bridge {
-    Bridge::new(name, NOWHERE, "live").set("CALLBACK_UNSIGNED", "all")
+    Bridge::new(name, UNREACHABLE, "live").set("CALLBACK_UNSIGNED", "all")
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn records_removed_from_the_log_between_two_processes_stay_reported_as_missing()
         wait_for(&bridge, "livebridge_audit_pending_records", 30.0);
         bridge.kill();
     }
-    assert!(bridge.said().contains("the self-audit is off"), "{}", bridge.said());
+    assert!(bridge.log_text().contains("the self-audit is off"), "{}", bridge.log_text());
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn records_of_a_truncated_log_are_reported_as_missing() {
         if missing != 0.0 {
             break missing;
         }
-        assert!(started.elapsed() < Duration::from_secs(20), "it is not missed");
+        assert!(started.elapsed() < Duration::from_secs(20), "the loss is not reported");
         thread::sleep(Duration::from_millis(50));
     };
     assert!((1.0..200.0).contains(&missing), "{missing}");
@@ -162,7 +162,7 @@ fn events_removed_from_a_topic_are_reported_as_missing() {
         kafka::client(kafka.bootstrap()).create().expect("a client");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let options = AdminOptions::new();
-    runtime.block_on(admin.delete_records(&before, &options)).expect("records that can go");
+    runtime.block_on(admin.delete_records(&before, &options)).expect("deletable records");
 
     let (code, report) = audit(&bridge, &[]);
     assert_eq!(code, Some(1), "{report:#}");
@@ -200,7 +200,7 @@ fn duplicate_and_foreign_events_are_reported() {
         (messages[3].header("ce_id").expect("an event"), "0123456789abcdef".repeat(2));
     put(own);
     put(&foreign);
-    producer.flush(Duration::from_secs(30)).expect("a broker that answers");
+    producer.flush(Duration::from_secs(30)).expect("a broker that responds");
     let (code, report) = audit(&bridge, &[]);
     assert_eq!(code, Some(1), "{report:#}");
     let only = |kind: &str| {
@@ -217,7 +217,7 @@ fn unpublished_records_are_pending_and_not_missing() {
     bridge.kill();
     // The same log with Kafka unreachable.
     let mut serve = Command::new(env!("CARGO_BIN_EXE_livebridge"));
-    serve.arg("serve").envs(bridge.environment()).env("LIVEBRIDGE_KAFKA_BROKERS", NOWHERE);
+    serve.arg("serve").envs(bridge.environment()).env("LIVEBRIDGE_KAFKA_BROKERS", UNREACHABLE);
     let mut away = serve.stderr(std::process::Stdio::null()).spawn().expect("the binary");
     bridge.wait_until_ready();
     send(&bridge, 100..130);

@@ -184,7 +184,7 @@ fn a_broker_is_killed_with_its_test_process() {
     holder.wait().unwrap();
     let deadline = Instant::now() + TIMEOUT;
     while TcpStream::connect(&address).is_ok() {
-        assert!(Instant::now() < deadline, "the broker at {address} lives on");
+        assert!(Instant::now() < deadline, "the broker at {address} is still running");
         thread::sleep(Duration::from_millis(20));
     }
 }

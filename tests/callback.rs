@@ -377,7 +377,7 @@ mod signature {
             take(&body, &strict, Timestamp::from_millis(T * 1000 + millis))
                 .map_err(|error| (error.reason(), error.to_string()))
         };
-        assert!(at(-1_000_000_000).is_ok(), "signed ahead of our clock");
+        assert!(at(-1_000_000_000).is_ok(), "signed by a clock ahead of ours");
         assert!(at(0).is_ok());
         assert!(at(1_200_000).is_ok(), "exactly at the leeway");
         let (reason, message) = at(1_200_001).unwrap_err();
@@ -442,7 +442,10 @@ mod signature {
         let body = Bytes::copy_from_slice(body);
         let callback = Unverified::parse(&body).unwrap().verify(verifier, NOW).unwrap();
         let reason = callback.unverified().map(CallbackError::reason);
-        assert!(reason.is_none() || callback.key().is_none(), "it is verified or it is not");
+        assert!(
+            reason.is_none() || callback.key().is_none(),
+            "a verified callback has no such reason"
+        );
         reason
     }
 

@@ -35,7 +35,7 @@ use process::{Finished, Running, livebridge, run};
 use wire::{exchange, post};
 
 /// An address without Kafka: an unprivileged process cannot listen on this port.
-const NOWHERE: &str = "127.0.0.1:1";
+const UNREACHABLE: &str = "127.0.0.1:1";
 
 fn topics() -> Topics {
     Topics::new("live", &BTreeMap::new()).unwrap()
@@ -90,7 +90,7 @@ mod dev {
         let last = text.lines().last().unwrap();
         assert_eq!(last, format!("{} events landed in Kafka.", events.len()));
         let left: Vec<_> = fs::read_dir(temporary.path()).unwrap().collect();
-        assert!(left.is_empty(), "nothing is left behind: {left:?}");
+        assert!(left.is_empty(), "no file remains: {left:?}");
     }
 
     #[test]
@@ -320,7 +320,7 @@ mod send {
             assert_eq!(sent.code, Some(code), "{arguments:?}: {sent:?}");
             assert!(sent.stderr.contains(says), "{arguments:?}: {sent:?}");
         }
-        let url = format!("http://{NOWHERE}/");
+        let url = format!("http://{UNREACHABLE}/");
         let sent = run(&mut livebridge(&["send", "--url", &url, "--retries", "0"]));
         assert_eq!(sent.code, Some(1));
         assert!(sent.stdout.starts_with("1 × cannot connect"), "{sent:?}");
@@ -386,7 +386,7 @@ mod check {
             assert!(line.is_some_and(|line| line.starts_with("ok ")), "{what}: {checked:?}");
         }
         assert!(checked.stdout.ends_with("9 findings, 0 bad\n"), "{checked:?}");
-        assert!(!home.log().exists(), "not even a directory, which would be root's");
+        assert!(!home.log().exists(), "no directory is created either, because root would own it");
     }
 
     #[test]
@@ -405,9 +405,9 @@ mod check {
 
     #[test]
     fn says_what_to_do_when_kafka_is_unreachable() {
-        let checked = run(&mut Home::new(NOWHERE, "").command("check"));
-        assert_eq!(checked.code, Some(69), "callbacks would be taken: {checked:?}");
-        let offline = run(Home::new(NOWHERE, "").command("check").arg("--offline"));
+        let checked = run(&mut Home::new(UNREACHABLE, "").command("check"));
+        assert_eq!(checked.code, Some(69), "callbacks would be accepted: {checked:?}");
+        let offline = run(Home::new(UNREACHABLE, "").command("check").arg("--offline"));
         assert_eq!(offline.code, Some(0), "{offline:?}");
         assert!(!offline.stdout.contains("Kafka"), "{offline:?}");
         let line = checked.stdout.lines().find(|line| line.starts_with("BAD")).unwrap();
@@ -418,7 +418,7 @@ mod check {
 
     #[test]
     fn warns_about_the_key_of_the_documentation() {
-        let home = Home::new(NOWHERE, "");
+        let home = Home::new(UNREACHABLE, "");
         let mut command = home.command("check");
         let checked =
             run(command.arg("--offline").env("LIVEBRIDGE_CALLBACK_KEYS", "a-real-key,change-me"));
@@ -429,7 +429,7 @@ mod check {
 
     #[test]
     fn warns_about_world_readable_secret_files() {
-        let home = Home::new(NOWHERE, "");
+        let home = Home::new(UNREACHABLE, "");
         let dir = home.0.path();
         let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         fs::write(dir.join("cert"), pair.cert.pem()).unwrap();
@@ -444,7 +444,11 @@ mod check {
         let secret = ["keys", "livebridge.toml", "private"];
         let notes = || {
             let checked = run(home.command("check").arg("--offline"));
-            assert_eq!(checked.code, Some(0), "it does no harm where nobody else is: {checked:?}");
+            assert_eq!(
+                checked.code,
+                Some(0),
+                "harmless where no other user has access: {checked:?}"
+            );
             let lines = checked.stdout.lines().filter(|line| line.starts_with("note  files "));
             let mut lines: Vec<String> = lines.map(str::to_owned).collect();
             lines.sort_unstable();
@@ -457,7 +461,7 @@ mod check {
         assert_eq!(
             notes(),
             Vec::<String>::new(),
-            "a group may be let in, and certificates are shown"
+            "group access is allowed, and certificates are public"
         );
         for file in secret {
             home.let_read(file, 0o604);
@@ -505,7 +509,7 @@ mod a_setting_that_librdkafka_refuses {
     #[test]
     fn fails_every_command_with_exit_code_64_and_its_value_is_never_printed() {
         for (fault, says) in FAULTS {
-            let home = Home::new(NOWHERE, &format!("[kafka.client]\n{fault}\n"));
+            let home = Home::new(UNREACHABLE, &format!("[kafka.client]\n{fault}\n"));
             for arguments in [&["serve"][..], &["check"], &["check", "--offline"], &["config"]] {
                 let mut command = home.command(arguments[0]);
                 let finished =
@@ -516,13 +520,13 @@ mod a_setting_that_librdkafka_refuses {
                     assert!(!text.contains("hunter2"), "{arguments:?}: {text}");
                 }
             }
-            assert!(!home.log().exists(), "serve did not begin");
+            assert!(!home.log().exists(), "serve did not start");
         }
     }
 
     #[test]
     fn is_rejected_by_a_running_instance_which_keeps_serving() {
-        let home = Home::new(NOWHERE, "");
+        let home = Home::new(UNREACHABLE, "");
         let before = fs::read_to_string(home.config()).unwrap();
         let mut serving = Running::start(&mut home.command("serve"));
         let intake = serving.address("intake listening");
@@ -546,7 +550,7 @@ mod wal {
 
     #[test]
     fn can_be_read_while_serve_writes_it() {
-        let home = Home::new(NOWHERE, "");
+        let home = Home::new(UNREACHABLE, "");
         let serving = Running::start(&mut home.command("serve"));
         let intake: SocketAddr = serving.address("intake listening");
         let dir = home.log();
@@ -637,7 +641,7 @@ mod wal {
 
     #[test]
     fn is_printed_as_json_for_programs() {
-        let home = Home::new(NOWHERE, "");
+        let home = Home::new(UNREACHABLE, "");
         let dir = at_rest(&home);
         let status = json(&dir, &["status", "--json"]);
         assert_eq!(status["records"], 3);
@@ -658,7 +662,7 @@ mod wal {
 
     #[test]
     fn can_be_exported_in_part() {
-        let home = Home::new(NOWHERE, "");
+        let home = Home::new(UNREACHABLE, "");
         let dir = at_rest(&home);
         let numbers = |arguments: &[&str]| -> Vec<u64> {
             let exported = wal(&dir, &[&["export"], arguments].concat());
@@ -692,7 +696,7 @@ mod wal {
 
     #[test]
     fn that_has_lost_a_record_fails_verification() {
-        let home = Home::new(NOWHERE, "");
+        let home = Home::new(UNREACHABLE, "");
         let dir = at_rest(&home);
         let before = wal(&dir, &["verify"]);
         assert_eq!(before.stdout, "3 records in 2 segments, 0 missing\n");
@@ -710,7 +714,7 @@ mod wal {
 
     #[test]
     fn shows_progress_on_a_terminal_only() {
-        let home = Home::new(NOWHERE, "");
+        let home = Home::new(UNREACHABLE, "");
         let dir = at_rest(&home);
         let plain = wal(&dir, &["verify"]);
         assert_eq!(plain.stderr, "");
@@ -746,7 +750,7 @@ mod wal {
 
     #[test]
     fn export_ends_without_an_error_when_its_reader_closes_the_pipe() {
-        let home = Home::new(NOWHERE, "");
+        let home = Home::new(UNREACHABLE, "");
         let serving = Running::start(&mut home.command("serve"));
         let intake = serving.address("intake listening");
         let large = format!(r#"{{"event_type":1,"a":"{}"}}"#, "x".repeat(200_000));
@@ -769,7 +773,7 @@ mod ready {
 
     #[test]
     fn reports_whether_callbacks_are_accepted() {
-        let home = Home::new(NOWHERE, "");
+        let home = Home::new(UNREACHABLE, "");
         let mut serving = Running::start(&mut home.command("serve"));
         let admin = serving.address("admin listening").to_string();
         serving.address("intake listening");
@@ -790,7 +794,7 @@ mod ready {
 
     #[test]
     fn reports_why_they_are_not() {
-        let home = Home::new(NOWHERE, "");
+        let home = Home::new(UNREACHABLE, "");
         let config = home.0.path().join("livebridge.toml");
         let text = fs::read_to_string(&config).unwrap();
         fs::write(&config, text.replace("min_free_bytes = 0", "min_free_bytes = \"1EiB\""))

@@ -638,12 +638,12 @@ mod access {
                 &[],
             )
             .expect_err("a refusal");
-            let said = format!("{error} {error:?}");
-            assert!(error.to_string().contains("are the ends of its lines lost?"), "{said}");
-            assert!(!said.contains(&bytes[..16]), "{said}");
+            let output_text = format!("{error} {error:?}");
+            assert!(error.to_string().contains("are the ends of its lines lost?"), "{output_text}");
+            assert!(!output_text.contains(&bytes[..16]), "{output_text}");
             // Also as numbers.
             let numbers = format!("{:?}", &bytes.as_bytes()[..8]);
-            assert!(!said.contains(numbers.trim_matches(['[', ']'])), "{said}");
+            assert!(!output_text.contains(numbers.trim_matches(['[', ']'])), "{output_text}");
         }
     }
 

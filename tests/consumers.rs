@@ -78,7 +78,7 @@ fn printed(consumer: &mut Command, count: usize) -> BTreeMap<String, Event> {
         (id.to_owned(), (ce_type.to_owned(), stream.to_owned(), value))
     };
     let events: BTreeMap<_, _> = text.lines().map(event).collect();
-    assert_eq!(events.len(), count, "each id is there once");
+    assert_eq!(events.len(), count, "each ID is present once");
     events
 }
 

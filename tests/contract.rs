@@ -147,11 +147,12 @@ fn documents_and_samples_are_valid_and_corrupted_ones_are_not() {
     let Some(python) = support::or_skip(test, support::consumer::python()) else { return };
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/contract/check.py");
     let output = Command::new(python).arg(script).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    let counted = said.lines().last().unwrap().split(' ').filter_map(|word| word.parse().ok());
+    let output_text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output_text}{}", String::from_utf8_lossy(&output.stderr));
+    let counted =
+        output_text.lines().last().unwrap().split(' ').filter_map(|word| word.parse().ok());
     let counted: Vec<u32> = counted.collect();
-    assert!(counted[0] >= 114 && counted[1] >= 1700, "{said}");
+    assert!(counted[0] >= 114 && counted[1] >= 1700, "{output_text}");
 }
 
 #[test]
@@ -183,8 +184,8 @@ fn the_running_server_responds_as_the_contract_says() {
         schemathesis.args(["--include-tag", tag, "--phases", "examples,coverage,fuzzing"]);
         schemathesis.args(["--max-examples", "100", "--seed", "20261124", "--no-color"]);
         let output = schemathesis.output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "{said}");
-        assert!(said.contains(&format!("Tested: {operations}")), "{said}");
+        let output_text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{output_text}");
+        assert!(output_text.contains(&format!("Tested: {operations}")), "{output_text}");
     }
 }

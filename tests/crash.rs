@@ -3,7 +3,7 @@
 //! A test run makes a few kills; the campaign is `LIVEBRIDGE_KILLS=300 cargo test --release --test
 //! crash -- --nocapture`.
 
-#![expect(clippy::float_cmp, reason = "what is compared are whole numbers")]
+#![expect(clippy::float_cmp, reason = "only whole numbers are compared")]
 
 mod support;
 
@@ -212,9 +212,9 @@ impl Campaign {
         let mut audit = Command::new(env!("CARGO_BIN_EXE_livebridge"));
         let audit = audit.args(["audit", "--since", "2h"]).envs(self.bridge.environment()).output();
         let audit = audit.expect("the binary that is tested");
-        let said = String::from_utf8_lossy(&audit.stdout);
-        assert!(audit.status.success(), "{said}{}", String::from_utf8_lossy(&audit.stderr));
-        eprint!("{said}");
+        let output_text = String::from_utf8_lossy(&audit.stdout);
+        assert!(audit.status.success(), "{output_text}{}", String::from_utf8_lossy(&audit.stderr));
+        eprint!("{output_text}");
         let status = self.bridge.stop();
         assert!(status.success(), "{status}: {}", self.bridge.last_lines());
         eprintln!("{kills} kills in {lasted:?}, drained {drained:?} after the last callback");

@@ -1,7 +1,7 @@
 //! A log whose files were damaged while it was stopped: intact records are read in order, damaged
 //! ones are reported, and nothing that may still be recoverable is deleted.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue has failed")]
 
 mod log_support;
 #[path = "support/skip.rs"]

@@ -14,7 +14,7 @@ const CONFIGURATION: &str = include_str!("../docs/configuration.md");
 fn config(toml: &str, environment: &[(String, String)]) -> String {
     let table = toml.parse().expect("TOML");
     let config = Config::from_parts(table, environment.iter().cloned());
-    format!("{:#?}", config.expect("a configuration that is taken"))
+    format!("{:#?}", config.expect("a valid configuration"))
 }
 
 /// Every word in `text` that begins with `prefix`.

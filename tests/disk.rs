@@ -1,7 +1,7 @@
 //! Full and failing disks: every callback answered 200 is stored, stored records can be read and
 //! released, and the intake recovers without intervention.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue has failed")]
 
 #[path = "disk/faults.rs"]
 mod faults;
@@ -109,7 +109,10 @@ fn wait_for_room(log: &OpenLog, record: &Record) -> Lsn {
         match append_one(log, record.clone()) {
             Ok(lsn) => return lsn,
             Err(AppendError::Failed) => panic!("the log ended"),
-            Err(error) => assert!(Instant::now() < deadline, "intake resumes by itself: {error}"),
+            Err(error) => assert!(
+                Instant::now() < deadline,
+                "the intake resumes without intervention: {error}"
+            ),
         }
         thread::sleep(Duration::from_millis(20));
     }
@@ -140,7 +143,7 @@ fn appends_are_rejected_before_the_disk_is_full_and_accepted_again_when_there_is
         number += 4000;
         assert_eq!(refused, Some(AppendError::DiskFull));
         assert_eq!(log.log.probe().ready(), Err(Unready::Refuses(AppendError::DiskFull)));
-        assert!(mount.free_bytes() < floor, "there was room");
+        assert!(mount.free_bytes() < floor, "there was free space");
         assert!(mount.free_bytes() > MIB, "{} bytes are left", mount.free_bytes());
         // Stored records can still be published, which frees space.
         assert_eq!(log.read(), acknowledged);
@@ -234,7 +237,7 @@ fn publishing_frees_a_disk_that_the_log_filled() {
         release_all(&mut log, read.last().unwrap().lsn);
         let deadline = Instant::now() + Duration::from_secs(10);
         while mount.free_bytes() < MIB {
-            assert!(Instant::now() < deadline, "what is published is freed");
+            assert!(Instant::now() < deadline, "published records are freed");
             thread::sleep(Duration::from_millis(10));
         }
         let last = wait_for_room(&log, &record(6000, 100_000));

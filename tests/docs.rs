@@ -49,7 +49,7 @@ fn every_link_target_exists() {
             if !anchor.is_empty() {
                 assert!(
                     anchors(&read(&target)).contains(anchor),
-                    "{}: {link} leads to no heading",
+                    "{}: {link} has no target",
                     page.display()
                 );
             }

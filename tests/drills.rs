@@ -13,12 +13,12 @@ fn drill(name: &str, proves: &str) {
     drill.args([concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/drills/drill"), name]);
     drill.env("LIVEBRIDGE", env!("CARGO_BIN_EXE_livebridge"));
     let output = drill.output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    if let Some(lacks) = said.lines().find(|line| line.starts_with("  skipped: ")) {
+    let output_text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output_text}{}", String::from_utf8_lossy(&output.stderr));
+    if let Some(lacks) = output_text.lines().find(|line| line.starts_with("  skipped: ")) {
         return skip::skip(name, &lacks.trim());
     }
-    assert!(said.contains(proves), "{said}");
+    assert!(output_text.contains(proves), "{output_text}");
 }
 
 #[test]

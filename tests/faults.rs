@@ -33,8 +33,8 @@ struct Rig {
 
 impl Rig {
     fn start(test: &str, nodes: usize, setup: impl FnOnce(Setup) -> Setup) -> Option<Self> {
-        static TURN: Mutex<()> = Mutex::new(());
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        static SERIAL: Mutex<()> = Mutex::new(());
+        let turn = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
         let random = Random::new(test);
         let runtime = Runtime::new().expect("a runtime");
         let proxies: Vec<_> = (0..nodes).map(|_| Proxy::start(runtime.handle())).collect();
@@ -121,7 +121,7 @@ fn a_restart_behind_another_instances_open_transaction_publishes_nothing_twice()
     load.wait_for(500, PATIENCE);
     // It waits, or, as in an earlier version, continues with its previous behaviour.
     let started = Instant::now();
-    let waits = || bridge.said().contains("waiting for Kafka to end a transaction");
+    let waits = || bridge.log_text().contains("waiting for Kafka to end a transaction");
     let publishes = || bridge.metric("livebridge_published_total").unwrap_or(0.0) > 0.0;
     while !waits() && !publishes() {
         assert!(started.elapsed() < PATIENCE, "{}", bridge.last_lines());
@@ -169,7 +169,7 @@ fn only_what_is_too_large_for_its_topic_becomes_a_dead_letter() {
     assert!(dead.len() > 10, "{} dead letters", dead.len());
     let overhead = 2_000;
     let small = dead.iter().filter(|length| **length < LIMIT - overhead).count();
-    assert_eq!(small, 0, "of {} dead letters, so many are small enough", dead.len());
+    assert_eq!(small, 0, "of {} dead letters, none fits the topic", dead.len());
 }
 
 #[test]
@@ -193,12 +193,12 @@ fn of_two_bridges_with_one_name_one_exits_and_reports_why() {
     let (ended, survivor) = if first.is_over() { (first, second) } else { (second, first) };
     let status = ended.wait(Duration::from_secs(1));
     assert_eq!(status.code(), Some(1));
-    assert!(ended.said().contains("another livebridge publishes"), "{}", ended.last_lines());
+    assert!(ended.log_text().contains("another livebridge publishes"), "{}", ended.last_lines());
     wait_until_it_publishes(&survivor, PATIENCE);
     load.wait_for(200, PATIENCE);
 
     // With a name of its own, it publishes what it has acknowledged.
-    let ended = ended.set("KAFKA_INSTANCE", "somebody");
+    let ended = ended.set("KAFKA_INSTANCE", "another");
     ended.start();
     let acknowledged = load.finish(PATIENCE);
     survivor.drain(PATIENCE);
@@ -318,7 +318,7 @@ const FEW: [Fault; 3] = [
         thread::sleep(Duration::from_secs(3));
         rig.cluster.start_again(node);
     }),
-    ("a network is cut and nobody is told", |rig| {
+    ("a network drops packets silently", |rig| {
         let node = rig.any_node();
         rig.proxies[node - 1].set_network(Network::Silent);
         thread::sleep(Duration::from_secs(3));
@@ -423,9 +423,12 @@ fn any_fault_of_a_cluster_of_three_leaves_each_callback_once_and_in_order() {
         let started = Instant::now();
         fault(&mut rig);
         let lasted = started.elapsed();
-        let meanwhile = bridge.metric("livebridge_published_total").unwrap_or(0.0) - published;
+        let published_since =
+            bridge.metric("livebridge_published_total").unwrap_or(0.0) - published;
         let after = wait_until_it_publishes(&bridge, PATIENCE);
-        eprintln!("{test}: {what}: {lasted:.1?}, {meanwhile} published; next after {after:.1?}");
+        eprintln!(
+            "{test}: {what}: {lasted:.1?}, {published_since} published; next after {after:.1?}"
+        );
         for node in 1..=3 {
             rig.cluster.wait_until_in_sync(node);
         }
@@ -434,7 +437,7 @@ fn any_fault_of_a_cluster_of_three_leaves_each_callback_once_and_in_order() {
     let acknowledged = load.finish(PATIENCE);
     bridge.drain(PATIENCE);
     assert!(bridge.stop().success(), "{}", bridge.last_lines());
-    for line in bridge.said().lines().filter(|line| line.contains("publish")) {
+    for line in bridge.log_text().lines().filter(|line| line.contains("publish")) {
         eprintln!("  {line}");
     }
     let Some(verdict) = rig.verdict(test, &acknowledged) else { return };
@@ -458,8 +461,8 @@ fn a_deleted_topic_is_recreated_and_receives_later_events() {
     kafka::delete_topic(&rig.cluster.bootstrap(), "live.push");
     let started = Instant::now();
     let topic_made_again = || {
-        let said = bridge.said();
-        said.matches("topic created topic=live.push\n").count() > 1
+        let output_text = bridge.log_text();
+        output_text.matches("topic created topic=live.push\n").count() > 1
     };
     while !topic_made_again() {
         assert!(started.elapsed() < PATIENCE, "{}", bridge.last_lines());
@@ -478,7 +481,7 @@ fn a_deleted_topic_is_recreated_and_receives_later_events() {
     after.wait_for(1000, PATIENCE);
     kafka::delete_topic(&rig.cluster.bootstrap(), "live.ledger");
     let started = Instant::now();
-    while bridge.said().matches("topic created topic=live.ledger\n").count() < 2 {
+    while bridge.log_text().matches("topic created topic=live.ledger\n").count() < 2 {
         assert!(started.elapsed() < PATIENCE, "{}", bridge.last_lines());
         thread::sleep(Duration::from_millis(50));
     }
@@ -538,7 +541,7 @@ fn records_are_published_once_write_permission_returns() {
         bridge.assert_running();
         rule.remove(&bootstrap).unwrap();
         let after = wait_until_it_publishes(&bridge, PATIENCE);
-        eprintln!("{test}: {rule:?}: goes on after {after:.1?}");
+        eprintln!("{test}: {rule:?}: resumes after {after:.1?}");
     }
     let acknowledged = load.finish(PATIENCE);
     bridge.drain(PATIENCE);

@@ -142,7 +142,7 @@ fn files(dir: &Path, into: &mut Vec<PathBuf>) {
 fn rooms() -> Vec<(String, PathBuf, String)> {
     let mut paths = Vec::new();
     files(&source(), &mut paths);
-    assert!(paths.len() > 20, "the sources are there");
+    assert!(paths.len() > 20, "the sources were found");
     let code = |path: &Path| {
         let text = fs::read_to_string(path).unwrap();
         let text = text.split("#[cfg(test)]").next().unwrap().to_owned();
@@ -177,7 +177,7 @@ fn no_module_depends_on_one_above_its_layer() {
             continue;
         }
         let allowed = allowed.get(room.as_str());
-        let allowed = allowed.unwrap_or_else(|| panic!("{} has no place", path.display()));
+        let allowed = allowed.unwrap_or_else(|| panic!("{} is not in the table", path.display()));
         for (other, _) in MAY_NAME {
             let named = code.contains(&format!("crate::{other}::"))
                 || code.contains(&format!("crate::{other};"))
@@ -238,7 +238,7 @@ fn every_dependency_states_its_reason() {
     }) {
         for line in section.lines().skip(1).filter(|line| line.contains(" = ")) {
             let reason = line.split_once(" # ").map_or("", |(_, reason)| reason.trim());
-            assert!(!reason.is_empty(), "why is it there? {line}");
+            assert!(!reason.is_empty(), "no reason is stated: {line}");
             count += 1;
         }
     }

@@ -21,7 +21,7 @@ mod intake;
 #[path = "support/wire.rs"]
 mod wire;
 
-use intake::{Bed, KEY, push, push_of, refused, taken};
+use intake::{KEY, TestBed, assert_accepted, assert_rejected, push, push_of};
 use wire::{PATIENCE, Wire, post, post_chunked};
 
 mod a_callback {
@@ -29,15 +29,15 @@ mod a_callback {
 
     #[test]
     fn is_stored_unchanged_before_the_response() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         let body = "{ \"event_type\" : 1,\r\n\t\"stream_id\":\"\\u4e2d文\", \"n\":1.50 }";
-        taken(&bed.send(post("/callback", body)));
+        assert_accepted(&bed.send(post("/callback", body)));
         assert_eq!(bed.stored(), [body]);
     }
 
     #[test]
     fn is_accepted_at_the_path_and_below_it() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         let paths = [
             "/callback",
             "/callback/",
@@ -48,22 +48,22 @@ mod a_callback {
             "http://bridge.example/callback",
         ];
         for path in paths {
-            taken(&bed.send(post(path, &push())));
+            assert_accepted(&bed.send(post(path, &push())));
         }
         assert_eq!(bed.stored().len(), paths.len());
     }
 
     #[test]
     fn is_accepted_anywhere_when_the_path_is_the_root() {
-        let bed = Bed::with(|config, _| config.path = String::new());
+        let bed = TestBed::with(|config, _| config.path = String::new());
         for path in ["/", "/anything", "/any/thing?at=all"] {
-            taken(&bed.send(post(path, &push())));
+            assert_accepted(&bed.send(post(path, &push())));
         }
     }
 
     #[test]
     fn is_accepted_with_any_content_type_and_accept_headers() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         for kind in [
             "",
             "Content-Type: application/json\r\n",
@@ -80,26 +80,26 @@ mod a_callback {
                 "POST /callback HTTP/1.1\r\nHost: t\r\n{kind}Content-Length: {}\r\n\r\n{body}",
                 body.len()
             );
-            taken(&bed.send(request));
+            assert_accepted(&bed.send(request));
         }
     }
 
     #[test]
     fn is_accepted_without_a_host_header_and_with_header_names_in_any_case() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         let body = push();
         let request =
             format!("POST /callback HTTP/1.1\r\ncOnTeNt-LeNgTh:{}\r\n\r\n{body}", body.len());
-        taken(&bed.send(request));
+        assert_accepted(&bed.send(request));
     }
 
     #[test]
     fn of_the_largest_size_is_accepted_and_one_byte_more_is_rejected() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         let (fits, too_large) = (push_of(2048), push_of(2049));
-        taken(&bed.send(post("/callback", &fits)));
-        taken(&bed.send(post_chunked("/callback", &fits, 1000)));
-        taken(&bed.send(post_chunked("/callback", &fits, 1)));
+        assert_accepted(&bed.send(post("/callback", &fits)));
+        assert_accepted(&bed.send(post_chunked("/callback", &fits, 1000)));
+        assert_accepted(&bed.send(post_chunked("/callback", &fits, 1)));
         for request in [
             post("/callback", &too_large).into_bytes(),
             post_chunked("/callback", &too_large, 1000),
@@ -107,7 +107,7 @@ mod a_callback {
             post_chunked("/callback", &too_large, 4096),
         ] {
             let answer = bed.send(request);
-            refused(&answer, 413, "2048 bytes");
+            assert_rejected(&answer, 413, "2048 bytes");
             assert!(answer.closes());
         }
         assert_eq!(bed.stored(), [fits.clone(), fits.clone(), fits]);
@@ -115,101 +115,101 @@ mod a_callback {
 
     #[test]
     fn that_declares_a_huge_body_is_rejected_before_it_is_sent() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         for length in ["2049", "99999999999", "9223372036854775807"] {
             let head = format!("POST /callback HTTP/1.1\r\nContent-Length: {length}\r\n\r\n");
-            refused(&bed.send(head), 413, "2048 bytes");
+            assert_rejected(&bed.send(head), 413, "2048 bytes");
         }
-        bed.works();
+        bed.assert_accepts_callbacks();
     }
 
     #[test]
     fn that_arrives_in_pieces_is_accepted() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         let body = push();
         let mut wire = Wire::connect(bed.address);
         for piece in post("/callback", &body).as_bytes().chunks(7) {
             wire.send(piece);
             thread::sleep(Duration::from_millis(2));
         }
-        taken(&wire.answer().unwrap());
+        assert_accepted(&wire.answer().unwrap());
         assert_eq!(bed.stored(), [body]);
     }
 
     #[test]
     fn can_follow_others_on_a_keep_alive_connection() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         let mut wire = Wire::connect(bed.address);
         let bodies: Vec<String> = (0..20).map(|_| push()).collect();
         for body in &bodies {
             wire.send(post("/callback", body));
-            taken(&wire.answer().unwrap());
+            assert_accepted(&wire.answer().unwrap());
         }
         assert_eq!(bed.stored(), bodies);
     }
 
     #[test]
     fn can_be_pipelined() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         let mut wire = Wire::connect(bed.address);
         let bodies: Vec<String> = (0..20).map(|_| push()).collect();
         let all: String = bodies.iter().map(|body| post("/callback", body)).collect();
         wire.send(all);
         for _ in &bodies {
-            taken(&wire.answer().unwrap());
+            assert_accepted(&wire.answer().unwrap());
         }
         assert_eq!(bed.stored(), bodies, "in the order sent");
     }
 
     #[test]
     fn is_accepted_over_http_1_0() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         let body = push();
         let head = format!("POST /callback HTTP/1.0\r\nContent-Length: {}\r\n", body.len());
         let mut wire = Wire::connect(bed.address);
         wire.send(format!("{head}\r\n{body}"));
-        taken(&wire.answer().unwrap());
+        assert_accepted(&wire.answer().unwrap());
         assert!(wire.is_closed(), "as HTTP/1.0 does");
 
         let mut wire = Wire::connect(bed.address);
         for _ in 0..2 {
             wire.send(format!("{head}Connection: keep-alive\r\n\r\n{body}"));
-            taken(&wire.answer().unwrap());
+            assert_accepted(&wire.answer().unwrap());
         }
     }
 
     #[test]
     fn gets_100_continue_when_the_sender_expects_it() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         let body = push();
         let mut wire = Wire::connect(bed.address);
         let head = "POST /callback HTTP/1.1\r\nExpect: 100-continue\r\n";
         wire.send(format!("{head}Content-Length: {}\r\n\r\n", body.len()));
         assert_eq!(wire.answer().unwrap().status, 100);
         wire.send(&body);
-        taken(&wire.answer().unwrap());
+        assert_accepted(&wire.answer().unwrap());
 
         let mut wire = Wire::connect(bed.address);
         wire.send(format!("{head}Content-Length: 5000\r\n\r\n"));
-        refused(&wire.answer().unwrap(), 413, "2048 bytes");
+        assert_rejected(&wire.answer().unwrap(), 413, "2048 bytes");
     }
 
     #[test]
     fn gets_its_response_after_the_client_half_closes() {
         // `nc -N` and simple HTTP/1.0 clients do this.
-        let bed = Bed::new();
+        let bed = TestBed::new();
         for _ in 0..20 {
             let mut wire = Wire::connect(bed.address);
             wire.send(post("/callback", &push()));
             wire.finish();
-            taken(&wire.answer().expect("an answer on the half that is open"));
+            assert_accepted(&wire.answer().expect("an answer on the half that is open"));
             assert!(wire.is_closed());
         }
     }
 
     #[test]
     fn is_stored_when_the_client_disconnects_before_the_response() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         let bodies: BTreeSet<String> = (0..50).map(|_| push()).collect();
         for body in &bodies {
             let mut wire = Wire::connect(bed.address);
@@ -225,7 +225,7 @@ mod an_answer {
 
     #[test]
     fn is_read_by_each_of_50_clients_that_first_send_5_mib() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         let request = post("/callback", &" ".repeat(5 << 20));
         let chunked = post_chunked("/callback", &" ".repeat(5 << 20), 1 << 16);
         let ask = |request: &[u8]| {
@@ -243,12 +243,12 @@ mod an_answer {
         });
         let read = outcomes.iter().filter(|outcome| **outcome == Ok(413)).count();
         assert_eq!(read, 50, "{outcomes:?}");
-        bed.works();
+        bed.assert_accepts_callbacks();
     }
 
     #[test]
     fn that_rejects_before_the_end_of_the_body_reaches_the_client() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         let body = " ".repeat(3 << 20);
         let length = body.len();
         let large = format!("A: {}\r\n", "a".repeat(20_000));
@@ -276,15 +276,15 @@ mod an_answer {
         let answers: Vec<u16> =
             std::iter::from_fn(|| wire.answer()).map(|answer| answer.status).collect();
         assert_eq!(answers, [401; 16]);
-        bed.works();
+        bed.assert_accepts_callbacks();
     }
 
     #[test]
     fn closes_the_connection_of_a_client_that_never_stops_sending() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         let mut endless = Wire::connect(bed.address);
         endless.send("POST /callback HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n");
-        refused(&endless.answer().unwrap(), 413, "2048 bytes");
+        assert_rejected(&endless.answer().unwrap(), 413, "2048 bytes");
         let started = Instant::now();
         let mut sent = 0;
         while endless.try_send([b' '; 1024]) {
@@ -293,7 +293,7 @@ mod an_answer {
             thread::sleep(Duration::from_millis(20));
         }
         assert!(started.elapsed() > Duration::from_secs(4), "{:?}", started.elapsed());
-        bed.works();
+        bed.assert_accepts_callbacks();
     }
 }
 
@@ -302,7 +302,7 @@ mod a_health_check {
 
     #[test]
     fn is_served_on_the_callback_port_with_a_status_only() {
-        let bed = Bed::with(|config, _| config.path = String::new());
+        let bed = TestBed::with(|config, _| config.path = String::new());
         for (path, message) in [("/healthz", "alive"), ("/readyz", "ready"), ("/readyz?v", "ready")]
         {
             let answer = bed.send(format!("GET {path} HTTP/1.1\r\n\r\n"));
@@ -318,13 +318,13 @@ mod a_health_check {
             assert_eq!(&head, b"HTTP/1.1 200 OK");
             assert!(wire.skip_head());
         }
-        taken(&bed.send(post("/healthz", &push())));
-        let bed = Bed::with(|_, log| log.min_free_bytes = u64::MAX);
+        assert_accepted(&bed.send(post("/healthz", &push())));
+        let bed = TestBed::with(|_, log| log.min_free_bytes = u64::MAX);
         let started = Instant::now();
         while bed.log.as_ref().unwrap().probe().ready().is_ok() {
             assert!(started.elapsed() < PATIENCE);
         }
-        refused(&bed.send("GET /readyz HTTP/1.1\r\n\r\n"), 503, "not ready");
+        assert_rejected(&bed.send("GET /readyz HTTP/1.1\r\n\r\n"), 503, "not ready");
         assert_eq!(bed.send("GET /healthz HTTP/1.1\r\n\r\n").status, 200);
     }
 }
@@ -334,11 +334,11 @@ mod an_idle_connection {
 
     #[test]
     fn is_kept_for_http_keep_alive() {
-        let bed = Bed::with(|config, _| config.keep_alive = Duration::from_secs(3));
+        let bed = TestBed::with(|config, _| config.keep_alive = Duration::from_secs(3));
         let mut wire = Wire::connect(bed.address);
         for _ in 0..2 {
             wire.send(post("/callback", &push()));
-            taken(&wire.answer().unwrap());
+            assert_accepted(&wire.answer().unwrap());
             assert!(wire.is_silent(Duration::from_secs(2)));
         }
         let started = Instant::now();
@@ -349,12 +349,12 @@ mod an_idle_connection {
     #[test]
     #[ignore = "takes 65 s: the idle time of balancers"]
     fn is_kept_longer_than_load_balancers_keep_it() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         let mut wires: Vec<Wire> = (0..20).map(|_| Wire::connect(bed.address)).collect();
         for round in 0..2 {
             for wire in &mut wires {
                 wire.send(post("/callback", &push()));
-                taken(&wire.answer().unwrap());
+                assert_accepted(&wire.answer().unwrap());
             }
             if round == 0 {
                 thread::sleep(Duration::from_secs(65));
@@ -368,7 +368,7 @@ mod a_request {
 
     #[test]
     fn with_another_method_gets_405_with_allow() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         for method in ["GET", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "POSTS", "post"] {
             let body = push();
             let request = format!(
@@ -376,7 +376,7 @@ mod a_request {
                 body.len()
             );
             let answer = bed.send(request);
-            refused(&answer, 405, "POST");
+            assert_rejected(&answer, 405, "POST");
             assert_eq!(answer.header("allow"), Some("POST"), "{method}");
         }
         let answer = exchange_head(bed.address);
@@ -396,7 +396,7 @@ mod a_request {
 
     #[test]
     fn for_another_path_gets_404() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         for path in [
             "/",
             "/callbacks",
@@ -412,7 +412,7 @@ mod a_request {
             "*",
         ] {
             let answer = bed.send(post(path, &push()));
-            refused(&answer, 404, "http.path");
+            assert_rejected(&answer, 404, "http.path");
             assert!(!answer.body.contains("/callback"), "a part of it may be secret");
         }
         assert!(bed.stored().is_empty());
@@ -420,25 +420,25 @@ mod a_request {
 
     #[test]
     fn without_a_body_is_rejected() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         for head in ["Content-Length: 0\r\n", "", "Transfer-Encoding: chunked\r\n"] {
             let end = if head.starts_with('T') { "0\r\n\r\n" } else { "" };
             let request = format!("POST /callback HTTP/1.1\r\n{head}\r\n{end}");
-            refused(&bed.send(request), 400, "not valid JSON");
+            assert_rejected(&bed.send(request), 400, "not valid JSON");
         }
         assert!(bed.stored().is_empty());
     }
 
     #[test]
     fn that_is_not_an_authentic_callback_is_rejected_with_the_reason() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         let key = CallbackKey::new(KEY).unwrap();
         let signed = |t: i64, sign: Option<&str>| {
             let sign = sign.map_or_else(|| key.sign_hex(&t.to_string()), str::to_owned);
             json!({"event_type": 0, "t": t, "sign": sign}).to_string()
         };
         let now = Timestamp::now().as_millis() / 1000;
-        taken(&bed.send(post("/callback", &signed(now, None))));
+        assert_accepted(&bed.send(post("/callback", &signed(now, None))));
         let stored = bed.stored();
         for (body, status, says) in [
             ("{".to_owned(), 400, "not valid JSON"),
@@ -453,32 +453,32 @@ mod a_request {
             (r#"{"event_type":true}"#.to_owned(), 400, "event_type"),
             (r#"{"t":true,"sign":""}"#.to_owned(), 400, "\"t\""),
             (r#"{"event_type":0}"#.to_owned(), 401, "no signature"),
-            (r#"{"stream_id":"no type at all"}"#.to_owned(), 401, "no signature"),
+            (r#"{"stream_id":"no type"}"#.to_owned(), 401, "no signature"),
             (signed(now, Some("00000000000000000000000000000000")), 401, "no callback key"),
             (signed(now - 1300, None), 401, "expired"),
         ] {
             let mut wire = Wire::connect(bed.address);
             wire.send(post("/callback", &body));
-            refused(&wire.answer().unwrap(), status, says);
+            assert_rejected(&wire.answer().unwrap(), status, says);
             // Its body was read completely, so the connection can be reused.
             wire.send(post("/callback", "{"));
-            refused(&wire.answer().unwrap(), 400, "not valid JSON");
+            assert_rejected(&wire.answer().unwrap(), 400, "not valid JSON");
         }
         assert_eq!(bed.stored(), stored, "nothing was added");
-        bed.works();
+        bed.assert_accepts_callbacks();
     }
 
     #[test]
     fn that_is_not_utf_8_is_rejected_with_a_valid_utf_8_response() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         let mut request = b"POST /callback HTTP/1.1\r\nContent-Length: 5\r\n\r\n".to_vec();
         request.extend_from_slice(b"{\xff\xfe\0}");
-        refused(&bed.send(request), 400, "not valid JSON");
+        assert_rejected(&bed.send(request), 400, "not valid JSON");
     }
 
     #[test]
     fn with_a_body_shorter_than_content_length_is_rejected() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         let body = push();
         let mut wire = Wire::connect(bed.address);
         wire.send(format!(
@@ -487,7 +487,7 @@ mod a_request {
         ));
         wire.finish();
         if let Some(answer) = wire.answer() {
-            refused(&answer, 408, "whole");
+            assert_rejected(&answer, 408, "whole");
         }
         assert!(wire.is_closed());
 
@@ -496,23 +496,23 @@ mod a_request {
         wire.send(&whole[..whole.len() - 5]);
         wire.finish();
         if let Some(answer) = wire.answer() {
-            refused(&answer, 408, "whole");
+            assert_rejected(&answer, 408, "whole");
         }
         assert!(wire.is_closed());
-        bed.works();
+        bed.assert_accepts_callbacks();
         assert_eq!(bed.stored().len(), 1, "only the proof that it works");
     }
 
     #[test]
     fn with_a_body_longer_than_content_length_affects_only_its_own_connection() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         let body = push();
         let mut wire = Wire::connect(bed.address);
         wire.send(format!("{}surplus\r\n\r\n", post("/callback", &body)));
-        taken(&wire.answer().unwrap());
+        assert_accepted(&wire.answer().unwrap());
         assert_eq!(wire.answer().unwrap().status, 400);
         assert!(wire.is_closed());
-        bed.works();
+        bed.assert_accepts_callbacks();
         assert_eq!(bed.stored()[0], body);
     }
 
@@ -520,7 +520,7 @@ mod a_request {
     fn with_chunked_and_content_length_uses_chunked_and_closes() {
         // A proxy in front may have used Content-Length: the bytes that the proxy would treat as
         // the next request must never be parsed.
-        let bed = Bed::new();
+        let bed = TestBed::new();
         for framing in [
             "Content-Length: 5\r\nTransfer-Encoding: chunked",
             "Transfer-Encoding: chunked\r\nContent-Length: 5",
@@ -533,7 +533,7 @@ mod a_request {
             wire.send(&chunks[start..]);
             wire.send(post("/callback", &push()));
             let answer = wire.answer().unwrap();
-            taken(&answer);
+            assert_accepted(&answer);
             assert!(answer.closes(), "{framing}");
             assert!(wire.is_closed(), "{framing}");
             assert_eq!(bed.stored().last(), Some(&body));
@@ -543,7 +543,7 @@ mod a_request {
 
     #[test]
     fn with_invalid_framing_is_rejected() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         for framing in [
             "Content-Length: 5\r\nContent-Length: 6",
             "Content-Length: +5",
@@ -570,12 +570,12 @@ mod a_request {
             assert!(wire.is_closed(), "{chunks:?}");
         }
         assert!(bed.stored().is_empty());
-        bed.works();
+        bed.assert_accepts_callbacks();
     }
 
     #[test]
     fn that_is_not_http_affects_only_its_own_connection() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         for request in [
             &b"hello\r\n\r\n"[..],
             b"POST\r\n\r\n",
@@ -595,20 +595,20 @@ mod a_request {
             assert!(answer.is_none_or(|answer| answer.status == 400), "{name}");
             assert!(wire.is_closed(), "{name}");
         }
-        bed.works();
+        bed.assert_accepts_callbacks();
         assert_eq!(bed.stored().len(), 1);
     }
 
     #[test]
     fn with_too_large_or_too_many_headers_is_rejected() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         let body = push();
         let with = |headers: String| {
             let length = body.len();
             format!("POST /callback HTTP/1.1\r\n{headers}Content-Length: {length}\r\n\r\n{body}")
         };
-        taken(&bed.send(with(format!("A: {}\r\n", "a".repeat(15_000)))));
-        taken(&bed.send(with("A: a\r\n".repeat(63))));
+        assert_accepted(&bed.send(with(format!("A: {}\r\n", "a".repeat(15_000)))));
+        assert_accepted(&bed.send(with("A: a\r\n".repeat(63))));
         for request in [
             with(format!("A: {}\r\n", "a".repeat(17_000))),
             with("A: a\r\n".repeat(64)),
@@ -625,17 +625,17 @@ mod a_request {
             assert!(wire.is_closed());
         }
         assert_eq!(bed.stored().len(), 2);
-        bed.works();
+        bed.assert_accepts_callbacks();
     }
 
     #[test]
     fn that_is_the_sixteenth_rejected_in_a_row_closes_the_connection() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         let mut wire = Wire::connect(bed.address);
         let refuse = |wire: &mut Wire| {
             wire.send(post("/callback", "{}"));
             let answer = wire.answer().unwrap();
-            refused(&answer, 401, "no signature");
+            assert_rejected(&answer, 401, "no signature");
             answer.closes()
         };
         for _ in 0..15 {
@@ -643,7 +643,7 @@ mod a_request {
         }
         // An accepted callback shows that the client is legitimate.
         wire.send(post("/callback", &push()));
-        taken(&wire.answer().unwrap());
+        assert_accepted(&wire.answer().unwrap());
         for _ in 0..15 {
             assert!(!refuse(&mut wire));
         }
@@ -653,7 +653,7 @@ mod a_request {
 
     #[test]
     fn with_any_byte_changed_affects_only_its_own_connection() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         let body = push();
         let request = post("/callback/push", &body).into_bytes();
         for place in 0..request.len() {
@@ -670,13 +670,13 @@ mod a_request {
         for stored in bed.stored() {
             assert!(serde_json::from_str::<Value>(&stored).is_ok_and(|body| body.is_object()));
         }
-        bed.works();
+        bed.assert_accepts_callbacks();
     }
 
     #[test]
     #[ignore = "takes 15 s: the time-out of headers"]
     fn with_endless_headers_times_out() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         let mut idle = Wire::connect(bed.address).patience(Duration::from_secs(30));
         let mut slow = Wire::connect(bed.address).patience(Duration::from_secs(30));
         slow.send("POST /callback HTTP/1.1\r\n");
@@ -689,19 +689,19 @@ mod a_request {
                 thread::sleep(Duration::from_secs(1));
             }
         });
-        bed.works();
+        bed.assert_accepts_callbacks();
         assert!(slow.answer().is_none_or(|answer| answer.status == 408));
         assert!(started.elapsed() > Duration::from_secs(13), "{:?}", started.elapsed());
         assert!(started.elapsed() < Duration::from_secs(18), "{:?}", started.elapsed());
-        assert!(idle.is_closed(), "so is a connection on which nothing comes");
-        bed.works();
+        assert!(idle.is_closed(), "an idle connection is closed as well");
+        bed.assert_accepts_callbacks();
         trickler.join().unwrap();
     }
 
     #[test]
     #[ignore = "takes 10 s: the time-out of bodies"]
     fn with_a_slow_body_times_out() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         let body = push_of(2000);
         let mut slow = Wire::connect(bed.address).patience(Duration::from_secs(30));
         let request = post("/callback", &body);
@@ -716,13 +716,13 @@ mod a_request {
                 trickle.send([byte]);
             }
         });
-        bed.works();
+        bed.assert_accepts_callbacks();
         let answer = slow.answer().unwrap();
-        refused(&answer, 408, "whole");
+        assert_rejected(&answer, 408, "whole");
         assert!(answer.closes());
         assert!(started.elapsed() > Duration::from_secs(9), "{:?}", started.elapsed());
         assert!(started.elapsed() < Duration::from_secs(12), "{:?}", started.elapsed());
-        bed.works();
+        bed.assert_accepts_callbacks();
         trickler.join().unwrap();
         assert!(!bed.stored().contains(&body));
     }
@@ -730,7 +730,7 @@ mod a_request {
     #[test]
     #[ignore = "takes 30 s: the time-out of senders that do not take their answers"]
     fn with_unread_responses_times_out() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         // Small socket buffers.
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
         let socket = socket.unwrap();
@@ -743,11 +743,11 @@ mod a_request {
         let started = Instant::now();
         // The responses first fill the socket buffers; then the connection stalls and is closed.
         while deaf.try_send(&many) {
-            assert!(started.elapsed() < Duration::from_mins(1), "it is let be for ever");
+            assert!(started.elapsed() < Duration::from_mins(1), "it is not closed");
             thread::sleep(Duration::from_millis(100));
         }
         assert!(started.elapsed() > Duration::from_secs(25), "{:?}", started.elapsed());
-        bed.works();
+        bed.assert_accepts_callbacks();
     }
 }
 
@@ -756,7 +756,7 @@ mod others {
 
     #[test]
     fn are_served_while_many_connections_are_idle_or_send_garbage() {
-        let bed = Bed::new();
+        let bed = TestBed::new();
         let mut lazy = Vec::new();
         for number in 0..40 {
             let mut wire = Wire::connect(bed.address);
@@ -770,36 +770,36 @@ mod others {
             lazy.push(wire);
         }
         for _ in 0..20 {
-            bed.works();
+            bed.assert_accepts_callbacks();
         }
     }
 
     #[test]
     fn evict_the_idlest_connection_when_full() {
-        let bed = Bed::with(|config, _| config.max_connections = 2);
+        let bed = TestBed::with(|config, _| config.max_connections = 2);
         let mut first = Wire::connect(bed.address);
         let mut second = Wire::connect(bed.address);
         for wire in [&mut first, &mut second] {
             wire.send(post("/callback", &push()));
-            taken(&wire.answer().unwrap());
+            assert_accepted(&wire.answer().unwrap());
         }
         thread::sleep(Duration::from_millis(150));
         second.send(post("/callback", &push()));
-        taken(&second.answer().unwrap());
+        assert_accepted(&second.answer().unwrap());
         let mut third = Wire::connect(bed.address);
         third.send(post("/callback", &push()));
-        taken(&third.answer().expect("a place"));
+        assert_accepted(&third.answer().expect("a place"));
         assert!(first.is_closed(), "it had waited the longest");
         drop(second);
         drop(third);
         for _ in 0..5 {
-            bed.works();
+            bed.assert_accepts_callbacks();
         }
     }
 
     #[test]
     fn are_served_whatever_stalled_clients_have_announced() {
-        let bed = Bed::with(|config, _| {
+        let bed = TestBed::with(|config, _| {
             config.max_body = 512 * 1024;
             config.max_connections = 1000;
         });
@@ -817,14 +817,14 @@ mod others {
             })
             .collect();
         thread::sleep(Duration::from_millis(100));
-        taken(&bed.send(post("/callback", &push_of(500_000))));
-        bed.works();
+        assert_accepted(&bed.send(post("/callback", &push_of(500_000))));
+        bed.assert_accepts_callbacks();
         drop(lazy);
     }
 
     #[test]
     fn get_503_for_large_bodies_when_too_many_bytes_are_in_flight() {
-        let bed = Bed::with(|config, _| {
+        let bed = TestBed::with(|config, _| {
             config.max_body = 512 * 1024;
             config.max_connections = 1000;
         });
@@ -846,7 +846,7 @@ mod others {
             // Where many arrived at once, many were rejected at once and released memory.
             holders.push(hold());
         };
-        refused(&answer, 503, "at once");
+        assert_rejected(&answer, 503, "at once");
         assert_eq!(answer.header("retry-after"), Some("10"));
         // A callback of ordinary size is accepted, in any number of parts.
         let usual = post("/callback", &push());
@@ -854,7 +854,7 @@ mod others {
         wire.send(&usual[..usual.len() - 5]);
         thread::sleep(Duration::from_millis(50));
         wire.send(&usual[usual.len() - 5..]);
-        taken(&wire.answer().unwrap());
+        assert_accepted(&wire.answer().unwrap());
         holders.truncate(100);
         let started = Instant::now();
         while bed.send(&large).status != 200 {
@@ -870,7 +870,7 @@ mod a_log {
     fn that_does_not_answer_in_time_causes_503() {
         // Timers have a resolution of a millisecond, and a fast disk may finish before the
         // shortest.
-        let bed = Bed::with(|config, _| config.deadline = Duration::from_nanos(1));
+        let bed = TestBed::with(|config, _| config.deadline = Duration::from_nanos(1));
         let started = Instant::now();
         let mut bodies = Vec::new();
         let answer = loop {
@@ -881,7 +881,7 @@ mod a_log {
             }
             assert!(started.elapsed() < PATIENCE);
         };
-        refused(&answer, 503, "in time");
+        assert_rejected(&answer, 503, "in time");
         assert_eq!(answer.header("retry-after"), Some("10"));
         assert!(!answer.closes(), "the connection is whole");
         // The record becomes durable anyway; the retry is dropped by its event ID.
@@ -890,7 +890,7 @@ mod a_log {
 
     #[test]
     fn without_space_rejects_until_there_is_some() {
-        let bed = Bed::with(|_, log| log.min_free_bytes = u64::MAX);
+        let bed = TestBed::with(|_, log| log.min_free_bytes = u64::MAX);
         let started = Instant::now();
         let log = bed.log.as_ref().unwrap();
         while log.probe().ready().is_ok() {
@@ -898,7 +898,7 @@ mod a_log {
         }
         assert_eq!(log.probe().ready(), Err(Unready::Refuses(AppendError::DiskFull)));
         let answer = bed.send(post("/callback", &push()));
-        refused(&answer, 503, "no room left on its disk");
+        assert_rejected(&answer, 503, "no room left on its disk");
         assert_eq!(answer.header("retry-after"), Some("10"));
         assert!(bed.stored().is_empty());
     }
@@ -907,7 +907,7 @@ mod a_log {
     fn that_is_full_accepts_more_after_publishing() {
         // At the smallest limit, and without clients that could retry in between.
         for max_bytes in [1, 64 * 1024] {
-            let mut bed = Bed::with(|_, log| log.max_bytes = max_bytes);
+            let mut bed = TestBed::with(|_, log| log.max_bytes = max_bytes);
             let started = Instant::now();
             let mut stored = 0;
             let answer = loop {
@@ -918,7 +918,7 @@ mod a_log {
                 stored += 1;
                 assert!(started.elapsed() < PATIENCE);
             };
-            refused(&answer, 503, "wal.max_bytes");
+            assert_rejected(&answer, 503, "wal.max_bytes");
             assert_eq!(answer.header("retry-after"), Some("10"));
             assert_eq!(bed.stored().len(), stored);
             let probe = bed.log.as_ref().unwrap().probe();
@@ -935,7 +935,7 @@ mod a_log {
                 assert!(started.elapsed() < PATIENCE, "still full at {max_bytes} bytes");
                 thread::sleep(Duration::from_millis(10));
             }
-            bed.works();
+            bed.assert_accepts_callbacks();
         }
     }
 }
@@ -945,13 +945,13 @@ mod a_stop {
 
     #[test]
     fn completes_requests_in_progress_and_closes_idle_connections() {
-        let mut bed = Bed::new();
+        let mut bed = TestBed::new();
         let body = push();
         let request = post("/callback", &body);
         let mut idle = Wire::connect(bed.address);
         let mut used = Wire::connect(bed.address);
         used.send(post("/callback", &push()));
-        taken(&used.answer().unwrap());
+        assert_accepted(&used.answer().unwrap());
         let mut begun = Wire::connect(bed.address);
         begun.send(&request[..request.len() - 5]);
         // Wait until the intake, not only the kernel, has all three.
@@ -962,11 +962,11 @@ mod a_stop {
         assert!(idle.is_closed());
         let started = Instant::now();
         while TcpStream::connect(bed.address).is_ok() {
-            assert!(started.elapsed() < PATIENCE, "new connections are still taken");
+            assert!(started.elapsed() < PATIENCE, "new connections are still accepted");
         }
         begun.send(&request[request.len() - 5..]);
         let answer = begun.answer().expect("an answer to what was begun");
-        taken(&answer);
+        assert_accepted(&answer);
         assert!(answer.closes());
         assert!(begun.is_closed());
         bed.intake.take().unwrap().join();

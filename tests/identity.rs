@@ -215,7 +215,7 @@ fn the_natural_key_without_a_required_field_is_the_content() {
         let pointer = if name.starts_with("045") { "/task_id" } else { "/stream_id" };
         let (one, two) = (id(&event.to_string()), id(&varied(&event, pointer).to_string()));
         assert!(one.natural != two.natural && one.content != two.content, "{name}: {field}");
-        assert_ne!(one.natural, one.content, "{name}: two halves, not one half twice");
+        assert_ne!(one.natural, one.content, "{name}: natural and content IDs differ");
     }
 }
 
@@ -320,7 +320,7 @@ fn payloads_that_are_not_retries_are_all_distinct() {
         }
         assert!(seen.insert(payload_id(stem)), "{name}");
     }
-    assert_eq!(seen.len(), 83 - 9 - 5 - 3, "all were looked at");
+    assert_eq!(seen.len(), 83 - 9 - 5 - 3, "all were compared");
 }
 
 #[test]
@@ -373,10 +373,14 @@ fn events_without_time_or_number_that_differ_only_in_t_are_distinct() {
         // The same `t` means the same delivery, repeated.
         assert_eq!(delivered(&event, 1_703_732_078), delivered(&event, 1_703_732_078));
         event["data"]["event_time"] = 1_703_732_000.into();
-        assert_eq!(events_of_five_deliveries(&event), 5, "{code}: whose time that is is not known");
+        assert_eq!(
+            events_of_five_deliveries(&event),
+            5,
+            "{code}: the meaning of that time is not known"
+        );
     }
     let bare = serde_json::json!({"stream_id": "a"});
-    assert_eq!(events_of_five_deliveries(&bare), 5, "no type at all");
+    assert_eq!(events_of_five_deliveries(&bare), 5, "no type");
 }
 
 #[test]

@@ -19,26 +19,29 @@ fn python(test: &str, arguments: &[&str]) -> Option<String> {
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8(said).unwrap();
-    assert!(output.status.success(), "{said}");
-    Some(said)
+    let output_text = [output.stdout, output.stderr].concat();
+    let output_text = String::from_utf8(output_text).unwrap();
+    assert!(output.status.success(), "{output_text}");
+    Some(output_text)
 }
 
 #[test]
 fn the_manifests_are_valid_for_the_kubernetes_api() {
     let file = "deploy/kubernetes/livebridge.yaml";
     let arguments = ["-m", "kubernetes_validate", "--strict", file];
-    let Some(said) = python("manifests", &arguments) else { return };
+    let Some(output_text) = python("manifests", &arguments) else { return };
     for kind in ["configmap", "service", "statefulset", "poddisruptionbudget", "networkpolicy"] {
-        assert!(said.contains(&format!("passed for resource {kind}/livebridge")), "{kind}: {said}");
+        assert!(
+            output_text.contains(&format!("passed for resource {kind}/livebridge")),
+            "{kind}: {output_text}"
+        );
     }
 }
 
 #[test]
 fn compose_mounts_existing_files_and_publishes_no_port_outside_localhost() {
-    let Some(said) = python("compose", &["tests/kubernetes/compose.py"]) else { return };
-    assert!(said.contains("6 services"), "{said}");
+    let Some(output_text) = python("compose", &["tests/kubernetes/compose.py"]) else { return };
+    assert!(output_text.contains("6 services"), "{output_text}");
 }
 
 #[test]

@@ -27,12 +27,12 @@ mod process;
 #[path = "support/wire.rs"]
 mod wire;
 
-use door::Door;
+use door::KafkaGate;
 use metrics::scrape;
 use process::{Running, livebridge, run};
 use wire::{PATIENCE, Wire, post};
 
-struct Bed {
+struct TestBed {
     process: Running,
     intake: SocketAddr,
     admin: SocketAddr,
@@ -40,7 +40,7 @@ struct Bed {
     kafka: String,
 }
 
-impl Bed {
+impl TestBed {
     fn new(kafka: &str, more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("livebridge.toml");
@@ -78,9 +78,9 @@ impl Bed {
     /// Level and message of every line with the target `about`.
     fn lines_about(&self, about: &str) -> Vec<(String, String)> {
         let text = |value: &Value| value.as_str().unwrap().to_owned();
-        let said =
+        let output_text =
             self.lines().into_iter().map(|line| (text(&line["level"]), text(&line["message"])));
-        said.filter(|(_, message)| message.contains(about)).collect()
+        output_text.filter(|(_, message)| message.contains(about)).collect()
     }
 
     fn wait_until(&self, what: impl Fn(&Self) -> bool) {
@@ -111,9 +111,9 @@ fn pair(first: (&str, &str), second: (&str, &str)) -> Vec<(String, String)> {
 #[test]
 fn no_level_logs_a_line_per_callback() {
     let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
-    let bed = Bed::new(&kafka.brokers(), "min_free_bytes = 0\n[log]\nlevel = \"trace\"");
+    let bed = TestBed::new(&kafka.brokers(), "min_free_bytes = 0\n[log]\nlevel = \"trace\"");
     bed.send(1);
-    let published = |bed: &Bed, count: f64| {
+    let published = |bed: &TestBed, count: f64| {
         let series = scrape(bed.admin);
         series["livebridge_published_total{event_type=\"push\"}"] >= count
     };
@@ -132,7 +132,7 @@ fn no_level_logs_a_line_per_callback() {
 
 #[test]
 fn low_disk_space_and_its_end_are_one_line_each() {
-    let bed = Bed::new("127.0.0.1:1", "min_free_bytes = 0");
+    let bed = TestBed::new("127.0.0.1:1", "min_free_bytes = 0");
     for round in 1..=2 {
         bed.reload("min_free_bytes = \"1EiB\"");
         bed.wait_until(|bed| bed.lines_about("refused with 503").len() == round);
@@ -152,20 +152,20 @@ fn low_disk_space_and_its_end_are_one_line_each() {
 #[test]
 fn a_kafka_outage_and_its_end_are_one_line_each() {
     let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
-    let door = Door::to(kafka.brokers());
-    let bed = Bed::new(&door.address.to_string(), "min_free_bytes = 0");
+    let gate = KafkaGate::to(kafka.brokers());
+    let bed = TestBed::new(&gate.address.to_string(), "min_free_bytes = 0");
     let about = "to Kafka";
     bed.wait_until(|bed| bed.lines_about("cannot publish to Kafka").len() == 1);
     bed.send(20);
     thread::sleep(Duration::from_secs(2));
-    door.open();
+    gate.open();
     bed.wait_until(|bed| bed.lines_about("publishing to Kafka again").len() == 1);
     bed.send(20);
     bed.wait_until(|bed| scrape(bed.admin)["livebridge_wal_records"] == 0.0);
-    let said: Vec<_> =
+    let outage_lines: Vec<_> =
         bed.lines_about(about).into_iter().filter(|(_, m)| !m.contains("ledger")).collect();
     let lost = "cannot publish to Kafka; callbacks are still taken and stored, trying again";
-    assert_eq!(said, pair(("ERROR", lost), ("INFO", "publishing to Kafka again")));
+    assert_eq!(outage_lines, pair(("ERROR", lost), ("INFO", "publishing to Kafka again")));
 }
 
 #[test]
@@ -181,9 +181,9 @@ fn text_format_is_for_people_and_an_unknown_level_is_rejected() {
     assert!(refused.stderr.contains("\"inof\" is no level; use error, warn, info"), "{refused:?}");
     let mut dev = livebridge(&["dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
     dev.args(["--for", "100ms"]).env("LIVEBRIDGE_LOG_FORMAT", "text");
-    let said = run(&mut dev);
-    assert_eq!(said.code, Some(0), "{said:?}");
-    let line = said.stderr.lines().find(|line| line.contains("intake listening")).unwrap();
+    let output_text = run(&mut dev);
+    assert_eq!(output_text.code, Some(0), "{output_text:?}");
+    let line = output_text.stderr.lines().find(|line| line.contains("intake listening")).unwrap();
     assert!(line.contains(" INFO intake listening address=127.0.0.1:"), "{line}");
 }
 
@@ -195,7 +195,7 @@ fn with_a_small_pipe(
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("livebridge.toml");
     let level = format!("min_free_bytes = 0\n[log]\nlevel = {level:?}");
-    fs::write(&path, Bed::config(&dir, "127.0.0.1:1", &level)).unwrap();
+    fs::write(&path, TestBed::config(&dir, "127.0.0.1:1", &level)).unwrap();
     let (reader, writer) = std::io::pipe().unwrap();
     rustix::pipe::fcntl_setpipe_size(&writer, 4096).unwrap();
     let mut command = livebridge(&["serve", "--config", path.to_str().unwrap()]);
@@ -263,13 +263,13 @@ fn an_unread_log_pipe_blocks_neither_callbacks_nor_shutdown() {
 
 #[test]
 fn the_last_lines_before_exit_are_written() {
-    let bed = Bed::new("127.0.0.1:1", "min_free_bytes = 0");
+    let bed = TestBed::new("127.0.0.1:1", "min_free_bytes = 0");
     bed.process.signal(Signal::TERM);
     bed.wait_until(|bed| !bed.lines_about("stopped").is_empty());
     // A second process on the same log: its error is the last line.
     let dir = bed.dir.path().join("livebridge.toml");
-    let second = Bed::new("127.0.0.1:1", "min_free_bytes = 0");
-    let config = Bed::config(&second.dir, "127.0.0.1:1", "min_free_bytes = 0");
+    let second = TestBed::new("127.0.0.1:1", "min_free_bytes = 0");
+    let config = TestBed::config(&second.dir, "127.0.0.1:1", "min_free_bytes = 0");
     fs::write(&dir, config).unwrap();
     let refused = run(&mut livebridge(&["serve", "--config", dir.to_str().unwrap()]));
     assert_eq!(refused.code, Some(1));
@@ -279,7 +279,7 @@ fn the_last_lines_before_exit_are_written() {
 
 #[test]
 fn rejections_are_summarised_in_a_line_with_counts_by_reason_and_an_example() {
-    let bed = Bed::new("127.0.0.1:1", "min_free_bytes = 0");
+    let bed = TestBed::new("127.0.0.1:1", "min_free_bytes = 0");
     let ask = |request: String| wire::exchange(bed.intake, request).unwrap().status;
     assert_eq!(ask(post("/hook/a-secret-part", "{}")), 404);
     bed.wait_until(|bed| !bed.lines_about("requests were rejected").is_empty());

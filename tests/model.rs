@@ -1,7 +1,7 @@
 //! The log against a model: after any sequence of operations, nothing acknowledged is lost,
 //! reordered or repeated, LSNs only grow, and released records are removed.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue has failed")]
 
 mod log_support;
 
@@ -231,7 +231,7 @@ impl Model {
         let (old, new) = left.split_at(known.len());
         assert!(old == known, "{:?} is left of {:?}", lsns(old), lsns(known));
         for entry in new {
-            assert!(in_flight.contains(&entry.record), "{} was on its way", entry.lsn);
+            assert!(in_flight.contains(&entry.record), "{} was in flight", entry.lsn);
             assert!(self.entries.last().is_none_or(|last| last.lsn < entry.lsn));
             self.add(entry.clone(), opening);
         }

@@ -16,17 +16,17 @@ use support::{Unavailable, or_skip};
 const METRICS: &str = include_str!("../docs/metrics.md");
 
 /// A bridge that publishes to the embedded Kafka.
-struct Whole {
+struct BridgeWithKafka {
     bridge: Bridge,
     _kafka: Embedded,
 }
 
-fn whole(name: &str) -> Whole {
+fn whole(name: &str) -> BridgeWithKafka {
     let topics = Topics::new("live", &BTreeMap::new()).expect("the default topics");
     let kafka = Embedded::start(&topics.all(), 3, topics.ledger()).expect("librdkafka's Kafka");
     let bridge = Bridge::new(name, &kafka.brokers(), "live").set("KAFKA_CREATE_TOPICS", "false");
     bridge.start();
-    Whole { bridge, _kafka: kafka }
+    BridgeWithKafka { bridge, _kafka: kafka }
 }
 
 /// A metric in a table or an exposition: type, label names, help.
@@ -45,7 +45,7 @@ fn documented() -> (Families, BTreeMap<String, String>) {
         let labels = labels.map(|label| label.trim_matches('`').to_owned()).collect();
         units.insert(name.clone(), unit.to_owned());
         let before = families.insert(name, (kind.to_owned(), labels, help.to_owned()));
-        assert!(before.is_none(), "{row} is there twice");
+        assert!(before.is_none(), "{row} is listed twice");
     }
     (families, units)
 }
@@ -121,11 +121,12 @@ fn the_metrics_table_matches_a_running_bridge() {
 fn promtool_reports_no_problem() {
     let whole = whole("observe-lint");
     let text = whole.bridge.get("/metrics");
-    let Some(said) = or_skip("promtool check metrics", promtool(&["check", "metrics"], &text))
+    let Some(output_text) =
+        or_skip("promtool check metrics", promtool(&["check", "metrics"], &text))
     else {
         return;
     };
-    assert_eq!(said, "", "{text}");
+    assert_eq!(output_text, "", "{text}");
 }
 
 /// The output of promtool, which must succeed.
@@ -139,10 +140,10 @@ fn promtool(arguments: &[&str], input: &str) -> Result<String, Unavailable> {
     stdin.write_all(input.as_bytes()).expect("a readable pipe");
     drop(stdin);
     let output = child.wait_with_output().expect("a child that can be waited for");
-    let said = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
-    let said = String::from_utf8_lossy(&said).into_owned();
-    assert!(output.status.success(), "promtool {arguments:?}: {said}");
-    Ok(said)
+    let output_text = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
+    let output_text = String::from_utf8_lossy(&output_text).into_owned();
+    assert!(output.status.success(), "promtool {arguments:?}: {output_text}");
+    Ok(output_text)
 }
 
 #[test]

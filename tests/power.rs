@@ -32,7 +32,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cuts::{Cut, History, assert_complete, choose};
+use cuts::{History, PowerCut, assert_complete, choose};
 use disk::{Disk, STRICT};
 use fastrand::Rng;
 use kafka::{Kafka, Seen};
@@ -186,8 +186,8 @@ fn a_bridge_that_skips_syncs_is_detected() {
         let trace = run.site.trace();
         assert_complete(&run.site, &trace);
         let acknowledged = acknowledged(&trace, &run.sent);
-        let cuts: Vec<Cut> =
-            acknowledged.iter().step_by(8).map(|(index, _)| Cut::strict(index + 1)).collect();
+        let cuts: Vec<PowerCut> =
+            acknowledged.iter().step_by(8).map(|(index, _)| PowerCut::strict(index + 1)).collect();
         let history = History { trace: &trace, acknowledged: &acknowledged, kafka: None };
         let outcome = history.cut(&cuts, 0);
         println!("{test}, without {what}: {outcome}");
@@ -319,9 +319,9 @@ fn a_kill_at_any_step_of_a_start_leaves_nothing_unsynced() {
         let trace = run.site.trace();
         assert_complete(&run.site, &trace);
         let acknowledged = acknowledged(&trace, &run.sent);
-        let mut cuts: Vec<Cut> =
-            acknowledged.iter().map(|(index, _)| Cut::strict(index + 1)).collect();
-        cuts.push(Cut::strict(trace.events.len()).and_start());
+        let mut cuts: Vec<PowerCut> =
+            acknowledged.iter().map(|(index, _)| PowerCut::strict(index + 1)).collect();
+        cuts.push(PowerCut::strict(trace.events.len()).and_start());
         let history = History { trace: &trace, acknowledged: &acknowledged, kafka: None };
         let outcome = history.cut(&cuts, 0);
         assert!(outcome.failures.is_empty(), "killed at step {step}: {:#?}", outcome.failures);
@@ -346,6 +346,6 @@ fn changes_of_names(trace: &Trace) -> BTreeSet<u64> {
             }
         }
     }
-    assert!(steps.len() > 10, "a start makes files and directories: {steps:?}");
+    assert!(steps.len() > 10, "a start creates files and directories: {steps:?}");
     steps
 }

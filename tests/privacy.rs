@@ -46,7 +46,7 @@ fn has(bytes: &[u8], text: &str) -> bool {
 fn next(follower: &TopicReader) -> ConsumedRecord {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        assert!(Instant::now() < deadline, "nothing landed");
+        assert!(Instant::now() < deadline, "nothing was published");
         if let Some(landed) = follower.next(Duration::from_millis(100)).unwrap() {
             return landed;
         }
@@ -104,7 +104,7 @@ fn no_log_line_contains_a_body_and_omitted_fields_appear_nowhere() {
         (format!(r#"["{SECRET}"]"#), 400),
     ];
     for omit in ["", "stream_param,sign,t"] {
-        let (landed, files, said) = life(omit, &callbacks);
+        let (landed, files, output_text) = life(omit, &callbacks);
         if omit.is_empty() {
             assert_eq!(landed, body);
             assert!(has(&files, "txSecret") && has(&files, &sign), "the log has what was received");
@@ -114,8 +114,8 @@ fn no_log_line_contains_a_body_and_omitted_fields_appear_nowhere() {
             assert!(!has(&files, "txSecret") && !has(&files, &sign), "the log never had them");
         }
         for suppressed in [SECRET, "txSecret", &sign, KEY] {
-            assert!(!said.contains(suppressed), "{suppressed} is in:\n{said}");
+            assert!(!output_text.contains(suppressed), "{suppressed} is in:\n{output_text}");
         }
-        assert!(said.contains("stopped"), "{said}");
+        assert!(output_text.contains("stopped"), "{output_text}");
     }
 }

@@ -1,7 +1,7 @@
-//! The exactly-once protocol, model-checked: every interleaving of two instances, the broker and
-//! what disturbs them, within bounds. docs/protocol-model.md says what is modelled and what is not.
+//! The exactly-once protocol, model-checked: all interleavings of two instances, the broker and
+//! faults, within limits. docs/protocol-model.md lists what is modelled and what is not.
 
-#![expect(clippy::expect_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::expect_used, reason = "a test that cannot continue has failed")]
 #![expect(clippy::cast_possible_truncation, reason = "the model's numbers are small")]
 
 #[path = "protocol_model/decisions.rs"]
@@ -24,8 +24,8 @@ use stateright::{Checker, HasDiscoveries, Model};
 use properties::{COVERED, ONCE, ORDER, VISIBLE};
 use steps::{Fault, Protocol};
 
-/// Explores all of `protocol`: it has at least so many states, all properties hold in every one,
-/// and every situation that it is there for is reached.
+/// Explores all of `protocol`: it has at least `states_min` states, all properties hold in each of
+/// them, and every situation that the scenario must reach is reached.
 fn holds(name: &str, protocol: Protocol, states_min: usize) {
     let checker = explore(name, protocol, HasDiscoveries::AnyFailures);
     checker.assert_properties();
@@ -101,7 +101,8 @@ fn the_ledger_read_before_init_transactions_would_repeat_events() {
     breaks(Fault::LedgerReadBeforeInit, ONCE, scenarios::two_instances());
 }
 
-/// The wait for open transactions alone protects as well: it settles what the same process left.
+/// The wait for open transactions is sufficient alone: it resolves the transactions of the same
+/// process.
 #[test]
 fn the_ledger_read_before_init_transactions_repeats_nothing_if_it_waits_for_open_transactions() {
     let fault = Some(Fault::SettledLedgerReadBeforeInit);
@@ -123,7 +124,7 @@ fn every_property_can_fail() {
     breaks(Fault::ReversedBatch, ORDER, scenarios::one_restored_copy());
 }
 
-/// Each scenario with one more of every disturbance in it and one more transaction.
+/// Each scenario with one more of every fault and one more transaction.
 #[test]
 #[ignore = "takes many minutes and gigabytes: cargo test --release --test protocol_model -- --ignored --nocapture"]
 fn larger_scenarios_hold() {

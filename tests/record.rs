@@ -12,7 +12,7 @@ use proptest::prelude::*;
 fn encode(record: &Record) -> Bytes {
     let mut buffer = BytesMut::from(&b"before"[..]);
     record.encode(&mut buffer);
-    assert_eq!(buffer.len(), 6 + record.encoded_len(), "encoded_len says what encode does");
+    assert_eq!(buffer.len(), 6 + record.encoded_len(), "encoded_len equals the encoded length");
     buffer.freeze().slice(6..)
 }
 

@@ -92,7 +92,7 @@ fn a_producer_that_has_ended_is_replaced() {
     send(&bridge, 1..3, 0);
     bridge.drain(DRAIN);
     assert_eq!(count(&brokers, "ended.push"), 3);
-    assert!(bridge.said().contains("the producer has ended"), "{}", bridge.last_lines());
+    assert!(bridge.log_text().contains("the producer has ended"), "{}", bridge.last_lines());
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn brokers_without_idempotent_producers_get_every_event_in_order() {
     send(&bridge, 0..200, 0);
     bridge.drain(DRAIN);
     assert_eq!(count(&brokers, "plain.push"), 200);
-    assert!(bridge.said().contains("no idempotent producers"), "{}", bridge.last_lines());
+    assert!(bridge.log_text().contains("no idempotent producers"), "{}", bridge.last_lines());
 }
 
 #[test]

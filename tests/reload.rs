@@ -31,7 +31,7 @@ use tls::{Identity, VERSIONS};
 use wire::{PATIENCE, exchange, get, post};
 
 /// A livebridge without Kafka, with its keys in a file.
-struct Bed {
+struct TestBed {
     process: Running,
     intake: SocketAddr,
     admin: SocketAddr,
@@ -48,7 +48,7 @@ fn config(dir: &Path, more: &str) -> String {
     )
 }
 
-impl Bed {
+impl TestBed {
     fn new(keys: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("keys"), keys).unwrap();
@@ -115,7 +115,7 @@ fn accepted(name: &str) -> String {
 /// A key that is added in the console before it is added here must not cause rejections.
 #[test]
 fn without_keys_signed_callbacks_are_accepted_and_counted_as_unverified() {
-    let bed = Bed::new("any aaaa\n");
+    let bed = TestBed::new("any aaaa\n");
     let keys = format!("keys_file = \"{}\"", bed.path("keys").display());
     let keyless = config(bed.dir.path(), "").replace(&keys, "unsigned = [\"all\"]");
     fs::write(bed.path("livebridge.toml"), keyless).unwrap();
@@ -130,7 +130,7 @@ fn without_keys_signed_callbacks_are_accepted_and_counted_as_unverified() {
 
 #[test]
 fn keys_are_rotated_without_a_restart_and_usage_shows_when_to_remove_the_old_one() {
-    let bed = Bed::new("old aaaa\n");
+    let bed = TestBed::new("old aaaa\n");
     assert_eq!((bed.send("aaaa"), bed.send("bbbb")), (200, 401));
 
     fs::write(bed.path("keys"), "new bbbb\nold aaaa\n").unwrap();
@@ -147,17 +147,17 @@ fn keys_are_rotated_without_a_restart_and_usage_shows_when_to_remove_the_old_one
     bed.order();
     bed.comes_to(APPLIED, 2.0);
     assert_eq!((bed.send("aaaa"), bed.send("bbbb")), (401, 200));
-    let said = bed.process.stderr.text();
-    assert!(said.contains("new, old"), "the names are worth a log line: {said}");
-    assert!(!said.contains("aaaa") && !said.contains("bbbb"), "{said}");
+    let output_text = bed.process.stderr.text();
+    assert!(output_text.contains("new, old"), "the key names are logged: {output_text}");
+    assert!(!output_text.contains("aaaa") && !output_text.contains("bbbb"), "{output_text}");
 }
 
 #[test]
 fn the_key_of_the_documentation_causes_a_warning_at_every_start_and_reload() {
-    let bed = Bed::new("sample change-me\nown aaaa\n");
+    let bed = TestBed::new("sample change-me\nown aaaa\n");
     let warnings = || {
-        let said = bed.process.stderr.text();
-        let lines = said
+        let output_text = bed.process.stderr.text();
+        let lines = output_text
             .lines()
             .filter(|line| line.contains("change-me, the example of the documentation"));
         let lines: Vec<String> = lines.map(str::to_owned).collect();
@@ -171,7 +171,7 @@ fn the_key_of_the_documentation_causes_a_warning_at_every_start_and_reload() {
     fs::write(bed.path("keys"), "own aaaa\n").unwrap();
     bed.order();
     bed.comes_to(APPLIED, 1.0);
-    assert_eq!(warnings(), 1, "of others nothing is said");
+    assert_eq!(warnings(), 1, "other keys cause no warning");
     fs::write(bed.path("keys"), "sample change-me\n").unwrap();
     bed.order();
     bed.comes_to(APPLIED, 2.0);
@@ -180,7 +180,7 @@ fn the_key_of_the_documentation_causes_a_warning_at_every_start_and_reload() {
 
 #[test]
 fn omitted_members_apply_from_the_next_callback() {
-    let bed = Bed::new("old aaaa\n");
+    let bed = TestBed::new("old aaaa\n");
     assert_eq!(bed.send("aaaa"), 200);
     bed.configure("omit = [\"stream_id\"]\n");
     bed.order();
@@ -199,7 +199,7 @@ fn omitted_members_apply_from_the_next_callback() {
 
 #[test]
 fn a_changed_file_is_loaded_without_a_signal() {
-    let bed = Bed::new("old aaaa\n");
+    let bed = TestBed::new("old aaaa\n");
     // Kubernetes and careful operators replace a file atomically.
     fs::write(bed.path("keys.new"), "new bbbb\n").unwrap();
     fs::rename(bed.path("keys.new"), bed.path("keys")).unwrap();
@@ -213,10 +213,10 @@ fn a_changed_file_is_loaded_without_a_signal() {
 
 #[test]
 fn an_invalid_one_changes_nothing_and_is_reported_until_it_is_fixed() {
-    let bed = Bed::new("ok aaaa\n");
+    let bed = TestBed::new("ok aaaa\n");
     bed.comes_to("livebridge_config_ok", 1.0);
     let mut refused = 0.0;
-    let mut wrong = |bed: &Bed, says: &str| {
+    let mut wrong = |bed: &TestBed, says: &str| {
         bed.order();
         refused += 1.0;
         bed.comes_to(REFUSED, refused);
@@ -245,7 +245,7 @@ fn an_invalid_one_changes_nothing_and_is_reported_until_it_is_fixed() {
 
 #[test]
 fn a_rejected_one_is_loaded_once_the_file_it_names_exists() {
-    let bed = Bed::new("old");
+    let bed = TestBed::new("old");
     let text = config(bed.dir.path(), "").replace("/keys\"", "/other-keys\"");
     fs::write(bed.path("livebridge.toml"), text).unwrap();
     bed.comes_to("livebridge_config_ok", 0.0);
@@ -256,11 +256,11 @@ fn a_rejected_one_is_loaded_once_the_file_it_names_exists() {
 
 #[test]
 fn a_new_certificate_is_used_for_new_connections_and_an_invalid_one_never() {
-    let bed = Bed::new("aaaa");
+    let bed = TestBed::new("aaaa");
     let expiry = "livebridge_tls_certificate_expiry_timestamp_seconds";
     bed.comes_to(expiry, 0.0);
     let taken = |wire: &mut tls::TlsWire| {
-        let request = post("/callback", &Bed::callback("aaaa"));
+        let request = post("/callback", &TestBed::callback("aaaa"));
         assert_eq!(wire.exchange(request), Some(200));
     };
     let first = Identity::write(bed.dir.path(), 2100);
@@ -291,7 +291,7 @@ fn a_new_certificate_is_used_for_new_connections_and_an_invalid_one_never() {
 
 #[test]
 fn the_shared_secret_and_the_networks_are_changed_without_a_restart() {
-    let bed = Bed::new("aaaa");
+    let bed = TestBed::new("aaaa");
     bed.configure("[access]\nsecret = \"s3cret\"\n");
     bed.order();
     bed.comes_to(APPLIED, 1.0);
@@ -301,7 +301,7 @@ fn the_shared_secret_and_the_networks_are_changed_without_a_restart() {
     bed.configure("[access]\nallow = [\"192.0.2.1\"]\n");
     bed.order();
     bed.comes_to(APPLIED, 2.0);
-    assert_eq!(exchange(bed.intake, post("/callback", &Bed::callback("aaaa"))), None);
+    assert_eq!(exchange(bed.intake, post("/callback", &TestBed::callback("aaaa"))), None);
     bed.comes_to("livebridge_http_connections_closed_total{reason=\"address\"}", 1.0);
     bed.configure("");
     bed.order();
@@ -312,7 +312,7 @@ fn the_shared_secret_and_the_networks_are_changed_without_a_restart() {
 
 #[test]
 fn a_new_log_level_applies_without_a_restart() {
-    let bed = Bed::new("aaaa");
+    let bed = TestBed::new("aaaa");
     bed.configure("[log]\nlevel = \"debug\"\n");
     bed.order();
     bed.comes_to(APPLIED, 1.0);
@@ -322,7 +322,7 @@ fn a_new_log_level_applies_without_a_restart() {
 
 #[test]
 fn a_full_log_accepts_callbacks_again_when_its_limit_is_raised() {
-    let bed = Bed::new("aaaa");
+    let bed = TestBed::new("aaaa");
     let file =
         config(bed.dir.path(), "").replace("min_free_bytes = 0", "min_free_bytes = \"1EiB\"");
     fs::write(bed.path("livebridge.toml"), &file).unwrap();
@@ -341,7 +341,7 @@ fn a_full_log_accepts_callbacks_again_when_its_limit_is_raised() {
 
 #[test]
 fn keys_that_need_a_restart_are_reported() {
-    let bed = Bed::new("aaaa");
+    let bed = TestBed::new("aaaa");
     bed.configure("[dedup]\nwindow = \"2h\"\n");
     bed.order();
     bed.process
@@ -352,7 +352,7 @@ fn keys_that_need_a_restart_are_reported() {
 
 #[test]
 fn the_printed_configuration_is_the_one_in_effect() {
-    let bed = Bed::new("aaaa");
+    let bed = TestBed::new("aaaa");
     let shown = |key: &str| {
         let status = get(bed.admin, "/status").body;
         let status: Value = serde_json::from_str(&status).unwrap();
@@ -378,7 +378,7 @@ fn the_printed_configuration_is_the_one_in_effect() {
 
 #[test]
 fn callbacks_are_accepted_through_a_hundred_reloads() {
-    let bed = Bed::new("one aaaa");
+    let bed = TestBed::new("one aaaa");
     thread::scope(|scope| {
         let changing = scope.spawn(|| {
             for round in 0..100 {

@@ -68,11 +68,14 @@ fn dead_letters_reach_their_topic_once_after_it_is_fixed() {
     assert_eq!(bridge.metric("livebridge_dead_letters_total"), Some(1.0));
 
     // Nothing is sent without confirmation.
-    let (code, said, complaint) = replay(&bridge, &["--dead-letters"]);
-    assert_eq!(code, Some(0), "{said}{complaint}");
-    assert!(said.starts_with("1 events are meant\n"), "{said}");
-    assert!(said.contains(&format!("  {push:<26} 1 to send, 0 there already\n")), "{said}");
-    assert!(said.ends_with("Nothing was sent: --yes sends.\n"), "{said}");
+    let (code, output_text, complaint) = replay(&bridge, &["--dead-letters"]);
+    assert_eq!(code, Some(0), "{output_text}{complaint}");
+    assert!(output_text.starts_with("1 events are meant\n"), "{output_text}");
+    assert!(
+        output_text.contains(&format!("  {push:<26} 1 to send, 0 there already\n")),
+        "{output_text}"
+    );
+    assert!(output_text.ends_with("Nothing was sent: --yes sends.\n"), "{output_text}");
     // Before the topic is fixed, the record is rejected, which is reported.
     let (code, _, complaint) = replay(&bridge, &["--dead-letters", "--yes"]);
     assert_eq!(code, Some(1), "{complaint}");
@@ -87,9 +90,10 @@ fn dead_letters_reach_their_topic_once_after_it_is_fixed() {
         // Now it is published.
         (&[], ", 1 there already\n"),
     ] {
-        let (code, said, _) = replay(&bridge, &[&["--dead-letters", "--yes"], arguments].concat());
-        assert_eq!(code, Some(0), "{said}");
-        assert!(said.ends_with(says), "{said}");
+        let (code, output_text, _) =
+            replay(&bridge, &[&["--dead-letters", "--yes"], arguments].concat());
+        assert_eq!(code, Some(0), "{output_text}");
+        assert!(output_text.ends_with(says), "{output_text}");
     }
     bridge.assert_running();
     // A later retry is dropped, as after any other publication.
@@ -147,11 +151,14 @@ fn the_log_of_a_lost_host_is_replayed_by_another_one() {
     // Every record twice: an export may be concatenated from several.
     fs::write(&file, format!("{lines}{lines}")).unwrap();
     let file = file.to_str().unwrap();
-    let (code, said, complaint) = replay(&other, &["--export", file, "--yes"]);
-    assert_eq!(code, Some(0), "{said}{complaint}");
-    assert!(said.ends_with("\n4 events sent\n"), "{said}");
-    let (_, said, _) = replay(&other, &["--export", file, "--yes"]);
-    assert!(!said.contains("sent\n"), "the second time there is nothing to do: {said}");
+    let (code, output_text, complaint) = replay(&other, &["--export", file, "--yes"]);
+    assert_eq!(code, Some(0), "{output_text}{complaint}");
+    assert!(output_text.ends_with("\n4 events sent\n"), "{output_text}");
+    let (_, output_text, _) = replay(&other, &["--export", file, "--yes"]);
+    assert!(
+        !output_text.contains("sent\n"),
+        "the second time there is nothing to do: {output_text}"
+    );
     // A client sends it again to the remaining instance.
     assert_eq!(post(&other, &late[0]), 200);
     other.drain(DRAIN);
@@ -190,8 +197,8 @@ fn replay_goes_only_to_existing_topics_and_never_to_the_ledger() {
     kafka::create_topic(kafka.bootstrap(), &sandbox, 1, 1);
     for extra in [&["--yes"][..], &["--yes"], &["--again", "--yes"]] {
         let arguments = [&["--export", file, "--to", &sandbox], extra].concat();
-        let (code, said, complaint) = replay(&bridge, &arguments);
-        assert_eq!(code, Some(0), "{said}{complaint}");
+        let (code, output_text, complaint) = replay(&bridge, &arguments);
+        assert_eq!(code, Some(0), "{output_text}{complaint}");
     }
     let Some(messages) = committed("another topic", kafka, &[&sandbox]) else { return };
     assert_eq!(messages.len(), 2, "once, and once more because it was asked for");
@@ -286,9 +293,9 @@ fn records_behind_an_open_transaction_are_not_sent_again() {
             std::thread::sleep(Duration::from_secs(3));
             dead.abort_transaction(DRAIN).unwrap();
         });
-        let (code, said, complaint) = replay(&bridge, &["--export", file.to_str().unwrap()]);
-        assert_eq!(code, Some(0), "{said}{complaint}");
-        assert!(said.contains(&format!("  {push:<26} 0 to send, ")), "{said}");
+        let (code, output_text, complaint) = replay(&bridge, &["--export", file.to_str().unwrap()]);
+        assert_eq!(code, Some(0), "{output_text}{complaint}");
+        assert!(output_text.contains(&format!("  {push:<26} 0 to send, ")), "{output_text}");
     });
 }
 
@@ -300,7 +307,7 @@ fn check_reports_a_kafka_without_transactions_instead_of_hanging() {
     let bridge = Bridge::new(&prefix, &cluster.bootstrap(), &prefix);
     let mut check = Command::new(env!("CARGO_BIN_EXE_livebridge"));
     let output = check.arg("check").envs(bridge.environment()).output().unwrap();
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(output.status.code(), Some(69), "{said}");
-    assert!(said.contains("__transaction_state"), "{said}");
+    let output_text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(69), "{output_text}");
+    assert!(output_text.contains("__transaction_state"), "{output_text}");
 }

@@ -25,7 +25,7 @@ use support::kafka::Kafka;
 const STARTS: u32 = 8;
 const DRAIN: Duration = Duration::from_mins(1);
 /// An address without Kafka.
-const NOWHERE: &str = "127.0.0.1:1";
+const UNREACHABLE: &str = "127.0.0.1:1";
 
 /// The callbacks that the bridges of one test acknowledged.
 struct Site {
@@ -74,7 +74,7 @@ impl Site {
     }
 
     /// One process that publishes everything.
-    fn whole_life(&mut self, bridge: &Bridge, count: u32) {
+    fn run_and_publish(&mut self, bridge: &Bridge, count: u32) {
         bridge.start();
         self.send(bridge, count);
         bridge.drain(DRAIN);
@@ -98,7 +98,7 @@ impl Site {
         let lost = self.acknowledged.iter().filter(|body| !times.contains_key(body.as_bytes()));
         assert_eq!(lost.count(), 0, "of {sent} acknowledged callbacks are lost");
         let twice = times.values().filter(|times| **times > 1).count();
-        assert_eq!(twice, 0, "of {sent} callbacks are there more than once");
+        assert_eq!(twice, 0, "of {sent} callbacks are present more than once");
         eprintln!("{test}: {sent} acknowledged, {} published", times.len());
     }
 }
@@ -141,20 +141,20 @@ fn restore(test: &str, unreachable_starts: u32, while_running: bool) {
         bridge.drain(DRAIN);
         assert!(bridge.stop().success());
     } else {
-        site.whole_life(&bridge, 10);
+        site.run_and_publish(&bridge, 10);
         // The copy has a backlog, which the original publishes.
-        bridge = bridge.set("KAFKA_BROKERS", NOWHERE);
+        bridge = bridge.set("KAFKA_BROKERS", UNREACHABLE);
         site.life(&bridge, 10);
         copy(&bridge.wal(), saved.path());
         bridge = bridge.set("KAFKA_BROKERS", brokers);
     }
     for _ in 0..5 {
-        site.whole_life(&bridge, 40);
+        site.run_and_publish(&bridge, 40);
     }
     fs::remove_dir_all(bridge.wal()).unwrap();
     copy(saved.path(), &bridge.wal());
     for start in 0..STARTS {
-        let brokers = if start < unreachable_starts { NOWHERE } else { brokers };
+        let brokers = if start < unreachable_starts { UNREACHABLE } else { brokers };
         bridge = bridge.set("KAFKA_BROKERS", brokers);
         site.life(&bridge, 10);
     }
@@ -188,13 +188,13 @@ fn a_log_whose_segments_were_removed_loses_nothing_that_it_acknowledges_afterwar
     let brokers = site.kafka.bootstrap();
     let mut bridge = site.bridge();
     for _ in 0..4 {
-        site.whole_life(&bridge, 20);
+        site.run_and_publish(&bridge, 20);
     }
     let segments = bridge.wal().join("segments");
     fs::remove_dir_all(&segments).unwrap();
     fs::create_dir(&segments).unwrap();
     for start in 0..STARTS {
-        bridge = bridge.set("KAFKA_BROKERS", if start < 3 { NOWHERE } else { brokers });
+        bridge = bridge.set("KAFKA_BROKERS", if start < 3 { UNREACHABLE } else { brokers });
         site.life(&bridge, 10);
     }
     bridge.start();
@@ -210,8 +210,8 @@ fn a_clone_beside_its_original_loses_nothing() {
     let Some(mut site) = Site::new(test) else { return };
     let brokers = site.kafka.bootstrap();
     let (mut one, two) = (site.bridge(), site.bridge());
-    site.whole_life(&one, 10);
-    one = one.set("KAFKA_BROKERS", NOWHERE);
+    site.run_and_publish(&one, 10);
+    one = one.set("KAFKA_BROKERS", UNREACHABLE);
     site.life(&one, 50);
     one = one.set("KAFKA_BROKERS", brokers);
     copy(&one.wal(), &two.wal());

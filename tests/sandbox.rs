@@ -50,8 +50,8 @@ fn systemd_accepts_every_line_of_the_unit() {
     let (_dir, path) = unit();
     let socket = path.replace(".service", ".socket");
     let mut verify = Command::new("systemd-analyze");
-    let Some(said) = output(verify.args(["verify", &path, &socket])) else { return };
-    assert!(!said.contains("livebridge."), "{said}");
+    let Some(output_text) = output(verify.args(["verify", &path, &socket])) else { return };
+    assert!(!output_text.contains("livebridge."), "{output_text}");
 }
 
 #[test]
@@ -59,8 +59,8 @@ fn the_unit_has_a_low_exposure_score() {
     let (_dir, path) = unit();
     let arguments = ["security", "--offline=true", "--threshold=15", &path];
     // The command fails if the exposure score (of 100) exceeds the threshold.
-    let Some(said) = output(Command::new("systemd-analyze").args(arguments)) else { return };
-    assert!(said.contains("exposure level"), "{said}");
+    let Some(output_text) = output(Command::new("systemd-analyze").args(arguments)) else { return };
+    assert!(output_text.contains("exposure level"), "{output_text}");
 }
 
 /// Every system call in `set`, including its nested sets.
@@ -119,8 +119,8 @@ fn at_run_time_no_system_call_is_made_that_the_unit_denies() {
     strace.args(["-f", "-qq", "-c", "-o", counts.to_str().unwrap(), BINARY]);
     strace.args(["dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
     strace.args(["--samples", "20", "--for", "3s"]);
-    let Some(said) = output(&mut strace) else { return };
-    assert!(said.contains("live.push"), "events landed: {said}");
+    let Some(output_text) = output(&mut strace) else { return };
+    assert!(output_text.contains("live.push"), "events were published: {output_text}");
     let counts = fs::read_to_string(&counts).unwrap();
     let is_call = |name: &&str| name.starts_with(|c: char| c.is_ascii_lowercase());
     let made: BTreeSet<String> = counts

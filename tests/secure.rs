@@ -105,7 +105,7 @@ fn scram_user(bootstrap: &str) -> Result<(), Unavailable> {
 fn every_sasl_mechanism_works_and_failed_authentication_is_reported() {
     let Some(rig) = Rig::start() else { return };
     every_mechanism(&rig);
-    nobody_else(&rig);
+    rejects_failed_authentication(&rig);
 }
 
 fn every_mechanism(rig: &Rig) {
@@ -128,7 +128,7 @@ fn every_mechanism(rig: &Rig) {
         load.wait_for(100, PATIENCE);
         let acknowledged = load.finish(PATIENCE);
         bridge.drain(PATIENCE);
-        assert!(!bridge.said().contains(PASSWORD), "{}", bridge.last_lines());
+        assert!(!bridge.log_text().contains(PASSWORD), "{}", bridge.last_lines());
         bridge.stop();
         let verdict = acknowledged.check(&rig.cluster.bootstrap(), instance);
         let Some(verdict) = support::or_skip(TEST, verdict) else { return };
@@ -137,7 +137,7 @@ fn every_mechanism(rig: &Rig) {
     }
 }
 
-fn nobody_else(rig: &Rig) {
+fn rejects_failed_authentication(rig: &Rig) {
     let scram = "sasl.mechanisms = \"SCRAM-SHA-512\"";
     let wrong = "[a password that is wrong]";
     let impostor =
@@ -150,7 +150,7 @@ fn nobody_else(rig: &Rig) {
         // Nothing is lost: callbacks are accepted and stored.
         bridge.start();
         let started = Instant::now();
-        let told = || bridge.said().lines().any(|l| l.contains("ERROR") && l.contains(says));
+        let told = || bridge.log_text().lines().any(|l| l.contains("ERROR") && l.contains(says));
         while !told() {
             assert!(started.elapsed() < PATIENCE, "{}", bridge.last_lines());
             thread::sleep(Duration::from_millis(50));
@@ -158,7 +158,7 @@ fn nobody_else(rig: &Rig) {
         bridge.assert_running();
         let up = bridge.metric("livebridge_kafka_up").expect("an answer");
         assert!(up < 0.5, "{up}");
-        assert!(!bridge.said().contains(wrong) && !bridge.said().contains(PASSWORD));
+        assert!(!bridge.log_text().contains(wrong) && !bridge.log_text().contains(PASSWORD));
     }
 }
 

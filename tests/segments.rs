@@ -2,7 +2,7 @@
 //! once, and never moves it. Reading the log (`src/wal/frame.rs`) and the pinned version depend on
 //! this.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue has failed")]
 
 mod log_support;
 
@@ -102,7 +102,7 @@ proptest! {
 fn single_records_at_a_low_rate_are_never_moved() {
     let groups = (0..2500).map(|number| vec![record(number, 700)]);
     let frames = append_and_check(groups.collect());
-    assert_eq!(segments(&frames), 2, "the trickle goes on to a second segment");
+    assert_eq!(segments(&frames), 2, "the records continue in a second segment");
 }
 
 /// The largest frames: a tree of nine exceeds sled's own segment size.

@@ -5,7 +5,7 @@
 //! `cargo test --test serve -- --ignored`.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
-#![expect(clippy::float_cmp, reason = "what is compared are whole numbers")]
+#![expect(clippy::float_cmp, reason = "only whole numbers are compared")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -35,14 +35,14 @@ mod process;
 #[path = "support/wire.rs"]
 mod wire;
 
-use door::Door;
+use door::KafkaGate;
 use metrics::{moved, scrape};
 use process::{Running, livebridge, run};
 use wire::{PATIENCE, Wire, exchange, get, post};
 
 const KEY: &str = "callbackKey0123456789";
 /// An address without Kafka: an unprivileged process cannot listen on this port.
-const NOWHERE: &str = "127.0.0.1:1";
+const UNREACHABLE: &str = "127.0.0.1:1";
 
 /// A configuration file in its own directory, with the log beside it.
 struct Home(TempDir);
@@ -120,7 +120,7 @@ fn stored(dir: &Path) -> BTreeSet<String> {
 
 #[test]
 fn with_a_token_the_status_needs_the_token() {
-    let home = Home::new(NOWHERE, "");
+    let home = Home::new(UNREACHABLE, "");
     let config = fs::read_to_string(home.config()).unwrap();
     fs::write(home.config(), config.replace("[admin]", "[admin]\ntoken = \"s3cret\"")).unwrap();
     let serving = home.serve();
@@ -132,7 +132,7 @@ fn with_a_token_the_status_needs_the_token() {
     for path in ["/healthz", "/readyz"] {
         assert_eq!(ask(path, "").status, 200, "{path}: orchestrators have no token");
     }
-    assert_eq!(ask("/", "").status, 200, "the page knows nothing before it has asked");
+    assert_eq!(ask("/", "").status, 200, "the page itself contains no data");
     for path in ["/metrics", "/status", "/nothing"] {
         for line in [
             "",
@@ -156,7 +156,7 @@ fn with_a_token_the_status_needs_the_token() {
 
 #[test]
 fn without_a_token_the_status_answers_only_ip_addresses_and_names_without_dots() {
-    let home = Home::new(NOWHERE, "");
+    let home = Home::new(UNREACHABLE, "");
     let serving = home.serve();
     let ask = |path: &str, hosts: &[&str]| {
         let lines =
@@ -169,7 +169,7 @@ fn without_a_token_the_status_answers_only_ip_addresses_and_names_without_dots()
         {
             assert_eq!(ask(path, &[host]).status, 200, "{path} {host}");
         }
-        assert_eq!(ask(path, &[]).status, 200, "{path}: every browser says its host");
+        assert_eq!(ask(path, &[]).status, 200, "{path}: browsers always send Host");
         for host in [
             "rebound.example",
             "rebound.example:9464",
@@ -197,7 +197,7 @@ fn without_a_token_the_status_answers_only_ip_addresses_and_names_without_dots()
 
 #[test]
 fn every_rejection_increments_only_its_own_counter() {
-    let home = Home::new(NOWHERE, "");
+    let home = Home::new(UNREACHABLE, "");
     let serving = home.serve();
     let key = CallbackKey::new(KEY).unwrap();
     let now = Timestamp::now().as_millis() / 1000;
@@ -253,7 +253,7 @@ fn every_rejection_increments_only_its_own_counter() {
 
     let proxied = "[access]\nallow = [\"192.0.2.0/24\"]\ntrusted_proxies = [\"127.0.0.1\"]";
     for (reason, more) in [("secret", "[access]\nsecret = \"word\""), ("address", proxied)] {
-        let home = Home::new(NOWHERE, more);
+        let home = Home::new(UNREACHABLE, more);
         let serving = home.serve();
         let before = scrape(serving.admin);
         assert_eq!(exchange(serving.intake, post(&push())).unwrap().status, 403, "{reason}");
@@ -294,7 +294,7 @@ fn every_closed_connection_is_counted_under_its_reason_only() {
         ("per_address_limit", "max_connections_per_address = 1", "", "POST"),
         ("evicted", "max_connections = 1", "", "POST"),
     ] {
-        let home = Home::new(NOWHERE, more);
+        let home = Home::new(UNREACHABLE, more);
         let config = fs::read_to_string(home.config()).unwrap();
         fs::write(home.config(), config.replace("[http]", &format!("[http]\n{http}"))).unwrap();
         let serving = home.serve();
@@ -323,7 +323,7 @@ fn tls(dir: &Path) -> String {
 #[ignore = "takes 10 s: the time-out of handshakes"]
 fn a_missing_handshake_times_out_and_is_counted() {
     let certificate = tempfile::tempdir().unwrap();
-    let home = Home::new(NOWHERE, &tls(certificate.path()));
+    let home = Home::new(UNREACHABLE, &tls(certificate.path()));
     let serving = home.serve();
     let mut silent = Wire::connect(serving.intake).patience(Duration::from_secs(20));
     let started = Instant::now();
@@ -333,9 +333,9 @@ fn a_missing_handshake_times_out_and_is_counted() {
 }
 
 #[test]
-#[ignore = "takes 30 s: the time-outs of those of whom nothing comes, or nothing can be taken"]
+#[ignore = "takes 30 s: time-outs of connections that send or read nothing"]
 fn connections_that_send_or_read_nothing_time_out_and_are_counted() {
-    let home = Home::new(NOWHERE, "");
+    let home = Home::new(UNREACHABLE, "");
     let serving = home.serve();
     let mut silent = Wire::connect(serving.intake).patience(Duration::from_secs(20));
     let mut forger = Wire::connect(serving.intake);
@@ -345,7 +345,7 @@ fn connections_that_send_or_read_nothing_time_out_and_are_counted() {
         sent += 1;
         // Few enough in a row to keep the connection open.
         thread::sleep(Duration::from_secs(3));
-        assert!(started.elapsed() < Duration::from_secs(40), "let be for ever");
+        assert!(started.elapsed() < Duration::from_secs(40), "not closed");
     }
     assert!((9..16).contains(&sent), "{sent}");
     wait_for_ends(serving.admin, ENDED, "idle_timeout", 1.0, PATIENCE);
@@ -356,7 +356,7 @@ fn connections_that_send_or_read_nothing_time_out_and_are_counted() {
 #[test]
 #[ignore = "takes 30 s: the time-out of those who send nothing, or do not read"]
 fn admin_connections_that_send_or_read_nothing_time_out_and_are_counted() {
-    let home = Home::new(NOWHERE, "");
+    let home = Home::new(UNREACHABLE, "");
     let serving = home.serve();
     let mut silent = Wire::connect(serving.admin);
     let mut deaf = Wire::connect(serving.admin);
@@ -371,7 +371,7 @@ fn admin_connections_that_send_or_read_nothing_time_out_and_are_counted() {
         if metrics::parse(&reader.answer().unwrap().body)[&ended] >= 2.0 {
             break;
         }
-        assert!(started.elapsed() < Duration::from_secs(40), "let be for ever");
+        assert!(started.elapsed() < Duration::from_secs(40), "not closed");
         thread::sleep(Duration::from_secs(1));
     }
     assert!(started.elapsed() > Duration::from_secs(28), "{:?}", started.elapsed());
@@ -380,7 +380,7 @@ fn admin_connections_that_send_or_read_nothing_time_out_and_are_counted() {
 
 #[test]
 fn every_series_has_the_prefix_and_a_help_text_and_exists_from_the_start() {
-    let home = Home::new(NOWHERE, "");
+    let home = Home::new(UNREACHABLE, "");
     let serving = home.serve();
     let answer = get(serving.admin, "/metrics");
     assert!(answer.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
@@ -402,7 +402,7 @@ fn every_series_has_the_prefix_and_a_help_text_and_exists_from_the_start() {
         assert!(helped.contains(family), "{series} has no HELP");
         explained.insert(family.to_owned());
     }
-    assert_eq!(explained, helped, "what is explained is there");
+    assert_eq!(explained, helped, "every series with a HELP line exists");
     for line in answer.body.lines().filter(|line| line.starts_with("# TYPE ")) {
         let counter = line.ends_with(" counter");
         assert_eq!(
@@ -430,7 +430,7 @@ fn every_series_has_the_prefix_and_a_help_text_and_exists_from_the_start() {
 
 #[test]
 fn every_admin_page_answers_get() {
-    let home = Home::new(NOWHERE, "");
+    let home = Home::new(UNREACHABLE, "");
     let serving = home.serve();
     for (path, text) in [("/healthz", "alive\n"), ("/readyz", "ready\n")] {
         let answer = get(serving.admin, path);
@@ -464,7 +464,7 @@ fn every_admin_page_answers_get() {
 
 #[test]
 fn open_connections_are_counted_up_and_down() {
-    let home = Home::new(NOWHERE, "");
+    let home = Home::new(UNREACHABLE, "");
     let serving = home.serve();
     let wait_for = |count: f64| {
         let started = Instant::now();
@@ -492,10 +492,10 @@ fn a_stop_under_load_answers_and_publishes_every_accepted_callback_and_exits_0()
     serving.process.signal(Signal::TERM);
     let taken: BTreeSet<String> =
         senders.into_iter().flat_map(|sender| sender.join().unwrap()).collect();
-    assert!(taken.len() > 50, "{} were taken", taken.len());
+    assert!(taken.len() > 50, "{} were accepted", taken.len());
     let started = Instant::now();
     while TcpStream::connect(address).is_ok() {
-        assert!(started.elapsed() < PATIENCE, "new connections are still taken");
+        assert!(started.elapsed() < PATIENCE, "new connections are still accepted");
     }
     assert_eq!(serving.process.wait(), Some(0));
 
@@ -504,7 +504,7 @@ fn a_stop_under_load_answers_and_publishes_every_accepted_callback_and_exits_0()
     let mut kept = stored(&home.log());
     let started = Instant::now();
     while !taken.is_subset(&kept) {
-        assert!(started.elapsed() < PATIENCE, "{} taken, {} kept", taken.len(), kept.len());
+        assert!(started.elapsed() < PATIENCE, "{} accepted, {} kept", taken.len(), kept.len());
         if let Some(landed) = follower.next(Duration::from_millis(100)).unwrap() {
             kept.insert(String::from_utf8(landed.value).unwrap());
         }
@@ -530,7 +530,7 @@ fn send_until_closed(address: SocketAddr) -> Vec<String> {
 #[test]
 fn a_stop_with_nothing_left_to_publish_does_not_wait_for_kafka() {
     // Regression: this took up to 18 s, or for ever when a call of librdkafka did not return.
-    let home = Home::new(NOWHERE, "");
+    let home = Home::new(UNREACHABLE, "");
     let mut serving = home.serve();
     let started = Instant::now();
     serving.process.signal(Signal::TERM);
@@ -540,7 +540,7 @@ fn a_stop_with_nothing_left_to_publish_does_not_wait_for_kafka() {
 
 #[test]
 fn a_stop_without_kafka_keeps_unpublished_records_for_the_next_start() {
-    let home = Home::new(NOWHERE, "");
+    let home = Home::new(UNREACHABLE, "");
     let mut serving = home.serve();
     for _ in 0..3 {
         assert_eq!(exchange(serving.intake, post("/callback", &push())).unwrap().status, 200);
@@ -557,7 +557,7 @@ fn a_stop_without_kafka_keeps_unpublished_records_for_the_next_start() {
 
 #[test]
 fn a_second_signal_ends_the_process_at_once() {
-    let home = Home::new(NOWHERE, "");
+    let home = Home::new(UNREACHABLE, "");
     let config = fs::read_to_string(home.config()).unwrap();
     fs::write(home.config(), config.replace("[http]", "[http]\ndrain = \"1m\"")).unwrap();
     let mut serving = home.serve();
@@ -574,7 +574,7 @@ fn a_second_signal_ends_the_process_at_once() {
 
 #[test]
 fn a_second_process_on_the_same_log_refuses_to_start() {
-    let home = Home::new(NOWHERE, "");
+    let home = Home::new(UNREACHABLE, "");
     let serving = home.serve();
     let second = run(&mut livebridge(&["serve", "--config", &home.config()]));
     assert_eq!(second.code, Some(1));
@@ -592,7 +592,7 @@ fn a_port_in_use_is_reported_with_its_key() {
     for (variable, key) in
         [("LIVEBRIDGE_HTTP_LISTEN", "http.listen"), ("LIVEBRIDGE_ADMIN_LISTEN", "admin.listen")]
     {
-        let home = Home::new(NOWHERE, "");
+        let home = Home::new(UNREACHABLE, "");
         let mut command = livebridge(&["serve", "--config", &home.config()]);
         let finished = run(command.env(variable, &address));
         assert_eq!(finished.code, Some(1));
@@ -604,8 +604,8 @@ fn a_port_in_use_is_reported_with_its_key() {
 #[test]
 fn a_full_log_rejects_until_kafka_is_back_and_then_accepts_again() {
     let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
-    let door = Door::to(kafka.brokers());
-    let home = Home::new(&door.address.to_string(), "max_bytes = \"64KiB\"");
+    let gate = KafkaGate::to(kafka.brokers());
+    let home = Home::new(&gate.address.to_string(), "max_bytes = \"64KiB\"");
     let serving = home.serve();
     let mut taken = 0;
     let started = Instant::now();
@@ -624,13 +624,13 @@ fn a_full_log_rejects_until_kafka_is_back_and_then_accepts_again() {
     let ready = get(serving.admin, "/readyz");
     assert_eq!(ready.status, 503);
     assert!(ready.body.contains("wal.max_bytes"), "{}", ready.body);
-    assert_eq!(get(serving.admin, "/healthz").status, 200, "alive, so not to be restarted");
+    assert_eq!(get(serving.admin, "/healthz").status, 200, "live, so it must not be restarted");
     let series = scrape(serving.admin);
     assert!(series["livebridge_callbacks_rejected_total{reason=\"log_full\"}"] >= 1.0);
     assert_eq!(series["livebridge_kafka_up"], 0.0);
     assert_eq!(stored(&home.log()).len(), taken);
 
-    door.open();
+    gate.open();
     let started = Instant::now();
     // A client that uses /readyz would send nothing while the log is full.
     while get(serving.admin, "/readyz").status != 200 {
@@ -666,7 +666,7 @@ fn load_balancer_probes_are_neither_rejections_nor_failed_handshakes() {
     let by_tls = format!("{proxy_protocol}\n{}", tls(certificate.path()));
     let local = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
     for more in ["", proxied, &proxy_protocol, &tls(certificate.path()), &by_tls] {
-        let home = Home::new(NOWHERE, more);
+        let home = Home::new(UNREACHABLE, more);
         let serving = home.serve();
         for start in [&b""[..], local] {
             for reset in [false, true] {
@@ -717,7 +717,7 @@ fn callbacks_are_accepted_at_once_at_a_low_file_descriptor_limit() {
     let mut more = limit;
     more.current = limit.maximum;
     rustix::process::setrlimit(rustix::process::Resource::Nofile, more).unwrap();
-    let home = Home::new(NOWHERE, "");
+    let home = Home::new(UNREACHABLE, "");
     // The limits of typical containers; the hard limit applies.
     for (soft, hard, expected) in [(1024, 1024, 832.0), (256, 1100, 908.0)] {
         let mut command = std::process::Command::new("bash");

@@ -22,7 +22,7 @@ use support::or_skip;
 
 const DOCUMENT: &str = include_str!("../docs/status.md");
 /// An address without Kafka: an unprivileged process cannot listen on this port.
-const NOWHERE: &str = "127.0.0.1:1";
+const UNREACHABLE: &str = "127.0.0.1:1";
 /// A stream name that injects a script into a page without escaping.
 const HOSTILE: &str = "<img src=x onerror='document.title=\"taken over\"'>";
 
@@ -58,7 +58,7 @@ fn ended(bridge: &Bridge, reason: &str) -> f64 {
 
 #[test]
 fn the_document_lists_exactly_the_members_of_the_status() {
-    let bridge = bridge("status-members", NOWHERE);
+    let bridge = bridge("status-members", UNREACHABLE);
     assert_eq!(send(&bridge, 1, "s", 1), 200);
     let status = status(&bridge, "/status");
     let mut members = BTreeSet::new();
@@ -91,7 +91,7 @@ fn the_document_lists_exactly_the_members_of_the_status() {
 
 #[test]
 fn samples_the_client_already_has_are_not_sent_again() {
-    let bridge = bridge("status-after", NOWHERE);
+    let bridge = bridge("status-after", UNREACHABLE);
     let latest = |status: &Value| status["history"].as_array()?.last()?["at"].as_i64();
     let first = latest(&status(&bridge, "/status")).expect("a sample");
     let mut then = status(&bridge, &format!("/status?after={first}"));
@@ -108,7 +108,7 @@ fn samples_the_client_already_has_are_not_sent_again() {
 
 #[test]
 fn clients_that_do_not_read_do_not_block_health_checks() {
-    let bridge = bridge("status-full", NOWHERE);
+    let bridge = bridge("status-full", UNREACHABLE);
     let mut silent = Vec::new();
     for _ in 0..100 {
         let mut client = TcpStream::connect(bridge.admin_address()).expect("a connection");
@@ -126,7 +126,7 @@ fn clients_that_do_not_read_do_not_block_health_checks() {
 
 #[test]
 fn neither_keys_nor_bodies_nor_passwords_are_printed() {
-    let bridge = Bridge::new("status-secrets", NOWHERE, "live")
+    let bridge = Bridge::new("status-secrets", UNREACHABLE, "live")
         .set("CALLBACK_UNSIGNED", "push")
         .set("KAFKA_CLIENT_SASL_PASSWORD", "the-password")
         .set("KAFKA_CLIENT_SASL_USERNAME", "the-user");
@@ -162,7 +162,7 @@ fn the_page_shows_the_bridges_state_in_a_browser_and_refreshes_itself() {
     for number in 0..20 {
         assert_eq!(send(&bridge, 1, HOSTILE, number), 200);
     }
-    assert_eq!(send(&bridge, 0, "nobody", 1), 401);
+    assert_eq!(send(&bridge, 0, "unknown", 1), 401);
     browser.wait_until(&says("20\naccepted"));
     browser.wait_until(&says("✓ adds up"));
     browser.wait_until(&says("unsigned"));
@@ -219,7 +219,7 @@ fn the_page_shows_the_bridges_state_in_a_browser_and_refreshes_itself() {
 fn the_page_asks_for_the_token_and_shows_nothing_without_it() {
     let Some(browser) = or_skip("the status page", Browser::start()) else { return };
     let bridge =
-        Bridge::new("status-token", NOWHERE, "live").set("ADMIN_TOKEN", "open-sesame-123456");
+        Bridge::new("status-token", UNREACHABLE, "live").set("ADMIN_TOKEN", "open-sesame-123456");
     bridge.start();
     browser.look(400, 800, true, "light");
     browser.open(&format!("http://{}/", bridge.admin_address()));
@@ -235,5 +235,5 @@ fn the_page_asks_for_the_token_and_shows_nothing_without_it() {
     browser.wait_until(&says("The token is wrong"));
     enter("open-sesame-123456");
     browser.wait_until(&says("Every callback accounted for"));
-    assert!(!bridge.said().contains("open-sesame"));
+    assert!(!bridge.log_text().contains("open-sesame"));
 }

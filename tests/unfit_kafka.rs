@@ -39,12 +39,12 @@ fn check(bridge: &Bridge) -> (i32, String) {
 fn logs(bridge: &Bridge, says: &str) {
     bridge.start();
     let started = Instant::now();
-    while !bridge.said().lines().any(|line| line.contains("ERROR") && line.contains(says)) {
+    while !bridge.log_text().lines().any(|line| line.contains("ERROR") && line.contains(says)) {
         assert!(started.elapsed() < PATIENCE, "no {says:?} in {}", bridge.last_lines());
         std::thread::sleep(Duration::from_millis(50));
     }
     bridge.assert_running();
-    assert!(!bridge.said().contains("Purge"), "{}", bridge.last_lines());
+    assert!(!bridge.log_text().contains("Purge"), "{}", bridge.last_lines());
 }
 
 fn partitions(bootstrap: &str, topic: &str) -> usize {
@@ -208,7 +208,7 @@ fn dead_letters_go_to_event_topics_only_and_a_rejected_one_does_not_block_the_ot
     let topic = |name: &str| format!("{prefix}.{name}");
     let (push, record, ledger, dead) =
         (topic("push"), topic("record"), topic("ledger"), topic("dead-letter"));
-    let foreign = support::unique("somebody-elses");
+    let foreign = support::unique("foreign");
     kafka::create_topic(kafka.bootstrap(), &foreign, 1, 1);
     let started = Instant::now();
     while bridge.metric("livebridge_kafka_up") != Some(1.0) {
@@ -243,10 +243,10 @@ fn dead_letters_go_to_event_topics_only_and_a_rejected_one_does_not_block_the_ot
         .envs(bridge.environment())
         .output()
         .unwrap();
-    let (said, complaint) =
+    let (output_text, complaint) =
         (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
-    assert_eq!(output.status.code(), Some(1), "{said}{complaint}");
-    assert!(said.ends_with("3 events sent\n"), "{said}{complaint}");
+    assert_eq!(output.status.code(), Some(1), "{output_text}{complaint}");
+    assert!(output_text.ends_with("3 events sent\n"), "{output_text}{complaint}");
     for topic in [&ledger, &dead, &foreign] {
         let line = format!("its topic {topic:?} takes no events");
         assert_eq!(complaint.matches(&line).count(), 1, "{complaint}");
@@ -394,7 +394,7 @@ fn the_cause_of_a_failed_connection_to_kafka_is_named_with_the_key_that_helps() 
         assert!(line.contains(what) && line.contains(key), "{name}: {line}");
         assert!(!text.contains("s3cret") && !text.contains("Purge"), "{name}: {text}");
         logs(&bridge, what);
-        assert!(!bridge.said().contains("s3cret"), "{}", bridge.last_lines());
+        assert!(!bridge.log_text().contains("s3cret"), "{}", bridge.last_lines());
     }
 }
 

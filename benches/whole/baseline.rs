@@ -1,7 +1,8 @@
-//! The servers livebridge is compared with: hyper alone, hyper before a raw log, hyper before Kafka.
+//! The servers that livebridge is compared with: plain hyper, hyper with a raw log, hyper with
+//! Kafka.
 //!
-//! All three read the whole body and answer `{"code":0}`; they differ in what happens in between.
-//! None of them parses or verifies anything, so each is an upper bound, not a rival.
+//! All three read the whole body and respond `{"code":0}`; they differ in what they do in between.
+//! None parses or verifies anything, so each is an upper bound and not a substitute.
 
 use std::convert::Infallible;
 use std::fs::File;
@@ -29,13 +30,13 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Fallible, kafka};
 
-/// Connections that may wait to be accepted.
+/// The backlog of the listening socket.
 const BACKLOG: i32 = 4096;
 
-/// Bodies waiting for the raw log's writer; more than there are connections, so nobody waits.
+/// Bodies queued for the raw log's writer: more than there are connections, so no sender blocks.
 const INBOX_MAX: usize = 8192;
 
-/// How a server lays its work out over the cores.
+/// How a server distributes its work over the cores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub(crate) enum Shape {
     /// One work-stealing runtime with a thread per core.
@@ -44,7 +45,7 @@ pub(crate) enum Shape {
     PerCore,
 }
 
-/// What a baseline does with a body before it answers.
+/// What a baseline does with a body before it responds.
 #[derive(Clone, Debug)]
 pub(crate) enum Kind {
     Bare,
@@ -64,7 +65,7 @@ struct Append {
     durable: oneshot::Sender<()>,
 }
 
-/// Starts a baseline on a free port of the loopback address and leaves it running.
+/// Starts a baseline on a free port of the loopback address and keeps it running.
 pub(crate) fn start(kind: &Kind, shape: Shape) -> Fallible<SocketAddr> {
     let backend = match kind {
         Kind::Bare => Backend::Bare,
@@ -104,7 +105,7 @@ fn listener(address: SocketAddr) -> Fallible<std::net::TcpListener> {
 
 fn start_runtime(runtime: Runtime, listener: std::net::TcpListener, backend: Backend) {
     thread::spawn(move || {
-        // A handle of the runtime's own puts accepting on its workers, too.
+        // With a handle of the runtime, accepting also runs on its workers.
         let accepting = runtime.spawn(accept(listener, backend));
         if let Ok(Err(cause)) = runtime.block_on(accepting) {
             eprintln!("accepting ended: {cause}");
@@ -122,7 +123,7 @@ async fn accept(listener: std::net::TcpListener, backend: Backend) -> Fallible<(
             let service = service_fn(move |request| answer(backend.clone(), request));
             let connection = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service);
-            // A client that hangs up is the normal end here.
+            // A disconnecting client is the normal end here.
             let _ = connection.await;
         });
     }
@@ -146,7 +147,7 @@ async fn answer(
     Ok(response)
 }
 
-/// A body in one frame, the usual case, is taken as it is.
+/// A body in one frame, the usual case, is used without a copy.
 async fn read_body(mut body: Incoming) -> Result<Bytes, hyper::Error> {
     let mut whole = Bytes::new();
     while let Some(frame) = body.frame().await {
@@ -178,8 +179,8 @@ async fn store(backend: &Backend, body: Bytes) -> Fallible<()> {
     Ok(())
 }
 
-/// The raw log: one thread takes whatever queued during the last sync, appends it to a growing
-/// file, syncs the data and answers everyone.
+/// The raw log: one thread takes all bodies queued during the last sync, appends them to a growing
+/// file, syncs the data and sends all responses.
 fn start_log(path: &Path) -> Fallible<mpsc::Sender<Append>> {
     let mut file = File::create(path)?;
     let (sender, mut inbox) = mpsc::channel::<Append>(INBOX_MAX);
@@ -201,7 +202,7 @@ fn start_log(path: &Path) -> Fallible<mpsc::Sender<Append>> {
                 std::process::exit(1);
             }
             for append in group.drain(..) {
-                // Its client may have gone.
+                // Its client may have disconnected.
                 let _ = append.durable.send(());
             }
         }
@@ -209,7 +210,8 @@ fn start_log(path: &Path) -> Fallible<mpsc::Sender<Append>> {
     Ok(sender)
 }
 
-/// What a handler written without a log would use: acknowledged by all replicas, nothing lingers.
+/// The typical settings of a handler without a log: acknowledged by all replicas, without linger
+/// time.
 fn producer(brokers: &str) -> Fallible<FutureProducer<DefaultClientContext, OnTokio>> {
     Ok(ClientConfig::new()
         .set("bootstrap.servers", brokers)

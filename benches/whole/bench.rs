@@ -1,4 +1,5 @@
-//! What every sheet is given: how long, how often, with which livebridge, where to write.
+//! The common parameters of all sheets: duration, rounds, the livebridge binary, the output
+//! directory.
 
 use std::cell::{Cell, OnceCell};
 use std::fs;
@@ -13,13 +14,13 @@ use super::stock::Stock;
 use crate::support::Unavailable;
 use crate::support::kafka::Kafka;
 
-/// Before a sheet, the time in which is seen how busy others are.
+/// The time before a sheet in which the load by other processes is measured.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Options of every sheet.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Common {
-    /// One round of everything, as short as it can be: shows that it runs, not how fast.
+    /// One short round of everything: shows that it runs, not how fast.
     #[arg(long, global = true)]
     quick: bool,
     /// Rounds, instead of the sheet's own number.
@@ -31,17 +32,17 @@ pub(crate) struct Common {
     /// Threads of the load.
     #[arg(long, global = true, default_value_t = 1)]
     load_threads: u32,
-    /// Sizes of backlogs in records, for `flatness` and `start`, the smallest also for `publishing`;
-    /// ten million take about 9 GB [default: 1000000].
+    /// Sizes of backlogs in records, for `flatness` and `start`, the smallest also for
+    /// `publishing`; ten million need about 9 GB [default: 1000000].
     #[arg(long, global = true, value_delimiter = ',')]
     backlog: Vec<u64>,
-    /// Another livebridge to measure.
+    /// Another livebridge binary to measure.
     #[arg(long, global = true, default_value = env!("CARGO_BIN_EXE_livebridge"))]
     livebridge: PathBuf,
-    /// Where figures go as JSON [default: bench in the target directory].
+    /// The directory of the JSON results [default: bench in the target directory].
     #[arg(long, global = true)]
     out: Option<PathBuf>,
-    /// Given by `cargo bench`.
+    /// Passed by `cargo bench`.
     #[arg(long, global = true, hide = true)]
     pub(crate) bench: bool,
 }
@@ -51,9 +52,9 @@ pub(crate) struct Common {
 pub(crate) struct Bench {
     common: Common,
     pub(crate) machine: Machine,
-    /// For everything that is written while measuring; on the same disk as the logs would be.
+    /// For everything that is written while measuring, on the disk that the logs use.
     pub(crate) directory: PathBuf,
-    /// Where the results go.
+    /// The directory of the results.
     pub(crate) out: PathBuf,
     began: Instant,
     runs: Cell<u32>,
@@ -61,16 +62,16 @@ pub(crate) struct Bench {
     stocks: OnceCell<Vec<Stock>>,
 }
 
-/// What a sheet found.
+/// The results of a sheet.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) figures: Value,
     pub(crate) targets: Vec<Target>,
-    /// What should not have happened, as sentences.
+    /// Unexpected events, as sentences.
     pub(crate) faults: Vec<String>,
 }
 
-/// A figure that is to be reached.
+/// A target value.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
     pub(crate) what: String,
@@ -80,14 +81,14 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// A figure that is to be at least `wanted`.
+    /// A figure that must be at least `wanted`.
     pub(crate) fn at_least(what: impl Into<String>, wanted: f64, seen: f64, unit: &str) -> Self {
         let (wanted_text, seen_text) =
             (format!("at least {wanted}{unit}"), format!("{seen:.2}{unit}"));
         Self { what: what.into(), wanted: wanted_text, seen: seen_text, reached: seen >= wanted }
     }
 
-    /// A figure that is to be at most `wanted`.
+    /// A figure that must be at most `wanted`.
     pub(crate) fn at_most(what: impl Into<String>, wanted: f64, seen: f64, unit: &str) -> Self {
         let (wanted_text, seen_text) = (format!("at most {wanted:.4}"), format!("{seen:.2}{unit}"));
         let wanted_text = wanted_text.trim_end_matches('0').trim_end_matches('.').to_owned() + unit;
@@ -135,12 +136,12 @@ impl Bench {
         self.common.load_threads
     }
 
-    /// As asked for, or one when it is to be quick, or the sheet's `usual` number.
+    /// The requested number; otherwise one for a quick run, or the sheet's `usual` number.
     pub(crate) fn rounds(&self, usual: u32) -> u32 {
         self.common.rounds.unwrap_or(if self.quick() { 1 } else { usual })
     }
 
-    /// As asked for, or the sheet's own when it is to be `quick`, or its `usual`.
+    /// The requested value; otherwise the sheet's `quick` or `usual` one.
     pub(crate) fn time(&self, usual: f64, quick: f64) -> Duration {
         let own = if self.quick() { quick } else { usual };
         Duration::from_secs_f64(self.common.seconds.unwrap_or(own).clamp(0.1, 3600.0))
@@ -152,19 +153,19 @@ impl Bench {
         self.runs.get()
     }
 
-    /// A new directory for one measurement; who asks removes it.
+    /// A new directory for one measurement; the caller removes it.
     pub(crate) fn new_directory(&self) -> Fallible<PathBuf> {
         let directory = self.directory.join(format!("run-{}", self.next_run()));
         fs::create_dir_all(&directory)?;
         Ok(directory)
     }
 
-    /// The real broker, started when the first sheet asks for it.
+    /// The real broker, started when the first sheet needs it.
     pub(crate) fn kafka(&self) -> Result<&Kafka, &Unavailable> {
         self.kafka.get_or_init(Kafka::start).as_ref()
     }
 
-    /// Full logs of the sizes asked for, made when the first sheet wants them.
+    /// Full logs of the requested sizes, created when the first sheet needs them.
     pub(crate) fn stocks(&self) -> Fallible<&[Stock]> {
         if self.stocks.get().is_none() {
             let mut sizes = self.common.backlog.clone();
@@ -181,7 +182,7 @@ impl Bench {
         Ok(self.stocks.get().map_or(&[], Vec::as_slice))
     }
 
-    /// Says what comes, and how quiet the machine is.
+    /// Prints the sheet and how busy the machine is.
     pub(crate) fn begin(&self, sheet: &str) -> Fallible<()> {
         let others = machine::busy(LOOK)?;
         let (minutes, seconds) =
@@ -193,7 +194,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Writes a sheet's figures.
+    /// Writes a sheet's results.
     pub(crate) fn keep(&self, sheet: &str, outcome: &Outcome) -> Fallible<()> {
         fs::create_dir_all(&self.out)?;
         let whole = json!({

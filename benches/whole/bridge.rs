@@ -1,4 +1,4 @@
-//! livebridge as it is measured: configured as in production but for ports and topics.
+//! livebridge as it is measured: with a production configuration except for ports and topics.
 
 use std::ffi::OsString;
 use std::fs;
@@ -14,29 +14,29 @@ use super::load::{self, Plan};
 use super::request::KEY;
 use super::server::{self, Server};
 
-/// How long the admin listener may take to answer.
+/// The time-out of the admin listener.
 const ADMIN_MAX: Duration = Duration::from_secs(5);
 
-/// A running livebridge; it ends with this value.
+/// A running livebridge; it is stopped when the value is dropped.
 #[derive(Debug)]
 pub(crate) struct Bridge {
     pub(crate) server: Server,
     admin: SocketAddr,
 }
 
-/// Where it sends.
+/// The Kafka that it publishes to.
 #[derive(Clone, Debug)]
 pub(crate) enum Brokers {
-    /// A mock cluster, which has the topics and cannot make any.
+    /// A mock cluster, which has the topics and cannot create any.
     Mock(String),
-    /// A real broker, on which the topics are made under this prefix.
+    /// A real broker, on which the topics are created under this prefix.
     Real { bootstrap: String, prefix: String },
-    /// An address at which nobody listens.
+    /// An address without a listener.
     Away(String),
 }
 
 impl Brokers {
-    /// Bound, and given back.
+    /// A port that was free when it was bound and released.
     pub(crate) fn away() -> Fallible<Self> {
         Ok(Self::Away(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string()))
     }
@@ -48,7 +48,7 @@ impl Bridge {
         Self::launch(bench, directory, brokers, "127.0.0.1:0", &[])
     }
 
-    /// Starts it at `address` and says how long it took from there to the first callback accepted.
+    /// Starts it at `address` and returns the time from there to the first accepted callback.
     pub(crate) fn start_and_ask(
         bench: &Bench,
         directory: &Path,
@@ -58,7 +58,11 @@ impl Bridge {
         let (text, run) = (address.to_string(), bench.next_run().to_string());
         let bridge =
             Self::launch(bench, directory, brokers, &text, &["--ask", &text, "--run", &run])?;
-        let took = bridge.server.said.first().ok_or("the keeper did not say how long it took")?;
+        let took = bridge
+            .server
+            .ready_values
+            .first()
+            .ok_or("the child did not report how long it took")?;
         let took = Duration::from_micros(took.parse()?);
         Ok((bridge, took))
     }
@@ -86,7 +90,7 @@ impl Bridge {
         Ok(self.server.address.parse()?)
     }
 
-    /// The values of metrics at one moment, the values of their labels summed.
+    /// The current values of metrics, summed over their labels.
     pub(crate) fn metrics<const N: usize>(&self, names: [&str; N]) -> Fallible<[f64; N]> {
         let mut stream = TcpStream::connect(self.admin)?;
         stream.set_read_timeout(Some(ADMIN_MAX))?;
@@ -104,7 +108,7 @@ impl Bridge {
         }))
     }
 
-    /// Waits until it says that it has published `count` events; returns when it did.
+    /// Waits until it reports `count` published events; returns when it did.
     pub(crate) fn wait_until_published(&self, count: u64, longest: Duration) -> Fallible<Instant> {
         let deadline = Instant::now() + longest;
         loop {
@@ -119,9 +123,9 @@ impl Bridge {
         }
     }
 
-    /// Sends callbacks for a moment: what follows meets a server that has seen some, and, once they
-    /// are published, one whose connection to Kafka stands. Returns how many were accepted.
-    pub(crate) fn greet(&self, bench: &Bench) -> Fallible<u64> {
+    /// Sends callbacks briefly, so that the measurement meets a server that has processed some and,
+    /// once they are published, has a connection to Kafka. Returns how many were accepted.
+    pub(crate) fn warm_up(&self, bench: &Bench) -> Fallible<u64> {
         let plan = Plan {
             duration: Duration::from_millis(20),
             ..Plan::closed(self.address()?, 1, bench.next_run())
@@ -144,7 +148,7 @@ fn configuration(data: &Path, brokers: &Brokers, listen: &str) -> String {
             (bootstrap, format!("topic_prefix = \"{prefix}\"\n"))
         }
     };
-    // Ten million records and what a run adds to them do not fit the default.
+    // Ten million records and those that a run adds do not fit the default.
     format!(
         "[http]\nlisten = \"{listen}\"\n\n\
          [admin]\nlisten = \"127.0.0.1:0\"\n\n\

@@ -21,8 +21,8 @@ impl Histogram {
         self.0.add(&other.0).expect("both histograms resize themselves");
     }
 
-    /// The latency that `per_mille` of a thousand recorded ones did not exceed; zero when nothing
-    /// was recorded.
+    /// The latency that `per_mille` of a thousand recorded ones did not exceed; zero if nothing was
+    /// recorded.
     #[expect(clippy::cast_precision_loss, reason = "a per mille is small")]
     pub(crate) fn quantile(&self, per_mille: u64) -> Duration {
         Duration::from_nanos(self.0.value_at_quantile(per_mille as f64 / 1000.0))

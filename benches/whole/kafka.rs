@@ -1,4 +1,4 @@
-//! Kafka as the benchmark sees it: librdkafka's mock cluster, what landed, and who reads it.
+//! Kafka for the benchmark: librdkafka's mock cluster, counts of published events, and consumers.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,13 +12,13 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::Fallible;
 
-/// Where the benchmark's callbacks, all push events, end up.
+/// The topic of the benchmark's callbacks, which are all push events.
 pub(crate) const PUSH_TOPIC: &str = "live.push";
 
-/// Partitions of every topic but the ledger.
+/// Partitions of every topic except the ledger.
 pub(crate) const PARTITIONS: i32 = 6;
 
-/// The names behind the prefix `live.`; the mock cannot create topics on a client's request.
+/// The names after the prefix `live.`; the mock cannot create topics on a client's request.
 const TOPICS: [&str; 20] = [
     "interrupt",
     "push",
@@ -42,11 +42,11 @@ const TOPICS: [&str; 20] = [
     "dead-letter",
 ];
 
-/// Between two orders to the mock cluster: its thread can miss one that comes right after it
-/// answered the last, and then sleeps for a second.
+/// The pause between two commands to the mock cluster: its thread can miss one that arrives just
+/// after it completed the last, and then sleeps for a second.
 const ORDER_PAUSE: Duration = Duration::from_millis(2);
 
-/// How often the cluster is asked while waiting.
+/// The poll interval while waiting.
 const POLL: Duration = Duration::from_millis(20);
 
 const REQUEST_MAX: Duration = Duration::from_secs(5);
@@ -78,7 +78,7 @@ impl ConsumedRecord {
         self.sum(|_, end| end)
     }
 
-    /// Those that are still there: the mock forgets the oldest.
+    /// Those that still exist: the mock deletes the oldest.
     fn held(&self) -> Fallible<u64> {
         self.sum(|begin, end| end - begin)
     }
@@ -93,7 +93,8 @@ impl ConsumedRecord {
         Ok(sum)
     }
 
-    /// Waits until at least `expected` have landed or `longest` has passed; returns the count.
+    /// Waits until at least `expected` events are published or `longest` has passed; returns the
+    /// count.
     pub(crate) fn wait_for(&self, expected: u64, longest: Duration) -> Fallible<u64> {
         let deadline = Instant::now() + longest;
         loop {
@@ -106,7 +107,7 @@ impl ConsumedRecord {
     }
 }
 
-/// A `read_committed` consumer of all partitions of a topic, from their beginning on.
+/// A `read_committed` consumer of all partitions of a topic, from their beginning.
 pub(crate) fn reader(brokers: &str, topic: &str) -> Fallible<BaseConsumer> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
@@ -122,7 +123,7 @@ pub(crate) fn reader(brokers: &str, topic: &str) -> Fallible<BaseConsumer> {
     Ok(consumer)
 }
 
-/// All that is in the push topic now.
+/// All events that are in the push topic now.
 pub(crate) fn read_all(brokers: &str, longest: Duration) -> Fallible<Vec<OwnedMessage>> {
     let expected = ConsumedRecord::new(brokers)?.held()?;
     let consumer = reader(brokers, PUSH_TOPIC)?;

@@ -1,9 +1,9 @@
 //! The load: keep-alive connections, each with one request in flight, in a closed or an open loop.
 //!
-//! Closed: a connection sends its next callback when the last is answered; the rate is what the
-//! server makes of it. Open: callbacks are due at a fixed rate, whatever the server does, any free
-//! connection takes the next due one, and its latency counts from the moment it was due. A server
-//! that stalls is thus charged for everybody who had to wait, not for one request per connection.
+//! Closed: a connection sends its next callback when the last is answered, so the server determines
+//! the rate. Open: callbacks are due at a fixed rate that does not depend on the server, any free
+//! connection sends the next due one, and its latency counts from its due time. A stalling server
+//! is thus charged for every callback that had to wait, not for one request per connection.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -25,10 +25,11 @@ use super::histogram::Histogram;
 use super::process;
 use super::request::{Answer, Request, parse_answer};
 
-/// How long answers (and overdue requests of the open loop) are awaited when the time is over.
+/// How long responses (and overdue requests of the open loop) are awaited after the end.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// The pacer's shortest sleep: shorter ones cost a core and gain nothing over the timer slack.
+/// The pacer's shortest sleep: shorter ones use a whole core and are not more accurate than the
+/// timer slack.
 const PACER_TICK: Duration = Duration::from_micros(50);
 
 /// One load to run.
@@ -37,7 +38,7 @@ pub(crate) struct Plan {
     pub(crate) address: SocketAddr,
     pub(crate) connections: u32,
     pub(crate) threads: u32,
-    /// Runs before the measured time and is not part of any figure but `accepted`.
+    /// Runs before the measured time and counts only in `accepted`.
     pub(crate) warm_up: Duration,
     pub(crate) duration: Duration,
     /// Callbacks per second of the open loop; `None` is the closed loop.
@@ -49,7 +50,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// A closed loop on one thread without a warm-up; how long is for the caller to say.
+    /// A closed loop on one thread without a warm-up; the caller sets the duration.
     pub(crate) fn closed(address: SocketAddr, connections: u32, run: u32) -> Self {
         Self {
             address,
@@ -64,24 +65,24 @@ impl Plan {
     }
 }
 
-/// What a load saw.
+/// The results of a load.
 #[derive(Debug)]
 pub(crate) struct Seen {
-    /// Callbacks answered 200, those of the warm-up included.
+    /// Callbacks answered 200, including the warm-up.
     pub(crate) accepted: u64,
     /// Callbacks answered 200 within the measured time.
     pub(crate) measured: u64,
     pub(crate) latency: Histogram,
     /// When each accepted callback of the measured time was due or sent, by its sequence number;
-    /// empty unless asked for.
+    /// empty unless requested.
     pub(crate) sent: Vec<(u64, Instant)>,
-    /// Everything that was not a 200, by what it was.
+    /// Everything that was not a 200, by kind.
     pub(crate) errors: BTreeMap<String, u64>,
-    /// Callbacks of the open loop that were due but had found no free connection at the end.
+    /// Callbacks of the open loop that were due and not sent because no connection was free.
     pub(crate) unsent: u64,
-    /// Processor time of the load's own threads.
+    /// CPU time of the load's own threads.
     pub(crate) cpu: Duration,
-    /// From the first callback to the last answer.
+    /// From the first callback to the last response.
     pub(crate) elapsed: Duration,
 }
 
@@ -116,7 +117,7 @@ impl Seen {
     }
 }
 
-/// The moments of a load.
+/// The points in time of a load.
 #[derive(Clone, Copy, Debug)]
 struct Clock {
     start: Instant,
@@ -139,7 +140,7 @@ impl Clock {
 /// Runs a load to its end.
 ///
 /// # Errors
-/// When the connections cannot be opened. What fails later is counted in [`Seen::errors`].
+/// When the connections cannot be opened. Later failures are counted in [`Seen::errors`].
 pub(crate) fn run(plan: &Plan) -> Fallible<Seen> {
     let mut shares: Vec<Vec<(u32, std::net::TcpStream)>> = Vec::new();
     shares.resize_with(plan.threads.clamp(1, plan.connections) as usize, Vec::new);
@@ -175,7 +176,7 @@ pub(crate) fn run(plan: &Plan) -> Fallible<Seen> {
     Ok(seen)
 }
 
-/// One thread's connections on a runtime of their own.
+/// One thread's connections on their own runtime.
 fn run_share(
     plan: &Plan,
     clock: Clock,
@@ -218,9 +219,9 @@ struct Schedule {
     start: Instant,
     /// One permit per due callback.
     due: Semaphore,
-    /// Callbacks taken so far; the number taken is also the place in the schedule.
+    /// Callbacks sent so far; the number is also the index in the schedule.
     taken: AtomicU64,
-    /// Callbacks that exist in all, known when the time is over.
+    /// The total number of callbacks, known at the end of the time.
     total: AtomicU64,
 }
 
@@ -236,7 +237,7 @@ impl Schedule {
     }
 
     /// Releases callbacks as they become due; at the end one more permit per connection, so that
-    /// each learns that there is nothing left. Returns the processor time this took.
+    /// each stops. Returns the CPU time that this took.
     fn pace(&self, end: Instant, connections: usize) -> Duration {
         let mut released = 0;
         loop {
@@ -257,13 +258,13 @@ impl Schedule {
         process::thread_cpu_time().unwrap_or_default()
     }
 
-    /// When the `place`-th callback (from 1) is due.
+    /// The due time of the callback with index `place` (from 1).
     fn due_at(&self, place: u64) -> Instant {
         let nanos = u128::from(place) * 1_000_000_000 / u128::from(self.rate);
         self.start + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
-    /// Waits for a due callback and says when it was due; `None` when the time is over.
+    /// Waits for a due callback and returns its due time; `None` at the end of the time.
     async fn next(&self) -> Option<Instant> {
         self.due.acquire().await.ok()?.forget();
         let place = self.taken.fetch_add(1, Ordering::AcqRel) + 1;
@@ -276,7 +277,7 @@ impl Schedule {
     }
 }
 
-/// One connection and what is sent on it.
+/// One connection and its requests.
 struct Caller {
     connection: Connection,
     request: Request,
@@ -297,7 +298,7 @@ impl Caller {
 
     async fn call_until_end(&mut self) {
         let mut last_answer = Instant::now();
-        // However late a busy machine lets it begin, each connection sends one.
+        // On a busy machine a connection may begin late; each sends at least one.
         let mut is_first = true;
         loop {
             let from = match &self.schedule {
@@ -319,8 +320,9 @@ impl Caller {
         }
     }
 
-    /// The rate counts answers that arrive in the measured time; so do the closed loop's latencies.
-    /// The open loop's are those of the callbacks due in that time, however late the answer.
+    /// The rate counts responses that arrive in the measured time, and so do the closed loop's
+    /// latencies. The open loop's latencies are those of the callbacks due in that time, however
+    /// late the response.
     fn count_accepted(&self, from: Instant, answered: Instant) {
         let clock = self.clock;
         let stamp = if self.schedule.is_some() { from } else { answered };
@@ -335,8 +337,8 @@ impl Caller {
         });
     }
 
-    /// Counts what went wrong and begins again on a new connection: the old one may hold the rest
-    /// of an answer, or be closed.
+    /// Counts the error and continues on a new connection, because the old one may contain the rest
+    /// of a response or be closed.
     async fn fail(&mut self, what: String) {
         self.count(|seen| seen.fail(what));
         match TcpStream::connect(self.address).await {
@@ -359,7 +361,7 @@ struct Connection {
 }
 
 impl Connection {
-    /// Sends a request and reads its answer; returns the status.
+    /// Sends a request and reads its response; returns the status.
     async fn exchange(&mut self, mut request: &[u8]) -> io::Result<u16> {
         while !request.is_empty() {
             let stream = &mut self.stream;
@@ -368,8 +370,8 @@ impl Connection {
         }
         self.answer.clear();
         loop {
-            // Not `try_read`: `poll_read` knows that a short read has drained the socket and saves
-            // the second system call per answer.
+            // Not `try_read`: after a short read, `poll_read` knows that the socket is drained and
+            // saves the second system call per response.
             let mut chunk = [0; 1024];
             let mut chunk = ReadBuf::new(&mut chunk);
             let stream = &mut self.stream;

@@ -1,4 +1,4 @@
-//! What the figures were taken on.
+//! The machine on which the figures were measured.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -16,25 +16,25 @@ use super::histogram::Histogram;
 use super::request::BODY_BYTES;
 use super::stats::millis;
 
-/// Appends timed to know the disk: enough for a median, over in a blink.
+/// Timed appends that characterise the disk: enough for a median in a short time.
 const SYNCS: usize = 200;
 
-/// Where the tests name the real broker's version.
+/// The file in which the tests set the real broker's version.
 const POM: &str = include_str!("../../tests/support/kafka/pom.xml");
 
-/// The facts without which no figure means anything.
+/// The properties that are needed to interpret the figures.
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
     pub(crate) cores: usize,
     pub(crate) cpu: String,
     pub(crate) kernel: String,
-    /// Processes wanting a core at the start: above zero, somebody else was busy.
+    /// Processes ready to run at the start: above zero, other processes use the machine.
     pub(crate) load_average: String,
     /// Median of appending one body to a file and syncing its data.
     pub(crate) append_sync: Duration,
-    /// What was measured, with its commit.
+    /// The measured program, with its commit.
     pub(crate) livebridge: String,
-    /// What it was made with and what it talked to.
+    /// The versions of compiler and Kafka.
     pub(crate) made_with: String,
 }
 
@@ -47,7 +47,7 @@ impl Machine {
             .and_then(|line| line.split_once(':'))
             .map_or("unknown", |(_, name)| name.trim());
         let load = fs::read_to_string("/proc/loadavg")?;
-        let version = said(Command::new(livebridge).arg("--version"));
+        let version = first_line(Command::new(livebridge).arg("--version"));
         let mut git = Command::new("git");
         git.args(["describe", "--always", "--dirty"]).current_dir(env!("CARGO_MANIFEST_DIR"));
         let (_, librdkafka) = get_rdkafka_version();
@@ -58,10 +58,10 @@ impl Machine {
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
             load_average: load.split_whitespace().next().unwrap_or("unknown").to_owned(),
             append_sync: append_sync(directory)?,
-            livebridge: format!("{version} (commit {})", said(&mut git)),
+            livebridge: format!("{version} (commit {})", first_line(&mut git)),
             made_with: format!(
                 "{}, librdkafka {librdkafka}, Kafka {}",
-                said(Command::new("rustc").arg("--version")),
+                first_line(Command::new("rustc").arg("--version")),
                 kafka.unwrap_or("unknown")
             ),
         })
@@ -80,14 +80,14 @@ impl Machine {
     }
 }
 
-/// The one line that a command prints.
-fn said(command: &mut Command) -> String {
+/// The first output line of a command.
+fn first_line(command: &mut Command) -> String {
     let output = command.output().ok().filter(|output| output.status.success());
     let line = output.and_then(|output| String::from_utf8(output.stdout).ok());
     line.map_or_else(|| "unknown".to_owned(), |line| line.trim().to_owned())
 }
 
-/// Appends and syncs one body at a time, and takes the median.
+/// Appends and syncs one body at a time, and returns the median.
 pub(crate) fn append_sync(directory: &Path) -> Fallible<Duration> {
     let path = directory.join("probe");
     let mut file = File::create(&path)?;
@@ -102,7 +102,7 @@ pub(crate) fn append_sync(directory: &Path) -> Fallible<Duration> {
     Ok(latencies.quantile(500))
 }
 
-/// The share of all cores that is in use while this process only waits.
+/// The share of all cores in use while this process only waits.
 pub(crate) fn busy(within: Duration) -> Fallible<f64> {
     let before = ticks()?;
     thread::sleep(within);
@@ -111,7 +111,7 @@ pub(crate) fn busy(within: Duration) -> Fallible<f64> {
     Ok(if all > 0.0 { 1.0 - idle / all } else { 0.0 })
 }
 
-/// Ticks of all cores, and those of them that were idle.
+/// CPU ticks of all cores, and the idle ones among them.
 fn ticks() -> Fallible<(f64, f64)> {
     let stat = fs::read_to_string("/proc/stat")?;
     let line = stat.lines().next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What the kernel counts for a process: processor time and peak memory.
+//! The kernel's figures for a process: CPU time and peak memory.
 
 use std::fs;
 use std::io;
@@ -7,7 +7,7 @@ use std::time::Duration;
 /// Ticks per second of the times in `/proc`: a constant of the kernel's interface to programs.
 const TICKS_PER_SECOND: u64 = 100;
 
-/// User and system time of a whole process, all its threads included.
+/// User and system time of a whole process, including all its threads.
 pub(crate) fn cpu_time(pid: u32) -> io::Result<Duration> {
     cpu_time_in(&fs::read_to_string(format!("/proc/{pid}/stat"))?)
 }
@@ -17,7 +17,7 @@ pub(crate) fn thread_cpu_time() -> io::Result<Duration> {
     cpu_time_in(&fs::read_to_string("/proc/thread-self/stat")?)
 }
 
-/// The name in parentheses may hold anything, spaces included; the numbers follow the last one.
+/// The name in parentheses may contain anything, including spaces; the numbers follow the last one.
 fn cpu_time_in(stat: &str) -> io::Result<Duration> {
     let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     let mut times = fields.split_whitespace().skip(11).map(str::parse::<u64>);

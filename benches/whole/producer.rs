@@ -1,5 +1,5 @@
-//! The yardstick of publishing: a plain idempotent producer that sends, from memory, the records
-//! that livebridge made of callbacks. No log, no transactions, no ledger.
+//! The reference for publishing: a plain idempotent producer that sends, from memory, the records
+//! that livebridge made of callbacks. It has no log, no transactions and no ledger.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -15,22 +15,23 @@ use super::{Fallible, kafka};
 
 /// Messages between two polls while sending.
 const POLL_EVERY: u64 = 512;
-/// How long records are waited for that are there.
+/// The time-out for reading existing records.
 const READ_MAX: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
 
-/// What to send where.
+/// What to send, and where.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Order {
     /// Brokers whose push topic has the records.
     source: String,
     brokers: String,
     topic: String,
-    /// How many to send; when there are fewer, they go round and round.
+    /// The number of records to send; fewer existing ones are repeated.
     count: u64,
 }
 
-/// Reads, says that it is ready, waits for a line, sends, and says how many microseconds it took.
+/// Reads the records, reports that it is ready, waits for a line, sends, and reports the duration
+/// in microseconds.
 pub(crate) fn play(order: &Order) -> Fallible<()> {
     let records = kafka::read_all(&order.source, READ_MAX)?;
     if records.is_empty() {
@@ -40,13 +41,14 @@ pub(crate) fn play(order: &Order) -> Fallible<()> {
         .set("bootstrap.servers", &order.brokers)
         .set("acks", "all")
         .set("enable.idempotence", "true")
-        // As livebridge has them.
+        // The same settings as livebridge.
         .set("partitioner", "murmur2_random")
         .set("linger.ms", "1")
         .set("batch.size", REQUEST_BYTES.to_string())
         .set("queue.buffering.max.messages", "200000")
         .create_with_context(Failures::default())?;
-    // One record ahead: the clock does not run while it connects and becomes idempotent.
+    // One record first: the clock does not run while the producer connects and gets its producer
+    // ID.
     send(&producer, &order.topic, &records[0])?;
     wait_for_reports(&producer);
     println!("ready {} {}", order.brokers, std::process::id());

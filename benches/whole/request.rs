@@ -1,4 +1,4 @@
-//! The callback that is sent and the answer that is read: bytes made once, patched in place.
+//! The request and the response parser: bytes created once and patched in place.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -12,11 +12,11 @@ pub(crate) const KEY: &str = "callbackKey0123456789";
 /// The size of a callback's body: a push event with the stream parameters of a real encoder.
 pub(crate) const BODY_BYTES: usize = 700;
 
-/// What stands before the digits of `sequence`, which are all digits a `u64` always holds.
+/// The text before the digits of `sequence`, which is always padded to the digits of a `u64`.
 const SEQUENCE: &str = "\"sequence\":\"";
 const SEQUENCE_DIGITS: usize = 19;
 
-/// Digits of `sequence` that count; those before them name the run and the connection.
+/// Digits of `sequence` that count up; those before them identify the run and the connection.
 const COUNTER_DIGITS: usize = 9;
 
 /// One connection's request, of which every [`Request::next`] is another event.
@@ -27,7 +27,7 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// A signed push event of a stream of its own for each connection.
+    /// A signed push event of a separate stream per connection.
     ///
     /// `run` (below 9000) and `connection` (below 1 000 000) make its events distinct from those of
     /// every other run and connection.
@@ -44,12 +44,12 @@ impl Request {
         Self { bytes: text.into(), counter: counter_start..counter_start + COUNTER_DIGITS }
     }
 
-    /// The event last made, as its body names it.
+    /// The latest event's sequence number, as in its body.
     pub(crate) fn sequence(&self) -> u64 {
         sequence(&self.bytes).unwrap_or(0)
     }
 
-    /// The bytes of the next event: the same but for its sequence number.
+    /// The bytes of the next event: only its sequence number differs.
     pub(crate) fn next(&mut self) -> &[u8] {
         for digit in self.bytes[self.counter.clone()].iter_mut().rev() {
             if *digit < b'9' {
@@ -101,18 +101,18 @@ pub(crate) fn sign(expiry: u64) -> String {
     })
 }
 
-/// What the bytes read so far say about the answer.
+/// The state of a response after the bytes read so far.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// More bytes are to come.
+    /// Incomplete.
     Incomplete,
-    /// The whole answer is there.
+    /// The whole response is read.
     Complete { status: u16 },
-    /// Not an answer this reader understands (the servers measured all send a content length).
+    /// A response that this parser does not support (all measured servers send a content length).
     Malformed,
 }
 
-/// Reads one HTTP/1.1 answer with a content length.
+/// Parses one HTTP/1.1 response with a content length.
 pub(crate) fn parse_answer(bytes: &[u8]) -> Answer {
     let Some(head_end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else {
         return Answer::Incomplete;

@@ -1,9 +1,9 @@
-//! Every server is a process of its own: this program again, started with a hidden subcommand.
+//! Every server runs in its own process: this program again, started with a hidden subcommand.
 //!
-//! The child prints one line, `ready ADDRESS PID` and what else it has to say, when it can be used
-//! (or `failed REASON`), and ends when its standard input closes: so nothing outlives the benchmark,
-//! even when that is killed. livebridge, which knows nothing of this, is run by such a child, its
-//! keeper.
+//! The child prints one line when it is ready, `ready ADDRESS PID` and further values (or `failed
+//! REASON`), and exits when its standard input closes, so that no process outlives the benchmark,
+//! even if that is killed. livebridge does not do this itself, so such a child starts and
+//! supervises it.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -20,31 +20,32 @@ use super::baseline::{self, Kind, Shape};
 use super::request::{Answer, Request, parse_answer};
 use super::{Fallible, kafka, producer};
 
-/// How long livebridge may take until it listens.
+/// The time-out for livebridge to start listening.
 const START_MAX: Duration = Duration::from_secs(30);
 
-/// How long livebridge may take to stop: its log goes away with the run, so waiting for more is idle.
+/// The time-out for livebridge to stop: the run's log is deleted, so waiting longer is useless.
 const STOP_MAX: Duration = Duration::from_secs(1);
 
-/// What a child is asked to be.
+/// The role of a child process.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(crate) enum Role {
-    /// hyper alone.
+    /// Plain hyper.
     Bare { shape: Shape },
-    /// hyper before an append log in this file.
+    /// hyper with an append log in this file.
     RawLog { shape: Shape, file: PathBuf },
-    /// hyper before a Kafka producer.
+    /// hyper with a Kafka producer.
     DirectKafka { shape: Shape, brokers: String },
-    /// The mock cluster. A line `down` takes its broker away, `up` brings it back.
+    /// The mock cluster. A line `down` stops its broker, `up` restarts it.
     MockKafka,
-    /// A plain producer of records read elsewhere.
+    /// A plain producer of records that are read from another broker.
     Producer(producer::Order),
-    /// livebridge with this configuration; its log lines go to the file.
+    /// livebridge with this configuration; its log lines are written to the file.
     Livebridge {
         program: PathBuf,
         config: PathBuf,
         log: PathBuf,
-        /// Ready is when a callback sent here is accepted; says how many microseconds that took.
+        /// It is ready when a callback sent here is accepted; the time until then is printed in
+        /// microseconds.
         #[arg(long, requires = "run")]
         ask: Option<SocketAddr>,
         /// Makes that callback distinct.
@@ -53,7 +54,7 @@ pub(crate) enum Role {
     },
 }
 
-/// Runs a role until standard input closes; a failure goes to the parent, too.
+/// Runs a role until standard input closes; a failure is also reported to the parent.
 pub(crate) fn play(role: Role) -> Fallible<()> {
     play_role(role).inspect_err(|cause| println!("failed {cause}"))
 }
@@ -89,7 +90,7 @@ fn wait_for_parent() -> Fallible<()> {
     Ok(())
 }
 
-/// Runs livebridge and passes its address on.
+/// Runs livebridge and prints its address.
 fn keep(program: &Path, config: &Path, log: &Path, ask: Option<(SocketAddr, u32)>) -> Fallible<()> {
     let log_file = File::create(log)?;
     let started = Instant::now();
@@ -113,7 +114,7 @@ fn keep(program: &Path, config: &Path, log: &Path, ask: Option<(SocketAddr, u32)
     outcome
 }
 
-/// Asks until a callback is accepted; returns how long after `started` that was.
+/// Sends callbacks until one is accepted; returns the time since `started`.
 fn first_answer(
     child: &mut Child,
     address: SocketAddr,
@@ -151,7 +152,7 @@ fn ask_once(address: SocketAddr, request: &[u8]) -> Fallible<u16> {
     }
 }
 
-/// Says where it listens, and how long its first answer took if that was waited for.
+/// Prints the listening address, and the time to the first response if it was awaited.
 fn keep_running(child: &mut Child, log: &Path, first: Option<Duration>) -> Fallible<()> {
     let (closed, parent) = mpsc::channel();
     thread::spawn(move || closed.send(wait_for_parent().is_ok()));
@@ -184,7 +185,7 @@ fn keep_running(child: &mut Child, log: &Path, first: Option<Duration>) -> Falli
     }
 }
 
-/// The field `address` of the line that says that something listens.
+/// The field `address` of the log line for the start of listening.
 pub(crate) fn address_in(log: &str, saying: &str) -> Option<String> {
     let line = log.lines().find(|line| line.contains(saying))?;
     let (_, rest) = line.split_once("address=")?;
@@ -197,7 +198,7 @@ fn last_lines(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     let tail = lines[lines.len().saturating_sub(5)..].join(" | ");
-    if tail.is_empty() { "it said nothing".into() } else { tail }
+    if tail.is_empty() { "no reason given".into() } else { tail }
 }
 
 fn stop(child: &mut Child) -> Fallible<()> {
@@ -221,19 +222,19 @@ fn stop(child: &mut Child) -> Fallible<()> {
 pub(crate) struct Server {
     child: Child,
     stdout: BufReader<ChildStdout>,
-    /// Where it listens.
+    /// The listening address.
     pub(crate) address: String,
-    /// The process that does the work: the child, or what it keeps.
+    /// The process that does the work: the child, or the livebridge that it supervises.
     pub(crate) pid: u32,
-    /// What else it said when it was ready.
-    pub(crate) said: Vec<String>,
+    /// Further values of the ready line.
+    pub(crate) ready_values: Vec<String>,
 }
 
 impl Server {
     /// Starts a child and waits until it is ready.
     ///
     /// # Errors
-    /// When it ends before that.
+    /// When it exits before that.
     pub(crate) fn start<S: AsRef<std::ffi::OsStr>>(arguments: &[S]) -> Fallible<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .arg("server")
@@ -244,13 +245,13 @@ impl Server {
         let mut stdout = BufReader::new(child.stdout.take().ok_or("a child without stdout")?);
         let mut line = String::new();
         stdout.read_line(&mut line)?;
-        let Some((address, pid, said)) = parse_ready(&line) else {
+        let Some((address, pid, ready_values)) = parse_ready(&line) else {
             drop(child.stdin.take());
             let status = child.wait()?;
-            let reason = line.trim().strip_prefix("failed ").unwrap_or("it said nothing");
+            let reason = line.trim().strip_prefix("failed ").unwrap_or("no reason given");
             return Err(format!("it did not start ({status}): {reason}").into());
         };
-        Ok(Self { child, stdout, address, pid, said })
+        Ok(Self { child, stdout, address, pid, ready_values })
     }
 
     /// Sends a line to the child.

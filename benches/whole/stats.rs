@@ -1,4 +1,4 @@
-//! Figures from figures.
+//! Statistics.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub(crate) fn mib(bytes: u64) -> f64 {
     real(bytes) / f64::from(1 << 20)
 }
 
-/// The middle figure, or the mean of the two in the middle; zero of none.
+/// The median; zero for an empty slice.
 pub(crate) fn median(figures: impl IntoIterator<Item = f64>) -> f64 {
     let mut figures: Vec<f64> = figures.into_iter().collect();
     figures.sort_by(f64::total_cmp);
@@ -27,7 +27,7 @@ pub(crate) fn median(figures: impl IntoIterator<Item = f64>) -> f64 {
     }
 }
 
-/// How steeply `y` grows with `x`: the line with the least squares. Zero when there is none.
+/// The slope of `y` over `x` by least squares. Zero when it is undefined.
 pub(crate) fn slope(points: &[(f64, f64)]) -> f64 {
     let count = real(points.len() as u64);
     let (x, y) = points.iter().fold((0.0, 0.0), |(x, y), point| (x + point.0, y + point.1));

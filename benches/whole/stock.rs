@@ -1,4 +1,4 @@
-//! Logs full of callbacks that Kafka has not seen, made once and lent to many runs.
+//! Logs of unpublished callbacks, created once and copied for many runs.
 
 use std::fs;
 use std::io;
@@ -14,13 +14,14 @@ use super::stats::real;
 /// Connections that fill a log.
 const CONNECTIONS: u32 = 64;
 
-/// Files from this size on are segments' data, which nobody writes to again: their bytes are shared.
+/// Files from this size on are data files of segments, which are not written again: they are
+/// hard-linked.
 const SHARED_FROM: u64 = 1 << 20;
 
-/// The longest that is filled without looking how much there is.
+/// The maximum number of records added between two checks of the total.
 const STEP: Duration = Duration::from_secs(5);
 
-/// A directory as livebridge leaves it when it ends while Kafka is away.
+/// A directory as livebridge leaves it when it stops while Kafka is unreachable.
 #[derive(Debug)]
 pub(crate) struct Stock {
     directory: PathBuf,
@@ -28,13 +29,13 @@ pub(crate) struct Stock {
 }
 
 impl Stock {
-    /// A log of at least `records` callbacks; they lie upon those of `below`, if that is given.
+    /// A log of at least `records` callbacks, which extends a copy of `below`, if given.
     pub(crate) fn fill(bench: &Bench, records: u64, below: Option<&Self>) -> Fallible<Self> {
         eprintln!("filling a log with {records} callbacks");
         let directory = bench.new_directory()?;
         let mut filled = below.map_or(0, |stock| stock.records);
         if let Some(below) = below {
-            below.lend(&directory)?;
+            below.copy_to(&directory)?;
         }
         let bridge = Bridge::start(bench, &directory, &Brokers::away()?)?;
         let mut rate = 20_000.0;
@@ -52,15 +53,15 @@ impl Stock {
         Ok(Self { directory, records: filled })
     }
 
-    /// Puts the log where a livebridge that is started in `directory` looks for it.
-    pub(crate) fn lend(&self, directory: &Path) -> io::Result<()> {
+    /// Copies the log to the place where a livebridge started in `directory` expects it.
+    pub(crate) fn copy_to(&self, directory: &Path) -> io::Result<()> {
         share(&self.directory.join("data"), &directory.join("data"))
     }
 }
 
 impl Drop for Stock {
     fn drop(&mut self) {
-        // What cannot be removed goes with the directory of the whole run.
+        // Remaining files are removed with the directory of the whole run.
         drop(fs::remove_dir_all(&self.directory));
     }
 }

@@ -1,8 +1,9 @@
-//! Tables as text: as wide as what is in them, numbers to the right.
+//! Text tables with columns as wide as their contents and right-aligned numbers.
 
 use std::fmt::{self, Write as _};
 
-/// A head and rows of as many cells; the first column holds names. An empty row is an empty line.
+/// A header, and rows with the same number of cells; the first column holds names. An empty row is
+/// an empty line.
 #[derive(Debug)]
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,

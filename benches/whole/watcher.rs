@@ -1,4 +1,4 @@
-//! livebridge's own account of its flow, looked at several times a second.
+//! livebridge's own metrics, sampled several times a second.
 
 use std::time::{Duration, Instant};
 
@@ -7,21 +7,21 @@ use serde_json::{Value, json};
 use super::Fallible;
 use super::bridge::Bridge;
 
-/// Between two looks.
+/// The sampling interval.
 pub(crate) const EVERY: Duration = Duration::from_millis(250);
 
-/// One look; everything counts from the start of the process.
+/// One sample; all counts are since the start of the process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
-    /// Seconds since the first look.
+    /// Seconds since the first sample.
     pub(crate) at: f64,
     pub(crate) accepted: f64,
     pub(crate) published: f64,
-    /// Records in the log that are not published.
+    /// Unpublished records in the log.
     pub(crate) backlog: f64,
 }
 
-/// Looks until `is_over`; `at_each` is told the seconds since the first look.
+/// Samples until `is_over`; calls `at_each` with the seconds since the first sample.
 pub(crate) fn watch(
     bridge: &Bridge,
     mut at_each: impl FnMut(f64) -> Fallible<()>,

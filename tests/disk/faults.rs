@@ -91,9 +91,13 @@ impl Bridge {
         let mut bridge = Self { process: command.spawn().unwrap(), output, address: None };
         let deadline = Instant::now() + Duration::from_secs(30);
         while bridge.address.is_none() && bridge.ended().is_none() {
-            assert!(Instant::now() < deadline, "it neither starts nor ends: {}", bridge.said());
+            assert!(
+                Instant::now() < deadline,
+                "it neither starts nor exits: {}",
+                bridge.log_text()
+            );
             thread::sleep(Duration::from_millis(10));
-            bridge.address = bridge.said().lines().find_map(|line| {
+            bridge.address = bridge.log_text().lines().find_map(|line| {
                 let (_, address) = line.split_once("intake listening address=")?;
                 address.trim().parse().ok()
             });
@@ -101,7 +105,7 @@ impl Bridge {
         bridge
     }
 
-    fn said(&self) -> String {
+    fn log_text(&self) -> String {
         fs::read_to_string(&self.output).unwrap()
     }
 
@@ -111,7 +115,7 @@ impl Bridge {
 
     /// Whether it has exited or has logged that it will.
     fn is_ending(&mut self) -> bool {
-        self.ended().is_some() || self.said().contains("the log failed")
+        self.ended().is_some() || self.log_text().contains("the log failed")
     }
 
     /// Sends a callback and returns whether it was answered 200; `None` without a response.
@@ -126,7 +130,7 @@ impl Bridge {
         let mut answer = String::new();
         let sent = write!(stream, "{head} {}\r\n\r\n{body}", body.len());
         let read = sent.and_then(|()| stream.read_to_string(&mut answer));
-        assert!(started.elapsed() < ANSWER, "a callback was left without an answer: {read:?}");
+        assert!(started.elapsed() < ANSWER, "a callback got no response: {read:?}");
         let status = answer.split(' ').nth(1)?;
         assert!(["200", "503"].contains(&status), "{answer}");
         Some(status == "200")
@@ -204,17 +208,20 @@ fn run(fault: Fault) -> Run {
             thread::sleep(Duration::from_millis(10));
         }
     }
-    let said = bridge.said();
+    let output_text = bridge.log_text();
     let status = bridge.ended();
     if bridge.address.is_none() {
         let status = status.expect("it has ended");
-        assert!(!status.success() && said.contains("livebridge: "), "{status}: {said}");
+        assert!(
+            !status.success() && output_text.contains("livebridge: "),
+            "{status}: {output_text}"
+        );
     }
     // sled panics when it cannot close; the process must not exit because of that.
-    assert!(!said.contains("thread panicked"), "{fault:?}: {said}");
+    assert!(!output_text.contains("thread panicked"), "{fault:?}: {output_text}");
     let ended = bridge.is_ending();
     bridge.kill();
-    let call = said.lines().find_map(|line| line.strip_prefix("FAULT ")).map(str::to_owned);
+    let call = output_text.lines().find_map(|line| line.strip_prefix("FAULT ")).map(str::to_owned);
     let calls = u64::from_ne_bytes(fs::read(dir.path().join("count")).unwrap().try_into().unwrap());
     Run { dir, acknowledged, call, ended, calls }
 }
@@ -228,7 +235,10 @@ fn check(fault: Fault) -> Run {
     let synced = |call: &String| call.starts_with("fdatasync ") && call.ends_with("/db");
     if run.call.as_ref().is_some_and(synced) {
         assert!(run.acknowledged.len() as u64 != CALLBACKS, "{about}: all are acknowledged");
-        assert!(run.ended, "{about}: nobody knows what is on disk, and it goes on");
+        assert!(
+            run.ended,
+            "{about}: the state of the disk is unknown, and the bridge keeps running"
+        );
     }
     if run.call.is_none() || !run.ended {
         // As on a disk without faults, or with a fault that could be handled.
@@ -238,8 +248,8 @@ fn check(fault: Fault) -> Run {
 
     // On an intact disk it starts, has every acknowledged callback, and accepts more.
     let mut bridge = Bridge::start(run.dir.path(), None);
-    let Some(address) = bridge.address else { panic!("{about}: {}", bridge.said()) };
-    assert_eq!(Bridge::send(address, 1_000_000), Some(true), "{about}: {}", bridge.said());
+    let Some(address) = bridge.address else { panic!("{about}: {}", bridge.log_text()) };
+    assert_eq!(Bridge::send(address, 1_000_000), Some(true), "{about}: {}", bridge.log_text());
     bridge.kill();
     let mut expected = left;
     expected.insert(1_000_000);
@@ -310,12 +320,12 @@ fn a_bridge_whose_log_failed_exits_and_reports_why() {
         if let Some(status) = bridge.ended() {
             break status;
         }
-        assert!(Instant::now() < deadline, "it ends: {}", bridge.said());
+        assert!(Instant::now() < deadline, "it ends: {}", bridge.log_text());
         thread::sleep(Duration::from_millis(50));
     };
-    assert_eq!(status.code(), Some(1), "{}", bridge.said());
-    let said = bridge.said();
-    let last = said.lines().last().unwrap_or_default();
-    assert!(last.starts_with("livebridge: the log failed: "), "{said}");
+    assert_eq!(status.code(), Some(1), "{}", bridge.log_text());
+    let output_text = bridge.log_text();
+    let last = output_text.lines().last().unwrap_or_default();
+    assert!(last.starts_with("livebridge: the log failed: "), "{output_text}");
     assert!(last.contains("os error 5") || last.contains("Input/output error"), "{last}");
 }

@@ -114,8 +114,8 @@ fn check(log: &Path, fault: &Fault) {
     let (mut published, started) = (BTreeSet::new(), Instant::now());
     while published.len() < expected.len() {
         let left = expected.len() - published.len();
-        let said = running.stderr.text();
-        assert!(started.elapsed() < DEADLINE, "{fault:?}: {left} are not published: {said}");
+        let output_text = running.stderr.text();
+        assert!(started.elapsed() < DEADLINE, "{fault:?}: {left} are not published: {output_text}");
         if let Some(record) = reader.next(Duration::from_millis(100)).unwrap() {
             published.insert(record.value);
         }

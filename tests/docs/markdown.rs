@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-/// Directories of the repository whose files are read by tests, not written for readers.
+/// Directories of the repository with files for tests, not for readers.
 const NOT_FOR_READERS: [&str; 4] = [".git", "target", "fuzz/corpus", "tests/payloads"];
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -84,7 +84,7 @@ pub(crate) fn anchors(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// `target`, as a file of `page` names it, relative to the repository.
+/// `target`, as referenced in `page`, relative to the repository.
 pub(crate) fn resolve(page: &Path, target: &str) -> PathBuf {
     let mut resolved = page.parent().unwrap().to_path_buf();
     for step in Path::new(target).components() {
@@ -102,7 +102,7 @@ pub(crate) fn column(document: &str, section: &str, column: usize) -> Vec<String
     let (_, rest) = document.split_once(&format!("\n## {section}\n")).expect(section);
     let section = rest.split("\n## ").next().unwrap();
     let rows = section.lines().filter(|line| line.starts_with("| "));
-    // The head, and the line below it.
+    // The header row and the line below it.
     let rows = rows.skip(1).filter(|line| !line.starts_with("|--"));
     let cell = |row: &str| row.split('|').nth(column + 1).unwrap_or_default().trim().to_owned();
     rows.map(cell).collect()

@@ -72,7 +72,7 @@ impl OpenLog {
     /// Appends all of `records` and expects every one to be accepted.
     pub(crate) fn append_all(&self, records: Vec<Record>) -> Vec<Lsn> {
         let lsns = self.append(records).into_iter();
-        lsns.collect::<Result<_, _>>().expect("the log takes the records")
+        lsns.collect::<Result<_, _>>().expect("the log accepts the records")
     }
 
     /// All entries that can be read now.
@@ -133,7 +133,7 @@ pub(crate) fn visit(dir: &Path) -> Vec<Entry> {
         entries.push(entry);
         Ok::<_, OpenError>(())
     })
-    .expect("the log can be visited");
+    .expect("the log can be inspected");
     entries
 }
 

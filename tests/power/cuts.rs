@@ -55,20 +55,20 @@ enum Then {
 
 /// A power cut before the event `index`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Cut {
+pub(crate) struct PowerCut {
     index: usize,
     stage: Stage,
     survival: Survival,
     then: Then,
 }
 
-impl fmt::Display for Cut {
+impl fmt::Display for PowerCut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cut at event {} ({:?}), {}", self.index, self.stage, self.survival.name)
     }
 }
 
-impl Cut {
+impl PowerCut {
     /// At `index`, with no unsynced change surviving.
     pub(crate) fn strict(index: usize) -> Self {
         Self { index, stage: Stage::Commit, survival: STRICT, then: Then::Read }
@@ -122,7 +122,7 @@ fn stages(trace: &Trace) -> Vec<Stage> {
 
 /// About `count` cuts, spread over the stages, most of them just before or after an event that
 /// makes data durable, changes a name or sends a response.
-pub(crate) fn choose(trace: &Trace, count: usize, rng: &mut Rng) -> Vec<Cut> {
+pub(crate) fn choose(trace: &Trace, count: usize, rng: &mut Rng) -> Vec<PowerCut> {
     let mut edges: BTreeMap<Stage, Vec<usize>> = BTreeMap::new();
     let mut large = None;
     for (index, stage) in stages(trace).into_iter().enumerate() {
@@ -165,10 +165,10 @@ pub(crate) fn choose(trace: &Trace, count: usize, rng: &mut Rng) -> Vec<Cut> {
                 1 | 2 => Then::Start,
                 _ => Then::Read,
             };
-            cuts.push(Cut { index, stage, survival, then });
+            cuts.push(PowerCut { index, stage, survival, then });
         }
     }
-    cuts.push(Cut::strict(trace.events.len()).and_start());
+    cuts.push(PowerCut::strict(trace.events.len()).and_start());
     cuts.sort_unstable_by_key(|cut| cut.index);
     cuts
 }
@@ -218,7 +218,7 @@ pub(crate) struct History<'a> {
 
 impl History<'_> {
     /// Checks each of `cuts`, on all processors.
-    pub(crate) fn cut(&self, cuts: &[Cut], seed: u64) -> Outcome {
+    pub(crate) fn cut(&self, cuts: &[PowerCut], seed: u64) -> Outcome {
         let workers = thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8);
         let mut outcome = Outcome::default();
         thread::scope(|scope| {
@@ -232,7 +232,7 @@ impl History<'_> {
         outcome
     }
 
-    fn cut_some<'c>(&self, cuts: impl Iterator<Item = &'c Cut>, seed: u64) -> Outcome {
+    fn cut_some<'c>(&self, cuts: impl Iterator<Item = &'c PowerCut>, seed: u64) -> Outcome {
         let mut disk = Disk::new(self.trace);
         let mut applied = 0;
         let mut outcome = Outcome::default();
@@ -259,7 +259,7 @@ impl History<'_> {
 
     /// Whether every callback acknowledged before the cut is in the log in `dir`, or was published.
     /// Returns the number of records read.
-    fn judge(&self, cut: &Cut, dir: &Path) -> Result<usize, String> {
+    fn judge(&self, cut: &PowerCut, dir: &Path) -> Result<usize, String> {
         let stored = read(&site::export(dir)?)?;
         let end = self.acknowledged.partition_point(|(index, _)| *index < cut.index);
         let place = self.trace.events.get(cut.index).map_or(usize::MAX, |traced| traced.place);
@@ -281,7 +281,7 @@ impl History<'_> {
             **number <= ledger && !in_ledger || **number <= noted && !in_kafka
         });
         if let Some((callback, number)) = skipped {
-            return Err(format!("{callback} at {number} would be taken for published"));
+            return Err(format!("{callback} at {number} would count as published"));
         }
         if cut.then >= Then::Start {
             let mut left = stored.clone();
@@ -399,8 +399,13 @@ pub(crate) fn assert_complete(site: &Site, trace: &Trace) {
         let rebuilt = site::image(rebuilt.path());
         for (path, content) in image {
             let traced = rebuilt.get(path);
-            assert_eq!(traced, Some(content), "{} escaped the shim", path.display());
+            assert_eq!(
+                traced,
+                Some(content),
+                "the shim did not record a change of {}",
+                path.display()
+            );
         }
-        assert_eq!(rebuilt.len(), image.len(), "a removal escaped the shim");
+        assert_eq!(rebuilt.len(), image.len(), "the shim did not record a removal");
     }
 }

@@ -118,7 +118,7 @@ impl Kafka {
                     Embedded::start(&topics.all(), PARTITIONS, LEDGER).expect("a mock cluster");
                 let brokers = embedded.brokers();
                 let watcher = Watcher::new(&brokers, seen);
-                started.send(brokers).expect("somebody who waits");
+                started.send(brokers).expect("the receiver exists");
                 watcher.run(&listener, &stop);
             }
         });

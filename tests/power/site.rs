@@ -84,7 +84,7 @@ impl Site {
     /// Kills `bridge` between two trace records, so that trace and directory agree.
     pub(crate) fn kill(&mut self, bridge: Bridge) {
         let lock = File::create(self.lock_path()).expect("the lock's file");
-        lock.lock().expect("the shim lets go");
+        lock.lock().expect("the shim releases the lock");
         bridge.kill();
         drop(lock);
         self.take_image();
@@ -196,8 +196,8 @@ impl Bridge {
         let home = temporary();
         let stderr = home.path().join("stderr");
         Self::spawn(serve(dir, brokers), &stderr).ok_or_else(|| {
-            let said = fs::read_to_string(&stderr).unwrap_or_default();
-            format!("livebridge did not start: {said}")
+            let output_text = fs::read_to_string(&stderr).unwrap_or_default();
+            format!("livebridge did not start: {output_text}")
         })
     }
 
@@ -208,8 +208,8 @@ impl Bridge {
         let mut bridge = Self { child, address: nowhere };
         let started = Instant::now();
         while started.elapsed() < START {
-            let said = fs::read_to_string(stderr).expect("standard error is text");
-            if let Some(address) = intake_address(&said) {
+            let output_text = fs::read_to_string(stderr).expect("standard error is text");
+            if let Some(address) = intake_address(&output_text) {
                 bridge.address = address;
                 return Some(bridge);
             }
@@ -218,7 +218,7 @@ impl Bridge {
             }
             thread::sleep(Duration::from_millis(5));
         }
-        panic!("livebridge neither started nor ended");
+        panic!("livebridge neither started nor exited");
     }
 
     pub(crate) fn process(&self) -> u32 {
@@ -241,7 +241,7 @@ impl Bridge {
 
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("a child to kill");
-        self.child.wait().expect("a child to bury");
+        self.child.wait().expect("a child to reap");
     }
 
     /// Sends SIGTERM.
@@ -253,7 +253,7 @@ impl Bridge {
     /// Sends SIGTERM and waits for a successful exit.
     pub(crate) fn stop(mut self) {
         self.terminate();
-        let status = self.child.wait().expect("a child to bury");
+        let status = self.child.wait().expect("a child to reap");
         assert!(status.success(), "a clean stop ended with {status}");
     }
 }

@@ -160,7 +160,7 @@ impl Header<'_> {
             9 => Event::Sync { inode: a },
             10 => Event::FlushRange { inode: a },
             11 => Event::Response { port: u16::try_from(a).expect("a port") },
-            12 => panic!("the model does not know {} on a file of the log", text()),
+            12 => panic!("the model does not support {} on a file of the log", text()),
             kind => panic!("record kind {kind}"),
         }
     }

@@ -1,6 +1,6 @@
-//! The decisions of the publisher, made by livebridge's own code: what is published (`Ledger`,
-//! `Batch`), what is contended (`OpenCommits`), where a directory is resumed (`published`,
-//! `resolve`). Here the model's small numbers become its types and back.
+//! The publisher's decisions, made by livebridge's own code: what is published (`Ledger`, `Batch`),
+//! what is contended (`OpenCommits`), where a directory is resumed (`published`, `resolve`). This
+//! module converts between the model's small numbers and the code's types.
 
 use std::convert::Infallible;
 use std::sync::LazyLock;
@@ -16,7 +16,7 @@ use crate::state::{
 };
 use crate::steps::{Fault, Protocol};
 
-/// What one unit of the model's time is. The window is counted in such units.
+/// One unit of the model's time, in which the window is expressed.
 const UNIT: Duration = Duration::from_hours(1);
 
 /// How the model identifies openings to livebridge.
@@ -32,7 +32,7 @@ fn time(at: u8) -> Timestamp {
     Timestamp::from_millis(1_700_000_000_000).after(UNIT * u32::from(at))
 }
 
-/// The monotonic clock, which the system clock's jumps do not touch.
+/// The monotonic clock, which is independent of changes of the system clock.
 fn instant(at: u8) -> Instant {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
     *START + UNIT * u32::from(at)
@@ -81,7 +81,7 @@ pub(crate) fn ledger(protocol: &Protocol, state: &State, process: usize) -> Ledg
     ledger
 }
 
-/// Where a new reader of the ledger topic begins.
+/// The offset at which a new reader of the ledger topic begins.
 pub(crate) fn start(protocol: &Protocol, state: &State, process: usize) -> u8 {
     let (directory, released) = (&state.directories[process], state.processes[process].released);
     let unreleased = directory.unreleased(released);
@@ -99,7 +99,7 @@ pub(crate) fn start(protocol: &Protocol, state: &State, process: usize) -> u8 {
     u8::try_from(offset).expect("the topic is short")
 }
 
-/// The transaction of a batch, all of one writer; `None` when it holds nothing but retries.
+/// The transaction of a batch, all by one writer; `None` when it contains only retries.
 pub(crate) fn batch(
     protocol: &Protocol,
     state: &State,
@@ -153,7 +153,7 @@ fn entry(segment: &Segment, place: Place) -> record::Entry {
     record::Entry { lsn: lsn(place), record }
 }
 
-/// Whether the transaction at `mine`, the last of the topic, has to be aborted for another's.
+/// Whether the transaction at `mine`, the last in the topic, must be aborted because of another.
 pub(crate) fn is_contended(protocol: &Protocol, state: &State, process: &Process) -> bool {
     let (Some(next), Some(mine)) = (process.next, process.mine) else { return false };
     let mut open_commits = OpenCommits::default();
@@ -165,13 +165,13 @@ pub(crate) fn is_contended(protocol: &Protocol, state: &State, process: &Process
     open_commits.is_contended(&own, mine.into())
 }
 
-/// The last record of a directory that is published by the ledger's account.
+/// The last record of a directory that is published according to the ledger.
 pub(crate) fn resume(protocol: &Protocol, state: &State, process: usize) -> Place {
     let extents = extents(protocol, &state.directories[process]);
     place(published(extents.into_iter(), ledger(protocol, state, process).progress()))
 }
 
-/// The last record of a directory that is published by the directory's own account.
+/// The last record of a directory that is published according to the directory's own progress.
 pub(crate) fn reopen(protocol: &Protocol, directory: &Directory) -> Place {
     let Some((writer, at)) = directory.position else { return (0, 0) };
     let position = Position { writer: identity(protocol, directory.log, writer), lsn: lsn(at) };

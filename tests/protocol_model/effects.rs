@@ -1,4 +1,4 @@
-//! What each step of a process does to the state.
+//! The effect of each step of a process on the state.
 
 use crate::decisions;
 use crate::state::{
@@ -109,7 +109,7 @@ impl Protocol {
         self.normalise(process);
     }
 
-    /// Without a window the order of commits makes no difference.
+    /// Without a window the order of commits is irrelevant.
     fn normalise(&self, process: &mut Process) {
         if self.window.is_none() {
             process.ledger.sort_unstable_by_key(|step| match step {
@@ -119,13 +119,13 @@ impl Protocol {
         }
     }
 
-    /// The clock by which ids age.
+    /// The clock that determines the age of IDs.
     pub(crate) fn monotonic(&self, state: &State) -> u8 {
         let skew = if self.fault == Some(Fault::WallClockWindow) { state.skew } else { 0 };
         state.now + skew
     }
 
-    /// The ledger is read: goes on behind what it says.
+    /// The ledger is read: the process continues after its position.
     fn resume(&self, state: &mut State, at: usize) {
         let done = decisions::resume(self, state, at);
         release(state, at, done);
@@ -146,7 +146,7 @@ impl Protocol {
         let end = state.topic.len() as u8;
         self.open_reader(state, at);
         state.processes[at].phase = Phase::Read { end };
-        // Nothing to wait for: what others do before the end is read does not change what it is.
+        // No wait is needed: steps of others before the end of the read do not change the result.
         if state.stable() >= end {
             self.read_and_resume(state, at);
         }
@@ -183,7 +183,7 @@ impl Protocol {
         let process = &state.processes[at];
         let unreleased = state.directories[at].unreleased(process.released);
         let mut taken: Vec<_> = unreleased.take(self.batch).collect();
-        // As the log's reader: a batch is of one writer.
+        // As in the log's reader, a batch has one writer.
         let writer = taken[0].0.writer;
         taken.retain(|(segment, _)| segment.writer == writer);
         let (count, last) = (taken.len() as u8, taken[taken.len() - 1].1);
@@ -195,7 +195,7 @@ impl Protocol {
         self.hand_over(state, at, written);
     }
 
-    /// Writes the transaction, and looks for others that stand before it.
+    /// Writes the transaction, and looks for conflicting ones before it.
     fn hand_over(&self, state: &mut State, at: usize, written: Written) {
         let mine = state.topic.len() as u8;
         let coordinator = &mut state.coordinators[self.name(at)];
@@ -247,7 +247,7 @@ impl Protocol {
         }
     }
 
-    /// Whether the transaction of a process is still its own to end.
+    /// Whether the process can still end its transaction.
     fn is_own(&self, state: &State, at: usize) -> bool {
         let coordinator = &state.coordinators[self.name(at)];
         coordinator.owner == Some(at as u8)
@@ -255,7 +255,7 @@ impl Protocol {
             && coordinator.open == state.processes[at].mine
     }
 
-    /// Ends the open transaction of a process without effect; returns whether it could.
+    /// Aborts the open transaction of a process; returns whether it could.
     pub(crate) fn abort(&self, state: &mut State, at: usize) -> bool {
         let is_own = self.is_own(state, at);
         if is_own {
@@ -275,7 +275,7 @@ impl Protocol {
         *process = Process { phase: Phase::Down, starts: process.starts, ..Process::new() };
         let coordinator = &mut state.coordinators[name];
         if coordinator.owner == Some(at as u8) {
-            // Nothing comes from it any more but a request that is on its way.
+            // Only a request in flight can still arrive from it.
             coordinator.owner = None;
         }
     }

@@ -1,4 +1,4 @@
-//! What has to hold in every state, and the situations that have to be reached.
+//! The properties of every state, and the situations that must be reached.
 
 use stateright::Property;
 
@@ -84,7 +84,8 @@ const SOMETIMES: [(&str, Condition); 14] = [
     }),
 ];
 
-/// The properties of a protocol. With `reaches` a wrong name would go unnoticed, so it panics.
+/// The properties of a protocol. A wrong name in `reaches` would be ignored otherwise, so it
+/// panics.
 pub(crate) fn of(protocol: &Protocol) -> Vec<Property<Protocol>> {
     let mut properties: Vec<_> =
         ALWAYS.iter().map(|(name, condition)| Property::always(name, *condition)).collect();
@@ -96,7 +97,7 @@ pub(crate) fn of(protocol: &Protocol) -> Vec<Property<Protocol>> {
     properties
 }
 
-/// A transaction that a process means to end is ended already.
+/// A transaction that a process wants to end has already ended.
 fn ended(state: &State, by: impl Fn(usize) -> bool) -> bool {
     let mut processes = state.processes.iter().enumerate();
     processes.any(|(at, process)| {
@@ -105,7 +106,7 @@ fn ended(state: &State, by: impl Fn(usize) -> bool) -> bool {
     })
 }
 
-/// Two deliveries of one event that were received within the window are one.
+/// Two deliveries of one event within the window are published once.
 fn visible_once(protocol: &Protocol, state: &State) -> bool {
     let published: Vec<_> = state.published().collect();
     published.iter().enumerate().all(|(at, one)| {
@@ -116,8 +117,8 @@ fn visible_once(protocol: &Protocol, state: &State) -> bool {
     })
 }
 
-/// When nothing goes on by itself any more, every event that was delivered is visible, and every
-/// log is released to its end.
+/// When no automatic step is left, every delivered event is visible, and every log is released to
+/// its end.
 fn visible_in_the_end(protocol: &Protocol, state: &State) -> bool {
     if !protocol.steps(state).is_empty() {
         return true;

@@ -1,4 +1,5 @@
-//! What is explored: who delivers what to whom, and what may go wrong how often.
+//! The explored scenarios: which events are delivered to which instance, and which faults occur how
+//! often.
 
 use crate::state::Budget;
 use crate::steps::{CopyUse, Protocol};
@@ -47,7 +48,7 @@ pub(crate) fn two_instances() -> Protocol {
     }
 }
 
-/// What is sent fails and is sent again, and the copy of the progress is lost.
+/// Sends fail and are repeated, and the copy of the progress is lost.
 pub(crate) fn failed_sends() -> Protocol {
     Protocol {
         processes: &[(0, &[0, 1]), (1, &[0])],
@@ -57,7 +58,7 @@ pub(crate) fn failed_sends() -> Protocol {
     }
 }
 
-/// Two instances of one name, with logs of their own.
+/// Two instances of one name, each with its own log.
 pub(crate) fn namesakes() -> Protocol {
     Protocol {
         processes: &[(0, &[0, 1]), (0, &[0])],
@@ -109,7 +110,7 @@ pub(crate) fn namesake_clone() -> Protocol {
     }
 }
 
-/// Time passes, retries come late, ledger records are deleted.
+/// Time passes, retries arrive late, ledger records are deleted.
 pub(crate) fn expiry() -> Protocol {
     Protocol {
         processes: &[(0, &[0]), (1, &[0])],

@@ -1,9 +1,9 @@
-//! What the model's state is made of: Kafka's ledger topic and coordinator, the processes, their
-//! log directories. Everything is small numbers, because the checker keeps millions of states.
+//! The model's state: Kafka's ledger topic and coordinator, the processes, their log directories.
+//! All values are small numbers, because the checker stores millions of states.
 
 /// One of a few events, by number.
 pub(crate) type Event = u8;
-/// One process's use of a log directory. No two are equal, whatever happens to directories.
+/// One process's use of a log directory. Every use has a new number, even of a copied directory.
 pub(crate) type Opening = u8;
 /// Segment and index.
 pub(crate) type Place = (u8, u8);
@@ -11,9 +11,9 @@ pub(crate) type Place = (u8, u8);
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct State {
     pub(crate) topic: Vec<Written>,
-    /// Ledger records before this offset are deleted: nobody who starts now reads them.
+    /// Ledger records before this offset are deleted: a process that starts now does not read them.
     pub(crate) low: u8,
-    /// What the coordinator knows of each `kafka.instance`.
+    /// The coordinator's state for each `kafka.instance`.
     pub(crate) coordinators: Vec<Coordinator>,
     pub(crate) processes: Vec<Process>,
     /// Each process's directory.
@@ -27,11 +27,11 @@ pub(crate) struct State {
     /// Events whose only durable copy was in a directory that was replaced by an older copy.
     pub(crate) forfeited: u16,
     pub(crate) left: Budget,
-    /// The log was told that an event is published which is not.
+    /// The log received a release for an event that is not published.
     pub(crate) covered_unpublished: bool,
 }
 
-/// A transaction as it stands in the ledger topic: its ledger record, with the events beside it.
+/// A transaction in the ledger topic: its ledger record, with its events.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Written {
     pub(crate) outcome: Outcome,
@@ -41,7 +41,8 @@ pub(crate) struct Written {
     pub(crate) first: Place,
     pub(crate) last: Place,
     pub(crate) newest: u8,
-    /// Directory, and how often it had been replaced: whose order the events are in.
+    /// The directory and the number of times it had been replaced, which identify the order of the
+    /// events.
     pub(crate) directory: (u8, u8),
     pub(crate) events: Vec<Published>,
 }
@@ -49,7 +50,7 @@ pub(crate) struct Written {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Published {
     pub(crate) event: Event,
-    /// Its number among all that was appended to the directory.
+    /// Its number among all entries appended to the directory.
     pub(crate) ordinal: u8,
     /// The true time at which it was received.
     pub(crate) at: u8,
@@ -64,11 +65,11 @@ pub(crate) enum Outcome {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Coordinator {
-    /// The process that initialised the name's transactions last; nobody after a time-out.
+    /// The process that last initialised the name's transactions; none after a time-out.
     pub(crate) owner: Option<u8>,
     /// The offset of the open transaction's ledger record.
     pub(crate) open: Option<u8>,
-    /// A request to commit it is on its way, whether or not its sender still lives.
+    /// A commit request is in flight, whether or not its sender still exists.
     pub(crate) commit_requested: bool,
 }
 
@@ -77,13 +78,13 @@ pub(crate) struct Process {
     pub(crate) phase: Phase,
     pub(crate) starts: u8,
     pub(crate) opening: Opening,
-    /// Where the reader of the ledger topic stands, once it has one.
+    /// The position of the reader of the ledger topic, once it exists.
     pub(crate) next: Option<u8>,
-    /// What made up the ledger in memory.
+    /// The contents of the ledger in memory.
     pub(crate) ledger: Vec<LedgerStep>,
-    /// The last record of its directory that is published, as far as it knows.
+    /// The last published record of its directory, as far as the process knows.
     pub(crate) released: Place,
-    /// The batch: so many entries, in the transaction at this offset.
+    /// The batch: its number of entries, in the transaction at this offset.
     pub(crate) taken: u8,
     pub(crate) mine: Option<u8>,
 }
@@ -92,35 +93,35 @@ pub(crate) struct Process {
 pub(crate) enum LedgerStep {
     /// The commit at this offset, at this time by the monotonic clock.
     Apply { offset: u8, at: u8 },
-    /// No record is left that was received earlier.
+    /// No unpublished record was received before this time.
     Expire { oldest: u8, at: u8 },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Phase {
-    /// Not started for the first time: a clone that is yet to be made.
+    /// Not yet started: a clone that does not exist yet.
     Absent,
     Down,
-    /// No producer: callbacks are stored, nothing is published.
+    /// Without a producer: callbacks are stored and not published.
     Connect,
-    /// Waits until everything before `end` is decided, to read it.
+    /// Waits until every transaction before `end` has ended, and then reads the topic.
     Read {
         end: u8,
     },
     /// Has read the ledger before its producer is initialised (only with a fault).
     ReadEarly,
     Ready,
-    /// Its transaction is written and no other stands before it.
+    /// Its transaction is written, and no conflicting one precedes it.
     Committable,
-    /// Has asked for the commit.
+    /// Has sent the commit request.
     Committing,
-    /// Another transaction with an event of its own stands before it.
+    /// A transaction with a common event precedes its own.
     Aborting,
-    /// Aborted because of another: waits until everything before `end` is decided.
+    /// Aborted because of another: waits until every transaction before `end` has ended.
     Settle {
         end: u8,
     },
-    /// Aborted because of an error that allows to send the same again.
+    /// Aborted because of an error after which the same batch may be sent again.
     Resend,
 }
 
@@ -130,11 +131,11 @@ pub(crate) struct Directory {
     pub(crate) segments: Vec<Segment>,
     pub(crate) next_number: u8,
     pub(crate) lineage: Vec<Opening>,
-    /// The copy of the progress: a writer and the last of its records that is published.
+    /// The copy of the progress: a writer and the last of its published records.
     pub(crate) position: Option<(Opening, Place)>,
     /// Records appended so far.
     pub(crate) appended: u8,
-    /// How often it was replaced by an older copy.
+    /// The number of times it was replaced by an older copy.
     pub(crate) replaced: u8,
 }
 
@@ -149,12 +150,12 @@ pub(crate) struct Segment {
 pub(crate) struct Entry {
     pub(crate) event: Event,
     pub(crate) ordinal: u8,
-    /// By the system clock, and in truth.
+    /// By the system clock, and in true time.
     pub(crate) received: u8,
     pub(crate) at: u8,
 }
 
-/// How often each disturbance may still happen.
+/// How often each fault may still occur.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Budget {
     pub(crate) kills: u8,
@@ -182,7 +183,7 @@ impl Budget {
         expired_records: 0,
     };
 
-    /// One more kill, and one more of everything else that there is but copies and the like.
+    /// One more kill, and one more of every fault that occurs at all, except copies.
     pub(crate) fn enlarge(self) -> Self {
         let more = |count: u8| if count == 0 { 0 } else { count + 1 };
         Self {
@@ -216,14 +217,14 @@ impl State {
         self.published().any(|published| published.event == event)
     }
 
-    /// The outcome of the transaction that `process` began last, if it does not know it yet.
+    /// The outcome of the last transaction of `process`, if the process does not know it yet.
     pub(crate) fn outcome(&self, process: &Process) -> Option<Outcome> {
         process.mine.map(|mine| self.topic[usize::from(mine)].outcome)
     }
 }
 
 impl Directory {
-    /// Everything behind `released`, in order.
+    /// All entries after `released`, in order.
     pub(crate) fn unreleased(&self, released: Place) -> impl Iterator<Item = (&Segment, Place)> {
         let places = |segment: &'_ Segment| {
             let number = segment.number;

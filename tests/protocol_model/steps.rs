@@ -1,7 +1,7 @@
-//! The model: which steps can follow a state, and what each does.
+//! The model: the steps that can follow a state, and their effects.
 //!
-//! A step is what happens between two moments at which another process, the broker or a kill can
-//! come in between, so that the checker tries them everywhere.
+//! A step is atomic: between two steps, another process, the broker or a kill can act. The checker
+//! therefore tries them in every order.
 
 use stateright::{Model, Property};
 
@@ -10,19 +10,20 @@ use crate::state::{
     Budget, Coordinator, Directory, Event, LedgerStep, Outcome, Phase, Process, State,
 };
 
-/// What is explored.
+/// The explored scenario.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Protocol {
     /// Each process's `kafka.instance`, by number, and the events that its clients deliver.
     pub(crate) processes: &'static [(u8, &'static [Event])],
-    /// Entries of the largest batch.
+    /// The maximum number of entries in a batch.
     pub(crate) batch: usize,
     pub(crate) budget: Budget,
-    /// What becomes of the copy of the first process's directory.
+    /// The use of the copy of the first process's directory.
     pub(crate) copy: CopyUse,
     /// The dedup window, in units of the model's time.
     pub(crate) window: Option<u8>,
-    /// From so many transactions on nothing is disturbed and processes take turns: every run ends.
+    /// From this number of transactions on, no faults occur and processes take turns, so that every
+    /// run ends.
     pub(crate) transactions: usize,
     /// Situations that must be reached.
     pub(crate) reaches: &'static [&'static str],
@@ -37,26 +38,26 @@ pub(crate) enum CopyUse {
     Cloned,
 }
 
-/// A mistake in the protocol, to show that the checker finds it.
+/// A protocol error, to show that the checker finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// Progress by the log's id and the LSN, not by the opening that wrote.
+    /// Progress is identified by the log's ID and the LSN, not by the opening that wrote.
     ProgressByLog,
     /// The ledger is read up to the last stable offset, and the producer initialised then.
     LedgerReadBeforeInit,
-    /// As before, but what is open when the read begins is waited for.
+    /// As before, but the process waits for transactions that are open when the read begins.
     SettledLedgerReadBeforeInit,
-    /// Ids expire by the system clock, not by what is left to publish.
+    /// IDs expire by the system clock, not by the oldest unpublished record.
     ExpiryIgnoresBacklog,
-    /// Ids are as old as the system clock says.
+    /// The age of IDs is determined by the system clock.
     WallClockWindow,
-    /// No look at the open transactions of others.
+    /// Open transactions of other instances are ignored.
     NoContentionCheck,
-    /// A commit whose answer is lost counts as aborted.
+    /// A commit whose response is lost counts as aborted.
     LostAnswerIsAbort,
     /// The log is released when the commit is requested.
     ReleasedBeforeAnswer,
-    /// A transaction's events are sent last first.
+    /// A transaction's events are sent in reverse order.
     ReversedBatch,
 }
 
@@ -67,7 +68,8 @@ pub(crate) enum Step {
     Start(usize),
     Init(usize),
     Read(usize),
-    /// Takes the next entries; before that, what is stable of the ledger has arrived or not.
+    /// Takes the next entries; the stable part of the ledger topic may or may not have arrived
+    /// before.
     Batch {
         process: usize,
         ledger_arrived: bool,
@@ -82,7 +84,7 @@ pub(crate) enum Step {
     Commit(usize),
     TimeOut(usize),
     ExpireRecord,
-    // Disturbances.
+    // Faults.
     Kill(usize),
     CutPower(usize),
     LoseAnswer(usize),
@@ -95,12 +97,12 @@ pub(crate) enum Step {
 }
 
 impl Protocol {
-    /// The same with one more of every disturbance that it has, and one more transaction.
+    /// The same with one more of every fault that it has, and one more transaction.
     pub(crate) fn enlarge(self) -> Self {
         Self { budget: self.budget.enlarge(), transactions: self.transactions + 1, ..self }
     }
 
-    /// What goes on by itself.
+    /// Steps without faults.
     pub(crate) fn steps(&self, state: &State) -> Vec<Step> {
         let mut steps = Vec::new();
         for (name, coordinator) in state.coordinators.iter().enumerate() {
@@ -112,7 +114,7 @@ impl Protocol {
             self.steps_of(state, at, process, &mut steps);
         }
         if steps.is_empty() {
-            // Nothing ever waits longer than a transaction may stay open.
+            // No wait is longer than a transaction can stay open.
             let open = |coordinator: &Coordinator| coordinator.open.is_some();
             steps.extend(state.coordinators.iter().position(open).map(Step::TimeOut));
         }
@@ -163,7 +165,7 @@ impl Protocol {
         (state.processes[at].ledger.last() != Some(&step)).then_some(step)
     }
 
-    /// What can come in between.
+    /// Steps that can occur between those of a process.
     fn disturbances(&self, state: &State, steps: &mut Vec<Step>) {
         let left = state.left;
         for (at, process) in state.processes.iter().enumerate() {
@@ -213,8 +215,8 @@ impl Protocol {
         }
     }
 
-    /// Kafka keeps a ledger record for longer than the window and the longest outage together, and
-    /// no reader is so far behind.
+    /// Kafka keeps a ledger record for longer than the window plus the longest outage, and no
+    /// reader lags further behind.
     fn may_expire(&self, state: &State) -> bool {
         let Some(written) = state.topic.get(usize::from(state.low)) else { return false };
         let waiting = state.directories.iter().zip(&state.processes);
@@ -323,7 +325,7 @@ impl Model for Protocol {
     }
 }
 
-/// What the broker does by itself; `None` when there is nothing to do.
+/// The broker's next step of its own; `None` if there is none.
 fn broker(state: &mut State, step: Step) -> Option<()> {
     match step {
         Step::Commit(name) => {

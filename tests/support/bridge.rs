@@ -25,12 +25,12 @@ pub struct Bridge {
     environment: Vec<(String, String)>,
     http: u16,
     admin: u16,
-    life: Arc<Mutex<Life>>,
+    life: Arc<Mutex<ProcessState>>,
 }
 
 /// The current process, if any, and the number of processes before it.
 #[derive(Debug, Default)]
-struct Life {
+struct ProcessState {
     number: u32,
     process: Option<Guarded>,
 }
@@ -38,7 +38,7 @@ struct Life {
 /// Kills the process that ran when it was created, and none of its successors.
 #[derive(Clone, Debug)]
 pub struct Killer {
-    life: Arc<Mutex<Life>>,
+    life: Arc<Mutex<ProcessState>>,
     number: u32,
 }
 
@@ -114,7 +114,7 @@ impl Bridge {
     }
 
     /// The log output of all its processes so far.
-    pub fn said(&self) -> String {
+    pub fn log_text(&self) -> String {
         fs::read_to_string(self.output()).unwrap_or_default()
     }
 
@@ -131,7 +131,7 @@ impl Bridge {
         life.process = Some(Guarded::spawn(&mut command).expect("the binary that is tested"));
     }
 
-    fn life(&self) -> MutexGuard<'_, Life> {
+    fn life(&self) -> MutexGuard<'_, ProcessState> {
         self.life.lock().expect("no panic under the lock")
     }
 
@@ -240,7 +240,7 @@ impl Bridge {
     }
 
     pub fn last_lines(&self) -> String {
-        tools::last_lines(&self.said())
+        tools::last_lines(&self.log_text())
     }
 
     fn admin(&self, path: &str) -> Option<(u16, String)> {

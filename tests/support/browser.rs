@@ -29,8 +29,8 @@ impl Browser {
         let mut driver = command
             .spawn()
             .map_err(|error| Unavailable::new("chromedriver (Debian's chromium-driver)", &error))?;
-        let mut said = BufReader::new(driver.stdout.take().expect("a piped output")).lines();
-        let port = said.by_ref().map_while(Result::ok).find_map(|line| {
+        let mut output_text = BufReader::new(driver.stdout.take().expect("a piped output")).lines();
+        let port = output_text.by_ref().map_while(Result::ok).find_map(|line| {
             let (_, port) = line.split_once("started successfully on port ")?;
             port.trim_end_matches('.').parse().ok()
         });

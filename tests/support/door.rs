@@ -1,4 +1,4 @@
-//! A way to a Kafka that a test opens when it is time.
+//! A TCP proxy to Kafka that a test enables when it needs it.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-/// A way to a Kafka that is closed at first: connections end at once.
-pub(crate) struct Door {
+/// A TCP proxy to Kafka. Until it is opened, it closes every connection at once.
+pub(crate) struct KafkaGate {
     pub(crate) address: SocketAddr,
     open: Arc<AtomicBool>,
 }
 
-impl Door {
+impl KafkaGate {
     pub(crate) fn to(brokers: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

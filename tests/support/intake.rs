@@ -22,7 +22,7 @@ use crate::wire::{Answer, PATIENCE, exchange, post};
 pub(crate) const KEY: &str = "callbackKey0123456789";
 
 /// An intake with its own log and without a publisher.
-pub(crate) struct Bed {
+pub(crate) struct TestBed {
     pub(crate) address: SocketAddr,
     pub(crate) stop: CancellationToken,
     pub(crate) intake: Option<Intake>,
@@ -41,7 +41,7 @@ fn policy(access: Access) -> IntakePolicy {
     IntakePolicy::new(verifier, access, Vec::new())
 }
 
-impl Bed {
+impl TestBed {
     pub(crate) fn new() -> Self {
         Self::with(|_, _| {})
     }
@@ -118,14 +118,14 @@ impl Bed {
     }
 
     /// Checks that the intake serves other clients: a callback on a new connection is accepted.
-    pub(crate) fn works(&self) {
+    pub(crate) fn assert_accepts_callbacks(&self) {
         let body = push();
-        taken(&self.send(post("/callback", &body)));
+        assert_accepted(&self.send(post("/callback", &body)));
         assert_eq!(self.stored().last(), Some(&body));
     }
 }
 
-impl Drop for Bed {
+impl Drop for TestBed {
     fn drop(&mut self) {
         self.stop.cancel();
         self.reader = None;
@@ -152,14 +152,14 @@ pub(crate) fn push_of(length: usize) -> String {
 }
 
 #[track_caller]
-pub(crate) fn taken(answer: &Answer) {
+pub(crate) fn assert_accepted(answer: &Answer) {
     assert_eq!((answer.status, answer.body.as_str()), (200, r#"{"code":0}"#), "{}", answer.head);
     assert_eq!(answer.header("content-type"), Some("application/json"));
 }
 
 /// An error has a JSON body with the status and the reason.
 #[track_caller]
-pub(crate) fn refused(answer: &Answer, status: u16, says: &str) {
+pub(crate) fn assert_rejected(answer: &Answer, status: u16, says: &str) {
     assert_eq!(answer.status, status, "{}{}", answer.head, answer.body);
     assert_eq!(answer.header("content-type"), Some("application/json"));
     let body: Value = serde_json::from_str(&answer.body).unwrap();

@@ -390,7 +390,7 @@ impl Node {
 
     fn stop(&mut self) {
         self.signal(Signal::TERM);
-        let process = self.process.take().expect("a signalled process is there");
+        let process = self.process.take().expect("a signalled process exists");
         let deadline = Instant::now() + STOP_MAX;
         while !process.is_over() {
             if Instant::now() > deadline {
@@ -550,7 +550,7 @@ advertised.listeners={advertised}
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL:SASL_PLAINTEXT,PROXIED:PLAINTEXT
 sasl.enabled.mechanisms=PLAIN
 log.dirs={data}
-# Topics are made by whoever needs them, so that a forgotten one is noticed.
+# Tests create the topics that they need, so that a missing one is noticed.
 auto.create.topics.enable=false
 min.insync.replicas={in_sync}
 offsets.topic.replication.factor={replicas}

@@ -131,7 +131,7 @@ impl Load {
         let senders = (0..streams)
             .map(|index| {
                 let name = super::unique(&format!("stream-{index}"));
-                let line = Line::new(Arc::clone(&shared), random.fork(), index);
+                let line = StreamSender::new(Arc::clone(&shared), random.fork(), index);
                 runtime.spawn(line.run(name))
             })
             .collect();
@@ -178,7 +178,7 @@ impl Load {
 }
 
 /// One sender.
-struct Line {
+struct StreamSender {
     shared: Arc<Shared>,
     random: Random,
     /// One connection per bridge.
@@ -186,7 +186,7 @@ struct Line {
     turn: usize,
 }
 
-impl Line {
+impl StreamSender {
     fn new(shared: Arc<Shared>, random: Random, turn: usize) -> Self {
         let connection =
             |intake: &SocketAddr| Sender::new(&format!("http://{intake}/callback")).expect("a URL");
@@ -377,8 +377,8 @@ impl Acknowledged {
                     },
                     &mut verdict,
                 ),
-                Err(Oddity::Unknown) => verdict.note(&Count::Unknown, &place),
-                Err(Oddity::Wrong(what)) => {
+                Err(Anomaly::Unknown) => verdict.note(&Count::Unknown, &place),
+                Err(Anomaly::Wrong(what)) => {
                     verdict.note(&Count::Conflict, &format!("{place}: {what}"));
                 }
             }
@@ -404,28 +404,28 @@ impl Acknowledged {
         topic: &str,
         key: &str,
         value: &str,
-    ) -> Result<(usize, usize), Oddity> {
+    ) -> Result<(usize, usize), Anomaly> {
         let Ok(Value::Object(event)) = serde_json::from_str(value) else {
-            return Err(Oddity::Wrong("not an object".into()));
+            return Err(Anomaly::Wrong("not an object".into()));
         };
         let name = STREAM.iter().find_map(|name| event.get(*name)?.as_str());
         let number = event.get(NUMBER).and_then(Value::as_u64);
-        let (Some(name), Some(number)) = (name, number) else { return Err(Oddity::Unknown) };
-        let stream = *names.get(name).ok_or(Oddity::Unknown)?;
+        let (Some(name), Some(number)) = (name, number) else { return Err(Anomaly::Unknown) };
+        let stream = *names.get(name).ok_or(Anomaly::Unknown)?;
         let number = usize::try_from(number).expect("a small number");
-        let sent = self.streams[stream].events.get(number).ok_or(Oddity::Unknown)?;
+        let sent = self.streams[stream].events.get(number).ok_or(Anomaly::Unknown)?;
         if sent.digest != digest(&event) {
-            return Err(Oddity::Wrong("another body than was sent".into()));
+            return Err(Anomaly::Wrong("another body than was sent".into()));
         }
         let wanted = format!("{prefix}.{}", type_name(Some(EventType(sent.event_type))));
         if wanted != topic || key != name {
-            return Err(Oddity::Wrong(format!("belongs to {wanted} with key {name}, has {key}")));
+            return Err(Anomaly::Wrong(format!("belongs to {wanted} with key {name}, has {key}")));
         }
         Ok((stream, number))
     }
 }
 
-enum Oddity {
+enum Anomaly {
     Unknown,
     Wrong(String),
 }

@@ -41,11 +41,11 @@ pub(crate) struct Finished {
     pub(crate) stderr: String,
 }
 
-/// Lines as they are printed.
+/// CapturedLines as they are printed.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Lines(Arc<(Mutex<Vec<String>>, Condvar)>);
+pub(crate) struct CapturedLines(Arc<(Mutex<Vec<String>>, Condvar)>);
 
-impl Lines {
+impl CapturedLines {
     fn follow(stream: impl Read + Send + 'static) -> Self {
         let lines = Self::default();
         let followed = lines.clone();
@@ -83,16 +83,16 @@ impl Lines {
 #[derive(Debug)]
 pub(crate) struct Running {
     child: Child,
-    pub(crate) stdout: Lines,
-    pub(crate) stderr: Lines,
+    pub(crate) stdout: CapturedLines,
+    pub(crate) stderr: CapturedLines,
 }
 
 impl Running {
     pub(crate) fn start(command: &mut Command) -> Self {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.env("LIVEBRIDGE_LOG_FORMAT", "json").spawn().unwrap();
-        let stdout = Lines::follow(child.stdout.take().unwrap());
-        let stderr = Lines::follow(child.stderr.take().unwrap());
+        let stdout = CapturedLines::follow(child.stdout.take().unwrap());
+        let stderr = CapturedLines::follow(child.stderr.take().unwrap());
         Self { child, stdout, stderr }
     }
 

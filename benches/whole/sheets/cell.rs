@@ -1,4 +1,4 @@
-//! One cell of the intake's table in one round: fresh processes, a load, and what they made of it.
+//! One cell of the intake's table in one round: new processes, a load, and its results.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -18,13 +18,13 @@ use crate::whole::server::Server;
 use crate::whole::stats::real;
 use crate::whole::stock::Stock;
 
-/// How long what was accepted may take to reach Kafka after the load.
+/// The time-out for accepted callbacks to reach Kafka after the load.
 const DRAIN_MAX: Duration = Duration::from_secs(30);
 
-/// What is compared. The order is that of the table.
+/// The compared systems, in the order of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub(crate) enum System {
-    /// hyper reads the body and answers.
+    /// hyper reads the body and responds.
     Bare,
     /// hyper, then a group commit to a plain file.
     RawLog,
@@ -48,7 +48,7 @@ impl System {
     }
 }
 
-/// A system in the shape in which it runs; livebridge chooses its own.
+/// A system in its runtime configuration; livebridge chooses its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Subject {
     pub(crate) system: System,
@@ -56,7 +56,7 @@ pub(crate) struct Subject {
 }
 
 impl Subject {
-    /// The ways in which a system is measured.
+    /// The runtime configurations in which a system is measured.
     pub(crate) fn all_of(system: System) -> Vec<Self> {
         match system {
             System::Bare | System::RawLog | System::DirectKafka => {
@@ -84,16 +84,16 @@ impl fmt::Display for Subject {
     }
 }
 
-/// How long and how much.
+/// Duration and size of the load.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
     pub(crate) duration: Duration,
     pub(crate) warm_up: Duration,
-    /// Callbacks per second of an open loop; `None` is the closed one.
+    /// Callbacks per second of an open loop; `None` for a closed one.
     pub(crate) rate: Option<u32>,
 }
 
-/// What a subject did in one round.
+/// The results of a subject in one round.
 #[derive(Clone, Debug)]
 pub(crate) struct Measured {
     /// Callbacks per second answered 200.
@@ -102,29 +102,29 @@ pub(crate) struct Measured {
     pub(crate) p99: Duration,
     pub(crate) p999: Duration,
     pub(crate) max: Duration,
-    /// Callbacks answered 200, warm-up included.
+    /// Callbacks answered 200, including the warm-up.
     pub(crate) accepted: u64,
     pub(crate) errors: BTreeMap<String, u64>,
     pub(crate) unsent: u64,
     pub(crate) peak_memory: u64,
-    /// Processor time of the server per callback, until everything accepted is in Kafka.
+    /// CPU time of the server per callback, until everything accepted is in Kafka.
     pub(crate) cpu: Duration,
-    /// Share of one core that each load thread used; near one, the load is the limit.
+    /// The share of a core that each load thread used; near one, the load is the limit.
     pub(crate) load_busy: f64,
     pub(crate) kafka: Option<InKafka>,
 }
 
-/// What of the accepted callbacks reached Kafka.
+/// How many of the accepted callbacks reached Kafka.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct InKafka {
     pub(crate) at_end: u64,
     pub(crate) after_drain: u64,
-    /// From the end of the load until all was there.
+    /// From the end of the load until all were there.
     pub(crate) drain: Duration,
 }
 
 impl Measured {
-    /// Everything that should not have happened, as sentences.
+    /// All unexpected events, as sentences.
     pub(crate) fn faults(&self) -> Vec<String> {
         let mut faults: Vec<String> =
             self.errors.iter().map(|(what, count)| format!("{count} x {what}")).collect();
@@ -138,10 +138,10 @@ impl Measured {
     }
 }
 
-/// Measures a subject once, livebridge upon the log of `stock` if there is one.
+/// Measures a subject once; livebridge starts with the log of `stock` if there is one.
 ///
 /// # Errors
-/// When a process does not start or dies.
+/// When a process does not start, or exits.
 pub(crate) fn measure(
     bench: &Bench,
     subject: Subject,
@@ -151,7 +151,7 @@ pub(crate) fn measure(
 ) -> Fallible<Measured> {
     let directory = bench.new_directory()?;
     if let Some(stock) = stock {
-        stock.lend(&directory)?;
+        stock.copy_to(&directory)?;
     }
     let outcome = measure_in(&directory, bench, subject, connections, load);
     fs::remove_dir_all(&directory)?;
@@ -228,8 +228,8 @@ fn start(
     Server::start(&arguments)
 }
 
-/// Sends callbacks for a moment and, with Kafka, waits until they are there: the load then meets
-/// a server whose connection to Kafka stands. Returns how many were accepted.
+/// Sends callbacks briefly and, with Kafka, waits until they are published, so that the load meets
+/// a server with a connection to Kafka. Returns how many were accepted.
 fn prime(bench: &Bench, plan: &Plan, landed: Option<&ConsumedRecord>) -> Fallible<u64> {
     let plan = Plan {
         duration: Duration::from_millis(20),

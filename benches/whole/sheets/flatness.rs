@@ -1,5 +1,5 @@
-//! The intake's rate upon logs that hold a backlog already, with Kafka away, beside its rate upon an
-//! empty one.
+//! The intake's rate on logs with a backlog while Kafka is unreachable, compared with its rate on
+//! an empty log.
 
 use serde_json::{Value, json};
 
@@ -10,19 +10,19 @@ use crate::whole::stats::{median, mib, millis};
 use crate::whole::stock::Stock;
 use crate::whole::table::Table;
 
-/// How much of the empty log's rate is to be left.
+/// The required share of the empty log's rate.
 const SHARE_WANTED: f64 = 0.9;
 
-/// What of it is to be measured.
+/// The options of this sheet.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Connections that callbacks come on.
+    /// Connections of the load.
     #[arg(long, default_value_t = 64)]
     connections: u32,
 }
 
 #[derive(Debug, Default)]
-struct Line {
+struct Series {
     records: u64,
     rounds: Vec<Measured>,
 }
@@ -34,9 +34,9 @@ pub(crate) fn run(bench: &Bench, options: &Options) -> Fallible<Outcome> {
     let load = Load { duration, warm_up: duration / 5, rate: None };
     let subject = Subject { system: System::LivebridgeKafkaAway, shape: None };
     let logs: Vec<Option<&Stock>> = std::iter::once(None).chain(stocks.iter().map(Some)).collect();
-    let mut lines: Vec<Line> = logs
+    let mut lines: Vec<Series> = logs
         .iter()
-        .map(|stock| Line { records: stock.map_or(0, |stock| stock.records), rounds: Vec::new() })
+        .map(|stock| Series { records: stock.map_or(0, |stock| stock.records), rounds: Vec::new() })
         .collect();
     let rounds = bench.rounds(5);
     for round in 1..=rounds {
@@ -54,7 +54,7 @@ pub(crate) fn run(bench: &Bench, options: &Options) -> Fallible<Outcome> {
     Ok(report(&lines))
 }
 
-fn report(lines: &[Line]) -> Outcome {
+fn report(lines: &[Series]) -> Outcome {
     let head = ["records before", "callbacks/s", "of empty", "p50 ms", "p99 ms", "RSS MiB"];
     let mut table = Table::new(head);
     let mut outcome = Outcome::default();

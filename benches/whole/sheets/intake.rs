@@ -8,7 +8,7 @@ use crate::whole::Fallible;
 use crate::whole::bench::{Bench, Outcome};
 use crate::whole::machine;
 
-/// What of it is to be measured.
+/// The options of this sheet.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// Numbers of connections.
@@ -17,14 +17,14 @@ pub(crate) struct Options {
     /// Systems to measure [default: all].
     #[arg(long, value_delimiter = ',')]
     systems: Vec<System>,
-    /// Callbacks per second of an open loop, instead of a closed one; latency then counts from when
-    /// each was due.
+    /// Callbacks per second of an open loop, instead of a closed one; latency then counts from each
+    /// callback's due time.
     #[arg(long)]
     rate: Option<u32>,
 }
 
-/// Measures and prints. Bare servers run in two shapes and count in the better one; the column
-/// `load` says whether the load was the limit.
+/// Measures and prints. Baseline servers run in two configurations and count in the better one; the
+/// column `load` shows whether the load was the limit.
 pub(crate) fn run(bench: &Bench, options: &Options) -> Fallible<Outcome> {
     let duration = bench.time(2.0, 0.3);
     let load = Load { duration, warm_up: duration / 5, rate: options.rate };

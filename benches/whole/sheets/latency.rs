@@ -1,6 +1,6 @@
-//! End to end at a fixed rate: from the moment a callback is due to the moment a `read_committed`
-//! consumer of a real broker holds its event; beside the broker's own time for a transaction of one
-//! message, by a plain producer.
+//! End-to-end latency at a fixed rate: from a callback's due time until a `read_committed` consumer
+//! of a real broker has its event, compared with the broker's own time for a transaction of one
+//! message by a plain producer.
 
 use std::collections::HashMap;
 use std::fs;
@@ -26,27 +26,27 @@ use crate::whole::request;
 use crate::whole::stats::{median, millis, real};
 use crate::whole::table::Table;
 
-/// How long one thing may take that takes milliseconds.
+/// The time-out for operations that usually take milliseconds.
 const PATIENCE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(5);
 
 const P50_WANTED: f64 = 25.0;
 const P99_WANTED: f64 = 100.0;
-/// Or so many times the broker's own, if that is more.
+/// Or this multiple of the broker's own time, if that is more.
 const OF_BROKER: f64 = 3.0;
 
-/// What of it is to be measured.
+/// The options of this sheet.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// Callbacks per second.
     #[arg(long, default_value_t = 1000)]
     rate: u32,
-    /// Connections that they come on.
+    /// Connections of the load.
     #[arg(long, default_value_t = 64)]
     connections: u32,
 }
 
-/// One thing in one round, in milliseconds.
+/// One quantity in one round, in milliseconds.
 #[derive(Clone, Copy, Debug)]
 struct Times {
     count: u64,
@@ -56,7 +56,7 @@ struct Times {
 }
 
 #[derive(Debug)]
-struct Line {
+struct Series {
     name: &'static str,
     rounds: Vec<Times>,
 }
@@ -76,9 +76,9 @@ pub(crate) fn run(bench: &Bench, options: &Options) -> Fallible<Outcome> {
         "request to 200",
         "request to consumer",
     ];
-    let mut lines = names.map(|name| Line { name, rounds: Vec::new() });
+    let mut lines = names.map(|name| Series { name, rounds: Vec::new() });
     let mut faults = Vec::new();
-    // A broker is slow at first: what it learns on is not measured.
+    // A new broker is slow at first, so the warm-up is not measured.
     own_commit(broker, bench.time(4.0, 1.0) / 2)?;
     let rounds = bench.rounds(3);
     for round in 1..=rounds {
@@ -105,7 +105,7 @@ pub(crate) fn run(bench: &Bench, options: &Options) -> Fallible<Outcome> {
         figures: json!({
             "rate": options.rate,
             "connections": options.connections,
-            "table": lines.iter().map(Line::json).collect::<Vec<_>>(),
+            "table": lines.iter().map(Series::json).collect::<Vec<_>>(),
         }),
         targets: vec![
             Target::at_most("latency: p50 from request to consumer", P50_WANTED, p50, " ms"),
@@ -115,7 +115,7 @@ pub(crate) fn run(bench: &Bench, options: &Options) -> Fallible<Outcome> {
     })
 }
 
-impl Line {
+impl Series {
     fn median(&self, figure: fn(&Times) -> f64) -> f64 {
         median(self.rounds.iter().map(figure))
     }
@@ -151,8 +151,8 @@ impl Times {
     }
 }
 
-/// Transactions of one message, one after another: until the commit returns, and until a consumer
-/// has the message.
+/// Sequential transactions of one message: until the commit returns, and until a consumer has the
+/// message.
 fn own_commit(broker: &str, duration: Duration) -> Fallible<[Times; 2]> {
     let topic = unique("own");
     create_topic(broker, &topic, PARTITIONS, 1);
@@ -173,7 +173,7 @@ fn own_commit(broker: &str, duration: Duration) -> Fallible<[Times; 2]> {
         producer.begin_transaction()?;
         let record = BaseRecord::<str, [u8]>::to(&topic).key(&key).payload(&body);
         producer.send(record).map_err(|(cause, _)| cause)?;
-        // A commit waits for reports that nobody takes in by looking every tenth of a second.
+        // A commit waits for delivery reports, and polling every 100 ms would delay them.
         while producer.in_flight_count() > 0 {
             producer.poll(POLL);
         }
@@ -186,7 +186,7 @@ fn own_commit(broker: &str, duration: Duration) -> Fallible<[Times; 2]> {
         })?;
         Ok((committed, read))
     };
-    // The first finds out who coordinates.
+    // The first transaction finds the coordinator.
     transaction(0)?;
     let end = Instant::now() + duration;
     while Instant::now() < end {
@@ -198,7 +198,7 @@ fn own_commit(broker: &str, duration: Duration) -> Fallible<[Times; 2]> {
     Ok([Times::of(&commits, count), Times::of(&seen, count)])
 }
 
-/// When the next message is there.
+/// When the next message arrives.
 fn next(consumer: &BaseConsumer) -> Fallible<Instant> {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
@@ -210,7 +210,7 @@ fn next(consumer: &BaseConsumer) -> Fallible<Instant> {
     Err("a committed message does not arrive".into())
 }
 
-/// Callbacks at the rate: until the answer, and until a consumer has the event.
+/// Callbacks at the rate: until the response, and until a consumer has the event.
 fn end_to_end(
     bench: &Bench,
     broker: &str,
@@ -222,10 +222,10 @@ fn end_to_end(
     let prefix = unique("latency");
     let brokers = Brokers::Real { bootstrap: broker.to_owned(), prefix: prefix.clone() };
     let bridge = Bridge::start(bench, &directory, &brokers)?;
-    let greeted = bridge.greet(bench)?;
-    bridge.wait_until_published(greeted, PATIENCE)?;
+    let warm_up_count = bridge.warm_up(bench)?;
+    bridge.wait_until_published(warm_up_count, PATIENCE)?;
     let consumer = kafka::reader(broker, &format!("{prefix}.push"))?;
-    for _ in 0..greeted {
+    for _ in 0..warm_up_count {
         next(&consumer)?;
     }
     let plan = Plan {
@@ -241,7 +241,7 @@ fn end_to_end(
         let reading = scope.spawn(|| arrivals(&consumer, &is_over));
         let seen = load::run(&plan);
         let published = seen.as_ref().map_or(Ok(()), |seen| {
-            bridge.wait_until_published(greeted + seen.accepted, PATIENCE).map(drop)
+            bridge.wait_until_published(warm_up_count + seen.accepted, PATIENCE).map(drop)
         });
         is_over.store(true, Ordering::Release);
         let arrivals = reading.join().map_err(|_| "the reader panicked")?;
@@ -269,11 +269,11 @@ fn end_to_end(
     Ok([Times::of(&seen.latency, count), Times::of(&whole, count)])
 }
 
-/// When each event arrived, by its sequence number, until it is over and nothing more comes.
+/// When each event arrived, by its sequence number, until the load is over and no more arrive.
 fn arrivals(consumer: &BaseConsumer, is_over: &AtomicBool) -> Fallible<HashMap<u64, Instant>> {
     let mut arrivals = HashMap::new();
     let mut last = Instant::now();
-    // A consumer has a committed event long before this.
+    // A consumer has a committed event long before this time-out.
     let quiet = Duration::from_secs(1);
     while !is_over.load(Ordering::Acquire) || last.elapsed() < quiet {
         let Some(message) = consumer.poll(POLL) else { continue };

@@ -1,5 +1,5 @@
-//! An outage over time: callbacks at a fixed rate, Kafka goes away for a while and comes back; what
-//! is accepted, what is published and what waits, several times a second.
+//! An outage over time: callbacks at a fixed rate while Kafka is unreachable for some time.
+//! Accepted, published and pending callbacks are sampled several times a second.
 
 use std::fs;
 use std::thread;
@@ -19,30 +19,30 @@ use crate::whole::watcher::{self, Sample};
 
 const DRAIN_MAX: Duration = Duration::from_mins(2);
 
-/// When Kafka goes and when it comes back, as parts of the load's time.
+/// When Kafka becomes unreachable and reachable again, as fractions of the load's time.
 const GOES: f64 = 0.2;
 const COMES: f64 = 0.5;
 
-/// What of it is to be measured.
+/// The options of this sheet.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// Callbacks per second.
     #[arg(long, default_value_t = 20_000)]
     rate: u32,
-    /// Connections that they come on.
+    /// Connections of the load.
     #[arg(long, default_value_t = 64)]
     connections: u32,
 }
 
-/// What happened.
+/// The results.
 struct Course {
-    /// When Kafka went and came back, in seconds.
+    /// When Kafka became unreachable and reachable again, in seconds.
     goes: f64,
     comes: f64,
     samples: Vec<Sample>,
     seen: Seen,
     memory: u64,
-    /// Callbacks accepted in all, and those published in the end.
+    /// All accepted callbacks, and all published ones.
     accepted: f64,
     published: f64,
 }
@@ -86,15 +86,15 @@ fn measure(bench: &Bench, options: &Options) -> Fallible<Course> {
     let mut mock = Server::start(&["mock-kafka"])?;
     let directory = bench.new_directory()?;
     let bridge = Bridge::start(bench, &directory, &Brokers::Mock(mock.address.clone()))?;
-    let greeted = bridge.greet(bench)?;
-    bridge.wait_until_published(greeted, DRAIN_MAX)?;
+    let warm_up_count = bridge.warm_up(bench)?;
+    bridge.wait_until_published(warm_up_count, DRAIN_MAX)?;
     let plan = Plan {
         rate: Some(options.rate),
         threads: bench.load_threads(),
         duration,
         ..Plan::closed(bridge.address()?, options.connections.max(1), bench.next_run())
     };
-    eprintln!("{} callbacks/s for {duration:?}, Kafka away meanwhile", options.rate);
+    eprintln!("{} callbacks/s for {duration:?}, Kafka unreachable for a part of it", options.rate);
     let mut orders = vec![(comes, "up"), (goes, "down")];
     let order = |at: f64| match orders.pop_if(|(due, _)| at >= *due) {
         Some((_, order)) => mock.tell(order),
@@ -109,7 +109,7 @@ fn measure(bench: &Bench, options: &Options) -> Fallible<Course> {
         let seen = load.join().map_err(|_| "the load panicked")?;
         Fallible::Ok((samples?, seen?))
     })?;
-    let accepted = real(seen.accepted + greeted);
+    let accepted = real(seen.accepted + warm_up_count);
     let memory = process::peak_memory(bridge.server.pid)?;
     let [published] = bridge.metrics(["livebridge_published_total"])?;
     drop(bridge);
@@ -121,7 +121,7 @@ impl Course {
     fn table(&self, rate: u32) -> Table {
         let highest = self.samples.iter().map(|sample| sample.backlog).fold(0.0, f64::max);
         let before = published_at(&self.samples, self.comes);
-        // Those of a moment always wait somewhere.
+        // Some recent callbacks are always pending.
         let few = f64::from(rate) / 4.0;
         let mut table = Table::new([
             "accepted",
@@ -146,7 +146,7 @@ impl Course {
         table
     }
 
-    /// How long after Kafka came back something was so.
+    /// The time from Kafka's return until a condition held.
     fn after(&self, is_so: impl Fn(&Sample) -> bool) -> String {
         let mut after = self.samples.iter().filter(|sample| sample.at > self.comes);
         let first = after.find(|sample| is_so(sample));
@@ -154,7 +154,7 @@ impl Course {
     }
 }
 
-/// How much was published at a moment.
+/// The number published at a point in time.
 fn published_at(samples: &[Sample], moment: f64) -> f64 {
     let before = samples.iter().take_while(|sample| sample.at <= moment);
     before.last().map_or(0.0, |sample| sample.published)

@@ -1,6 +1,6 @@
-//! How fast a backlog drains, beside a plain idempotent producer that sends the same records (key,
-//! value, headers, timestamp) from memory: against the mock cluster, and a real broker if there is
-//! one.
+//! The drain rate of a backlog, compared with a plain idempotent producer that sends the same
+//! records (key, value, headers, timestamp) from memory, against the mock cluster and a real broker
+//! if available.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,10 +24,10 @@ use crate::whole::table::Table;
 
 const DRAIN_MAX: Duration = Duration::from_mins(10);
 
-/// Between two looks at how far livebridge got.
+/// The interval of checks of livebridge's progress.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Callbacks of a moment: whose records the plain producer sends.
+/// The number of callbacks whose records the plain producer sends.
 const PATTERN: Duration = Duration::from_millis(300);
 
 const SHARE_WANTED: f64 = 0.7;
@@ -49,13 +49,13 @@ enum Who {
 struct Drain {
     /// Records per second.
     rate: f64,
-    /// Processor time of the sender per record, in microseconds.
+    /// CPU time of the sender per record, in microseconds.
     cpu: f64,
     /// From the start of livebridge to the last record.
     whole: Option<Duration>,
 }
 
-/// By Kafka and sender, one a round.
+/// By Kafka and sender, one per round.
 type Drains = BTreeMap<(Kafka, Who), Vec<Drain>>;
 
 /// Measures and prints.
@@ -68,7 +68,7 @@ pub(crate) fn run(bench: &Bench) -> Fallible<Outcome> {
         Err(missing) => println!("without a real broker: {missing}"),
     }
     let mut drains = Drains::new();
-    // A broker, too, is slow at first: nobody is measured on a new one.
+    // A new broker is slow at first, so no sender is measured on it.
     if let (Some(Kafka::Real), false) = (kafkas.last(), bench.quick()) {
         measure(bench, Kafka::Real, Who::Plain, stock, &pattern)?;
     }
@@ -149,7 +149,7 @@ impl Who {
     }
 }
 
-/// A mock cluster that has records as livebridge makes them.
+/// A mock cluster with records that livebridge published.
 fn pattern(bench: &Bench) -> Fallible<Server> {
     let mock = Server::start(&["mock-kafka"])?;
     let directory = bench.new_directory()?;
@@ -174,7 +174,7 @@ fn measure(
     pattern: &Server,
 ) -> Fallible<Drain> {
     let mock = (kafka == Kafka::Mock).then(|| Server::start(&["mock-kafka"])).transpose()?;
-    // Topics of its own on the broker that all share: its ledger must not know the log.
+    // A separate prefix on the shared broker: its ledger must not contain the log.
     let prefix = unique("drain");
     let brokers = if let Some(mock) = &mock {
         Brokers::Mock(mock.address.clone())
@@ -206,7 +206,7 @@ fn plain(brokers: &Brokers, records: u64, pattern: &Server) -> Fallible<Drain> {
     let before = process::cpu_time(producer.pid)?;
     producer.tell("go")?;
     let micros: u64 = producer.hear()?.parse()?;
-    // It waits for its end no longer: what it used stays readable until it is waited for.
+    // The killed process is not yet reaped, so its CPU time stays readable.
     let cpu = process::cpu_time(producer.pid)?.saturating_sub(before);
     Ok(Drain {
         rate: real(records) / Duration::from_micros(micros).as_secs_f64(),
@@ -217,10 +217,10 @@ fn plain(brokers: &Brokers, records: u64, pattern: &Server) -> Fallible<Drain> {
 
 fn livebridge(bench: &Bench, brokers: &Brokers, stock: &Stock) -> Fallible<Drain> {
     let directory = bench.new_directory()?;
-    stock.lend(&directory)?;
+    stock.copy_to(&directory)?;
     let started = Instant::now();
     let bridge = Bridge::start(bench, &directory, brokers)?;
-    // The rate counts from the first look that finds something published: before, there was none.
+    // The rate counts from the first sample with a published event.
     let (mut first, deadline) = (None, Instant::now() + DRAIN_MAX);
     let (rate, whole) = loop {
         let [published] = bridge.metrics(["livebridge_published_total"])?;

@@ -1,4 +1,4 @@
-//! From the intake's rounds to its table: medians, ratios within a round, and the same as JSON.
+//! From the intake's rounds to its table: medians, ratios within a round, and JSON.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,13 +14,15 @@ use crate::whole::table::Table;
 #[derive(Debug, Default)]
 pub(crate) struct Results {
     cells: BTreeMap<(u32, Subject), BTreeMap<u32, Measured>>,
-    /// Subjects that could not be measured, and why.
+    /// Subjects that could not be measured, with the reason.
     pub(crate) missing: BTreeMap<Subject, String>,
-    /// Whether the load had a fixed rate: then the better shape is the quicker one.
+    /// Whether the load had a fixed rate: then the better configuration is the one with the lower
+    /// latency.
     open_loop: bool,
 }
 
-/// A line of the table: one system at one number of connections, in the better of its shapes.
+/// A row of the table: one system with one number of connections, in the better of its
+/// configurations.
 #[derive(Debug)]
 struct Row {
     subject: Subject,
@@ -35,8 +37,8 @@ struct Row {
     memory: f64,
     cpu: f64,
     load_busy: f64,
-    /// Share of what was accepted that was in Kafka when the load ended, and the seconds until
-    /// all of it was.
+    /// The share of accepted callbacks in Kafka at the end of the load, and the seconds until all
+    /// were there.
     in_kafka: Option<(f64, f64)>,
 }
 
@@ -49,7 +51,7 @@ impl Results {
         self.cells.entry((connections, subject)).or_default().insert(round, seen);
     }
 
-    /// What should not have happened, with its place.
+    /// Unexpected events with their cell.
     pub(crate) fn faults(&self) -> Vec<String> {
         let mut faults: Vec<String> = self
             .missing
@@ -68,7 +70,7 @@ impl Results {
         faults
     }
 
-    /// The better shape of a system at a number of connections.
+    /// The better configuration of a system with a number of connections.
     fn best(&self, system: System, connections: u32) -> Option<Subject> {
         let candidates = Subject::all_of(system);
         let measured = candidates.into_iter().filter_map(|subject| {
@@ -123,8 +125,8 @@ impl Results {
         }
     }
 
-    /// The median over the rounds of the ratio within each: what else the machine did in a round
-    /// is then in both figures.
+    /// The median over the rounds of the ratio within each round, in which other load on the
+    /// machine affects both figures.
     fn ratio(
         &self,
         rounds: &BTreeMap<u32, Measured>,
@@ -182,7 +184,7 @@ impl Results {
         table
     }
 
-    /// What the closed loop is to reach where it was measured.
+    /// The targets of the closed loop, where it was measured.
     pub(crate) fn targets(&self, append_sync: Duration) -> Vec<Target> {
         let mut targets = Vec::new();
         if self.open_loop {
@@ -227,7 +229,7 @@ impl Results {
         self.cells.get(&(connections, self.best(system, connections)?))
     }
 
-    /// Everything: how it was measured, the table and each round.
+    /// Everything: the conditions, the table and each round.
     pub(crate) fn json(&self, load: &Load) -> Value {
         json!({
             "seconds": load.duration.as_secs_f64(),

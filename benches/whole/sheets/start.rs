@@ -1,5 +1,5 @@
-//! Starting, idling and size: from the start of the process to the first callback accepted, upon an
-//! empty log and upon a backlog; memory and processor time of an instance that has nothing to do.
+//! Start, idle use and size: from process start to the first accepted callback, with an empty log
+//! and with a backlog; memory and CPU time of an idle instance.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -23,10 +23,10 @@ use crate::whole::table::Table;
 
 const EMPTY_WANTED: f64 = 100.0;
 const BACKLOG_WANTED: f64 = 1000.0;
-/// Of one core, in a minute: a hundredth.
+/// In CPU seconds per minute: a hundredth of a core.
 const IDLE_WANTED: f64 = 0.6;
 
-/// After the last callback, before idling counts.
+/// The pause after the last callback before idle use is measured.
 const SETTLE: Duration = Duration::from_secs(2);
 const PUBLISH_MAX: Duration = Duration::from_secs(30);
 
@@ -77,7 +77,7 @@ fn starts(bench: &Bench, outcome: &mut Outcome) -> Fallible<serde_json::Value> {
 fn start(bench: &Bench, stock: Option<&Stock>) -> Fallible<f64> {
     let directory = bench.new_directory()?;
     if let Some(stock) = stock {
-        stock.lend(&directory)?;
+        stock.copy_to(&directory)?;
     }
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
     let (bridge, took) = Bridge::start_and_ask(bench, &directory, &Brokers::away()?, address)?;
@@ -102,9 +102,9 @@ fn idle(bench: &Bench, outcome: &mut Outcome) -> Fallible<serde_json::Value> {
         eprintln!("idle, Kafka: {name}");
         let directory = bench.new_directory()?;
         let bridge = Bridge::start(bench, &directory, brokers)?;
-        let greeted = bridge.greet(bench)?;
+        let warm_up_count = bridge.warm_up(bench)?;
         if !matches!(brokers, Brokers::Away(_)) {
-            bridge.wait_until_published(greeted, PUBLISH_MAX)?;
+            bridge.wait_until_published(warm_up_count, PUBLISH_MAX)?;
         }
         thread::sleep(SETTLE);
         let before = process::cpu_time(bridge.server.pid)?;
@@ -123,7 +123,7 @@ fn idle(bench: &Bench, outcome: &mut Outcome) -> Fallible<serde_json::Value> {
     Ok(rows.into())
 }
 
-/// The program's bytes as it was built, and without symbols.
+/// The program's size in bytes as built, and without symbols.
 fn size(bench: &Bench) -> Fallible<(u64, u64)> {
     let built = fs::metadata(bench.livebridge())?.len();
     let stripped = bench.directory.join("stripped");

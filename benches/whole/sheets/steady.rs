@@ -1,5 +1,5 @@
 //! The backlog while the intake runs at full rate against the mock cluster: whether publishing
-//! keeps up, and how much memory all of it takes.
+//! keeps up, and the memory use.
 
 use std::fs;
 use std::thread;
@@ -19,10 +19,10 @@ use crate::whole::watcher::{self, Sample};
 
 const DRAIN_MAX: Duration = Duration::from_mins(2);
 
-/// Of what is accepted, the share by which the backlog may grow and still count as level.
+/// The backlog counts as level if it grows by less than this share of the accepted callbacks.
 const GROWTH_WANTED: f64 = 0.01;
 
-/// What of it is to be measured.
+/// The options of this sheet.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// Numbers of connections.
@@ -35,7 +35,7 @@ struct Course {
     samples: Vec<Sample>,
     seen: Seen,
     memory: u64,
-    /// From the end of the load until all was published.
+    /// From the end of the load until all were published.
     drain: Duration,
 }
 
@@ -85,8 +85,8 @@ fn measure(bench: &Bench, connections: u32, duration: Duration) -> Fallible<Cour
     let mock = Server::start(&["mock-kafka"])?;
     let directory = bench.new_directory()?;
     let bridge = Bridge::start(bench, &directory, &Brokers::Mock(mock.address.clone()))?;
-    let greeted = bridge.greet(bench)?;
-    bridge.wait_until_published(greeted, DRAIN_MAX)?;
+    let warm_up_count = bridge.warm_up(bench)?;
+    bridge.wait_until_published(warm_up_count, DRAIN_MAX)?;
     let plan = Plan {
         duration,
         threads: bench.load_threads(),
@@ -98,7 +98,7 @@ fn measure(bench: &Bench, connections: u32, duration: Duration) -> Fallible<Cour
         let (seen, end) = load.join().map_err(|_| "the load panicked")?;
         Fallible::Ok((samples?, seen?, end))
     })?;
-    let published = bridge.wait_until_published(greeted + seen.accepted, DRAIN_MAX)?;
+    let published = bridge.wait_until_published(warm_up_count + seen.accepted, DRAIN_MAX)?;
     let memory = process::peak_memory(bridge.server.pid)?;
     drop(bridge);
     fs::remove_dir_all(directory)?;
@@ -111,7 +111,7 @@ impl Course {
         self.samples.get((self.samples.len() * quarter / 4).min(self.samples.len() - 1))
     }
 
-    /// Per second between the first look and the last.
+    /// Per second between the first and the last sample.
     fn rate(&self, of: fn(&Sample) -> f64) -> f64 {
         match (self.samples.first(), self.samples.last()) {
             (Some(first), Some(last)) if last.at > first.at => {
