@@ -269,7 +269,7 @@ fn a_segment_without_a_readable_record_is_kept() {
         let mut log = open(dir.path()).unwrap();
         assert_eq!(log.read(), []);
         let next = log.append_all(vec![record(2, 300)])[0];
-        assert!(next > last, "LSNs go on behind what cannot be read");
+        assert!(next > last, "LSNs continue after the unreadable records");
         log.reader.release(next, None);
         log.close().unwrap();
         let kept = kept(dir.path());
@@ -405,7 +405,7 @@ fn a_log_of_another_format_is_rejected_by_name_and_not_modified() {
         assert!(matches!(visited, Err(OpenError::Format { .. })), "{visited:?}");
     }
     fs::write(&identity, &ours).unwrap();
-    assert_eq!(visit(damaged.path()), STOPPED.entries, "nothing was touched");
+    assert_eq!(visit(damaged.path()), STOPPED.entries, "nothing was modified");
 }
 
 /// Regression: opening created a new identity, treated every segment as another log's, and removed
@@ -419,7 +419,7 @@ fn a_log_without_its_identity_is_rejected_and_not_modified() {
     let error = refusal(damaged.path());
     assert!(error.to_string().contains(&identity.display().to_string()), "{error}");
     fs::write(&identity, &ours).unwrap();
-    assert_eq!(visit(damaged.path()), STOPPED.entries, "nothing was touched");
+    assert_eq!(visit(damaged.path()), STOPPED.entries, "nothing was modified");
 }
 
 #[test]
@@ -443,7 +443,7 @@ fn an_invalid_log_directory_is_rejected_with_its_path() {
     let missing = dir.path().join("missing");
     let visited = wal::visit(&missing, |_| Ok::<_, OpenError>(()));
     assert!(matches!(&visited, Err(OpenError::Missing(path)) if *path == missing), "{visited:?}");
-    assert!(!missing.exists(), "looking makes nothing");
+    assert!(!missing.exists(), "inspecting creates nothing");
     let deep = dir.path().join("a/b/c");
     open(&deep).unwrap().close().unwrap();
     assert!(deep.join("log").exists(), "missing directories are made");

@@ -47,7 +47,7 @@ fn payloads() -> BTreeMap<String, Vec<u8>> {
             payloads.insert(name, fs::read(&path).unwrap());
         }
     }
-    assert!(payloads.len() > 80, "the payloads are there");
+    assert!(payloads.len() > 80, "the payloads were found");
     payloads
 }
 
@@ -268,7 +268,7 @@ fn without_transactions_the_ledger_lists_an_event_only_after_it_is_in_its_topic(
     assert_eq!(post(&bridge, event(2).as_bytes()).0, 200);
     for _ in 0..40 {
         std::thread::sleep(Duration::from_millis(50));
-        assert_eq!(count(names.ledger()), 1, "the event has nowhere to go yet");
+        assert_eq!(count(names.ledger()), 1, "the event cannot be published yet");
     }
     mock.broker_up(1).unwrap();
     bridge.drain(DRAIN);
@@ -358,7 +358,7 @@ fn records_that_even_the_dead_letter_topic_rejects_stay_on_disk_until_released()
     event.insert("stream_param".into(), "x".repeat(100_000).into());
     let large = samples.delivery(event, Timestamp::now());
     assert_eq!(post(&bridge, large.as_bytes()).0, 200);
-    assert_eq!(post(&bridge, small().as_bytes()).0, 200, "the line moves on");
+    assert_eq!(post(&bridge, small().as_bytes()).0, 200, "the progress line is updated");
     bridge.drain(DRAIN);
     assert_eq!(bridge.metric("livebridge_quarantined_total"), Some(1.0));
     assert_eq!(bridge.metric("livebridge_published_total"), Some(2.0));
@@ -405,7 +405,7 @@ async fn kafka_that_starts_late_receives_everything_in_order() {
         let outcome = sender.send(body.clone(), policy, || body.clone()).await;
         assert_eq!(outcome.status.map(|status| status.as_u16()), Some(200), "{outcome:?}");
     }
-    assert!(away.stop().success(), "Kafka being away is no reason to fail");
+    assert!(away.stop().success(), "an unreachable Kafka must not fail the check");
     let back = away.set("KAFKA_BROKERS", kafka.bootstrap());
     back.start();
     back.drain(DRAIN);

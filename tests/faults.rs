@@ -547,5 +547,5 @@ fn records_are_published_once_write_permission_returns() {
     bridge.drain(PATIENCE);
     let Some(verdict) = rig.verdict(test, &acknowledged) else { return };
     verdict.assert_clean();
-    assert_eq!(verdict.lengths[1].len(), 0, "a right that is missing is no fault of the record");
+    assert_eq!(verdict.lengths[1].len(), 0, "a missing permission does not make a dead letter");
 }

@@ -202,7 +202,7 @@ mod a_callback {
             let mut wire = Wire::connect(bed.address);
             wire.send(post("/callback", &push()));
             wire.finish();
-            assert_accepted(&wire.answer().expect("an answer on the half that is open"));
+            assert_accepted(&wire.answer().expect("a response on the half-open connection"));
             assert!(wire.is_closed());
         }
     }
@@ -500,7 +500,7 @@ mod a_request {
         }
         assert!(wire.is_closed());
         bed.assert_accepts_callbacks();
-        assert_eq!(bed.stored().len(), 1, "only the proof that it works");
+        assert_eq!(bed.stored().len(), 1, "only the callback of the check");
     }
 
     #[test]
@@ -789,7 +789,7 @@ mod others {
         let mut third = Wire::connect(bed.address);
         third.send(post("/callback", &push()));
         assert_accepted(&third.answer().expect("a place"));
-        assert!(first.is_closed(), "it had waited the longest");
+        assert!(first.is_closed(), "it was idle for longest");
         drop(second);
         drop(third);
         for _ in 0..5 {
@@ -883,7 +883,7 @@ mod a_log {
         };
         assert_rejected(&answer, 503, "in time");
         assert_eq!(answer.header("retry-after"), Some("10"));
-        assert!(!answer.closes(), "the connection is whole");
+        assert!(!answer.closes(), "the connection stays usable");
         // The record becomes durable anyway; the retry is dropped by its event ID.
         assert_eq!(bed.stored_after_a_while(bodies.len()), bodies);
     }
@@ -965,12 +965,12 @@ mod a_stop {
             assert!(started.elapsed() < PATIENCE, "new connections are still accepted");
         }
         begun.send(&request[request.len() - 5..]);
-        let answer = begun.answer().expect("an answer to what was begun");
+        let answer = begun.answer().expect("a response to the request in progress");
         assert_accepted(&answer);
         assert!(answer.closes());
         assert!(begun.is_closed());
         bed.intake.take().unwrap().join();
-        assert!(started.elapsed() < Duration::from_secs(5), "nothing was waited for");
+        assert!(started.elapsed() < Duration::from_secs(5), "it did not wait");
         assert_eq!(bed.stored().last(), Some(&body));
     }
 }

@@ -74,7 +74,7 @@ fn livebridge_accepts_the_configuration_of_the_manifests() {
     let failures = probe("readinessProbe", "failureThreshold");
     let slowest = (failures + 1) * probe("readinessProbe", "periodSeconds")
         + probe("readinessProbe", "timeoutSeconds");
-    assert!(failures > 1, "one slow answer takes no pod out");
+    assert!(failures > 1, "one slow response does not remove a pod");
     assert!(config.http.drain.as_secs() >= slowest, "{slowest}");
     let volume = number("requests: { storage") << 30;
     assert!(config.wal.max_bytes + config.wal.min_free_bytes < volume, "the log fits");

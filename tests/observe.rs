@@ -139,7 +139,7 @@ fn promtool(arguments: &[&str], input: &str) -> Result<String, Unavailable> {
     let mut stdin = child.stdin.take().expect("a piped input");
     stdin.write_all(input.as_bytes()).expect("a readable pipe");
     drop(stdin);
-    let output = child.wait_with_output().expect("a child that can be waited for");
+    let output = child.wait_with_output().expect("a child that is not yet reaped");
     let output_text = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
     let output_text = String::from_utf8_lossy(&output_text).into_owned();
     assert!(output.status.success(), "promtool {arguments:?}: {output_text}");

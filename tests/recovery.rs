@@ -1,6 +1,5 @@
-//! What the publisher does about failures that it can do something about: a producer that has ended,
-//! brokers that lack a feature, a ledger topic that accepts little, a quarantine that cannot be
-//! written.
+//! Failures from which the publisher recovers: an ended producer, brokers without a feature, a ledger
+//! topic with a small size limit, a dead letter topic that cannot be written.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -60,7 +59,7 @@ fn send(bridge: &Bridge, numbers: std::ops::Range<u32>, padding: usize) {
 
 /// A Kafka in memory with the topics of `prefix`.
 fn mock(prefix: &str) -> MockCluster<'static, rdkafka::producer::DefaultProducerContext> {
-    /// Its thread can miss an order right after the last.
+    /// The mock's thread can miss a command that arrives just after the previous one.
     const PAUSE: Duration = Duration::from_millis(2);
     let mock = MockCluster::new(1).unwrap();
     let names = Topics::new(prefix, &BTreeMap::new()).unwrap();
@@ -86,7 +85,7 @@ fn a_producer_that_has_ended_is_replaced() {
     bridge.start();
     send(&bridge, 0..1, 0);
     bridge.drain(DRAIN);
-    // As after a power cut of the broker that lost the producer's state.
+    // As after a power cut of a broker that loses the producer's state.
     let lost = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER];
     mock.request_errors(RDKafkaApiKey::Produce, &lost);
     send(&bridge, 1..3, 0);

@@ -276,7 +276,7 @@ fn a_new_certificate_is_used_for_new_connections_and_an_invalid_one_never() {
     // Without a signal, as after a certbot renewal.
     let second = Identity::write(bed.dir.path(), 2101);
     bed.comes_to(expiry, 4_165_430_400.0);
-    assert!(first.connect(bed.intake, &VERSIONS, &[]).is_err(), "the first is no longer shown");
+    assert!(first.connect(bed.intake, &VERSIONS, &[]).is_err(), "the first is no longer displayed");
     taken(&mut second.connect(bed.intake, &VERSIONS, &[]).unwrap());
     taken(&mut open);
 

@@ -99,7 +99,7 @@ fn dead_letters_reach_their_topic_once_after_it_is_fixed() {
     // A later retry is dropped, as after any other publication.
     assert_eq!(post(&bridge, &large), 200);
     bridge.drain(DRAIN);
-    assert!(bridge.stop().success(), "the bridge was not disturbed");
+    assert!(bridge.stop().success(), "the bridge was not affected");
 
     let Some(messages) = committed("dead letters", kafka, &[&push, &dead]) else { return };
     assert_eq!(messages.len(), 3);
@@ -201,7 +201,7 @@ fn replay_goes_only_to_existing_topics_and_never_to_the_ledger() {
         assert_eq!(code, Some(0), "{output_text}{complaint}");
     }
     let Some(messages) = committed("another topic", kafka, &[&sandbox]) else { return };
-    assert_eq!(messages.len(), 2, "once, and once more because it was asked for");
+    assert_eq!(messages.len(), 2, "once, and once more as requested");
 
     fs::write(file, "{\"id\":\"x\"}\n").unwrap();
     let (code, _, complaint) = replay(&bridge, &["--export", file]);

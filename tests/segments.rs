@@ -52,7 +52,7 @@ fn check(dir: &Path, written: &[(Lsn, Record)]) -> Vec<(Lsn, Lsn)> {
     let read: Vec<_> = visit(dir).into_iter().map(|entry| (entry.lsn, entry.record)).collect();
     let differs = written.iter().zip(&read).find(|(written, read)| written != read);
     assert!(differs.is_none(), "{} was read for {}", differs.unwrap().1.0, differs.unwrap().0.0);
-    assert_eq!(read.len(), written.len(), "all is read that was written");
+    assert_eq!(read.len(), written.len(), "everything written is read");
     let mut in_files = Vec::new();
     for segment in segment_dirs(dir) {
         let blobs = fs::read_dir(segment.join("blobs")).unwrap().count();

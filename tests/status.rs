@@ -203,7 +203,7 @@ fn the_page_shows_the_bridges_state_in_a_browser_and_refreshes_itself() {
     let elsewhere: Vec<&str> =
         elsewhere.as_array().expect("a list").iter().filter_map(Value::as_str).collect();
     assert!(elsewhere.iter().all(|name| name.starts_with("data:")), "{elsewhere:?}");
-    assert_eq!(browser.console(), Vec::<String>::new(), "nothing is wrong, nothing was forbidden");
+    assert_eq!(browser.console(), Vec::<String>::new(), "no errors and no policy violations");
 
     drop(kafka);
     browser.wait_until(&says("Kafka is unreachable"));

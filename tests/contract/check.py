@@ -15,7 +15,7 @@ from referencing.jsonschema import DRAFT202012
 
 ROOT = Path(__file__).parents[2]
 CONTRACT = ROOT / "deploy" / "contract"
-# What INDEX.md calls no event: these never reach a consumer.
+# Payloads that are not events according to INDEX.md: they never reach a consumer.
 REFUSED = ("064_bom", "065_duplicate_keys", "081_json_array_body")
 wrong = []
 
@@ -29,7 +29,7 @@ def complain(what, errors):
 
 
 def check_documents(asyncapi):
-    # As the AsyncAPI initiative publishes it, Apache-2.0.
+    # Published by the AsyncAPI initiative under Apache-2.0.
     meta = Draft7Validator(load(Path(__file__).with_name("asyncapi-3.0.0.json")))
     complain("asyncapi.json", meta.iter_errors(asyncapi))
     if meta.is_valid({**asyncapi, "channels": []}):
@@ -42,7 +42,7 @@ def check_documents(asyncapi):
 
 
 def spoiled(event, schema):
-    """The event with one thing wrong, in every way there is."""
+    """Copies of the event with one error each, of every kind."""
     yield "event_type", {**event, "event_type": {}}
     for name in schema.get("required", []):
         yield f"no {name}", {key: value for key, value in event.items() if key != name}
@@ -52,7 +52,7 @@ def spoiled(event, schema):
 
 
 def validators(asyncapi, schemas):
-    """Makes validators of what a reference names."""
+    """Creates validators for references."""
     resources = {f"schemas/{name}": Resource.from_contents(schema) for name, schema in schemas.items()}
     resources["asyncapi.json"] = Resource(asyncapi, DRAFT202012)
     registry = Registry().with_resources(resources.items())
@@ -64,7 +64,7 @@ def validators(asyncapi, schemas):
 
 
 def check_records(asyncapi, validator, path):
-    """What a broker gave is what the document says of its topic."""
+    """Records of a broker match the document's description of their topic."""
     message = {}
     for channel in asyncapi["channels"].values():
         (reference,) = (message["$ref"] for message in channel["messages"].values())
@@ -86,7 +86,7 @@ def check_records(asyncapi, validator, path):
 
 
 def check_events(asyncapi, schemas, validator):
-    """Every payload and sample is valid, every message's example too, and nothing spoiled is."""
+    """Every payload, sample and message example is valid, and every corrupted one is not."""
     meta = Draft202012Validator(Draft202012Validator.META_SCHEMA)
     for name, schema in schemas.items():
         complain(name, meta.iter_errors(schema))
@@ -120,7 +120,7 @@ def check_events(asyncapi, schemas, validator):
 
 
 def types(schema):
-    """The event types whose schema it is."""
+    """The event types with this schema."""
     return schema.get("properties", {}).get("event_type", {}).get("enum", [])
 
 

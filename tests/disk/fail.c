@@ -3,8 +3,8 @@
 // FAIL_BELOW   the directory, absolute
 // FAIL_COUNT   a file of 8 bytes that counts the calls; it outlives a kill
 // FAIL_AT      the call that fails, from 1; 0 or absent: none, only count
-// FAIL_ERRNO   with which error
-// FAIL_FOR     how many calls fail from there on; 0: all of them, as on a disk that stays full
+// FAIL_ERRNO   the error number
+// FAIL_FOR     how many calls fail from there on; 0: all of them, as on a permanently full disk
 //
 // And makes a range of one file unreadable:
 // FAIL_READ    the file, absolute
@@ -77,7 +77,7 @@ static int fails_fd(const char *call, int fd) {
     return fails(call, path);
 }
 
-// How much of a read gets done: all, what is before the unreadable range, or nothing.
+// How many bytes a read returns: all, those before the unreadable range, or none.
 static size_t readable(int fd, size_t length, off64_t at) {
     if (!unreadable || !unreadable_length) return length;
     char link[40], path[PATH_MAX];

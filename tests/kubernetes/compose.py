@@ -1,4 +1,4 @@
-"""Looks through docker-compose.yml: what is mounted is there, and ports are this machine's only."""
+"""Checks docker-compose.yml: mounted files exist, and ports are published on localhost only."""
 
 import pathlib
 

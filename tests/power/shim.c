@@ -1,6 +1,6 @@
 /*
  * Records what a process does to the files below one directory, so that a test can tell what a
- * power cut would have left of them. Preloaded (LD_PRELOAD) into `livebridge`.
+ * power cut would leave of them. Preloaded (LD_PRELOAD) into `livebridge`.
  *
  * Every call that changes the directory, every call that makes a change durable, and every HTTP
  * response 200 becomes one record of the trace, in the one order in which they happened: a call and
@@ -8,12 +8,12 @@
  *
  * POWER_DIR      the directory
  * POWER_TRACE    the file that records are appended to
- * POWER_LOCK     a file that is locked (flock) during each record: whoever holds it may kill the
- *                process and knows that the trace and the directory agree
+ * POWER_LOCK     a file that is locked (flock) during each record: while the test holds the lock, it can
+ *                kill the process, and the trace and the directory agree
  * POWER_SWALLOW  "fdatasync", or "files" or "directories": that call, or every sync of those, does
  *                nothing and is not recorded, which is a bug that the test must find
  * POWER_KILL_AT  the process kills itself right after this many records
- * POWER_GATE     a TCP port of 127.0.0.1 where somebody is asked before a segment is removed
+ * POWER_GATE     a TCP port of 127.0.0.1 where the test is asked before a segment is removed
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -175,9 +175,9 @@ __attribute__((constructor)) static void start(void) {
     end();
 }
 
-/* ---- which file is it? ---- */
+/* ---- identifying files ---- */
 
-/* The directory that `path` names an entry of, if it is one of ours, and the entry's name. */
+/* The parent directory of `path`, if it is a recorded one, and the entry's name. */
 static int our_parent(int at, const char *path, ino_t *parent, const char **name) {
     char directory[4096];
     if (trace < 0 || path == NULL || strlen(path) >= sizeof directory) return 0;
@@ -199,7 +199,7 @@ static int our_parent(int at, const char *path, ino_t *parent, const char **name
     return found;
 }
 
-/* The file behind `fd`, if it is one of ours. */
+/* The file behind `fd`, if it is recorded. */
 static int our_file(int fd, struct stat *st) {
     int saved = errno;
     int ours = trace >= 0 && fstat(fd, st) == 0 && st->st_dev == device &&
@@ -278,7 +278,7 @@ int mkdirat(int at, const char *path, mode_t mode) {
 }
 int mkdir(const char *path, mode_t mode) { return mkdirat(AT_FDCWD, path, mode); }
 
-/* Asks whether a segment may go, with the place that its removal will have in the trace. */
+/* Asks whether a segment may be removed, with the position of its removal in the trace. */
 static void ask(const char *name) {
     size_t length = strlen(name);
     int removal = strcmp(name, "db") == 0 || (length > 5 && strcmp(name + length - 5, ".gone") == 0);
@@ -359,7 +359,7 @@ int symlink(const char *target, const char *path) { return symlinkat(target, AT_
 
 /* ---- contents ---- */
 
-/* A call that writes `vector` to the file `fd` at `offset`, or where it stands when that is -1. */
+/* A call that writes `vector` to the file `fd` at `offset`, or at the file position if that is -1. */
 static ssize_t traced_write(int fd, const struct iovec *vector, int count, off_t offset) {
     struct stat st;
     if (!our_file(fd, &st) || !S_ISREG(st.st_mode))
@@ -385,8 +385,8 @@ static int is_response(const struct iovec *vector, size_t count) {
            memcmp(vector[0].iov_base, ok, sizeof ok - 1) == 0;
 }
 
-/* An answer to whoever is at the other end of `fd`. The record comes first: what is not durable by
- * then was acknowledged too early. */
+/* A response to the client of `fd`. The record is written first: data that is not durable at this
+ * point is acknowledged too early. */
 static ssize_t traced_response(int fd, const struct msghdr *message, int flags) {
     struct sockaddr_storage peer;
     socklen_t length = sizeof peer;
@@ -496,8 +496,8 @@ int posix_fallocate64(int fd, off_t offset, off_t length) {
 
 /* ---- durability ---- */
 
-/* The disk is not bothered with it: what a sync achieves is for the model to say, and the test need
- * not wait for it. */
+/* No real sync is made: the model determines the effect of a sync, and the test need not wait for
+ * the disk. */
 static int traced_sync(int fd, long call) {
     struct stat st;
     if (!our_file(fd, &st)) return (int)syscall(call, fd);
@@ -520,7 +520,7 @@ int sync_file_range(int fd, off_t offset, off_t length, unsigned flags) {
     return 0;
 }
 
-/* Calls that the model does not know: seen on one of our files, they end the test. */
+/* Calls that the model does not support: on a recorded file, they end the test. */
 static void must_not_be_ours(int fd, const char *call) {
     struct stat st;
     begin();

@@ -152,7 +152,7 @@ impl Bridge {
     }
 
     pub fn assert_running(&self) {
-        assert!(!self.is_over(), "ended on its own: {}", self.last_lines());
+        assert!(!self.is_over(), "exited by itself: {}", self.last_lines());
     }
 
     /// Whether it exited by itself.
@@ -189,18 +189,18 @@ impl Bridge {
 
     pub fn signal(&self, signal: Signal) {
         let pid = self.life().process.as_ref().expect("it was started").pid();
-        kill_process(pid, signal).expect("a child that is not yet waited for");
+        kill_process(pid, signal).expect("a child that is not yet reaped");
     }
 
     /// Its exit status, once it has exited.
     pub fn wait(&self, within: Duration) -> ExitStatus {
         let deadline = Instant::now() + within;
         while !self.is_over() {
-            assert!(Instant::now() < deadline, "does not end: {}", self.last_lines());
+            assert!(Instant::now() < deadline, "does not exit: {}", self.last_lines());
             thread::sleep(Duration::from_millis(5));
         }
         let process = self.life().process.take();
-        process.expect("it was started").wait().expect("a child that can be waited for")
+        process.expect("it was started").wait().expect("a child that is not yet reaped")
     }
 
     /// The response of its admin listener at `path`.

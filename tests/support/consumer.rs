@@ -112,7 +112,7 @@ fn each_line(
         command.args(["--fields", &fields.join(",")]);
     }
     command.args(topics).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut reader = command.spawn().expect("a Python that has been made ready");
+    let mut reader = command.spawn().expect("a prepared Python environment");
     let mut stderr = reader.stderr.take().expect("a piped output");
     let complaints = thread::spawn(move || {
         let mut text = String::new();
@@ -124,7 +124,7 @@ fn each_line(
         line(buffer.trim_end());
         buffer.clear();
     }
-    let status = reader.wait().expect("a child that can be waited for");
+    let status = reader.wait().expect("a child that is not yet reaped");
     let complaints = complaints.join().expect("no panic").expect("a readable pipe");
     assert!(status.success(), "reading {topics:?} failed: {}", tools::last_lines(&complaints));
     Ok(())

@@ -92,7 +92,7 @@ pub fn create_topic(bootstrap: &str, topic: &str, partitions: i32, replication: 
     let options = AdminOptions::new().operation_timeout(timeout).request_timeout(timeout);
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let created = runtime.block_on(admin.create_topics([&new], &options));
-    for outcome in created.expect("brokers that answer") {
+    for outcome in created.expect("brokers that respond") {
         outcome.expect("a topic that can be created");
     }
 }
@@ -106,7 +106,7 @@ pub fn delete_topic(bootstrap: &str, topic: &str) {
         client(bootstrap).create().expect("an admin client needs no broker");
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let deleted = runtime.block_on(admin.delete_topics(&[topic], &AdminOptions::new()));
-    for outcome in deleted.expect("brokers that answer") {
+    for outcome in deleted.expect("brokers that respond") {
         outcome.expect("a topic that can be deleted");
     }
 }
@@ -124,7 +124,7 @@ pub fn configure_topic(bootstrap: &str, topic: &str, settings: &[(&str, &str)]) 
     }
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let altered = runtime.block_on(admin.alter_configs([&config], &AdminOptions::new()));
-    for outcome in altered.expect("brokers that answer") {
+    for outcome in altered.expect("brokers that respond") {
         outcome.expect("a setting that a topic can have");
     }
 }
@@ -404,7 +404,7 @@ impl Node {
     fn signal(&self, signal: Signal) {
         let process = self.process.as_ref();
         let process = process.unwrap_or_else(|| panic!("node {} is not running", self.id));
-        kill_process(process.pid(), signal).expect("a child that is not yet waited for");
+        kill_process(process.pid(), signal).expect("a child that is not yet reaped");
     }
 }
 

@@ -415,7 +415,7 @@ impl Acknowledged {
         let number = usize::try_from(number).expect("a small number");
         let sent = self.streams[stream].events.get(number).ok_or(Anomaly::Unknown)?;
         if sent.digest != digest(&event) {
-            return Err(Anomaly::Wrong("another body than was sent".into()));
+            return Err(Anomaly::Wrong("the body differs from the sent one".into()));
         }
         let wanted = format!("{prefix}.{}", type_name(Some(EventType(sent.event_type))));
         if wanted != topic || key != name {

@@ -41,7 +41,7 @@ pub(crate) struct Finished {
     pub(crate) stderr: String,
 }
 
-/// CapturedLines as they are printed.
+/// The lines that a process prints, as they arrive.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct CapturedLines(Arc<(Mutex<Vec<String>>, Condvar)>);
 

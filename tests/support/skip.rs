@@ -11,7 +11,7 @@ use std::io::Write as _;
 use std::os::unix::process::parent_id;
 use std::path::{Path, PathBuf};
 
-/// Reports that `test` cannot run here for lack of `missing`.
+/// Reports that `test` cannot run here because `missing` is not available.
 ///
 /// # Panics
 /// When `LIVEBRIDGE_REQUIRE_KAFKA` is set, as in CI: then every test has to run.
@@ -24,7 +24,7 @@ pub(crate) fn skip(test: &str, missing: &dyn std::fmt::Display) {
     noted.and_then(|mut file| writeln!(file, "{test}: {reason}")).expect("a skip can be noted");
 }
 
-/// What was skipped so far in this `cargo test`, which forgets it.
+/// Removes and returns the tests skipped so far in this `cargo test`.
 pub(crate) fn take_skipped() -> Vec<String> {
     let text = fs::read_to_string(notes()).unwrap_or_default();
     let _ = fs::remove_file(notes());
