@@ -164,7 +164,7 @@ fn a_kafka_outage_and_its_end_are_one_line_each() {
     bed.wait_until(|bed| scrape(bed.admin)["livebridge_wal_records"] == 0.0);
     let outage_lines: Vec<_> =
         bed.lines_about(about).into_iter().filter(|(_, m)| !m.contains("ledger")).collect();
-    let lost = "cannot publish to Kafka; callbacks are still taken and stored, trying again";
+    let lost = "cannot publish to Kafka; callbacks are still accepted and stored, trying again";
     assert_eq!(outage_lines, pair(("ERROR", lost), ("INFO", "publishing to Kafka again")));
 }
 
