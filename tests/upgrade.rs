@@ -230,7 +230,7 @@ fn a_rolling_restart_behind_a_load_balancer_rejects_no_client() {
         process.signal(Signal::TERM);
         let ordered = Instant::now();
         while get(*admin, "/readyz").body
-            != "not ready: stopping soon; callbacks are taken until then\n"
+            != "not ready: stopping soon; callbacks are accepted until then\n"
         {
             assert!(ordered.elapsed() < Duration::from_millis(400), "it says so at once");
         }
