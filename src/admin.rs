@@ -39,7 +39,7 @@ mod status;
 
 use status::History;
 
-/// The address of the admin listener, and who may read it.
+/// The address of the admin listener, and the token that protects it.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The address to listen on; loopback by default.

@@ -241,7 +241,7 @@ fn check_signature(
     now: Timestamp,
 ) -> Result<usize, CallbackError> {
     let (Some(t), Some(sign)) = signature else { return Err(CallbackError::Unsigned) };
-    // `t` is signed as its text, be it a number or a string (protocol.md section 2).
+    // `t` is signed as its text, whether it is a number or a string (protocol.md section 2).
     let wrong = CallbackError::WrongType { field: "t", wanted: "Unix seconds" };
     let Some(t) = t.text() else { return Err(wrong) };
     let Some(expiry) = t.parse().ok().and_then(Timestamp::from_secs) else {

@@ -47,7 +47,7 @@ pub struct Config {
     pub topics: Topics,
     /// The dedup window.
     pub dedup: ledger::Config,
-    /// What is said meanwhile.
+    /// What is logged.
     pub log: logging::Config,
     /// The files that all this was read from.
     pub files: Vec<PathBuf>,

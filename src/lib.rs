@@ -29,7 +29,7 @@
 //! - **I5** Two records are one event only if natural key and content are equal. Of two publishers
 //!   of the same event at the same time, whatever directories they have, the one whose ledger
 //!   record comes second in the topic aborts its transaction (`publisher/contention.rs`).
-//! - **I6** A failed commit ends the process: after a failed flush nobody knows what is on disk.
+//! - **I6** A failed commit ends the process: after a failed flush it is unknown what is on disk.
 //! - **I7** Everything has a limit, with a name: connections, headers, bodies, the inbox, frames,
 //!   segments, the log, the batch, the window, every wait.
 

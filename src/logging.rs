@@ -1,7 +1,7 @@
 //! Log lines go to standard error: as text on a terminal, as JSON elsewhere.
 //!
 //! What a level means:
-//! - **error**: an operator must act, or callbacks are rejected or events delayed meanwhile.
+//! - **error**: an operator must act, or callbacks are rejected or events delayed until then.
 //! - **warn**: something is wrong that livebridge copes with.
 //! - **info**: a change of state, one line each: started, Kafka lost, Kafka found.
 //! - **debug**: messages of librdkafka, and single requests that failed.
@@ -159,7 +159,7 @@ pub fn set_level(config: &Config) {
 
 /// Writes `text` as the last line of a command, behind all log lines before it.
 ///
-/// Whether or not somebody reads standard error, this returns after a second at the latest.
+/// Whether or not standard error is read, this returns after a second at the latest.
 pub fn print_last_line(text: &str) {
     let text = redact(text);
     if FILTER.get().is_some() {

@@ -58,7 +58,7 @@ impl Exporter {
         text
     }
 
-    /// Folds what histograms have buffered. Without it they grow until somebody scrapes.
+    /// Folds what histograms have buffered. Without it they grow until the next scrape.
     pub fn upkeep(&self) {
         self.0.run_upkeep();
     }

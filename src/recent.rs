@@ -12,8 +12,8 @@ use crate::record::{Record, Timestamp, type_name};
 
 /// How many of each are kept.
 const KEPT: usize = 40;
-/// Interval between two noted callbacks, for accepted and rejected ones each: nobody can read more,
-/// and noting costs the intake time.
+/// Interval between two noted callbacks, for accepted and rejected ones each: more cannot be read
+/// on the page, and noting costs the intake time.
 const PACE_MILLIS: i64 = 100;
 /// Characters of a stream's name, or of a message, that are kept.
 const TEXT_MAX: usize = 120;

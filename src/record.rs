@@ -1,7 +1,7 @@
 //! What is logged: the record, its place, its identity, and how they become bytes.
 //!
-//! A record is everything the publisher needs of one callback, so that nothing after the log looks
-//! at JSON again. This file imports nothing of ours; every other room speaks in these types.
+//! A record is everything the publisher needs of one callback, so that nothing after the log parses
+//! JSON again. This file imports no other module of livebridge.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -326,7 +326,7 @@ impl Record {
 
     /// Appends the record to `buffer`: a fixed header in big-endian, the key, the body.
     ///
-    /// A key longer than [`KEY_MAX`] is not encoded; whoever makes records keeps that limit.
+    /// A key longer than [`KEY_MAX`] is not encoded; the code that makes records keeps that limit.
     pub fn encode(&self, buffer: &mut BytesMut) {
         let key = self.short_key();
         let mut flags = 0;

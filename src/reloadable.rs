@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-/// One value for all that hold it. Whoever has taken it works on with what it has taken.
+/// One value for all holders. A value obtained before a replacement stays valid.
 #[derive(Debug)]
 pub struct Reloadable<T>(Arc<ArcSwap<T>>);
 

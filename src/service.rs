@@ -1,7 +1,7 @@
 //! The service manager (systemd): its socket activation, and notifications to it.
 //!
 //! A socket that it holds stays open while one process ends and the next one starts, and the kernel
-//! queues connections meanwhile, so an upgrade rejects none. Without a service manager everything here
+//! queues connections until then, so an upgrade rejects none. Without a service manager everything here
 //! does nothing.
 
 use std::io;

@@ -143,7 +143,7 @@ impl Log {
         self.state.stored()
     }
 
-    /// A view of the log for whoever must not keep it open.
+    /// A view of the log that does not keep it open.
     #[must_use]
     pub fn probe(&self) -> Probe {
         Probe(Arc::clone(&self.state))
@@ -184,8 +184,8 @@ impl Probe {
         self.0.ready().map_err(Unready::Refuses)
     }
 
-    /// From now on it says that it is not ready, though appends are taken: whoever goes by it goes
-    /// elsewhere.
+    /// From now on readiness checks fail, so that balancers choose another instance; appends are
+    /// still accepted.
     pub fn leave(&self) {
         self.0.leave();
     }
@@ -281,7 +281,7 @@ pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
             move || {
                 let end = writer.run();
                 state.end();
-                // Nobody waits any more when the process is already on its way out.
+                // The receiver is gone when the process is already exiting.
                 let _ = ended.send(end);
             }
         })

@@ -13,7 +13,7 @@ use super::progress::Progress;
 use super::range::parse_time;
 use super::{CliError, ConfigFile};
 
-/// How far back it looks unless it is told otherwise.
+/// The default of `--since`.
 const SINCE: Duration = Duration::from_hours(24);
 /// Findings of one kind that people are shown.
 const SHOWN: usize = 20;

@@ -76,14 +76,14 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     println!("{} findings, {} bad", findings.count, findings.bad);
     match (bad_here, findings.bad) {
         (0, 0) => Ok(()),
-        // Callbacks would be taken and stored meanwhile.
+        // Callbacks would be accepted and stored until then.
         (0, _) => Err(CliError::Unavailable),
         _ => Err(CliError::Found),
     }
 }
 
-/// Looks into the log's directory. Made for that, it is removed again: its owner should be whoever
-/// runs `serve`.
+/// Examines the log's directory. If it had to be made for that, it is removed again: its owner
+/// should be the user that runs `serve`.
 fn directory(config: &Config, findings: &mut Findings) {
     let dir = &config.wal.dir;
     let missing: Vec<&Path> = dir.ancestors().take_while(|above| !above.exists()).collect();
@@ -214,8 +214,8 @@ fn keys(config: &Config, findings: &mut Findings) {
     }
 }
 
-/// Says which files with secrets in them anybody on this machine may read. Not bad: where there is
-/// nobody else, as in a container, it does no harm.
+/// Reports which files with secrets every user of this machine can read. Only a note: without other
+/// users, as in a container, it does no harm.
 fn files(config: &Config, findings: &mut Findings) {
     for (path, key) in config.settings.secret_files() {
         let Ok(meta) = fs::metadata(&path) else { continue };

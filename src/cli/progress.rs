@@ -2,7 +2,7 @@
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// A bar over so many bytes, which goes when it is dropped.
+/// A bar over a number of bytes; it disappears when it is dropped.
 pub(super) struct Progress(ProgressBar);
 
 impl Progress {
@@ -11,7 +11,7 @@ impl Progress {
         Self::with(doing, total, "{msg} {bar:30} {bytes}/{total_bytes} ({eta} left)")
     }
 
-    /// As [`Progress::bytes`], over so many things.
+    /// As [`Progress::bytes`], over a number of items.
     pub(super) fn count(doing: &'static str, total: u64) -> Self {
         Self::with(doing, total, "{msg} {bar:30} {pos}/{len} ({eta} left)")
     }

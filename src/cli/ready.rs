@@ -42,7 +42,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     }
 }
 
-/// Not by way of the whole configuration: who asks may not be allowed to read the keys.
+/// Without reading the whole configuration: the caller may not be allowed to read the keys.
 fn configured(options: &Options) -> Result<SocketAddr, CliError> {
     let settings = ConfigLayers::read(options.config.config.as_deref())?.settings();
     let listen =

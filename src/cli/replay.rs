@@ -131,7 +131,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     Err(CliError::Found)
 }
 
-/// Nobody's events may land in the ledger, and a typo must not make a topic.
+/// Rejects the ledger as a target, and topics that do not exist: a typo must not create one.
 fn check_target(config: &Config, topic: &str) -> Result<(), CliError> {
     if topic == config.topics.ledger() {
         return Err(CliError::Usage(format!("--to {topic}: that is the ledger, not for events")));
@@ -147,8 +147,8 @@ fn check_target(config: &Config, topic: &str) -> Result<(), CliError> {
 }
 
 /// Calls `visit` for every event that the options mean, with the bytes read for it. Returns how many
-/// there are, and how many dead letters were skipped: a header of theirs chooses the topic, and anyone
-/// who may write dead letters can set it. The `first` call says which.
+/// there are, and how many dead letters were skipped: a header of theirs chooses the topic, and every
+/// client with permission to write dead letters can set it. The `first` call says which.
 fn each(
     options: &Options,
     config: &Config,

@@ -131,7 +131,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     };
     let flushed = out.flush().map_err(CliError::other("print"));
     match done.and(flushed) {
-        // Somebody has seen enough: `export | head`.
+        // The reader has closed the pipe: `export | head`.
         Err(CliError::Other { cause, .. })
             if cause
                 .downcast_ref::<io::Error>()

@@ -1,4 +1,4 @@
-//! `[access]`, `[tls]` and the admin listener's token: who may come in, as it is written.
+//! `[access]`, `[tls]` and the admin listener's token, as written in the configuration.
 
 use std::fmt;
 use std::path::PathBuf;

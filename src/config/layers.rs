@@ -17,7 +17,7 @@ use crate::secret::{self, HIDDEN};
 /// Who gave a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// Nobody.
+    /// No layer: the default.
     Default,
     /// The file, on this line.
     File {
@@ -57,7 +57,7 @@ pub struct Setting {
 #[derive(Clone, Default)]
 pub struct Settings(pub Vec<Setting>);
 
-/// Two configurations are the same whoever gave their values.
+/// Two configurations are equal if their values are, wherever these come from.
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Settings").finish_non_exhaustive()
@@ -78,7 +78,7 @@ impl Settings {
         self.0.iter().map(entry).collect::<serde_json::Map<_, _>>().into()
     }
 
-    /// The files that nobody else should read, each with a key that says so.
+    /// The files that only livebridge should be able to read, each with the key that names it.
     #[must_use]
     pub fn secret_files(&self) -> BTreeMap<PathBuf, String> {
         let file = |setting: &Setting| {
@@ -278,7 +278,7 @@ fn remember(value: &Value) {
 fn hide(table: &str, key: &str, value: Value) -> Value {
     let hidden = || Value::String(HIDDEN.to_owned());
     match value {
-        // What follows the first part may be one that nobody can guess.
+        // What follows the first part may be secret.
         Value::String(path) if (table, key) == ("http", "path") => Value::String(shorten(path)),
         value if !is_secret(table, key) => value,
         // How many there are tells whether a rotation has arrived.

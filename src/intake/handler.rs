@@ -123,7 +123,7 @@ impl Head {
         Self { method: request.method().clone(), path, is_forwarded }
     }
 
-    /// Whether a trusted proxy asks for itself, as its health checks do: nobody's callback was
+    /// Whether a trusted proxy asks for itself, as its health checks do: no callback was
     /// rejected.
     fn is_proxys_own(&self, caller: Caller<'_>) -> bool {
         let trusted = caller.peer.is_some_and(|peer| caller.policy.access().is_trusted(peer));

@@ -19,11 +19,11 @@ const POLL: Duration = Duration::from_millis(100);
 /// The ledger is given up when nothing of it has arrived for so long. Kafka ends an abandoned
 /// transaction, which may hide what is behind it, up to ten seconds after its time-out.
 const STALLED: Duration = Duration::from_mins(1);
-/// A wait that is longer is said.
+/// A longer wait is logged.
 const LONG: Duration = Duration::from_secs(2);
 /// How long the own record, which was delivered, may take to come back; shorter than a transaction.
 const OPEN_STALLED: Duration = Duration::from_secs(10);
-/// A reader that is so many records behind jumps.
+/// A reader that is this many records behind jumps.
 const OPEN_LAG: i64 = 10_000;
 /// How long a transaction of another instance that is open right now is given to end, between two
 /// looks.
@@ -39,7 +39,7 @@ pub struct LedgerReader {
     open: BaseConsumer<Context>,
     /// Where `open` stands, once it reads.
     open_next: Option<i64>,
-    /// Where a record of this instance lands if no other instance has written meanwhile: at once
+    /// Where a record of this instance lands if no other instance has written since: at once
     /// behind what is read, or behind the marker of its own last commit. (The Kafka in memory writes
     /// none.)
     expected: RangeInclusive<i64>,
@@ -172,7 +172,7 @@ impl LedgerReader {
     }
 
     /// Reads what lies before this instance's own record at `mine` and may not be decided; nothing
-    /// when nobody has written since its last one.
+    /// when no other instance has written since its last one.
     ///
     /// # Errors
     /// librdkafka's.
@@ -186,10 +186,10 @@ impl LedgerReader {
             return Ok(());
         }
         if mine < self.next {
-            // It is not the topic that was read: somebody deleted that one.
+            // The topic was deleted and created again since it was read.
             return Err(KafkaError::MessageConsumption(Code::OffsetOutOfRange));
         }
-        // Far behind when nobody else has written for long: what is decided is of no interest.
+        // Far behind when no other instance has written for long: decided records do not matter.
         if self.open_next.is_none_or(|next| next + OPEN_LAG < self.next) {
             let mut assignment = TopicPartitionList::new();
             let start = Offset::Offset(self.next);

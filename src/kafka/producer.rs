@@ -169,7 +169,7 @@ impl Producer {
     }
 
     /// Hands a batch to Kafka. With transactions it is visible after [`Self::commit`], all of it or
-    /// nothing. `meanwhile` is done while Kafka is busy with it. Returns the offset of its `ledger`
+    /// nothing. `during` runs while Kafka is busy with it. Returns the offset of its `ledger`
     /// record.
     ///
     /// Without transactions the messages are visible at once, and after a failure some of them are
@@ -181,7 +181,7 @@ impl Producer {
         &self,
         ledger: Option<&Message<'_>>,
         messages: impl Fn() -> M,
-        meanwhile: impl FnOnce(),
+        during: impl FnOnce(),
     ) -> Result<i64, Failure> {
         let reports = self.client.context();
         reports.expect(ledger.map(|ledger| ledger.index));
@@ -195,7 +195,7 @@ impl Producer {
         if let Some(ledger) = ledger.filter(|_| self.transactional) {
             self.send(ledger);
         }
-        meanwhile();
+        during();
         let mut outcome = self.drain(ledger, &messages);
         if let Some(ledger) = ledger.filter(|_| !self.transactional && outcome.is_ok()) {
             self.send(ledger);

@@ -57,7 +57,7 @@ pub(super) fn lag(statistics: &[u8]) -> Option<u64> {
     let statistics: Statistics = serde_json::from_slice(statistics).ok()?;
     let partitions = statistics.topics.values().flat_map(|topic| topic.partitions.values());
     let read = partitions.filter(|partition| partition.decided >= 0).map(|partition| {
-        // The last offset may be a marker, which nobody is given: only the end tells.
+        // The last offset may be a marker, which consumers do not receive: only the end tells.
         if partition.end >= partition.decided {
             return 0;
         }

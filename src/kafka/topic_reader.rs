@@ -194,7 +194,7 @@ pub fn wait_until_decided(config: &Config, topics: &[&str]) -> KafkaResult<Vec<P
             held.push(PartitionRange { topic: topic.name().to_owned(), partition, begin, end });
             let stable = || decided.fetch_watermarks(topic.name(), partition, METADATA_TIMEOUT);
             while stable()?.1 < end {
-                // Whoever took what is hidden for absent would send it again, or miss it.
+                // A caller that took hidden records for absent ones would send them again, or miss them.
                 if started.elapsed() > STALLED {
                     return Err(KafkaError::Global(RDKafkaErrorCode::OperationTimedOut));
                 }

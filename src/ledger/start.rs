@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::record::Timestamp;
 
-/// The window is counted in so many spans; a jump of the clock is noticed when it exceeds one.
+/// The number of spans in which the window is counted; a jump of the clock is noticed when it exceeds one.
 const SPANS: u32 = 8;
 /// Look-ups by time for one start. Eight find a window without a gap, and a gap of a year takes
 /// about thirty more; each is one request to Kafka.

@@ -29,7 +29,7 @@ fn commit(publisher: OpeningId, last: Lsn, newest: Timestamp, ids: Vec<EventId>)
 /// The monotonic clock's time at which every test starts.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// The monotonic clock's time so many seconds after [`START`].
+/// The monotonic clock's time `seconds` after [`START`].
 fn mono(secs: i64) -> Instant {
     *START + Duration::from_secs(u64::try_from(secs).unwrap())
 }
@@ -40,9 +40,9 @@ fn ledger(max_ids: usize) -> Ledger {
 
 #[derive(Clone, Debug)]
 enum Op {
-    /// A transaction with these ids, so many seconds after the newest before it (or before it).
+    /// A transaction with these ids, received this many seconds after (or before) the newest so far.
     Commit { by: u8, ids: Vec<(u64, u64)>, after: i64 },
-    /// The oldest record to publish is so many seconds older than the newest commit.
+    /// The oldest record to publish is this many seconds older than the newest commit.
     Expire { lag: i64 },
 }
 
@@ -168,7 +168,7 @@ proptest! {
         prop_assert_eq!(Commit::decode(&commit.encode()), Ok(commit));
     }
 
-    /// The topic is open to whoever may write to it.
+    /// Other programs can write to the topic.
     #[test]
     fn any_bytes_are_decoded_or_rejected_without_a_panic(mut bytes in vec(any::<u8>(), 0..200), version in 0_u8..4) {
         if let Some(first) = bytes.first_mut() {

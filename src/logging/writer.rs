@@ -14,8 +14,8 @@ use crate::secret::redact;
 
 /// Bytes of lines that wait to be written: some seconds of the busiest debug level.
 const QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// The longest that [`LineQueue::flush`] waits: the end of the process must not depend on whoever
-/// reads its log.
+/// The longest that [`LineQueue::flush`] waits: the end of the process must not depend on the
+/// reader of its log.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The queue in front of standard error.

@@ -1,5 +1,5 @@
 //! The process as the kernel sees it, under the names that every Prometheus client uses. Read from
-//! /proc when somebody asks, and written as text: the counters of the `metrics` crate are whole
+//! /proc at each scrape, and written as text: the counters of the `metrics` crate are whole
 //! numbers, and processor time is not.
 
 use std::fmt::Write as _;

@@ -1,5 +1,5 @@
 //! Compares what the log holds, what the ledger says and what is in the topics, over a time: what
-//! was acknowledged or published and is nowhere, what is there twice, what nobody accounts for.
+//! was acknowledged or published and is nowhere, what is there twice, what is in no ledger record.
 //!
 //! Read in this order, so that a bridge at work cannot deceive it: the log, then the ledger, which
 //! then knows of all that left the log, then the topics, which then have all that the ledger names.
@@ -83,7 +83,7 @@ pub struct Report {
     pub doubled: Findings,
     /// In the topics, and not in the ledger.
     pub unaccounted: Findings,
-    /// Partitions whose first records are gone: by retention, or because somebody removed them.
+    /// Partitions whose first records are gone: by retention, or because they were deleted.
     pub cut: Vec<PartitionRange>,
     /// Whether all is well.
     pub ok: bool,

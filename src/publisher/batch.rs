@@ -72,7 +72,7 @@ impl Batch {
     }
 
     /// Sorts out retries of events that the ledger knows, and of each other (I5). It is repeated
-    /// before every attempt, because the ledger learns of other instances' events meanwhile.
+    /// before every attempt, because the ledger learns of other instances' events between them.
     pub fn deduplicate(&mut self, ledger: &Ledger) {
         let mut seen_in_batch: HashSet<EventId> = HashSet::with_capacity(self.items.len());
         for item in &mut self.items {

@@ -88,7 +88,7 @@ impl BatchLimits {
         }
     }
 
-    /// A batch of so many `bytes` and `records` was not published in time. Returns whether the
+    /// A batch of `bytes` and `records` was not published in time. Returns whether the
     /// producer needs longer time-outs ([`Self::patience`]), because no smaller batch is possible.
     pub fn timed_out(&mut self, bytes: usize, records: usize) -> bool {
         if records > 1 || bytes <= LATE_MIN {

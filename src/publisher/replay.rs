@@ -243,7 +243,7 @@ pub struct Sender {
     kafka: kafka::Config,
     producer: Producer,
     publisher: OpeningId,
-    /// The ledger's topic; `None` when what is sent goes where nobody looks for events.
+    /// The ledger's topic; `None` when the destination is no topic of events.
     ledger: Option<String>,
     replayed_at: String,
     batch: Vec<Event>,

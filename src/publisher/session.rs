@@ -175,7 +175,7 @@ impl Publisher {
         }
     }
 
-    /// Hands `batch` to Kafka, and reads the next one meanwhile.
+    /// Hands `batch` to Kafka, and reads the next one while Kafka works.
     fn hand_over(
         &mut self,
         producer: &Producer,

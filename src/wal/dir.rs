@@ -26,7 +26,7 @@ pub(super) const DAMAGED: &str = "damaged";
 
 /// Where sled keeps a database's data, within its directory.
 const DATA: &str = "db";
-/// In a closed segment's directory: how many records it has, so that nobody need count them.
+/// In a closed segment's directory: how many records it has, which spares a scan.
 const CLOSED: &str = "closed";
 
 /// The directory of segment `number` in `segments`.
@@ -175,8 +175,8 @@ pub(super) fn make_identity(dir: &Path) -> Result<LogId, OpenError> {
 
 /// Makes a directory and those above it that are missing, each entry durable.
 ///
-/// The entry is synced even if it is there: whoever made it may have been killed before it came to
-/// that. What is above it was synced before it was made.
+/// The entry is synced even if it is there: the process that made it may have been killed before it
+/// synced it. What is above it was synced before it was made.
 pub(crate) fn create_dir_durably(dir: &Path) -> io::Result<()> {
     let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.unwrap_or(Path::new("."));
@@ -186,7 +186,7 @@ pub(crate) fn create_dir_durably(dir: &Path) -> io::Result<()> {
         fs::create_dir(dir)?;
     }
     match sync_dir(parent) {
-        // Somebody else's directory, and so somebody else's entry.
+        // The directory belongs to another user, who made the entry.
         Err(cause) if existed && cause.kind() == io::ErrorKind::PermissionDenied => Ok(()),
         synced => synced,
     }
@@ -368,7 +368,7 @@ fn examine(number: u32, dir: &Path, id: LogId) -> io::Result<Contents> {
         None if unreadable > 0 || scanner.passed_over_damage() => Ok(Contents::Unreadable),
         None => Ok(Contents::Nothing),
         Some(closed) => {
-            // Records behind the last readable one may be lost, and nobody can tell how many.
+            // Records behind the last readable one may be lost; their number is unknown.
             if unreadable > 0
                 && let Err(error) = mark_damaged(dir)
             {

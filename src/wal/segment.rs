@@ -197,13 +197,13 @@ impl Drop for Segment {
 
 /// Keeps most of sled's threads out of the way, once for the process.
 ///
-/// sled gives each write to a pool of seven threads and wakes all of them for it, of whom one finds
-/// work: 70 µs of processor time a commit, a third of what a lone callback takes. Whoever fulfils a
-/// flush wakes its waiter; a waiter who does not return from being woken keeps that thread for good.
-/// Two are left, so that a write never waits for one of a segment that is opened or closed meanwhile.
+/// sled gives each write to a pool of seven threads and wakes all of them for it, of which one finds
+/// work: 70 µs of processor time a commit, a third of what a lone callback takes. The thread
+/// that completes a flush calls its waker; a waker that does not return parks that thread for good.
+/// Two threads are left, so that a write never waits for the opening or closing of another segment.
 fn park_io_threads(tree: &sled::Tree) {
     const KEPT_ASLEEP: usize = 5;
-    /// A flush that is over before it is waited for puts nobody to sleep.
+    /// A flush that completes before it is polled parks no thread.
     const ATTEMPTS_MAX: usize = 200;
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

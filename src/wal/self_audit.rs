@@ -136,7 +136,7 @@ impl AuditTotals {
         self.through = through;
     }
 
-    /// The log releases `records`, of which so many were `damaged`.
+    /// The log releases `records`, of which `damaged` were unreadable.
     pub(super) fn release(
         &mut self,
         records: u64,

@@ -210,7 +210,7 @@ impl State {
         }
     }
 
-    /// Whoever asks is told to go elsewhere; who comes is served.
+    /// From now on readiness checks fail; appends are still accepted.
     pub(super) fn leave(&self) {
         self.leaving.store(true, Ordering::Relaxed);
     }

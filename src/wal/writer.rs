@@ -1,6 +1,6 @@
 //! The only writer: takes what queued while the last commit ran, commits it as one, answers all.
 //!
-//! The size of a group follows the load by itself and nobody waits for a timer.
+//! The size of a group follows the load without a timer.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
