@@ -229,10 +229,11 @@ impl Publisher {
             }
             Failure::TimedOut(cause) => {
                 self.kafka_outage.report(&kafka::text(&cause));
-                if self.limits.timed_out(batch.bytes(), batch.len()) {
+                let needs_patience = self.limits.timed_out(batch.bytes(), batch.len());
+                if needs_patience && !self.is_transactional() {
                     return Attempt::End(SessionEnd::Replace);
                 }
-                Attempt::Later
+                self.after_abort(Failure::TimedOut(cause))
             }
             Failure::Retry(_) if self.give_up.is_cancelled() => Attempt::End(SessionEnd::Done),
             Failure::Retry(cause) => {
@@ -242,7 +243,7 @@ impl Publisher {
                 if let Err(cause) = made {
                     self.kafka_outage.report(&cause);
                 }
-                Attempt::Later
+                self.after_abort(Failure::Retry(cause))
             }
             failure @ (Failure::Lost(_) | Failure::Fenced(_) | Failure::NotIdempotent(_)) => {
                 let late = elapsed >= producer.transaction_timeout();
@@ -252,6 +253,23 @@ impl Publisher {
                 Attempt::End(SessionEnd::Lost { failure, late })
             }
         }
+    }
+
+    /// What follows a transaction that was aborted while messages were under way.
+    ///
+    /// Another producer takes over, with an epoch of its own: brokers may have messages of the
+    /// aborted transaction, and would take messages with the same sequence numbers for retries of
+    /// these. They would then be missing in the transaction that commits.
+    fn after_abort(&self, failure: Failure) -> Attempt {
+        if self.is_transactional() {
+            Attempt::End(SessionEnd::Lost { failure, late: false })
+        } else {
+            Attempt::Later
+        }
+    }
+
+    fn is_transactional(&self) -> bool {
+        self.kafka.delivery == kafka::Delivery::ExactlyOnce
     }
 
     /// Directs records that Kafka rejects elsewhere, or narrows down which they are.
