@@ -24,12 +24,12 @@ use tokio::time::{MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::event::Timestamp;
 use crate::health::Health;
 use crate::log_limit::LogLimiter;
 use crate::logging;
 use crate::metrics::{self, CloseReason, Exporter};
 use crate::proxy_protocol;
-use crate::record::Timestamp;
 use crate::reloadable::Reloadable;
 use crate::secret::Secret;
 use crate::wal::Probe;

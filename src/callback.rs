@@ -11,7 +11,8 @@ use bytes::Bytes;
 use md5::{Digest, Md5};
 use subtle::{ConditionallySelectable, ConstantTimeEq};
 
-use crate::record::{EventType, KEY_MAX, Record, Timestamp};
+use crate::event::{EventType, Timestamp};
+use crate::record::{KEY_MAX, Record};
 
 mod identity;
 mod json;

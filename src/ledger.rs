@@ -8,8 +8,9 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use crate::event::{EventId, Timestamp};
 use crate::metrics;
-use crate::record::{EventId, Lsn, Timestamp};
+use crate::record::Lsn;
 use crate::wal::{OpeningId, Progress};
 
 mod start;

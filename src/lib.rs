@@ -1,14 +1,14 @@
 //! livebridge: a durable bridge from Tencent Cloud Live event callbacks to Kafka.
 //!
 //! ```text
-//! HTTP POST ─ http ─ callback (parse, verify) ─ record ─ wal::Appender ─▶ wal writer ─ fdatasync ─▶ 200
-//!                                                                            │
-//! Kafka ◀─ kafka (transaction: events + one ledger record) ◀─ publisher ◀────┘
-//!                                                                 ▲
-//!                                                               ledger (what is published)
+//! HTTP POST ─ intake ─ callback (parse, verify) ─ record ─ wal::Appender ─▶ wal writer ─ fdatasync ─▶ 200
+//!                                                                              │
+//! Kafka ◀─ kafka (transaction: events + one ledger record) ◀─ publisher ◀──────┘
+//!                                                                ▲
+//!                                                              ledger (what is published)
 //! ```
 //! Modules in the order in which a callback meets them:
-//! [`intake`], [`callback`], [`record`], [`wal`], [`publisher`], [`ledger`], [`kafka`]. Around them:
+//! [`intake`], [`callback`], [`event`] and [`record`], [`wal`], [`publisher`], [`ledger`], [`kafka`]. Around them:
 //! [`config`], [`metrics`], [`recent`], [`logging`], [`admin`], and [`bridge`], which starts and
 //! stops them;
 //! [`reloadable`] and [`reload`] bring a new configuration to the running parts; [`service`] notifies
@@ -40,6 +40,7 @@ pub mod bridge;
 pub mod callback;
 pub mod config;
 pub mod descriptors;
+pub mod event;
 pub mod health;
 pub mod heartbeat;
 pub mod intake;

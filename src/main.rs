@@ -1,4 +1,4 @@
-//! livebridge's command line: what was asked for, how it went, and the exit code that says so.
+//! livebridge's executable.
 
 use std::process::ExitCode;
 
@@ -16,7 +16,7 @@ fn main() -> ExitCode {
 /// ledger's tables, which grow and go, then leave holes: 171 MiB instead of 106 after 25 s of full
 /// load.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-#[expect(unsafe_code, reason = "a setting of the C library that has no other door")]
+#[expect(unsafe_code, reason = "a setting of the C library that has no safe interface")]
 fn map_large_blocks() {
     const LARGE_BYTES: i32 = 1024 * 1024;
     // SAFETY: it stores a number, and there is no other thread yet.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-use crate::record::{EventType, OTHER, Timestamp};
+use crate::event::{EventType, OTHER, Timestamp};
 
 mod intake;
 mod process;

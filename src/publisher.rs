@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::event::Timestamp;
 use crate::kafka::{self, Failure, LedgerReader, Producer, ProducerSettings, SetupError};
 use crate::ledger::{self, Commit, Ledger};
 use crate::log_limit::LogLimiter;
 use crate::metrics;
-use crate::record::Timestamp;
 use crate::wal::{Next, Reader};
 
 pub mod audit;

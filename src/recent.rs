@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::record::{Record, Timestamp, type_name};
+use crate::event::{Timestamp, type_name};
+use crate::record::Record;
 
 /// How many of each are kept.
 const KEPT: usize = 40;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde_json::{Map, Value};
 
 use crate::callback::CallbackKey;
-use crate::record::{EventType, Timestamp};
+use crate::event::{EventType, Timestamp};
 
 /// One sample per type, after the published ones.
 const SAMPLES: [(i64, &str); 18] = [

@@ -20,7 +20,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::record::{Lsn, Timestamp};
+use crate::event::Timestamp;
+use crate::record::Lsn;
 
 mod appender;
 mod dir;

@@ -19,7 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use livebridge::callback::CallbackKey;
-use livebridge::record::Timestamp;
+use livebridge::event::Timestamp;
 use livebridge::wal::{self, OpenError};
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};

@@ -23,7 +23,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use livebridge::callback::CallbackKey;
-use livebridge::record::Timestamp;
+use livebridge::event::Timestamp;
 use support::bridge::{Bridge, KEY};
 use support::consumer::{self, Isolation};
 use support::kafka::Kafka;

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use livebridge::callback::{CallbackError, CallbackKey, Unsigned, Unverified, Verifier};
+use livebridge::event::{EventType, Timestamp};
 use livebridge::publisher::Topics;
-use livebridge::record::{EventType, KEY_MAX, Record, Timestamp};
+use livebridge::record::{KEY_MAX, Record};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

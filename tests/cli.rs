@@ -14,9 +14,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use livebridge::callback::CallbackKey;
+use livebridge::event::{EventType, Timestamp};
 use livebridge::kafka::embedded::Embedded;
 use livebridge::publisher::Topics;
-use livebridge::record::{EventType, Timestamp};
 use livebridge::wal::LogId;
 use rustix::process::Signal;
 use serde_json::Value;

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use livebridge::callback::Unsigned;
 use livebridge::config::{Config, ConfigError};
+use livebridge::event::EventType;
 use livebridge::kafka::{Delivery, settings};
-use livebridge::record::EventType;
 
 #[path = "support/process.rs"]
 mod process;

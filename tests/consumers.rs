@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use livebridge::callback::CallbackKey;
-use livebridge::record::{EventType, Timestamp, type_name};
+use livebridge::event::{EventType, Timestamp, type_name};
 use livebridge::sample::Samples;
 use serde_json::{Value, json};
 

@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use livebridge::callback::{Unsigned, Unverified, Verifier};
+use livebridge::event::{EventType, Timestamp};
 use livebridge::publisher::Topics;
-use livebridge::record::{EventType, Record, Timestamp};
+use livebridge::record::Record;
 use serde_json::{Value, json};
 
 #[path = "support/process.rs"]
@@ -107,7 +108,7 @@ fn the_examples_have_the_headers_derived_from_their_values() {
         };
         examples += 1;
         let record = record(&example["payload"]);
-        let name = livebridge::record::type_name(record.event_type);
+        let name = livebridge::event::type_name(record.event_type);
         let occurred_at = record.occurred_at.map(|time| time.to_string());
         let received_at = example["headers"]["livebridge-received-at"].as_str().map(str::to_owned);
         let mut headers = json!({

@@ -11,9 +11,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use livebridge::callback::CallbackKey;
+use livebridge::event::Timestamp;
 use livebridge::kafka::embedded::Embedded;
 use livebridge::publisher::Topics;
-use livebridge::record::Timestamp;
 use livebridge::sample::Samples;
 use livebridge::sender::{RetryPolicy, Sender};
 use rdkafka::ClientConfig;
@@ -317,7 +317,7 @@ fn a_retry_that_waited_longer_than_the_window_is_still_dropped() {
     let bridge = bridge(&prefix, kafka.bootstrap(), &prefix).set("DEDUP_WINDOW", "30s");
     bridge.start();
     let samples = Samples::new(CallbackKey::new(PAYLOADS_KEY));
-    let event = samples.event(livebridge::record::EventType(1));
+    let event = samples.event(livebridge::event::EventType(1));
     let body = samples.delivery(event, Timestamp::now());
     assert_eq!(post(&bridge, body.as_bytes()).0, 200);
     bridge.drain(DRAIN);
@@ -346,7 +346,7 @@ fn records_that_even_the_dead_letter_topic_rejects_stay_on_disk_until_released()
     bridge.start();
     let samples = Samples::new(CallbackKey::new(PAYLOADS_KEY));
     let small = || {
-        let event = samples.event(livebridge::record::EventType(1));
+        let event = samples.event(livebridge::event::EventType(1));
         samples.delivery(event, Timestamp::now())
     };
     assert_eq!(post(&bridge, small().as_bytes()).0, 200);
@@ -354,7 +354,7 @@ fn records_that_even_the_dead_letter_topic_rejects_stay_on_disk_until_released()
     for topic in &topics {
         kafka::configure_topic(kafka.bootstrap(), topic, &[("max.message.bytes", "20000")]);
     }
-    let mut event = samples.event(livebridge::record::EventType(1));
+    let mut event = samples.event(livebridge::event::EventType(1));
     event.insert("stream_param".into(), "x".repeat(100_000).into());
     let large = samples.delivery(event, Timestamp::now());
     assert_eq!(post(&bridge, large.as_bytes()).0, 200);
@@ -398,7 +398,7 @@ async fn kafka_that_starts_late_receives_everything_in_order() {
     let samples = Samples::new(CallbackKey::new(PAYLOADS_KEY));
     let policy = RetryPolicy { retries: 0, interval: Duration::ZERO };
     for number in 0..500 {
-        let mut event = samples.event(livebridge::record::EventType(1));
+        let mut event = samples.event(livebridge::event::EventType(1));
         event.insert("stream_id".into(), "one".into());
         event.insert("number".into(), number.into());
         let body = samples.delivery(event, Timestamp::now());

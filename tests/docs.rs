@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use livebridge::record::EventType;
+use livebridge::event::EventType;
 use serde_json::Value;
 
 #[path = "docs/markdown.rs"]

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use livebridge::callback::CallbackKey;
-use livebridge::record::Timestamp;
+use livebridge::event::Timestamp;
 use livebridge::wal::{AppendError, Next, Unready};
 use serde_json::{Value, json};
 

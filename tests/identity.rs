@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use livebridge::callback::{CallbackKey, Unsigned, Unverified, Verifier};
-use livebridge::record::{EventId, EventType, Timestamp};
+use livebridge::event::{EventId, EventType, Timestamp};
 use livebridge::sample::Samples;
 use proptest::prelude::*;
 use serde_json::Value;

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use livebridge::callback::CallbackKey;
 use livebridge::config::Config;
+use livebridge::event::Timestamp;
 use livebridge::kafka::embedded::Embedded;
 use livebridge::kafka::topic_reader::{ConsumedRecord, TopicReader};
 use livebridge::publisher::Topics;
-use livebridge::record::Timestamp;
 use rustix::process::Signal;
 
 #[path = "support/process.rs"]

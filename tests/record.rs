@@ -2,9 +2,8 @@
 //! format does not change.
 
 use bytes::{Bytes, BytesMut};
-use livebridge::record::{
-    BODY_MAX, DecodeError, EventId, EventType, KEY_MAX, Lsn, Record, Timestamp,
-};
+use livebridge::event::{EventId, EventType, Timestamp};
+use livebridge::record::{BODY_MAX, DecodeError, KEY_MAX, Lsn, Record};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;

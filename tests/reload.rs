@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use livebridge::callback::CallbackKey;
-use livebridge::record::Timestamp;
+use livebridge::event::Timestamp;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use livebridge::callback::CallbackKey;
+use livebridge::event::{EventType, Timestamp};
 use livebridge::kafka::{Config, Delivery, KafkaError, topic_reader};
-use livebridge::record::{EventType, Timestamp};
 use livebridge::sample::Samples;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use support::bridge::{Bridge, KEY};

@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use livebridge::callback::CallbackKey;
-use livebridge::record::{EventType, Timestamp};
+use livebridge::event::{EventType, Timestamp};
 use livebridge::sample::Samples;
 use support::bridge::{Bridge, KEY};
 use support::consumer::{self, Isolation};

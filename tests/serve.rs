@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 
 use livebridge::callback::CallbackKey;
 use livebridge::config::Config;
+use livebridge::event::{EventType, Timestamp};
 use livebridge::kafka::embedded::Embedded;
 use livebridge::kafka::topic_reader::TopicReader;
 use livebridge::publisher::Topics;
-use livebridge::record::{EventType, Timestamp};
 use livebridge::wal::{self, OpenError};
 use rustix::process::Signal;
 use serde_json::json;

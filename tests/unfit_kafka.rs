@@ -11,9 +11,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use livebridge::event::Timestamp;
 use livebridge::kafka::{Config, Delivery, LedgerReader};
 use livebridge::publisher::Topics;
-use livebridge::record::Timestamp;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::mocking::MockCluster;

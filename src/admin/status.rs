@@ -8,9 +8,9 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::findings::{Facts, Level, Marks, findings};
+use crate::event::Timestamp;
 use crate::metrics::{Exporter, Snapshot};
 use crate::recent;
-use crate::record::Timestamp;
 use crate::wal::Probe;
 
 /// Between two samples, in seconds.

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::CallbackError;
 use super::json::{Members, Value};
-use crate::record::{EventId, EventType, Timestamp};
+use crate::event::{EventId, EventType, Timestamp};
 
 /// Goes into every digest; a change of the rules below would change it, and with it every id.
 const VERSION: &[u8] = b"livebridge id 1";

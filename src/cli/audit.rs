@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use clap::Args;
 use livebridge::config::Config;
+use livebridge::event::Timestamp;
 use livebridge::kafka::topic_reader::PartitionRange;
 use livebridge::publisher::audit::{Audit, Findings, Report};
-use livebridge::record::Timestamp;
 
 use super::progress::Progress;
 use super::range::parse_time;

@@ -9,8 +9,8 @@ use clap::Args;
 use livebridge::callback::Unsigned;
 use livebridge::config::Config;
 use livebridge::descriptors;
+use livebridge::event::Timestamp;
 use livebridge::kafka::{Delivery, SetupError};
-use livebridge::record::Timestamp;
 use livebridge::secret::redact;
 use livebridge::wal;
 

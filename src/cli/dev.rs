@@ -11,11 +11,11 @@ use clap::Args;
 use livebridge::bridge::Bridge;
 use livebridge::callback::CallbackKey;
 use livebridge::config::Config;
+use livebridge::event::Timestamp;
 use livebridge::kafka::embedded::Embedded;
 use livebridge::kafka::topic_reader::{ConsumedRecord, TopicReader};
 use livebridge::metrics;
 use livebridge::publisher::Topics;
-use livebridge::record::Timestamp;
 use livebridge::sample::Samples;
 use livebridge::sender::{RetryPolicy, Sender};
 

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use livebridge::config::Config;
+use livebridge::event::{EventType, Timestamp, type_name};
 use livebridge::kafka::topic_reader::read_to_end;
 use livebridge::publisher::replay::{Event, Plan, Refusal, ReplayError, Sender};
-use livebridge::record::{EventType, Timestamp, type_name};
 
 use super::progress::Progress;
 use super::range::Range;

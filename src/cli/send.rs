@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use livebridge::callback::CallbackKey;
-use livebridge::record::{EventType, Timestamp};
+use livebridge::event::{EventType, Timestamp};
 use livebridge::sample::Samples;
 use livebridge::sender::{Outcome, RetryPolicy, Sender};
 

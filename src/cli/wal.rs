@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
+use livebridge::event::type_name;
 use livebridge::publisher::Exported;
 use livebridge::publisher::quarantine::{self, QuarantinedRecord};
-use livebridge::record::{Entry, Lsn, type_name};
+use livebridge::record::{Entry, Lsn};
 use livebridge::wal::{self, LogView, SegmentView};
 use serde_json::json;
 

@@ -13,9 +13,10 @@ use toml::Value;
 use super::access::{self, RawAccess, RawTls};
 use super::{Config, ConfigError, Settings, values};
 use crate::callback::{Unsigned, Verifier};
+use crate::event::EventType;
 use crate::kafka::{self, Delivery};
 use crate::publisher::Topics;
-use crate::record::{BODY_MAX, EventType};
+use crate::record::BODY_MAX;
 use crate::{admin, intake, ledger, logging, wal};
 
 #[derive(Debug, Default, Deserialize, Serialize)]

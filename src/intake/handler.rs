@@ -17,9 +17,9 @@ use super::admission::{Activity, Linger, RequestOutcome};
 use super::rejection::{Rejection, response};
 use super::rejection_log::Example;
 use super::{IntakePolicy, Shared, body};
+use crate::event::{Timestamp, type_name};
 use crate::metrics;
 use crate::recent;
-use crate::record::{Timestamp, type_name};
 
 /// Where a request comes from.
 #[derive(Clone, Copy)]

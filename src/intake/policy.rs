@@ -9,9 +9,10 @@ use hyper::HeaderMap;
 use super::Access;
 use super::rejection::Rejection;
 use crate::callback::{CallbackError, Unverified, Verifier};
+use crate::event::Timestamp;
 use crate::log_limit::LogLimiter;
 use crate::metrics::KeyUse;
-use crate::record::{Record, Timestamp};
+use crate::record::Record;
 
 static UNVERIFIED: LogLimiter = LogLimiter::new();
 

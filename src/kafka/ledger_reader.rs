@@ -12,7 +12,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio_util::sync::CancellationToken;
 
 use super::{Config, Context, Delivery, LEDGER_PARTITION, METADATA_TIMEOUT, SetupError, text};
-use crate::record::Timestamp;
+use crate::event::Timestamp;
 
 /// How long one poll waits for a record.
 const POLL: Duration = Duration::from_millis(100);

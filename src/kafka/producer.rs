@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::delivery::{Failed, Reports};
 use super::silence::Silence;
 use super::{Config, Delivery, ProducerSettings, SetupError, text};
-use crate::record::Timestamp;
+use crate::event::Timestamp;
 
 /// A message for Kafka.
 #[derive(Clone, Debug)]

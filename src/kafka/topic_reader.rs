@@ -11,7 +11,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::{Config, Context, METADATA_TIMEOUT};
-use crate::record::Timestamp;
+use crate::event::Timestamp;
 
 /// Reading to a topic's end is given up when nothing has arrived for so long. Kafka ends an
 /// abandoned transaction, which may hide what is behind it, within 40 s.

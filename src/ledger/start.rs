@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use crate::record::Timestamp;
+use crate::event::Timestamp;
 
 /// The number of spans in which the window is counted; a jump of the clock is noticed when it exceeds one.
 const SPANS: u32 = 8;

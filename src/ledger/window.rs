@@ -10,8 +10,8 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::time::Instant;
 
 use super::{Config, Known};
+use crate::event::{EventId, Timestamp};
 use crate::metrics;
-use crate::record::{EventId, Timestamp};
 
 /// The window is this many generations, and up to one more while the oldest expires.
 pub(super) const GENERATIONS: u32 = 8;

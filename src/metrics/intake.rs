@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use metrics::{Counter, Gauge, counter, gauge};
 
 use super::Counters;
-use crate::record::Timestamp;
+use crate::event::Timestamp;
 
 /// Why livebridge closed a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

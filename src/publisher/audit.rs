@@ -14,10 +14,11 @@ use serde::Serialize;
 use super::message::{RECEIVED_AT, REPLAYED_AT};
 use super::replay::id_of;
 use super::{Topics, quarantine};
+use crate::event::{EventId, Timestamp};
 use crate::kafka::topic_reader::{ConsumedRecord, PartitionRange, read_to_end, wait_until_decided};
 use crate::kafka::{self, Delivery, KafkaError};
 use crate::ledger::Commit;
-use crate::record::{EventId, Lsn, Timestamp};
+use crate::record::Lsn;
 use crate::wal::{LogView, OpenError, OpeningId, Progress};
 
 /// Records of topics carry the event's time, which is before that of its receipt.

@@ -7,12 +7,13 @@ use super::limits::BatchLimits;
 use super::message::{DEAD_REASON, DEAD_TOPIC, kafka_timestamp, message};
 use super::quarantine::{Quarantine, QuarantineError};
 use super::topics::Topics;
+use crate::event::{EventId, Timestamp, type_name};
 use crate::kafka::{self, Message};
 use crate::ledger::{Commit, Known, Ledger};
 use crate::log_limit::LogLimiter;
 use crate::metrics;
 use crate::recent;
-use crate::record::{Entry, EventId, Lsn, Timestamp, type_name};
+use crate::record::{Entry, Lsn};
 use crate::wal::{Entries, OpeningId, Outcomes};
 
 static DEAD_LETTERED: LogLimiter = LogLimiter::new();

@@ -7,8 +7,8 @@
 
 use std::collections::{HashSet, VecDeque};
 
+use crate::event::EventId;
 use crate::ledger::Commit;
-use crate::record::EventId;
 use crate::wal::OpeningId;
 
 /// Ledger records by offset whose transactions are not known to be committed or aborted.
@@ -52,7 +52,8 @@ impl OpenCommits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Lsn, Timestamp};
+    use crate::event::Timestamp;
+    use crate::record::Lsn;
     use crate::wal::OpeningId;
 
     const US: OpeningId = OpeningId::from_bytes([1; 16]);

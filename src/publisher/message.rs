@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use crate::event::{Timestamp, type_name};
 use crate::kafka::Message;
-use crate::record::{Record, Timestamp, type_name};
+use crate::record::Record;
 
 /// Retention is shortened by this at most. Retries, and recordings that are reported when they end,
 /// keep their own time.

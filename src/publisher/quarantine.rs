@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 use bytes::{Bytes, BytesMut};
 
 use super::batch::Batch;
-use crate::record::{Entry, EventId, Lsn, Record};
+use crate::event::EventId;
+use crate::record::{Entry, Lsn, Record};
 use crate::wal;
 
 /// A quarantined record, with its reason in a `.reason` file beside it.

@@ -13,10 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use super::Topics;
 use super::message::{self, DEAD_REASON, DEAD_TOPIC, REPLAYED_AT};
+use crate::event::{EventId, EventType, Timestamp};
 use crate::kafka::topic_reader::{ConsumedRecord, read_to_end, wait_until_decided};
 use crate::kafka::{self, Failure, KafkaError, Message, Producer, SetupError, is_denied, text};
 use crate::ledger::Commit;
-use crate::record::{EventId, EventType, Lsn, Record, Timestamp};
+use crate::record::{Lsn, Record};
 use crate::wal::OpeningId;
 
 /// Bytes of events in one transaction, and how many of them.

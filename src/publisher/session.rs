@@ -4,10 +4,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::batch::{Batch, Rejected};
 use super::{BACKOFF, Publisher};
+use crate::event::Timestamp;
 use crate::kafka::{self, Failure, Producer, RejectedMessage, SetupError};
 use crate::ledger::Commit;
 use crate::metrics::{self, Transaction};
-use crate::record::Timestamp;
 use crate::wal::Next;
 
 /// Transactions begin at least this far apart, unless a batch is full: a transaction costs Kafka and

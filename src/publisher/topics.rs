@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::record::{EventType, OTHER};
+use crate::event::{EventType, OTHER};
 
 /// The topics of one livebridge.
 #[derive(Clone, Debug)]

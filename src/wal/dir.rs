@@ -10,8 +10,9 @@ use std::time::Duration;
 use super::frame::{Scanner, is_unreadable};
 use super::opening::{Extent, OpeningId, Position};
 use super::{LogId, OpenError};
+use crate::event::Timestamp;
 use crate::metrics;
-use crate::record::{Lsn, Timestamp};
+use crate::record::Lsn;
 
 /// The format of everything below a log's directory.
 pub(super) const FORMAT: u32 = 2;

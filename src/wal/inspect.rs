@@ -9,7 +9,8 @@ use super::dir::{self, SEGMENTS};
 use super::frame::{Scanner, is_unreadable};
 use super::opening::{self, Extent};
 use super::{LogId, OpenError, OpeningId, progress};
-use crate::record::{Entry, Lsn, Timestamp};
+use crate::event::Timestamp;
+use crate::record::{Entry, Lsn};
 
 /// A log as it was found.
 #[derive(Clone, Debug)]

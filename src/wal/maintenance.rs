@@ -255,7 +255,8 @@ mod tests {
 
     use super::super::Limits;
     use super::*;
-    use crate::record::{Lsn, Timestamp};
+    use crate::event::Timestamp;
+    use crate::record::Lsn;
     use crate::wal::LogId;
 
     fn maintenance(dir: &Path, limits: Limits) -> (Maintenance, Receiver<Segment>) {

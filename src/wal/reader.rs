@@ -16,9 +16,10 @@ use super::progress::ProgressFile;
 use super::self_audit::{Outcomes, ReleasedBy};
 use super::state::{Location, State};
 use super::{LogId, ReadError};
+use crate::event::Timestamp;
 use crate::log_limit::LogLimiter;
 use crate::metrics;
-use crate::record::{Entry, Lsn, Timestamp};
+use crate::record::{Entry, Lsn};
 
 static DAMAGED: LogLimiter = LogLimiter::new();
 

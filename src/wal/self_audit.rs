@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 
 use super::LogId;
 use super::opening::{OpeningId, Position, Progress};
-use crate::record::{Lsn, Timestamp};
+use crate::event::Timestamp;
+use crate::record::Lsn;
 
 const NAME: &str = "account";
 const HEADING: &str = "livebridge account 2";

@@ -13,8 +13,9 @@ use super::opening::{self, Extent, OpeningId, Position, Progress};
 use super::segment::OVERGROWN_BYTES;
 use super::self_audit::{Audit, AuditTotals, Gone, Outcomes, ReleasedBy};
 use super::{AppendError, Limits};
+use crate::event::Timestamp;
 use crate::metrics;
-use crate::record::{Lsn, Timestamp};
+use crate::record::Lsn;
 
 /// Bytes of the newest frames kept in memory, so that a reader that keeps up reads no files.
 const TAIL_BYTES_MAX: usize = 16 * 1024 * 1024;

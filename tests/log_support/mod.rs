@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use livebridge::record::{Entry, EventId, EventType, Lsn, Record, Timestamp};
+use livebridge::event::{EventId, EventType, Timestamp};
+use livebridge::record::{Entry, Lsn, Record};
 use livebridge::wal::{self, AppendError, Appender, Log, Next, OpenError, Reader, StoreError};
 use proptest::test_runner::Config as ProptestConfig;
 

@@ -6,9 +6,10 @@ use std::convert::Infallible;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use livebridge::event::{EventId, Timestamp};
 use livebridge::ledger::{self, Commit, Ledger, first_offset};
 use livebridge::publisher::{Batch, OpenCommits};
-use livebridge::record::{self, EventId, Lsn, Record, Timestamp};
+use livebridge::record::{self, Lsn, Record};
 use livebridge::wal::{Entries, Extent, OpeningId, Position, published, resolve};
 
 use crate::state::{

@@ -9,8 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use livebridge::callback::{CallbackKey, Unsigned, Verifier};
+use livebridge::event::EventType;
 use livebridge::intake::{Access, Config, Intake, IntakePolicy, Listener};
-use livebridge::record::{Entry, EventType};
+use livebridge::record::Entry;
 use livebridge::reloadable::Reloadable;
 use livebridge::wal::{self, OpenError};
 use serde_json::{Value, json};

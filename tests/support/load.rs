@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use livebridge::callback::CallbackKey;
+use livebridge::event::{EventType, Timestamp, type_name};
 use livebridge::publisher::Topics;
-use livebridge::record::{EventType, Timestamp, type_name};
 use livebridge::sample::Samples;
 use livebridge::sender::{RetryPolicy, Sender};
 use serde_json::{Map, Value};

@@ -5,8 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::*;
+use crate::event::EventType;
 use crate::ledger;
-use crate::record::{EventType, Record};
+use crate::record::Record;
 
 const OWN: OpeningId = OpeningId::from_bytes([1; 16]);
 const OTHER: OpeningId = OpeningId::from_bytes([2; 16]);

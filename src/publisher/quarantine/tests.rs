@@ -1,8 +1,8 @@
 //! The quarantine across crashes and full disks.
 
 use super::*;
+use crate::event::{EventId, EventType, Timestamp};
 use crate::ledger::{self, Ledger};
-use crate::record::{EventId, EventType, Timestamp};
 use crate::wal::{Entries, OpeningId};
 
 /// Where a process dies.

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::*;
-use crate::record::{EventId, EventType, Timestamp};
+use crate::event::{EventId, EventType, Timestamp};
 
 const LOG: LogId = LogId(uuid::Uuid::from_u128(0x0011_2233_4455_6677_8899_AABB_CCDD_EEFF));
 const WRITER: OpeningId = OpeningId::from_bytes([0xAB; 16]);
