@@ -10,6 +10,7 @@ use toml::Table;
 
 use crate::callback::Verifier;
 use crate::kafka::{SettingError, settings};
+use crate::permission;
 use crate::publisher::{Topics, TopicsError};
 use crate::secret::redact;
 use crate::{admin, intake, kafka, ledger, logging, wal};
@@ -61,7 +62,7 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A file cannot be read.
-    #[error("cannot read {path}: {cause}", path = path.display())]
+    #[error("cannot read {path}: {cause}{}", permission::advice(path, cause), path = path.display())]
     Read {
         /// Which.
         path: PathBuf,

@@ -13,7 +13,8 @@
 //! stops them;
 //! [`reloadable`] and [`reload`] bring a new configuration to the running parts; [`service`] notifies
 //! systemd, [`heartbeat`] and [`health`] tell whether the parts make progress, [`descriptors`] raises
-//! the limit of open files, [`proxy_protocol`] reads PROXY headers; [`log_limit`] limits log lines.
+//! the limit of open files, [`proxy_protocol`] reads PROXY headers; [`log_limit`] limits log lines,
+//! [`permission`] says what to do about files that may not be used.
 //!
 //! # Invariants
 //! - **I1** A callback is answered 200 only when its record is durable: written, flushed, and its
@@ -49,6 +50,7 @@ pub mod ledger;
 pub mod log_limit;
 pub mod logging;
 pub mod metrics;
+pub mod permission;
 pub mod proxy_protocol;
 pub mod publisher;
 pub mod recent;

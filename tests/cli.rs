@@ -7,6 +7,7 @@ use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -390,6 +391,46 @@ mod check {
     }
 
     #[test]
+    fn explains_a_directory_of_another_user() {
+        let home = tempfile::tempdir().unwrap();
+        // Where any user may run it.
+        let program = home.path().join("livebridge");
+        let original = env!("CARGO_BIN_EXE_livebridge");
+        fs::hard_link(original, &program)
+            .or_else(|_| fs::copy(original, &program).map(drop))
+            .unwrap();
+        fs::set_permissions(home.path(), Permissions::from_mode(0o755)).unwrap();
+        let volume = home.path().join("volume");
+        fs::create_dir(&volume).unwrap();
+        fs::set_permissions(&volume, Permissions::from_mode(0o555)).unwrap();
+        let keys = home.path().join("keys");
+        fs::write(&keys, "k").unwrap();
+        let owner = rustix::process::geteuid().as_raw();
+        let user = if owner == 0 { 65532 } else { owner };
+        let run_as_user = |arguments: &[&str]| {
+            let mut command = Command::new(&program);
+            command.args(arguments).env_clear().env("LIVEBRIDGE_WAL_DIR", volume.join("log"));
+            command.env("LIVEBRIDGE_CALLBACK_KEYS_FILE", &keys).uid(user).current_dir("/");
+            run(command.env("LIVEBRIDGE_HTTP_LISTEN", "127.0.0.1:0"))
+        };
+        let whose = |path: &Path, mode: &str| {
+            format!("{} belongs to uid {owner}, gid {owner} with mode {mode}: ", path.display())
+        };
+        let [serve, check] = [&["serve"][..], &["check", "--offline"]].map(run_as_user);
+        assert_eq!((serve.code, check.code), (Some(1), Some(1)), "{serve:?} {check:?}");
+        for text in [&serve.stderr, &check.stdout] {
+            assert!(text.contains("Permission denied"), "{text}");
+            assert!(text.contains(&format!("runs as uid {user}, ")), "{text}");
+            assert!(text.contains(&whose(&volume, "0555")), "{text}");
+            assert!(text.contains(&format!("chown -R {user}:")), "{text}");
+        }
+        fs::set_permissions(&keys, Permissions::from_mode(0o200)).unwrap();
+        let serve = run_as_user(&["serve"]);
+        assert_eq!(serve.code, Some(64), "{serve:?}");
+        assert!(serve.stderr.contains(&whose(&keys, "0200")), "{serve:?}");
+    }
+
+    #[test]
     fn reports_missing_topics_that_it_may_not_create() {
         let some = topics();
         let some: Vec<&str> = some.all().into_iter().filter(|name| *name != "live.push").collect();
@@ -605,6 +646,14 @@ mod wal {
         let mut command = livebridge(&["wal", "status"]);
         let by_variable = run(command.env("LIVEBRIDGE_WAL_DIR", &dir));
         assert_eq!(by_variable.stdout, status.stdout);
+        // And by the file and the default of an image, as for serve.
+        let file = home.0.path().join("wal.toml");
+        fs::write(&file, format!("[wal]\ndir = {:?}\n", dir.to_str().unwrap())).unwrap();
+        let by_file = run(livebridge(&["wal", "status", "--config"]).arg(&file));
+        assert_eq!(by_file.stdout, status.stdout, "{by_file:?}");
+        let mut command = livebridge(&["wal", "status"]);
+        let by_default = run(command.env("LIVEBRIDGE_DEFAULT_WAL_DIR", &dir));
+        assert_eq!(by_default.stdout, status.stdout);
         // serve is not affected.
         assert_eq!(exchange(intake, post("/callback", bodies[0])).unwrap().status, 200);
     }

@@ -291,10 +291,96 @@ mod an_unknown {
             "LIVEBRIDGE_HTTP_PORT",
             "LIVEBRIDGE_KAFKA_PORT_9092_TCP",
         ] {
-            let config = load(LEAST, &[(name, "tcp://10.0.0.1:8080")]);
-            assert_eq!(shown(&config.unwrap()), shown(&file(LEAST)), "{name}");
+            let mut config = load(LEAST, &[(name, "tcp://10.0.0.1:8080")]).unwrap();
+            config.notes.clear();
+            assert_eq!(shown(&config), shown(&file(LEAST)), "{name}");
         }
     }
+
+    #[test]
+    fn variable_that_is_ignored_is_noted_unless_kubernetes_sets_it() {
+        let notes = |name| load(LEAST, &[(name, "tcp://10.0.0.1:8080")]).unwrap().notes;
+        for name in ["LIVEBRIDGE_BROKER_URL", "LIVEBRIDGE_VERSION"] {
+            let note = format!("ignored, because they are no settings: {name}");
+            assert_eq!(notes(name), [note]);
+        }
+        for name in [
+            "LIVEBRIDGE_CONFIG",
+            "LIVEBRIDGE_SEND_KEY",
+            "LIVEBRIDGE_PORT",
+            "LIVEBRIDGE_PORT_80_TCP",
+        ] {
+            assert_eq!(notes(name), Vec::<String>::new(), "{name}");
+        }
+        let many: Vec<String> = (10..30).map(|n| format!("LIVEBRIDGE_X{n}")).collect();
+        let many: Vec<_> = many.iter().map(|name| (name.as_str(), "")).collect();
+        let [note] = &load(LEAST, &many).unwrap().notes[..] else { panic!("one note") };
+        assert!(note.ends_with("LIVEBRIDGE_X16, LIVEBRIDGE_X17 and 12 more"), "{note}");
+    }
+}
+
+mod a_default_of_the_environment {
+    use super::*;
+
+    const DEFAULT: (&str, &str) = ("LIVEBRIDGE_DEFAULT_WAL_DIR", "/image");
+
+    fn dir(text: &str, environment: &[(&str, &str)]) -> String {
+        let config = load(&format!("{LEAST}{text}"), environment).unwrap();
+        assert_eq!(config.notes, Vec::<String>::new());
+        config.wal.dir.display().to_string()
+    }
+
+    #[test]
+    fn is_below_the_file_and_the_other_variables_in_any_order() {
+        let file = "[wal]\ndir = \"/file\"\n";
+        let variable = ("LIVEBRIDGE_WAL_DIR", "/variable");
+        assert_eq!(dir("", &[DEFAULT]), "/image");
+        assert_eq!(dir("[wal]\nmax_bytes = \"1GiB\"\n", &[DEFAULT]), "/image");
+        assert_eq!(dir(file, &[DEFAULT]), "/file");
+        assert_eq!(dir("", &[DEFAULT, variable]), "/variable");
+        assert_eq!(dir("", &[variable, DEFAULT]), "/variable");
+    }
+
+    #[test]
+    fn is_shown_as_the_source_of_its_value() {
+        let mut command = process::livebridge(&["config"]);
+        command.env("LIVEBRIDGE_CALLBACK_KEYS", "k").env(DEFAULT.0, DEFAULT.1);
+        let shown = process::run(&mut command);
+        let line = shown.stdout.lines().find(|line| line.starts_with("dir = \"/image\""));
+        assert!(line.unwrap().ends_with("# LIVEBRIDGE_DEFAULT_WAL_DIR"), "{shown:?}");
+    }
+
+    #[test]
+    fn is_rejected_by_name_when_it_is_the_default_of_no_key_or_wrong() {
+        for (name, value) in [
+            ("LIVEBRIDGE_DEFAULT_WAL_DIRR", "/s3cret"),
+            ("LIVEBRIDGE_DEFAULT_NOTHING", "s3cret"),
+            ("LIVEBRIDGE_DEFAULT_HTTP_MAX_CONNECTIONS", "s3cret"),
+            ("LIVEBRIDGE_DEFAULT_KAFKA_CLIENT_SASL_PASSWORD", "s3cret"),
+        ] {
+            let message = refusal(LEAST, &[(name, value)]);
+            assert!(message.contains(&format!("variable {name}: ")), "{message}");
+            assert!(!message.contains("s3cret"), "{message}");
+        }
+    }
+}
+
+#[test]
+fn a_variable_that_takes_precedence_over_a_line_of_the_file_is_noted_without_its_value() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("livebridge.toml");
+    fs::write(&path, "[callback]\nkeys = [\"s3cret\"]\n[wal]\ndir = \"data\"\n").unwrap();
+    let mut command = process::livebridge(&["check", "--offline", "--config"]);
+    command.arg(&path).current_dir(&dir);
+    command.env("LIVEBRIDGE_WAL_DIR", "other").env("LIVEBRIDGE_CALLBACK_KEYS", "s3cret2");
+    let checked = process::run(&mut command);
+    for (key, variable, line) in
+        [("wal.dir", "LIVEBRIDGE_WAL_DIR", 4), ("callback.keys", "LIVEBRIDGE_CALLBACK_KEYS", 2)]
+    {
+        let note = format!("{key}: {variable} takes precedence over {}:{line}", path.display());
+        assert!(checked.stdout.contains(&note), "{note}: {checked:?}");
+    }
+    assert!(!checked.stdout.contains("s3cret"), "{checked:?}");
 }
 
 mod a_bad_value {

@@ -1,6 +1,8 @@
 //! The files in `deploy/` match the code: keys, defaults, variables, metrics.
 
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
 
 use livebridge::config::Config;
 
@@ -59,20 +61,62 @@ fn the_sample_configuration_has_every_documented_key() {
     assert!(known >= 24, "the table was not found");
 }
 
+/// The variables that a Dockerfile or Compose file sets for livebridge.
+fn variables(text: &str) -> Vec<(String, String)> {
+    let lines = text.lines().map(|line| {
+        let line = line.trim().trim_start_matches("ENV ").trim_end_matches(" \\");
+        line.split_once(": ").or_else(|| line.split_once('='))
+    });
+    let ours = lines.flatten().filter(|(name, _)| name.starts_with("LIVEBRIDGE_"));
+    // Takes the default from "${VARIABLE:-default}".
+    let value = |value: &str| {
+        let value = value.trim_matches('"');
+        value.split_once(":-").map_or(value, |(_, value)| value.trim_end_matches('}')).to_owned()
+    };
+    ours.map(|(name, text)| (name.to_owned(), value(text))).collect()
+}
+
+#[test]
+fn a_configuration_file_takes_precedence_over_the_defaults_of_the_image() {
+    let mut environment = variables(DOCKERFILE);
+    assert_eq!(environment.len(), 2, "{environment:?}");
+    environment.push(("LIVEBRIDGE_CALLBACK_KEYS".to_owned(), "a-real-key".to_owned()));
+    let by_image = config("", &environment);
+    let by_file =
+        config("[wal]\ndir = \"/mounted\"\n[admin]\nlisten = \"127.0.0.1:1\"\n", &environment);
+    for (image, file) in [("/var/lib/livebridge/log", "/mounted"), ("0.0.0.0:9464", "127.0.0.1:1")]
+    {
+        assert!(by_image.contains(image) && !by_file.contains(image), "{by_file}");
+        assert!(by_file.contains(file), "{by_file}");
+    }
+}
+
+/// Cargo does not build a package when a file that its manifest names is missing, tests included.
+#[test]
+fn the_image_is_built_from_everything_that_cargo_wants_to_find() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let ignored = include_str!("../deploy/Dockerfile.dockerignore");
+    let dir = tempfile::tempdir().unwrap();
+    let copied = DOCKERFILE.lines().filter_map(|line| line.strip_prefix("COPY "));
+    for line in copied.filter(|line| !line.starts_with("--from")) {
+        let (sources, target) = line.rsplit_once(' ').unwrap();
+        for source in sources.split(' ') {
+            assert!(ignored.lines().any(|line| line == format!("!{source}")), "{source}");
+            let to = dir.path().join(target).join(if target == "./" { source } else { "" });
+            let mut copy = Command::new("cp");
+            copy.arg("-r").arg(root.join(source)).arg(to.parent().unwrap());
+            assert!(copy.status().unwrap().success(), "{line}");
+        }
+    }
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["metadata", "--no-deps", "--offline", "--format-version=1"]).current_dir(&dir);
+    let output = cargo.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 #[test]
 fn every_variable_of_the_image_and_of_compose_is_a_known_key() {
-    let mut environment = Vec::new();
-    for line in COMPOSE.lines().chain(DOCKERFILE.lines()) {
-        let line = line.trim().trim_start_matches("ENV ").trim_end_matches(" \\");
-        let pair = line.split_once(": ").or_else(|| line.split_once('='));
-        let Some((name, value)) = pair.filter(|(name, _)| name.starts_with("LIVEBRIDGE_")) else {
-            continue;
-        };
-        let value = value.trim_matches('"');
-        // Takes the default from "${VARIABLE:-default}".
-        let value = value.split_once(":-").map_or(value, |(_, value)| value.trim_end_matches('}'));
-        environment.push((name.to_owned(), value.to_owned()));
-    }
+    let environment = [variables(COMPOSE), variables(DOCKERFILE)].concat();
     assert_eq!(environment.len(), 6, "{environment:?}");
     let config = config("", &environment);
     for part in ["kafka-1:19092", "livebridge-1", "0.0.0.0:9464", "/var/lib/livebridge/log"] {

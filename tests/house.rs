@@ -8,27 +8,42 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A module and the modules it may depend on.
-const MAY_NAME: [(&str, &[&str]); 26] = [
+const MAY_NAME: [(&str, &[&str]); 27] = [
     ("event", &[]),
     ("record", &["event"]),
     ("callback", &["event", "record"]),
     ("metrics", &["event", "record"]),
     ("recent", &["event", "record"]),
     ("log_limit", &[]),
-    ("wal", &["metrics", "event", "record", "log_limit"]),
+    ("wal", &["metrics", "event", "record", "log_limit", "permission"]),
     ("ledger", &["metrics", "event", "record", "wal"]),
-    ("kafka", &["metrics", "event", "record", "secret"]),
-    ("publisher", &["kafka", "ledger", "metrics", "recent", "event", "record", "log_limit", "wal"]),
+    ("kafka", &["metrics", "event", "permission", "record", "secret"]),
+    (
+        "publisher",
+        &[
+            "kafka",
+            "ledger",
+            "metrics",
+            "permission",
+            "recent",
+            "event",
+            "record",
+            "log_limit",
+            "wal",
+        ],
+    ),
     ("reloadable", &[]),
     ("heartbeat", &[]),
     ("health", &["heartbeat", "wal"]),
     ("descriptors", &[]),
+    ("permission", &[]),
     ("proxy_protocol", &[]),
     ("secret", &[]),
     ("service", &[]),
     (
         "intake",
         &[
+            "permission",
             "callback",
             "reloadable",
             "metrics",
@@ -62,6 +77,7 @@ const MAY_NAME: [(&str, &[&str]); 26] = [
     (
         "config",
         &[
+            "permission",
             "admin",
             "callback",
             "intake",

@@ -11,6 +11,7 @@ use livebridge::config::Config;
 use livebridge::descriptors;
 use livebridge::event::Timestamp;
 use livebridge::kafka::{Delivery, SetupError};
+use livebridge::permission;
 use livebridge::secret::redact;
 use livebridge::wal;
 
@@ -108,7 +109,11 @@ fn look_into(dir: &Path, config: &Config, findings: &mut Findings) {
         Err(cause) => {
             return findings.bad(
                 "directory",
-                format_args!("cannot write in {}: {cause}; set wal.dir", dir.display()),
+                format_args!(
+                    "cannot write in {}: {cause}; set wal.dir{}",
+                    dir.display(),
+                    permission::advice(dir, &cause)
+                ),
             );
         }
     }

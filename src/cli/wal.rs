@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
+use livebridge::config::ConfigLayers;
 use livebridge::event::type_name;
 use livebridge::publisher::Exported;
 use livebridge::publisher::quarantine::{self, QuarantinedRecord};
@@ -16,7 +17,7 @@ use serde_json::json;
 
 use super::progress::Progress;
 use super::range::Range;
-use super::{CliError, block_on};
+use super::{CliError, ConfigFile, block_on};
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
@@ -65,9 +66,26 @@ Examples:
 
 #[derive(Debug, Args)]
 struct Dir {
-    /// The log's directory: wal.dir of the configuration.
-    #[arg(long, value_name = "DIR", env = "LIVEBRIDGE_WAL_DIR", default_value = "data")]
-    dir: PathBuf,
+    /// The log's directory; without it, wal.dir of the configuration.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigFile,
+}
+
+impl Dir {
+    /// Without checking the whole configuration: the log can be read when Kafka's settings are wrong.
+    fn path(&self) -> Result<PathBuf, CliError> {
+        if let Some(dir) = &self.dir {
+            return Ok(dir.clone());
+        }
+        let settings = ConfigLayers::read(self.config.config.as_deref())?.settings();
+        let dir = settings
+            .into_iter()
+            .find(|setting| (&*setting.table, &*setting.key) == ("wal", "dir"))
+            .and_then(|setting| Some(PathBuf::from(setting.value?.as_str()?)));
+        dir.ok_or_else(|| CliError::Usage("wal.dir is not a path".into()))
+    }
 }
 
 #[derive(Debug, Args)]
@@ -117,18 +135,18 @@ fn parse_lsn(text: &str) -> Result<Lsn, String> {
 pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let mut out = BufWriter::new(io::stdout().lock());
     let done = match &options.command {
-        Command::Status(Report { dir, json }) => status(&dir.dir, *json, &mut out),
-        Command::List(Report { dir, json }) => list(&dir.dir, *json, &mut out),
+        Command::Status(Report { dir, json }) => status(&dir.path()?, *json, &mut out),
+        Command::List(Report { dir, json }) => list(&dir.path()?, *json, &mut out),
         Command::Export(options) => export(options, &mut out),
-        Command::Verify(Report { dir, json }) => verify(&dir.dir, *json, &mut out),
+        Command::Verify(Report { dir, json }) => verify(&dir.path()?, *json, &mut out),
         Command::Damaged(options) => damaged(options, &mut out),
-        Command::Quarantine(Dir { dir }) => held(dir)?.iter().try_for_each(|held| {
+        Command::Quarantine(dir) => held(&dir.path()?)?.iter().try_for_each(|held| {
             let mut line = json!(Exported::of(&held.record));
             line["reason"] = held.reason.clone().into();
             line["file"] = held.path.display().to_string().into();
             print(&mut out, &line)
         }),
-        Command::Release(Dir { dir }) => release(dir, &mut out),
+        Command::Release(dir) => release(&dir.path()?, &mut out),
     };
     let flushed = out.flush().map_err(CliError::other("print"));
     match done.and(flushed) {
@@ -154,7 +172,7 @@ fn bar(view: &LogView) -> Progress {
 }
 
 fn export(options: &Export, out: &mut impl Write) -> Result<(), CliError> {
-    let view = LogView::open(&options.dir.dir)?;
+    let view = LogView::open(&options.dir.path()?)?;
     let after = if options.unpublished { view.published } else { Lsn::ZERO };
     let is_meant = |Entry { lsn, record }: &Entry| {
         *lsn >= options.from
@@ -195,7 +213,7 @@ fn meant<'v>(view: &'v LogView, name: &str) -> Result<Vec<&'v SegmentView>, CliE
 }
 
 fn damaged(options: &Damaged, out: &mut impl Write) -> Result<(), CliError> {
-    let view = LogView::open(&options.report.dir.dir)?;
+    let view = LogView::open(&options.report.dir.path()?)?;
     if let Some(name) = &options.export {
         for segment in meant(&view, name)? {
             view.read(segment, |entry| print_entry(out, &entry))?;

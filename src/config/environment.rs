@@ -1,8 +1,10 @@
 //! Environment variables as keys of the configuration.
 //!
 //! The rule for a variable `LIVEBRIDGE_…` that is no setting: one that begins with a section's name, is
-//! a key without its section, or has a mistyped section before a key, is refused. Those that Kubernetes
-//! sets for services, and all others, are ignored.
+//! a key without its section, or has a mistyped section before a key, is rejected. Those that Kubernetes
+//! sets for services are ignored, and all others too, with a note.
+//!
+//! `LIVEBRIDGE_DEFAULT_<SECTION>_<KEY>` sets a default below the file, for container images.
 
 use toml::{Table, Value};
 
@@ -10,27 +12,47 @@ use super::ConfigError;
 use super::keys::{self, KEYS, Kind, SECTIONS};
 
 const PREFIX: &str = "LIVEBRIDGE_";
+/// Of variables with defaults for keys that neither the file nor another variable sets.
+const DEFAULT_PREFIX: &str = "LIVEBRIDGE_DEFAULT_";
+/// Variables that are no keys: the file, the key of `livebridge send`, what the tests are told.
+const OTHERS: [&str; 3] = ["LIVEBRIDGE_CONFIG", "LIVEBRIDGE_SEND_KEY", "LIVEBRIDGE_REQUIRE_KAFKA"];
+
+/// What a variable does.
+pub(super) enum Effect {
+    /// It has nothing to do with livebridge's settings.
+    None,
+    /// It sets the key with this path.
+    Set(Vec<String>),
+    /// It looks like one of livebridge's and is none.
+    Ignored,
+}
+
+/// Splits `LIVEBRIDGE_DEFAULT_WAL_DIR` into the variable whose value it is the default of.
+pub(super) fn default_of(name: &str) -> Option<String> {
+    name.strip_prefix(DEFAULT_PREFIX).map(|rest| format!("{PREFIX}{rest}"))
+}
 
 /// Whether this variable could be one of ours.
 pub(super) fn is_ours(name: &str) -> bool {
     name.starts_with(PREFIX)
 }
 
-/// Puts the variable `name` into `table`, if it is one of ours, and returns where it is then.
-pub(super) fn put(
-    table: &mut Table,
-    name: &str,
-    text: String,
-) -> Result<Option<Vec<String>>, ConfigError> {
+/// Puts the variable `name` into `table`, if it is one of ours.
+pub(super) fn put(table: &mut Table, name: &str, text: String) -> Result<Effect, ConfigError> {
     let Some(rest) = name.strip_prefix(PREFIX).map(str::to_ascii_lowercase) else {
-        return Ok(None);
+        return Ok(Effect::None);
     };
+    if OTHERS.contains(&name) {
+        return Ok(Effect::None);
+    }
     let bad = |problem: String| ConfigError::Environment { name: name.to_owned(), problem };
     let (section, key) = rest.split_once('_').unwrap_or((&rest, ""));
     let variable = |section: &str, key: &str| format!("{PREFIX}{section}_{key}").to_uppercase();
     if !SECTIONS.contains(&section) {
-        // LIVEBRIDGE_CONFIG and the like, unless it is a key without its section, or one whose section
-        // is mistyped.
+        if is_service_link(&rest, &text) {
+            return Ok(Effect::None);
+        }
+        // Another program's, unless it is a key without its section, or one whose section is mistyped.
         let meant = KEYS.iter().find(|(of, key, _)| {
             rest.strip_suffix(key).is_some_and(|rest| {
                 let section = rest.strip_suffix('_');
@@ -39,12 +61,12 @@ pub(super) fn put(
                         .is_some_and(|typed| keys::nearest(typed, [*of].into_iter()).is_some())
             })
         });
-        return meant.map_or(Ok(None), |(section, key, _)| {
+        return meant.map_or(Ok(Effect::Ignored), |(section, key, _)| {
             Err(bad(format!("is not a setting; did you mean {}?", variable(section, key))))
         });
     }
     if is_service_link(key, &text) {
-        return Ok(None);
+        return Ok(Effect::None);
     }
     let known = KEYS.iter().find(|(s, k, _)| *s == section && *k == key);
     let map = |map: &str| key.strip_prefix(map).filter(|_| section == "kafka");
@@ -68,7 +90,7 @@ pub(super) fn put(
         })));
     };
     insert(table, &path, value).ok_or_else(|| bad("stands where the file has no table".into()))?;
-    Ok(Some(path))
+    Ok(Effect::Set(path))
 }
 
 /// Whether Kubernetes set the variable, because of a service named livebridge-http or the like. Its
@@ -104,7 +126,8 @@ impl Kind {
     }
 }
 
-fn insert(table: &mut Table, path: &[String], value: Value) -> Option<()> {
+/// Inserts a value and the tables above it; `None` when a value stands where a table is needed.
+pub(super) fn insert(table: &mut Table, path: &[String], value: Value) -> Option<()> {
     let (last, above) = path.split_last()?;
     let mut table = table;
     for step in above {

@@ -408,7 +408,11 @@ impl RawKafka {
             let problem = "must be at least 1, or -1 for the brokers' default";
             return Err(bad("kafka.replication", problem.into()));
         }
-        let instance = self.instance.unwrap_or_else(host_name);
+        let instance = self.instance.unwrap_or_else(|| {
+            let name = host_name();
+            notes.extend(values::container_id(&name));
+            name
+        });
         if instance.trim().is_empty() {
             return Err(bad("kafka.instance", "is empty; give every instance its own name".into()));
         }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
+use super::environment::Effect;
 use super::keys::{self, KEYS, MAPS, SECTIONS};
 use super::{Config, ConfigError, environment, file, not_toml};
 use crate::kafka::settings::is_harmless;
@@ -111,6 +112,10 @@ pub struct ConfigLayers {
     table: Table,
     /// By the path of the key.
     sources: BTreeMap<Vec<String>, Source>,
+    /// What a variable does that an operator may not expect.
+    notes: Vec<String>,
+    /// Variables that look like settings and are none.
+    ignored: Vec<String>,
 }
 
 /// Without the values: there are secrets among them.
@@ -152,7 +157,7 @@ impl ConfigLayers {
         if let Some(unknown) = keys::unknown(&table) {
             return Err(ConfigError::Key { location: String::new(), problem: unknown.problem });
         }
-        let mut layers = Self { table, sources: BTreeMap::new() };
+        let mut layers = Self { table, ..Self::default() };
         for (name, value) in environment {
             layers.add_variable(&name, value)?;
         }
@@ -176,14 +181,74 @@ impl ConfigLayers {
         Ok(Self {
             table,
             sources: lines.into_iter().map(|(key, line)| (key, source(line))).collect(),
+            ..Self::default()
         })
     }
 
     fn add_variable(&mut self, name: &str, value: String) -> Result<(), ConfigError> {
-        if let Some(path) = environment::put(&mut self.table, name, value)? {
+        if let Some(variable) = environment::default_of(name) {
+            return self.add_default(name, &variable, value);
+        }
+        match environment::put(&mut self.table, name, value)? {
+            Effect::None => {}
+            Effect::Ignored => self.ignored.push(name.to_owned()),
+            Effect::Set(path) => {
+                let key = path.join(".");
+                let over = self.sources.insert(path, Source::Environment(name.to_owned()));
+                if let Some(over @ Source::File { .. }) = over {
+                    self.notes.push(format!("{key}: {name} takes precedence over {over}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the key of `variable` unless the file or another variable sets it.
+    fn add_default(
+        &mut self,
+        name: &str,
+        variable: &str,
+        value: String,
+    ) -> Result<(), ConfigError> {
+        let bad = |problem: String| ConfigError::Environment { name: name.to_owned(), problem };
+        let mut defaults = Table::new();
+        let effect =
+            environment::put(&mut defaults, variable, value).map_err(|error| match error {
+                ConfigError::Environment { problem, .. } => bad(problem),
+                other => other,
+            })?;
+        let path = match effect {
+            Effect::Set(path) if path.len() == 2 => path,
+            _ => {
+                let problem = "is the default of no key; keys of [kafka.client] and [kafka.topics] \
+                               have none";
+                return Err(bad(problem.to_owned()));
+            }
+        };
+        let value = |table: &Table| table.get(&path[0])?.get(&path[1]).cloned();
+        if let (Some(value), None) = (value(&defaults), value(&self.table))
+            && environment::insert(&mut self.table, &path, value).is_some()
+        {
             self.sources.insert(path, Source::Environment(name.to_owned()));
         }
         Ok(())
+    }
+
+    /// What `check` and the log say about the variables.
+    fn notes(&self) -> Vec<String> {
+        /// Names in the note; what a shell exports by the dozen is counted.
+        const NAMED: usize = 8;
+        let mut notes = self.notes.clone();
+        if !self.ignored.is_empty() {
+            let mut names: Vec<&str> = self.ignored.iter().map(String::as_str).collect();
+            names.sort_unstable();
+            let more = names.len().saturating_sub(NAMED);
+            names.truncate(NAMED);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            notes
+                .push(format!("ignored, because they are no settings: {}{more}", names.join(", ")));
+        }
+        notes
     }
 
     /// The config that this makes.
@@ -200,9 +265,12 @@ impl ConfigLayers {
             });
         }
         let settings = Settings(self.settings());
+        let mut notes = self.notes();
         let raw: file::Raw =
             self.table.try_into().map_err(|cause| ConfigError::Shape(Box::new(cause)))?;
-        Ok(Config { settings, ..raw.check()? })
+        let config = raw.check()?;
+        notes.extend(config.notes);
+        Ok(Config { notes, settings, ..config })
     }
 
     /// Every key with its value in effect and who gave it, in the order of the documentation.

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::{ConfigError, values};
 use crate::callback::CallbackKey;
+use crate::permission;
 use crate::secret;
 
 /// The longest name of a key.
@@ -23,7 +24,11 @@ pub(super) fn read(
     if let Some(path) = file {
         let text = fs::read_to_string(path).map_err(|cause| ConfigError::Value {
             key: FILE,
-            problem: format!("cannot read {}: {cause}", path.display()),
+            problem: format!(
+                "cannot read {}: {cause}{}",
+                path.display(),
+                permission::advice(path, &cause)
+            ),
         })?;
         let line = |number| format!("line {number} of {}", path.display());
         // Some editors put a byte order mark there, which would be part of the first key.

@@ -117,6 +117,21 @@ pub(super) fn key_problem(key: &str) -> Option<&'static str> {
     }
 }
 
+/// A note about an instance that is named after a container, if `host` is a container's id.
+pub(super) fn container_id(host: &str) -> Option<String> {
+    /// Docker and Podman cut ids to this length for the host name.
+    const LENGTH: usize = 12;
+    let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    (host.len() == LENGTH && host.bytes().all(is_digit)).then(|| {
+        format!(
+            "kafka.instance is not set, and the host name {host} looks like the id of a container, \
+             which its successor on the same volume does not keep: an open transaction then delays \
+             consumers by up to 40 s. Set kafka.instance (LIVEBRIDGE_KAFKA_INSTANCE) to a name that \
+             stays with the volume"
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

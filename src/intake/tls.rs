@@ -16,6 +16,8 @@ use tokio_rustls::server::TlsStream;
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
 
+use crate::permission;
+
 /// What the intake shows who it is with.
 #[derive(Clone)]
 pub struct Tls {
@@ -28,7 +30,7 @@ pub struct Tls {
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read, or has nothing of what it should have.
-    #[error("cannot read {wanted} from {path}: {cause}; it must be in PEM form", path = path.display())]
+    #[error("cannot read {wanted} from {path}: {cause}{}", cause.advice(path), path = path.display())]
     File {
         /// A certificate or a key.
         wanted: &'static str,
@@ -73,15 +75,24 @@ pub enum PemError {
     Form(&'static str),
 }
 
+impl PemError {
+    fn advice(&self, path: &Path) -> String {
+        match self {
+            Self::Io(cause) => permission::advice(path, cause),
+            Self::Form(_) => "; it must be in PEM form".to_owned(),
+        }
+    }
+}
+
 impl From<pem::Error> for PemError {
     fn from(error: pem::Error) -> Self {
         Self::Form(match error {
             pem::Error::Io(cause) => return Self::Io(cause),
             pem::Error::MissingSectionEnd { .. } => {
-                "a section has no appends -----END …-----; are the ends of its lines lost?"
+                "a section has no line -----END …-----; are the ends of its lines lost?"
             }
             pem::Error::IllegalSectionStart { .. } => {
-                "a appends -----BEGIN …----- has more on it; are the ends of its lines lost?"
+                "the line -----BEGIN …----- has more on it; are the ends of its lines lost?"
             }
             pem::Error::Base64Decode(_) => "a section is not base64",
             pem::Error::NoItemsFound => "there is none in it",

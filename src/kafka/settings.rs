@@ -4,12 +4,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
+use std::path::Path;
 
 use Rule::{Among, Between, Reserved, Warned};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaConfRes;
 
 use super::error::text;
+use crate::permission;
 use crate::secret::redact;
 
 /// What is done about a setting on which a promise depends.
@@ -257,7 +259,10 @@ fn open(name: &str, path: &str) -> Result<(), SettingError> {
     if path == "probe" {
         return Ok(());
     }
-    let opened = File::open(path).map(drop).map_err(|cause| cause.to_string());
+    let opened = File::open(path).map(drop).map_err(|cause| {
+        let advice = permission::advice(Path::new(path), &cause);
+        format!("{cause}{advice}")
+    });
     let (name, path) = (name.to_owned(), path.to_owned());
     opened.map_err(|cause| SettingError::File { name, path, cause })
 }

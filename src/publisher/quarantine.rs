@@ -17,6 +17,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::batch::Batch;
 use crate::event::EventId;
+use crate::permission;
 use crate::record::{Entry, Lsn, Record};
 use crate::wal;
 
@@ -39,7 +40,7 @@ pub struct QuarantinedRecord {
 
 /// The quarantine cannot be read or written.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot write to the quarantine {path}: {cause}", path = path.display())]
+#[error("cannot write to the quarantine {path}: {cause}{}", permission::advice(path, cause), path = path.display())]
 pub struct QuarantineError {
     path: PathBuf,
     #[source]

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::dir::{FORMAT, IDENTITY};
+use crate::permission;
 use crate::record::{DecodeError, Lsn};
 
 /// Why a log cannot be opened.
@@ -38,7 +39,7 @@ pub enum OpenError {
     #[error("there is no log in {}", .0.display())]
     Missing(PathBuf),
     /// From the file system.
-    #[error("cannot {what} {path}: {cause}", path = path.display())]
+    #[error("cannot {what} {path}: {cause}{}", permission::advice(path, cause), path = path.display())]
     Io {
         /// What was attempted.
         what: &'static str,
@@ -96,7 +97,7 @@ pub enum Unready {
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// From the file system.
-    #[error("cannot read {path}: {cause}", path = path.display())]
+    #[error("cannot read {path}: {cause}{}", permission::advice(path, cause), path = path.display())]
     Io {
         /// What was read.
         path: PathBuf,

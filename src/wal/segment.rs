@@ -18,6 +18,7 @@ use std::thread;
 use bytes::Bytes;
 
 use super::dir::{data_file, segment_dir, sync_dir};
+use crate::permission;
 use crate::record::Lsn;
 
 /// Values per tree: sled rewrites a whole leaf at its tenth change (engine.md A).
@@ -40,7 +41,7 @@ const SLED_CACHE_BYTES: u64 = 4 * 1024 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// From the file system.
-    #[error("cannot {what} {path}: {cause}", path = path.display())]
+    #[error("cannot {what} {path}: {cause}{}", permission::advice(path, cause), path = path.display())]
     Io {
         /// What was attempted.
         what: &'static str,

@@ -1,0 +1,79 @@
+//! What to do about a file or directory that this process may not use.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+/// The end of a message about `cause`, an error at `path`: who this process is, whose the path is, and
+/// what to do. Empty for errors that have nothing to do with permissions.
+#[must_use]
+pub fn advice(path: &Path, cause: &io::Error) -> String {
+    match cause.kind() {
+        io::ErrorKind::PermissionDenied => denied(path),
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "; the file system is read-only: mount a volume or directory there that can be written"
+                .to_owned()
+        }
+        _ => String::new(),
+    }
+}
+
+fn denied(path: &Path) -> String {
+    let uid = rustix::process::geteuid().as_raw();
+    let gid = rustix::process::getegid().as_raw();
+    let mut text = format!("; livebridge runs as uid {uid}, gid {gid}");
+    // The first directory on the way that keeps this user out, or else the path itself or the last
+    // directory that exists.
+    let mut found = None;
+    for path in path.ancestors().collect::<Vec<_>>().into_iter().rev() {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        match fs::metadata(path) {
+            Ok(meta) => found = Some((path, meta)),
+            Err(_) => break,
+        }
+    }
+    if let Some((path, meta)) = found {
+        let (owner, group, mode) = (meta.uid(), meta.gid(), meta.mode() & 0o7777);
+        let path = path.display();
+        let _ = write!(
+            text,
+            ", and {path} belongs to uid {owner}, gid {group} with mode {mode:04o}: give livebridge access \
+             (chown -R {uid}:{gid} {path}; for a directory mounted into a container, on the host), or \
+             run livebridge as its owner"
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_errors_get_no_advice() {
+        let cause = io::Error::from(io::ErrorKind::NotFound);
+        assert_eq!(advice(Path::new("/nowhere"), &cause), "");
+    }
+
+    #[test]
+    fn a_missing_file_is_explained_by_the_directory_above_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let cause = io::Error::from(io::ErrorKind::PermissionDenied);
+        let text = advice(&dir.path().join("log/segments"), &cause);
+        let uid = rustix::process::geteuid().as_raw();
+        assert!(text.contains(&format!("runs as uid {uid}, ")), "{text}");
+        assert!(
+            text.contains(&format!("{} belongs to uid {uid}, ", dir.path().display())),
+            "{text}"
+        );
+        assert!(text.contains("with mode 0"), "{text}");
+    }
+
+    #[test]
+    fn a_read_only_file_system_is_named() {
+        let cause = io::Error::from(io::ErrorKind::ReadOnlyFilesystem);
+        assert!(advice(Path::new("/"), &cause).contains("mount a volume"));
+    }
+}
