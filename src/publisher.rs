@@ -132,10 +132,7 @@ impl Publisher {
         while !self.give_up.is_cancelled() {
             let started = Instant::now();
             let ended = match self.connect() {
-                Ok(producer) => {
-                    self.kafka_outage.resolved();
-                    self.publish(&producer)
-                }
+                Ok(producer) => self.publish(&producer),
                 Err(cause) => SessionEnd::Setup(cause),
             };
             match ended {

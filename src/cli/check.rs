@@ -254,7 +254,12 @@ fn kafka(config: &Config, findings: &mut Findings) {
         }
     }
     if config.kafka.delivery == Delivery::AtLeastOnce {
-        return findings.note("delivery", "at-least-once: consumers may see repeats after a crash");
+        return findings.note(
+            "delivery",
+            "at-least-once: events may repeat, with the same ce_id, after a crash, after a stop while \
+             Kafka does not answer, and after Kafka has failed a producer; on brokers without \
+             idempotent producers, also whenever an answer is lost",
+        );
     }
     // Under a name of its own: the instance's would fence a bridge that is running.
     let mut rehearsal = config.kafka.clone();

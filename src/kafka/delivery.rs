@@ -62,9 +62,15 @@ impl Failed {
         matches!(code, Some(Code::PurgeQueue | Code::PurgeInflight))
     }
 
+    /// Its timestamp is too far from the broker's clock.
+    pub(super) fn is_timestamp_rejected(&self) -> bool {
+        self.error.rdkafka_error_code() == Some(Code::InvalidTimestamp)
+    }
+
     /// The message itself is at fault, so that sending it again would fail again.
     ///
-    /// Authorization is not: an operator mends it. An unknown topic is not: it comes back.
+    /// Authorization is not: an operator grants it. An unknown topic is not: it comes back. A
+    /// timestamp is not: the clocks are wrong, or a setting of the topic.
     pub(super) fn is_rejected(&self) -> bool {
         let (KafkaError::MessageProduction(code) | KafkaError::Global(code)) = &self.error else {
             return false;
@@ -76,7 +82,6 @@ impl Failed {
                 | Code::InvalidMessage
                 | Code::InvalidMessageSize
                 | Code::InvalidRecord
-                | Code::InvalidTimestamp
                 | Code::InvalidTopic
         )
     }

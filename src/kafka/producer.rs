@@ -11,6 +11,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio_util::sync::CancellationToken;
 
 use super::delivery::{Failed, Reports};
+use super::failure::{BACKDATED_MAX, Failure, RejectedMessage};
 use super::silence::Silence;
 use super::{Config, Delivery, ProducerSettings, SetupError, text};
 use crate::event::Timestamp;
@@ -38,57 +39,6 @@ impl Message<'_> {
         let headers = self.headers.iter().map(|(name, value)| name.len() + value.len());
         self.value.len() + self.key.map_or(0, <[u8]>::len) + headers.sum::<usize>()
     }
-}
-
-/// Why a batch is not in Kafka, sorted by what to do.
-#[derive(Debug)]
-pub enum Failure {
-    /// Nothing of it is visible: send the same again, later.
-    Retry(KafkaError),
-    /// As [`Failure::Retry`]; Kafka did not answer in time, so less at once may help.
-    TimedOut(KafkaError),
-    /// Nothing of it is visible: another instance was first with some of it.
-    Contended,
-    /// Nothing of it is visible, and Kafka will never accept these messages.
-    Rejected(Vec<RejectedMessage>),
-    /// Nothing of it is visible, and Kafka will never accept this ledger record.
-    LedgerRejected(KafkaError),
-    /// The producer has ended and it is not known whether the batch was committed: make a new one
-    /// and read the ledger.
-    Lost(KafkaError),
-    /// As [`Failure::Lost`], because the brokers do not offer idempotent producers.
-    NotIdempotent(KafkaError),
-    /// As [`Failure::Lost`], because another producer took the transactional id.
-    Fenced(KafkaError),
-}
-
-impl std::fmt::Display for Failure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Retry(cause) => write!(f, "nothing was published: {}", text(cause)),
-            Self::TimedOut(cause) => write!(f, "Kafka did not answer in time: {}", text(cause)),
-            Self::Contended => f.write_str("another instance came first"),
-            Self::Rejected(rejected) => write!(f, "Kafka rejects {} messages", rejected.len()),
-            Self::LedgerRejected(cause) => {
-                write!(f, "Kafka rejects the ledger's record: {}", text(cause))
-            }
-            Self::Lost(cause) => write!(f, "the producer has failed: {}", text(cause)),
-            Self::NotIdempotent(_) => f.write_str("the brokers have no idempotent producers"),
-            Self::Fenced(cause) => write!(f, "another producer took over: {}", text(cause)),
-        }
-    }
-}
-
-/// A message that Kafka will never accept.
-#[derive(Debug)]
-pub struct RejectedMessage {
-    /// The message's index.
-    pub index: usize,
-    /// Whether Kafka rejected this message. Otherwise it rejected all messages of a request, because
-    /// of one of them or because of their number.
-    pub alone: bool,
-    /// Why.
-    pub reason: KafkaError,
 }
 
 /// How long one call of the transaction API blocks before it is resumed.
@@ -231,19 +181,20 @@ impl Producer {
         let reports = self.client.context();
         reports.take_transaction_error();
         self.begin().map_err(failed)?;
-        let message = Message {
-            topic,
-            key: None,
-            value: Cow::Borrowed(b"{}"),
-            timestamp: Timestamp::now(),
-            headers: Vec::new(),
-            index: 0,
-        };
-        self.send(&message);
+        // The newest and the oldest timestamp that a record can have.
+        let now = Timestamp::now();
+        for timestamp in [now, now.before(BACKDATED_MAX)] {
+            let (value, headers) = (Cow::Borrowed(b"{}".as_slice()), Vec::new());
+            self.send(&Message { topic, key: None, value, timestamp, headers, index: 0 });
+        }
         while self.poll() && !self.give_up.is_cancelled() {}
-        let report = reports.take_failed().pop();
+        let report = reports.take_failed().into_iter().min_by_key(Failed::is_purged);
         let aborted = self.abort();
         let Some(report) = report else { return aborted.map_err(failed) };
+        if report.is_timestamp_rejected() {
+            let topic = topic.to_owned();
+            return Err(Failure::TimestampRejected { topic, cause: report.error }.to_string());
+        }
         let logged = reports.take_transaction_error().filter(|_| report.is_purged());
         let cause = logged.unwrap_or_else(|| text(&report.error));
         let denied = cause.to_lowercase().contains("topic authorization failed");
@@ -351,6 +302,11 @@ impl Producer {
         if !rejected.is_empty() {
             let lengths = messages().map(|message| (message.index, message.len())).collect();
             return Err(Failure::Rejected(self.rejected(rejected, &lengths)));
+        }
+        if let Some(failed) = passing.iter().find(|failed| failed.is_timestamp_rejected()) {
+            let sent = messages().find(|message| message.index == failed.index);
+            let topic = sent.as_ref().or(ledger).map_or("", |message| message.topic).to_owned();
+            return Err(Failure::TimestampRejected { topic, cause: failed.error.clone() });
         }
         let cause = passing.into_iter().min_by_key(Failed::is_purged).map(|failed| failed.error);
         Err(match (fatal, cause) {

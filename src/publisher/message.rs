@@ -1,15 +1,10 @@
 //! The Kafka message of a record, and the names of every header that livebridge writes.
 
 use std::borrow::Cow;
-use std::time::Duration;
 
 use crate::event::{Timestamp, type_name};
-use crate::kafka::Message;
+use crate::kafka::{BACKDATED_MAX, Message};
 use crate::record::Record;
-
-/// Retention is shortened by this at most. Retries, and recordings that are reported when they end,
-/// keep their own time.
-const BACKDATED_MAX: Duration = Duration::from_hours(24);
 
 /// CloudEvents' `source`: the scope within which `ce_id` is unique, whichever instance received
 /// the event.

@@ -1,12 +1,15 @@
-//! Reports conditions that stop the publisher: once when one begins, again every minute, and once
-//! when it is over. A condition that comes and goes is reported no more often than that.
+//! Reports conditions that stop the publisher: when one begins, when its cause changes, again every
+//! minute, and when it is over. A condition that comes and goes is reported once a minute and cause.
 
 use std::time::{Duration, Instant};
 
 use crate::metrics;
 
-/// A condition that lasts is reported again after this time.
+/// A cause that lasts is reported again after this time.
 const REMIND: Duration = Duration::from_mins(1);
+/// Different causes that are reported within that time. A cause whose text varies must not flood the
+/// log.
+const CAUSES_MAX: usize = 8;
 
 /// What stops the publisher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,26 +60,38 @@ impl Outage {
 pub(super) struct OutageLog {
     what: Outage,
     since: Option<Instant>,
-    /// When it was last logged.
-    logged: Option<Instant>,
+    /// The causes of the last minute, and when each was logged.
+    logged: Vec<(String, Instant)>,
     /// Whether its end is still to be logged.
     open: bool,
 }
 
 impl OutageLog {
     pub(super) fn new(what: Outage) -> Self {
-        Self { what, since: None, logged: None, open: false }
+        Self { what, since: None, logged: Vec::new(), open: false }
     }
 
     pub(super) fn report(&mut self, cause: &dyn std::fmt::Display) {
         self.what.set_metric(false);
-        let since = *self.since.get_or_insert_with(Instant::now);
-        if self.logged.is_none_or(|logged| logged.elapsed() >= REMIND) {
-            self.logged = Some(Instant::now());
+        let now = Instant::now();
+        let since = *self.since.get_or_insert(now);
+        if self.is_due(&cause.to_string(), now) {
             self.open = true;
             let for_seconds = since.elapsed().as_secs();
             tracing::error!(%cause, for_seconds, "{}", self.what.begins());
         }
+    }
+
+    /// Whether `cause` is to be logged. Times and counts do not make it another cause.
+    fn is_due(&mut self, cause: &str, now: Instant) -> bool {
+        let cause: String = cause.chars().filter(|c| !c.is_ascii_digit()).collect();
+        self.logged.retain(|(_, at)| now.duration_since(*at) < REMIND);
+        let due =
+            self.logged.len() < CAUSES_MAX && self.logged.iter().all(|(known, _)| *known != cause);
+        if due {
+            self.logged.push((cause, now));
+        }
+        due
     }
 
     pub(super) fn resolved(&mut self) {
@@ -85,5 +100,36 @@ impl OutageLog {
         if let Some(since) = since.filter(|_| std::mem::take(&mut self.open)) {
             tracing::info!(after_seconds = since.elapsed().as_secs(), "{}", self.what.ends());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_cause_is_logged_at_once_and_then_once_a_minute() {
+        let mut log = OutageLog::new(Outage::Kafka);
+        let start = Instant::now();
+        let mut due =
+            |cause: &str, second: u64| log.is_due(cause, start + Duration::from_secs(second));
+        assert!(due("broker 1 is down", 0));
+        assert!(!due("broker 2 is down", 1), "only a number differs");
+        assert!(due("not authorized", 2), "another outage within the minute");
+        assert!(!due("not authorized", 59) && !due("broker 1 is down", 59));
+        assert!(due("broker 1 is down", 60) && due("not authorized", 62));
+    }
+
+    #[test]
+    fn causes_that_all_differ_are_limited() {
+        let mut log = OutageLog::new(Outage::Log);
+        let start = Instant::now();
+        let due = |log: &mut OutageLog, at: Instant| {
+            let causes = ('a'..='z').filter(|cause| log.is_due(&cause.to_string(), at));
+            causes.count()
+        };
+        assert_eq!(due(&mut log, start), CAUSES_MAX);
+        assert_eq!(due(&mut log, start + Duration::from_secs(59)), 0);
+        assert_eq!(due(&mut log, start + REMIND), CAUSES_MAX);
     }
 }

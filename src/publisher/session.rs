@@ -62,6 +62,10 @@ impl Publisher {
             batch.retain(|lsn| lsn > done);
         }
         self.queue.retain(|batch| !batch.is_empty());
+        // Otherwise the outage ends when the batch that failed is published.
+        if self.queue.is_empty() {
+            self.kafka_outage.resolved();
+        }
         let mut pause = BACKOFF.0;
         while !self.give_up.is_cancelled() {
             if self.request_size.grow() {
@@ -143,6 +147,7 @@ impl Publisher {
         }
         self.quarantine_outage.resolved();
         let Some(commit) = batch.commit(self.reader.opening()) else {
+            self.kafka_outage.resolved();
             return Attempt::Published(None);
         };
         let started = Instant::now();
@@ -234,6 +239,13 @@ impl Publisher {
                     return Attempt::End(SessionEnd::Replace);
                 }
                 self.after_abort(Failure::TimedOut(cause))
+            }
+            failure @ Failure::TimestampRejected { .. } => {
+                self.kafka_outage.report(&failure);
+                if producer.has_ended() {
+                    return Attempt::End(SessionEnd::Lost { failure, late: false });
+                }
+                self.after_abort(failure)
             }
             Failure::Retry(_) if self.give_up.is_cancelled() => Attempt::End(SessionEnd::Done),
             Failure::Retry(cause) => {

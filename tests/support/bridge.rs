@@ -81,8 +81,13 @@ impl Bridge {
     }
 
     /// Sets `LIVEBRIDGE_<name>` for later starts.
-    pub fn set(mut self, name: &str, value: &str) -> Self {
-        self.environment.push((format!("LIVEBRIDGE_{name}"), value.to_owned()));
+    pub fn set(self, name: &str, value: &str) -> Self {
+        self.variable(&format!("LIVEBRIDGE_{name}"), value)
+    }
+
+    /// Sets an environment variable for later starts.
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
