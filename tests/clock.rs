@@ -1,5 +1,6 @@
 //! Wrong clocks: a clock that is set forward or back loses and repeats nothing, timestamps that Kafka
-//! rejects are an outage and no record's fault, and old events are kept for as long as new ones.
+//! rejects are an outage and no record's fault, old events are kept for as long as new ones, and
+//! what takes hours happens within seconds.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -327,4 +328,35 @@ fn an_event_of_last_week_survives_the_retention_that_deletes_a_record_with_its_t
         let days = Timestamp::now().since(time).as_secs() / 86_400;
         assert_eq!(days, 8, "ce_time is the event's own time");
     }
+}
+
+/// Instances that publish every 90 minutes fence each other as rarely; none of them exits.
+#[test]
+fn two_instances_with_one_name_that_publish_seldom_are_named_as_the_cause() {
+    const SAYS: &str = "probably another livebridge has the same kafka.instance";
+    let Some(kafka) = Kafka::shared_or_skip("slow namesakes") else { return };
+    let Some(shift) = Shift::new("slow namesakes") else { return };
+    let prefix = support::unique("seldom");
+    let bridges = [(); 2].map(|()| shift.apply(bridge(kafka.bootstrap(), &prefix, "exactly-once")));
+    let fenced = || -> f64 {
+        bridges.iter().filter_map(|bridge| bridge.metric("livebridge_fenced_total")).sum()
+    };
+    bridges.iter().for_each(Bridge::start);
+    // Whichever is fenced for the third time within six hours reports it.
+    for number in 0..7 {
+        let bridge = &bridges[number as usize % 2];
+        send(bridge, &callback(number, 0));
+        bridge.drain(PATIENCE);
+        bridges.iter().for_each(Bridge::assert_running);
+        let named = bridges.iter().any(|bridge| bridge.log_text().contains(SAYS));
+        assert_eq!(named, fenced() >= 5.0, "{} times fenced", fenced());
+        shift.pass((i64::from(number) + 1) * 45 * MINUTE);
+    }
+    assert!(fenced() >= 6.0, "{} times fenced", fenced());
+    let text = bridges.each_ref().map(Bridge::log_text).concat();
+    let line = text.lines().find(|line| line.contains(SAYS)).unwrap();
+    assert!(line.contains("ERROR") && line.contains(&format!("instance={prefix:?}")), "{line}");
+    let mut found = numbers(&published(kafka.bootstrap(), &prefix));
+    found.sort_unstable();
+    assert_eq!(found, [0, 1, 2, 3, 4, 5, 6]);
 }

@@ -3,8 +3,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot continue has failed")]
 
+#[path = "support/door.rs"]
+mod door;
 #[path = "disk/faults.rs"]
 mod faults;
+#[path = "disk/kept.rs"]
+mod kept;
 mod log_support;
 #[path = "support/process.rs"]
 mod process;

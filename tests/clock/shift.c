@@ -1,18 +1,22 @@
-// Preloaded into livebridge: shifts the system's real-time clock for the process, also while it runs.
+// Preloaded into livebridge: shifts the clocks for the process, also while it runs.
 //
-// CLOCK_SHIFT  a file of 8 bytes: the shift in seconds, signed
+// CLOCK_SHIFT  a file of two signed numbers of 8 bytes: the shifts of the real-time clock and of the
+//              monotonic clock in seconds
 //
-// The monotonic clock is not shifted. Waits until a time of the shifted clock, as librdkafka makes
-// them, follow the shift as they follow the kernel's clock when that is set: they are made in slices,
-// and each slice looks at the clock again.
+// Waits until a time of the real-time clock, as librdkafka makes them, follow the shift as they follow
+// the kernel's clock when that is set: they are made in slices, and each slice looks at the clock
+// again. Shifting the monotonic clock forward lets hours pass; waits that have begun are not shortened.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <pthread.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <threads.h>
 #include <time.h>
@@ -20,29 +24,41 @@
 
 #define SLICE_NS 20000000
 
-static const _Atomic long *shift;
-static _Atomic long none;
+struct shifts {
+    _Atomic long real, monotonic;
+};
+
+static const struct shifts *shifts;
+static struct shifts none;
 
 #define REAL(name) __typeof__(&name) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
 
 __attribute__((constructor)) static void start(void) {
     const char *path = getenv("CLOCK_SHIFT");
-    shift = &none;
+    shifts = &none;
     if (!path) return;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    void *page = fd < 0 ? MAP_FAILED : mmap(NULL, sizeof *shift, PROT_READ, MAP_SHARED, fd, 0);
+    void *page = fd < 0 ? MAP_FAILED : mmap(NULL, sizeof *shifts, PROT_READ, MAP_SHARED, fd, 0);
     // A test whose clock is not shifted would pass for the wrong reason.
     if (page == MAP_FAILED) abort();
     close(fd);
-    shift = page;
+    shifts = page;
 }
 
-static long shifted(void) {
-    return shift ? atomic_load(shift) : 0;
-}
-
-static int is_shifted(clockid_t clock) {
-    return clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE;
+static long shift_of(clockid_t clock) {
+    if (!shifts) return 0;
+    switch (clock) {
+    case CLOCK_REALTIME:
+    case CLOCK_REALTIME_COARSE:
+        return atomic_load(&shifts->real);
+    case CLOCK_MONOTONIC:
+    case CLOCK_MONOTONIC_COARSE:
+    case CLOCK_MONOTONIC_RAW:
+    case CLOCK_BOOTTIME:
+        return atomic_load(&shifts->monotonic);
+    default:
+        return 0;
+    }
 }
 
 int clock_gettime(clockid_t clock, struct timespec *now) {
@@ -52,7 +68,7 @@ int clock_gettime(clockid_t clock, struct timespec *now) {
         cached = real;
     }
     int outcome = cached(clock, now);
-    if (outcome == 0 && is_shifted(clock)) now->tv_sec += shifted();
+    if (outcome == 0) now->tv_sec += shift_of(clock);
     return outcome;
 }
 
@@ -79,7 +95,7 @@ time_t time(time_t *out) {
 // The end of the next slice in unshifted time; whether it is the last one.
 static int next_slice(const struct timespec *until, struct timespec *end) {
     struct timespec now;
-    long by = shifted();
+    long by = shift_of(CLOCK_REALTIME);
     clock_gettime(CLOCK_REALTIME, &now);
     long long left = (until->tv_sec - now.tv_sec) * 1000000000LL + until->tv_nsec - now.tv_nsec;
     if (left <= SLICE_NS) {
@@ -120,4 +136,26 @@ int pthread_cond_timedwait(pthread_cond_t *restrict condition, pthread_mutex_t *
         int outcome = real(condition, mutex, &end);
         if (last || outcome != ETIMEDOUT) return outcome;
     }
+}
+
+// Rust's waits with a time-out: until a time of the monotonic clock.
+long syscall(long number, ...) {
+    static __typeof__(&syscall) cached;
+    if (!cached) {
+        REAL(syscall);
+        cached = real;
+    }
+    long a[6];
+    va_list list;
+    va_start(list, number);
+    for (int i = 0; i < 6; i++) a[i] = va_arg(list, long);
+    va_end(list);
+    struct timespec until;
+    const struct timespec *given = (const struct timespec *)a[3];
+    if (number == SYS_futex && (a[1] & FUTEX_CMD_MASK) == FUTEX_WAIT_BITSET && given) {
+        until = *given;
+        until.tv_sec -= shift_of(a[1] & FUTEX_CLOCK_REALTIME ? CLOCK_REALTIME : CLOCK_MONOTONIC);
+        a[3] = (long)&until;
+    }
+    return cached(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }

@@ -32,7 +32,7 @@ impl Shift {
             }
         };
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        fs::write(path(dir.path()), 0_i64.to_ne_bytes()).unwrap();
+        fs::write(path(dir.path()), [0; 16]).unwrap();
         let file = File::options().write(true).open(path(dir.path())).unwrap();
         Some(Self { dir, library, file })
     }
@@ -40,6 +40,11 @@ impl Shift {
     /// Sets the clock: this many seconds ahead of the system's.
     pub(crate) fn set(&self, seconds: i64) {
         self.file.write_all_at(&seconds.to_ne_bytes(), 0).unwrap();
+    }
+
+    /// Lets time pass: this many seconds since the start.
+    pub(crate) fn pass(&self, seconds: i64) {
+        self.file.write_all_at(&seconds.to_ne_bytes(), 8).unwrap();
     }
 
     /// Lets `bridge` run by this clock.

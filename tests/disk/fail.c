@@ -10,6 +10,8 @@
 // FAIL_READ    the file, absolute
 // FAIL_FROM    where reading it fails, in bytes
 // FAIL_LENGTH  for how many bytes; 0: opening it to read fails
+// FAIL_WITH    the error number, EIO if absent
+// FAIL_WHILE   only while this file exists, if given
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -31,6 +33,8 @@ static unsigned long fail_at, fail_for;
 static int fail_errno = EIO;
 static const char *unreadable;
 static unsigned long unreadable_from, unreadable_length;
+static int unreadable_errno = EIO;
+static const char *unreadable_while;
 
 #define REAL(name) __typeof__(&name) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
 
@@ -43,6 +47,8 @@ __attribute__((constructor)) static void start(void) {
     unreadable = getenv("FAIL_READ");
     unreadable_from = number("FAIL_FROM");
     unreadable_length = number("FAIL_LENGTH");
+    if (getenv("FAIL_WITH")) unreadable_errno = (int)number("FAIL_WITH");
+    unreadable_while = getenv("FAIL_WHILE");
     const char *path = getenv("FAIL_COUNT");
     if (!path) return;
     __typeof__(&open) real = (__typeof__(&open))dlsym(RTLD_NEXT, "open");
@@ -77,6 +83,10 @@ static int fails_fd(const char *call, int fd) {
     return fails(call, path);
 }
 
+static int is_now(void) {
+    return !unreadable_while || access(unreadable_while, F_OK) == 0;
+}
+
 // How many bytes a read returns: all, those before the unreadable range, or none.
 static size_t readable(int fd, size_t length, off64_t at) {
     if (!unreadable || !unreadable_length) return length;
@@ -85,7 +95,7 @@ static size_t readable(int fd, size_t length, off64_t at) {
     ssize_t found = readlink(link, path, sizeof path - 1);
     if (found < 0) return length;
     path[found] = 0;
-    if (strcmp(path, unreadable) != 0) return length;
+    if (strcmp(path, unreadable) != 0 || !is_now()) return length;
     unsigned long from = at, to = at + length;
     unsigned long bad = unreadable_from, end = unreadable_from + unreadable_length;
     if (to <= bad || from >= end) return length;
@@ -95,7 +105,7 @@ static size_t readable(int fd, size_t length, off64_t at) {
 ssize_t pread64(int fd, void *bytes, size_t length, off64_t at) {
     REAL(pread64);
     size_t wanted = readable(fd, length, at);
-    if (length && !wanted) return errno = EIO, -1;
+    if (length && !wanted) return errno = unreadable_errno, -1;
     return real(fd, bytes, wanted, at);
 }
 
@@ -106,7 +116,7 @@ ssize_t pread(int fd, void *bytes, size_t length, off_t at) {
 ssize_t read(int fd, void *bytes, size_t length) {
     REAL(read);
     size_t wanted = unreadable ? readable(fd, length, lseek64(fd, 0, SEEK_CUR)) : length;
-    if (length && !wanted) return errno = EIO, -1;
+    if (length && !wanted) return errno = unreadable_errno, -1;
     return real(fd, bytes, wanted);
 }
 
@@ -166,8 +176,9 @@ int rename(const char *from, const char *to) {
             va_end(rest);                                                  \
             if (fails("open", path)) return -1;                            \
         }                                                                  \
-        if (unreadable && !unreadable_length && !strcmp(path, unreadable)) \
-            return errno = EIO, -1;                                        \
+        if (unreadable && !unreadable_length && !strcmp(path, unreadable)  \
+            && is_now())                                                   \
+            return errno = unreadable_errno, -1;                           \
         return real(path, flags, mode);                                    \
     }
 OPEN(open)
