@@ -14,7 +14,8 @@
 //! [`reloadable`] and [`reload`] bring a new configuration to the running parts; [`service`] notifies
 //! systemd, [`heartbeat`] and [`health`] tell whether the parts make progress, [`descriptors`] raises
 //! the limit of open files, [`proxy_protocol`] reads PROXY headers; [`log_limit`] limits log lines,
-//! [`permission`] says what to do about files that may not be used.
+//! [`permission`] says what to do about files that may not be used. [`tencent`] calls
+//! Tencent Cloud's API for commands; the bridge itself does not.
 //!
 //! # Invariants
 //! - **I1** A callback is answered 200 only when its record is durable: written, flushed, and its
@@ -61,4 +62,5 @@ pub mod sample;
 pub mod secret;
 pub mod sender;
 pub mod service;
+pub mod tencent;
 pub mod wal;

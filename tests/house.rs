@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A module and the modules it may depend on.
-const MAY_NAME: [(&str, &[&str]); 27] = [
+const MAY_NAME: [(&str, &[&str]); 28] = [
     ("event", &[]),
     ("record", &["event"]),
     ("callback", &["event", "record"]),
@@ -113,12 +113,13 @@ const MAY_NAME: [(&str, &[&str]); 27] = [
     ("logging", &["secret"]),
     ("sample", &["callback", "event", "record"]),
     ("sender", &[]),
+    ("tencent", &["event", "secret"]),
     ("lib", &[]),
 ];
 
 /// An external crate and the modules that use it. The command line is above all modules and may use
 /// any.
-const NAMED_IN: [(&str, &[&str]); 19] = [
+const NAMED_IN: [(&str, &[&str]); 22] = [
     ("clap", &[]),
     ("hyper", &["admin", "intake", "sender"]),
     ("hyper_util", &["admin", "intake", "sender"]),
@@ -128,15 +129,18 @@ const NAMED_IN: [(&str, &[&str]); 19] = [
     ("md5", &["callback"]),
     ("metrics_exporter_prometheus", &["metrics"]),
     ("rdkafka", &["kafka"]),
+    ("ring", &["intake", "tencent"]),
+    ("rustls_native_certs", &["tencent"]),
     ("sd_notify", &["service"]),
     ("sha2", &["callback"]),
     ("sled", &["wal"]),
     ("socket2", &["intake"]),
     ("strsim", &["config"]),
     ("subtle", &["callback", "secret"]),
-    ("tokio_rustls", &["intake"]),
+    ("tokio_rustls", &["intake", "tencent"]),
     ("toml", &["config"]),
     ("tracing_subscriber", &["logging"]),
+    ("ureq", &["tencent"]),
     ("x509_cert", &["intake"]),
 ];
 

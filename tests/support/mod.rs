@@ -15,6 +15,7 @@ pub mod proxy;
 pub mod random;
 pub mod rights;
 pub mod skip;
+pub mod tencent;
 mod tools;
 
 use std::process;

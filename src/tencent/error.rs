@@ -1,0 +1,245 @@
+//! What a call fails with, by its cause.
+
+use std::time::Duration;
+
+use super::Action;
+
+/// Why a call has no result.
+#[derive(Debug, thiserror::Error)]
+pub enum TencentError {
+    /// There is no connection, or it broke.
+    #[error("{action}: cannot reach {endpoint}: {cause}")]
+    Unreachable {
+        /// The action.
+        action: Action,
+        /// The address.
+        endpoint: String,
+        /// Why.
+        #[source]
+        cause: Box<ureq::Error>,
+    },
+    /// The time-out expired; whether the request was carried out is unknown.
+    #[error(
+        "{action}: no answer from {endpoint} within {}; check the network and the proxy variables, or \
+         raise --timeout",
+        humantime::format_duration(*timeout)
+    )]
+    TimedOut {
+        /// The action.
+        action: Action,
+        /// The address.
+        endpoint: String,
+        /// The limit.
+        timeout: Duration,
+    },
+    /// The answer is not one of API 3.0.
+    #[error(
+        "{action}: the answer of {endpoint} (status {status}) is not one of Tencent Cloud's API: \
+         {problem}; is the endpoint right?"
+    )]
+    NotTheApi {
+        /// The action.
+        action: Action,
+        /// The address.
+        endpoint: String,
+        /// The HTTP status.
+        status: u16,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The API answered with an error.
+    #[error("{action}: {reason} ({code}: {message}; request {request_id}){}", reason.advice())]
+    Rejected {
+        /// The action.
+        action: Action,
+        /// What the code means.
+        reason: Reason,
+        /// The code, as it arrived.
+        code: String,
+        /// The message, as it arrived, without secrets.
+        message: String,
+        /// What Tencent's support asks for.
+        request_id: String,
+    },
+}
+
+/// What an error code of the API means for its caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    /// There is no such secret ID, or it is disabled.
+    #[error("the secret ID is not known")]
+    UnknownSecretId,
+    /// The secret key does not belong to the secret ID.
+    #[error("the signature is not accepted")]
+    WrongSecretKey,
+    /// The clocks differ.
+    #[error("the signature has expired")]
+    ClockDiffers,
+    /// The token of temporary credentials is wrong or has expired.
+    #[error("the token is not accepted")]
+    WrongToken,
+    /// The policies of the account do not permit the action.
+    #[error("permission denied")]
+    PermissionDenied,
+    /// Too many requests; the same request succeeds later.
+    #[error("too many requests")]
+    RateLimited,
+    /// A domain, template or rule that is named does not exist.
+    #[error("not found")]
+    NotFound,
+    /// It exists already.
+    #[error("it exists already")]
+    AlreadyExists,
+    /// It cannot be deleted while it is in use.
+    #[error("it is in use")]
+    InUse,
+    /// The account has as many as it may.
+    #[error("the quota is exhausted")]
+    QuotaExceeded,
+    /// A parameter is missing or wrong.
+    #[error("a parameter is wrong")]
+    WrongParameter,
+    /// Not the caller's fault.
+    #[error("an internal error of Tencent Cloud")]
+    Internal,
+    /// Any other code.
+    #[error("the request is rejected")]
+    Other,
+}
+
+impl Reason {
+    /// By the code. A suffix tells more than what is before it: `InternalError.ConfNotFound` is no
+    /// internal error.
+    pub(super) fn of(code: &str) -> Self {
+        let (class, detail) = code.split_once('.').unwrap_or((code, ""));
+        match (class, detail) {
+            ("AuthFailure", "SecretIdNotFound" | "InvalidSecretId") => Self::UnknownSecretId,
+            ("AuthFailure", "SignatureExpire") => Self::ClockDiffers,
+            ("AuthFailure", "TokenFailure") => Self::WrongToken,
+            ("AuthFailure", "SignatureFailure" | "InvalidAuthorization") => Self::WrongSecretKey,
+            ("AuthFailure" | "UnauthorizedOperation", _) | (_, "NotPermmitOperat") => {
+                Self::PermissionDenied
+            }
+            ("RequestLimitExceeded", _) => Self::RateLimited,
+            (_, "RuleAlreadyExist" | "DomainAlreadyExist") => Self::AlreadyExists,
+            (_, "ConfInUsed" | "RuleInUsing") | ("ResourceInUse", _) => Self::InUse,
+            (_, "ConfOutLimit" | "RuleOutLimit")
+            | ("LimitExceeded" | "ResourceInsufficient", _) => Self::QuotaExceeded,
+            (
+                _,
+                "ConfNotFound" | "ConfigNotExist" | "DomainNotExist" | "NotFound" | "RuleNotFound"
+                | "PushDomainNoRecord" | "DomainNoRecord",
+            )
+            | ("ResourceNotFound", _) => Self::NotFound,
+            (_, "ArgsNotMatch" | "DomainFormatError" | "InvalidInput" | "InvalidRequest")
+            | (
+                "InvalidParameter"
+                | "InvalidParameterValue"
+                | "MissingParameter"
+                | "UnknownParameter",
+                _,
+            ) => Self::WrongParameter,
+            ("InternalError" | "ServiceUnavailable", _) => Self::Internal,
+            _ => Self::Other,
+        }
+    }
+
+    /// What to do, to be appended to the message.
+    fn advice(self) -> &'static str {
+        match self {
+            Self::UnknownSecretId => "; check TENCENTCLOUD_SECRET_ID, and that the key is enabled",
+            Self::WrongSecretKey => "; check that TENCENTCLOUD_SECRET_KEY belongs to the secret ID",
+            Self::ClockDiffers => {
+                "; this machine's clock differs from Tencent Cloud's by more than 5 minutes: set it"
+            }
+            Self::WrongToken => "; TENCENTCLOUD_TOKEN is wrong or has expired: get new credentials",
+            Self::PermissionDenied => {
+                "; docs/tencent.md has the CAM policy that each command needs"
+            }
+            Self::RateLimited => "; other programs of the account use the same action: try later",
+            Self::NotFound => "; check the names, and that they are of this account",
+            Self::Internal => "; try again, and give the request's ID to Tencent Cloud's support",
+            Self::AlreadyExists
+            | Self::InUse
+            | Self::QuotaExceeded
+            | Self::WrongParameter
+            | Self::Other => "",
+        }
+    }
+}
+
+impl TencentError {
+    /// What the API said, if it answered with an error.
+    #[must_use]
+    pub fn reason(&self) -> Option<Reason> {
+        match self {
+            Self::Rejected { reason, .. } => Some(*reason),
+            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::NotTheApi { .. } => None,
+        }
+    }
+
+    /// How many times the request may be sent again.
+    pub(super) fn retries(&self, action: Action) -> usize {
+        /// A rate limit is counted by the second, and others may use the account.
+        const OF_RATE_LIMIT: usize = 5;
+        /// Of faults that often end within a second; a person waits for the answer.
+        const OF_FAULT: usize = 2;
+        match self {
+            // The request was not carried out, whatever it is.
+            Self::Rejected { reason: Reason::RateLimited, .. } => OF_RATE_LIMIT,
+            Self::Rejected { reason: Reason::Internal, .. } | Self::TimedOut { .. }
+                if action.is_repeatable() =>
+            {
+                OF_FAULT
+            }
+            Self::NotTheApi { status: 500.., .. } if action.is_repeatable() => OF_FAULT,
+            Self::Unreachable { cause, .. } if action.is_repeatable() && is_passing(cause) => {
+                OF_FAULT
+            }
+            _ => 0,
+        }
+    }
+}
+
+/// Whether the next attempt may succeed: not if the other end does not speak TLS or has the wrong
+/// certificate, or if there is no such name.
+fn is_passing(cause: &ureq::Error) -> bool {
+    match cause {
+        ureq::Error::Io(cause) => cause.kind() != std::io::ErrorKind::InvalidData,
+        ureq::Error::ConnectionFailed | ureq::Error::ConnectProxyFailed(_) => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_told_apart_by_what_the_caller_can_do() {
+        for (code, reason) in [
+            ("AuthFailure.SecretIdNotFound", Reason::UnknownSecretId),
+            ("AuthFailure.SignatureFailure", Reason::WrongSecretKey),
+            ("AuthFailure.SignatureExpire", Reason::ClockDiffers),
+            ("AuthFailure.TokenFailure", Reason::WrongToken),
+            ("AuthFailure.UnauthorizedOperation", Reason::PermissionDenied),
+            ("UnauthorizedOperation", Reason::PermissionDenied),
+            ("UnauthorizedOperation.CamNoAuth", Reason::PermissionDenied),
+            ("RequestLimitExceeded", Reason::RateLimited),
+            ("RequestLimitExceeded.UinLimitExceeded", Reason::RateLimited),
+            ("InternalError.ConfNotFound", Reason::NotFound),
+            ("ResourceNotFound.DomainNotExist", Reason::NotFound),
+            ("InternalError.ConfInUsed", Reason::InUse),
+            ("FailedOperation.RuleAlreadyExist", Reason::AlreadyExists),
+            ("InternalError.ConfOutLimit", Reason::QuotaExceeded),
+            ("InternalError", Reason::Internal),
+            ("InternalError.DBError", Reason::Internal),
+            ("InvalidParameterValue", Reason::WrongParameter),
+            ("MissingParameter", Reason::WrongParameter),
+            ("FailedOperation", Reason::Other),
+            ("", Reason::Other),
+        ] {
+            assert_eq!(Reason::of(code), reason, "{code}");
+        }
+    }
+}
