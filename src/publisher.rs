@@ -157,6 +157,7 @@ impl Publisher {
                 SessionEnd::Lost { failure, .. } => {
                     self.kafka_outage.report(&failure);
                 }
+                SessionEnd::Abandoned => {}
                 SessionEnd::Setup(cause) => {
                     self.ledger_reader = None;
                     self.kafka_outage.report(&cause);
@@ -194,7 +195,12 @@ impl Publisher {
             })?
         };
         let ledger = &mut self.ledger;
-        let commits = reader.read_to_end(&self.give_up, |bytes| apply(ledger, bytes))?;
+        let topic = self.topics.ledger();
+        let commits = reader.read_to_end(
+            &self.give_up,
+            |bytes| apply(ledger, bytes),
+            || producer.end_forgotten_transaction(topic),
+        )?;
         self.ledger_reader = Some(reader);
         tracing::info!(
             commits,
@@ -214,7 +220,7 @@ impl Publisher {
     /// Waits until every transaction in the ledger topic is decided, and applies it.
     fn settle_ledger(&mut self) -> Result<(), SetupError> {
         let Some(reader) = &mut self.ledger_reader else { return Ok(()) };
-        reader.read_to_end(&self.give_up, |bytes| apply(&mut self.ledger, bytes))?;
+        reader.read_to_end(&self.give_up, |bytes| apply(&mut self.ledger, bytes), || ())?;
         self.open_commits.forget(reader.next());
         Ok(())
     }

@@ -225,7 +225,7 @@ impl Campaign {
         let killer = self.bridge.killer();
         let client = Some("livebridge-crash".to_owned());
         let spring = Box::new(move || killer.kill());
-        let done = self.proxy.set_trap(Trap { api, nth, stage, client, spring });
+        let done = self.proxy.set_trap(Trap { api, nth, stage, client, topic: None, spring });
         if done.recv_timeout(TRAP).is_ok() {
             self.count(&format!("{api:?} {stage:?}"));
         } else {
@@ -244,6 +244,7 @@ impl Campaign {
             nth: 1,
             stage: Stage::Arrived,
             client: None,
+            topic: None,
             spring: Box::new(|| ()),
         };
         let committed = self.proxy.set_trap(commit);
@@ -256,22 +257,21 @@ impl Campaign {
         let has_transactions = committed.try_recv().is_ok();
         assert_eq!(has_transactions, self.delivery == EXACTLY_ONCE, "EndTxn was seen or not");
         let account = |name| self.bridge.metric(name).expect("an answer");
-        assert_eq!(account("livebridge_audit_missing_records"), 0.0, "the self-audit is off");
+        let missing = account("livebridge_audit_missing_records");
         let accepted = account("livebridge_audit_accepted_total");
-        assert_eq!(accepted, account("livebridge_audit_settled_total"), "nothing is pending");
-        eprintln!("the self-audit has {accepted} records, none of them missing");
+        let settled = account("livebridge_audit_settled_total");
         let mut audit = Command::new(env!("CARGO_BIN_EXE_livebridge"));
         let audit = audit.args(["audit", "--since", "2h"]).envs(self.bridge.environment()).output();
         let audit = audit.expect("the binary that is tested");
-        let output_text = String::from_utf8_lossy(&audit.stdout);
-        assert!(audit.status.success(), "{output_text}{}", String::from_utf8_lossy(&audit.stderr));
-        eprint!("{output_text}");
+        let audit_text = [audit.stdout, audit.stderr].concat();
+        let audit_text = String::from_utf8_lossy(&audit_text);
         let status = self.bridge.stop();
         assert!(status.success(), "{status}: {}", self.bridge.last_lines());
         eprintln!("{kills} kills in {lasted:?}, drained {drained:?} after the last callback");
         for (how, count) in &self.kills {
             eprintln!("  {count:4} {how}");
         }
+        eprint!("the self-audit has {accepted} records, {missing} missing\n{audit_text}");
         let verdict = acknowledged.check(&self.cluster.bootstrap(), "crash");
         let Some(verdict) = support::or_skip("crash", verdict) else { return };
         eprintln!("{}: {verdict}", self.delivery);
@@ -280,5 +280,8 @@ impl Campaign {
         } else {
             verdict.assert_at_least_once();
         }
+        assert_eq!(missing, 0.0, "the self-audit");
+        assert_eq!(accepted, settled, "nothing is pending");
+        assert!(audit.status.success(), "the audit: {audit_text}");
     }
 }

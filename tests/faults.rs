@@ -6,10 +6,12 @@
 mod support;
 
 use std::env;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, PurgeConfig};
 use support::bridge::Bridge;
 use support::kafka::{self, Cluster, Setup};
 use support::load::{Acknowledged, Load, Plan, Verdict};
@@ -112,6 +114,7 @@ fn a_restart_behind_another_instances_open_transaction_publishes_nothing_twice()
         nth: 2,
         stage: Stage::Before,
         client: Some("livebridge-hanging".into()),
+        topic: None,
         spring: Box::new(move || killer.kill()),
     });
     hung.recv_timeout(PATIENCE).unwrap();
@@ -121,7 +124,7 @@ fn a_restart_behind_another_instances_open_transaction_publishes_nothing_twice()
     load.wait_for(500, PATIENCE);
     // It waits, or, as in an earlier version, continues with its previous behaviour.
     let started = Instant::now();
-    let waits = || bridge.log_text().contains("waiting for Kafka to end a transaction");
+    let waits = || bridge.log_text().contains("waiting for Kafka to end an open transaction");
     let publishes = || bridge.metric("livebridge_published_total").unwrap_or(0.0) > 0.0;
     while !waits() && !publishes() {
         assert!(started.elapsed() < PATIENCE, "{}", bridge.last_lines());
@@ -133,6 +136,127 @@ fn a_restart_behind_another_instances_open_transaction_publishes_nothing_twice()
     bridge.drain(PATIENCE);
     other.drain(PATIENCE);
     let Some(verdict) = rig.verdict(test, &acknowledged.and(others)) else { return };
+    verdict.assert_clean();
+}
+
+/// The end of a transaction is answered before its markers are written; by then they are.
+const MARKERS: Duration = Duration::from_millis(500);
+
+/// As brokers before Kafka 3.6, which let a late request begin a transaction that nothing ends.
+fn without_verification(setup: Setup) -> Setup {
+    setup.property("transaction.partition.verification.enable", "false")
+}
+
+/// Holds back the next `Produce` request for `topic` until the returned sender is dropped.
+fn hold_back(proxy: &Proxy, topic: &str) -> (mpsc::Receiver<()>, mpsc::Sender<()>) {
+    let (release, released) = mpsc::channel::<()>();
+    let (arrived, is_held) = mpsc::channel();
+    let spring = Box::new(move || {
+        let _ = arrived.send(());
+        let _ = released.recv_timeout(PATIENCE);
+    });
+    let topic = Some(topic.to_owned());
+    drop(proxy.set_trap(Trap {
+        api: Api::Produce,
+        nth: 1,
+        stage: Stage::Late,
+        client: None,
+        topic,
+        spring,
+    }));
+    (is_held, release)
+}
+
+/// A record is rejected while the ledger's record of the same transaction is still on its way. It
+/// arrives after the transaction was given up, and must not become part of any other.
+#[test]
+fn a_request_that_arrives_after_its_transaction_was_given_up_changes_nothing() {
+    let test = "late request";
+    let Some(mut rig) = Rig::start(test, 1, without_verification) else { return };
+    let bridge = rig.bridge("late");
+    bridge.start();
+    let load = rig.load(Plan { streams: 4, ..Plan::new(bridge.intake()) });
+    wait_until_it_publishes(&bridge, PATIENCE);
+    let limit = |bytes| {
+        let settings = [("max.message.bytes", bytes)];
+        kafka::configure_topic(&rig.cluster.bootstrap(), "live.push", &settings);
+    };
+    limit("100");
+    let (is_held, release) = hold_back(&rig.proxies[0], "live.ledger");
+    is_held.recv_timeout(PATIENCE).expect("the ledger's record is sent");
+    // The next producer begins: now the transaction is given up.
+    let spring = Box::new(move || {
+        thread::sleep(MARKERS);
+        drop(release);
+        thread::sleep(MARKERS);
+    });
+    let begins = rig.proxies[0].set_trap(Trap {
+        api: Api::InitProducerId,
+        nth: 1,
+        stage: Stage::Late,
+        client: None,
+        topic: None,
+        spring,
+    });
+    begins.recv_timeout(PATIENCE).expect("another producer takes over");
+    limit("1048588");
+    let acknowledged = load.finish(PATIENCE);
+    bridge.drain(PATIENCE);
+    assert!(!bridge.log_text().contains("hides a part of the ledger"), "{}", bridge.last_lines());
+    let Some(verdict) = rig.verdict(test, &acknowledged) else { return };
+    verdict.assert_clean();
+}
+
+#[test]
+fn a_transaction_of_its_own_that_no_coordinator_knows_is_ended() {
+    let test = "forgotten transaction";
+    let Some(mut rig) = Rig::start(test, 1, without_verification) else { return };
+    let bridge = rig.bridge("forgetful");
+    bridge.start();
+    let load = rig.load(Plan::new(bridge.intake()));
+    wait_until_it_publishes(&bridge, PATIENCE);
+    let before = load.finish(PATIENCE);
+    bridge.drain(PATIENCE);
+    assert!(bridge.stop().success());
+
+    // A predecessor that aborts while a request is on its way.
+    let predecessor: BaseProducer = kafka::client(&rig.proxies[0].address())
+        .set("transactional.id", "forgetful")
+        .create()
+        .expect("a client needs no broker");
+    predecessor.init_transactions(PATIENCE).unwrap();
+    predecessor.begin_transaction().unwrap();
+    let (is_held, release) = hold_back(&rig.proxies[0], "live.ledger");
+    predecessor.send(BaseRecord::<(), _>::to("live.ledger").payload("late")).unwrap();
+    is_held.recv_timeout(PATIENCE).expect("the record is sent");
+    predecessor.purge(PurgeConfig::default().queue().inflight());
+    while predecessor.in_flight_count() > 0 {
+        predecessor.poll(Duration::from_millis(10));
+    }
+    predecessor.abort_transaction(PATIENCE).unwrap();
+    thread::sleep(MARKERS);
+    drop(release);
+    let reader = |isolation| -> BaseConsumer {
+        kafka::client(&rig.cluster.bootstrap()).set("isolation.level", isolation).create().unwrap()
+    };
+    let (committed, all) = (reader("read_committed"), reader("read_uncommitted"));
+    let end = |reader: &BaseConsumer| {
+        reader.fetch_watermarks("live.ledger", 0, Duration::from_secs(10)).unwrap().1
+    };
+    let started = Instant::now();
+    while end(&committed) == end(&all) {
+        assert!(started.elapsed() < PATIENCE, "the late record is rejected");
+        thread::sleep(Duration::from_millis(50));
+    }
+    drop(predecessor);
+
+    bridge.start();
+    let load = rig.load(Plan::new(bridge.intake()));
+    wait_until_it_publishes(&bridge, Duration::from_secs(30));
+    let acknowledged = load.finish(PATIENCE);
+    bridge.drain(PATIENCE);
+    assert!(bridge.log_text().contains("hides a part of the ledger"), "{}", bridge.last_lines());
+    let Some(verdict) = rig.verdict(test, &acknowledged.and(before)) else { return };
     verdict.assert_clean();
 }
 

@@ -153,7 +153,7 @@ fn the_last_record_of_a_ledger_without_transactions_is_read_after_the_switch_to_
     let read = |reader: &mut LedgerReader| {
         let mut values = Vec::new();
         let visit = |bytes: &[u8]| values.push(String::from_utf8_lossy(bytes).into_owned());
-        reader.read_to_end(&CancellationToken::new(), visit).unwrap();
+        reader.read_to_end(&CancellationToken::new(), visit, || ()).unwrap();
         values
     };
     send(&plain, "1");

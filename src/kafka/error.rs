@@ -179,3 +179,11 @@ fn read_advice(error: &KafkaError) -> &'static str {
         _ => "",
     }
 }
+
+/// Whether Kafka has no transactions: librdkafka would ask again for ever.
+pub(super) fn is_unsupported(code: Code) -> bool {
+    matches!(
+        code,
+        Code::UnsupportedVersion | Code::UnsupportedForMessageFormat | Code::InvalidRequest
+    )
+}

@@ -16,7 +16,7 @@ const CLOCKS_MAX: Duration = Duration::from_hours(1);
 /// Why a batch is not in Kafka, sorted by what to do.
 #[derive(Debug)]
 pub enum Failure {
-    /// Nothing of it is visible: send the same again, later.
+    /// It is not committed: send the same again, later.
     Retry(KafkaError),
     /// As [`Failure::Retry`]; Kafka did not answer in time, so less at once may help.
     TimedOut(KafkaError),
@@ -28,11 +28,11 @@ pub enum Failure {
         /// Kafka's answer.
         cause: KafkaError,
     },
-    /// Nothing of it is visible: another instance was first with some of it.
+    /// It is aborted: another instance was first with some of it.
     Contended,
-    /// Nothing of it is visible, and Kafka will never accept these messages.
+    /// It is not committed, and Kafka will never accept these messages.
     Rejected(Vec<RejectedMessage>),
-    /// Nothing of it is visible, and Kafka will never accept this ledger record.
+    /// It is not committed, and Kafka will never accept this ledger record.
     LedgerRejected(KafkaError),
     /// The producer has ended and it is not known whether the batch was committed: make a new one
     /// and read the ledger.

@@ -19,7 +19,7 @@ const POLL: Duration = Duration::from_millis(100);
 /// The ledger is given up when nothing of it has arrived for so long. Kafka ends an abandoned
 /// transaction, which may hide what is behind it, up to ten seconds after its time-out.
 const STALLED: Duration = Duration::from_mins(1);
-/// A longer wait is logged.
+/// A longer wait is logged, and reported to the caller.
 const LONG: Duration = Duration::from_secs(2);
 /// How long the own record, which was delivered, may take to come back; shorter than a transaction.
 const OPEN_STALLED: Duration = Duration::from_secs(10);
@@ -120,8 +120,8 @@ impl LedgerReader {
 
     /// Reads everything that was committed before this call, by whomever. Returns the records read.
     ///
-    /// What another instance's open transaction hides is waited for: it may be a commit of this
-    /// instance, or of a third one.
+    /// What an open transaction hides is waited for: it may be a commit of this instance, or of a
+    /// third one. `hidden` is called once when that takes long.
     ///
     /// # Errors
     /// [`SetupError::Ledger`]
@@ -129,12 +129,13 @@ impl LedgerReader {
         &mut self,
         give_up: &CancellationToken,
         mut apply: impl FnMut(&[u8]),
+        hidden: impl FnOnce(),
     ) -> Result<u64, SetupError> {
         let end = self.open.fetch_watermarks(&self.topic, LEDGER_PARTITION, METADATA_TIMEOUT);
         let (_, end) = end.map_err(|cause| self.error(cause))?;
         let mut records = 0;
         let mut moved = Instant::now();
-        let mut said = false;
+        let mut hidden = Some(hidden);
         while self.next < end && !give_up.is_cancelled() {
             let step = self.step(POLL, &mut apply);
             if matches!(step, Step::Record) {
@@ -153,14 +154,15 @@ impl LedgerReader {
                 let topic = self.topic.clone();
                 return Err(SetupError::Hidden { topic, stable, open: moved.elapsed() });
             }
-            if moved.elapsed() > LONG && !said {
-                said = true;
+            if moved.elapsed() > LONG
+                && let Some(hidden) = hidden.take()
+            {
                 tracing::warn!(
                     stable,
                     end,
-                    "waiting for Kafka to end a transaction that another instance left open; \
-                     it hides a part of the ledger"
+                    "waiting for Kafka to end an open transaction, which hides a part of the ledger"
                 );
+                hidden();
             }
             std::thread::sleep(OPEN);
         }

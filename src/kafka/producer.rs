@@ -11,6 +11,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio_util::sync::CancellationToken;
 
 use super::delivery::{Failed, Reports};
+use super::error::is_unsupported;
 use super::failure::{BACKDATED_MAX, Failure, RejectedMessage};
 use super::silence::Silence;
 use super::{Config, Delivery, ProducerSettings, SetupError, text};
@@ -126,7 +127,10 @@ impl Producer {
     /// ([`Self::take_delivered`]). The ledger record is then sent when all of them are delivered.
     ///
     /// # Errors
-    /// [`Failure`]
+    /// [`Failure`]. With transactions the producer must not be used any more, and its transaction is
+    /// left open: the next [`Self::connect`] aborts it under a higher epoch, which fences requests that
+    /// are still under way. An abort by this producer would not, and events would be lost
+    /// (docs/engine.md).
     pub fn hand_over<'m, M: Iterator<Item = Message<'m>>>(
         &self,
         ledger: Option<&Message<'_>>,
@@ -154,7 +158,7 @@ impl Producer {
         match outcome {
             Ok(()) => Ok(reports.ledger_offset()),
             Err(failure) => {
-                self.abort()?;
+                self.discard();
                 Err(failure)
             }
         }
@@ -174,6 +178,16 @@ impl Producer {
         let failures: Vec<String> =
             topics.iter().filter_map(|topic| self.rehearse_one(topic).err()).collect();
         if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
+    }
+
+    /// Ends what this transactional id left open in `topic` and no coordinator knows of, by the marker
+    /// of a further transaction (docs/engine.md).
+    pub fn end_forgotten_transaction(&self, topic: &str) {
+        if self.transactional
+            && let Err(cause) = self.rehearse_one(topic)
+        {
+            tracing::warn!(cause, "cannot end what this instance may have left open");
+        }
     }
 
     fn rehearse_one(&self, topic: &str) -> Result<(), String> {
@@ -297,8 +311,7 @@ impl Producer {
             let error = failed.into_iter().nth(at).map(|failed| failed.error);
             return Err(Failure::LedgerRejected(error.unwrap_or(KafkaError::Canceled)));
         }
-        let (rejected, passing): (Vec<_>, Vec<_>) =
-            failed.into_iter().partition(Failed::is_rejected);
+        let (rejected, passing) = failed.into_iter().partition::<Vec<_>, _>(Failed::is_rejected);
         if !rejected.is_empty() {
             let lengths = messages().map(|message| (message.index, message.len())).collect();
             return Err(Failure::Rejected(self.rejected(rejected, &lengths)));
@@ -376,28 +389,29 @@ impl Producer {
         if !self.transactional {
             return Ok(());
         }
-        match self.resume(|producer| producer.commit_transaction(CALL)) {
-            Ok(()) => Ok(()),
-            Err(KafkaError::Transaction(error)) if error.txn_requires_abort() => {
-                self.abort()?;
-                Err(Failure::Retry(KafkaError::Transaction(error)))
-            }
-            Err(error) => Err(lost(error)),
-        }
+        self.resume(|producer| producer.commit_transaction(CALL)).map_err(lost)
     }
 
-    /// Aborts what was handed over.
+    /// Aborts what was handed over, all of which is delivered or rejected.
     ///
     /// # Errors
     /// [`Failure`]
     pub fn abort(&self) -> Result<(), Failure> {
-        self.client.purge(PurgeConfig::default().queue().inflight());
-        while self.poll() {}
-        self.client.context().take_failed();
         if !self.transactional {
             return Ok(());
         }
         self.resume(|producer| producer.abort_transaction(CALL)).map_err(lost)
+    }
+
+    /// Drops the messages that are not delivered.
+    fn discard(&self) {
+        if self.transactional && self.give_up.is_cancelled() {
+            // No producer follows: if Kafka answers now, consumers need not wait for the time-out.
+            drop(self.abort());
+        }
+        self.client.purge(PurgeConfig::default().queue().inflight());
+        while self.poll() {}
+        self.client.context().take_failed();
     }
 
     /// Calls until the answer is not that the call should be resumed.
@@ -423,14 +437,6 @@ impl Producer {
             }
         }
     }
-}
-
-/// Whether Kafka has no transactions: librdkafka would ask again for ever.
-fn is_unsupported(code: Code) -> bool {
-    matches!(
-        code,
-        Code::UnsupportedVersion | Code::UnsupportedForMessageFormat | Code::InvalidRequest
-    )
 }
 
 fn lost(error: KafkaError) -> Failure {

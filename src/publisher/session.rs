@@ -33,6 +33,8 @@ pub(super) enum SessionEnd {
     Shrink,
     /// Another producer is needed, with other settings or because this one has ended.
     Replace,
+    /// Kafka did not take a transaction, for a reason that is reported and may pass.
+    Abandoned,
 }
 
 /// What one attempt to publish a batch led to.
@@ -230,7 +232,7 @@ impl Publisher {
                     let failure = Failure::Lost(cause);
                     return Attempt::End(SessionEnd::Lost { failure, late: false });
                 }
-                Attempt::Later
+                self.try_again()
             }
             Failure::TimedOut(cause) => {
                 self.kafka_outage.report(&kafka::text(&cause));
@@ -238,24 +240,26 @@ impl Publisher {
                 if needs_patience && !self.is_transactional() {
                     return Attempt::End(SessionEnd::Replace);
                 }
-                self.after_abort(Failure::TimedOut(cause))
+                self.try_again()
             }
             failure @ Failure::TimestampRejected { .. } => {
                 self.kafka_outage.report(&failure);
                 if producer.has_ended() {
                     return Attempt::End(SessionEnd::Lost { failure, late: false });
                 }
-                self.after_abort(failure)
+                self.try_again()
             }
             Failure::Retry(_) if self.give_up.is_cancelled() => Attempt::End(SessionEnd::Done),
             Failure::Retry(cause) => {
                 self.kafka_outage.report(&kafka::text(&cause));
-                // A deleted topic is made again.
-                let made = self.kafka.make_topics(&self.topics.all(), self.topics.ledger());
-                if let Err(cause) = made {
+                // A deleted topic is made again: here, or before the next producer.
+                if !self.is_transactional()
+                    && let Err(cause) =
+                        self.kafka.make_topics(&self.topics.all(), self.topics.ledger())
+                {
                     self.kafka_outage.report(&cause);
                 }
-                self.after_abort(Failure::Retry(cause))
+                self.try_again()
             }
             failure @ (Failure::Lost(_) | Failure::Fenced(_) | Failure::NotIdempotent(_)) => {
                 let late = elapsed >= producer.transaction_timeout();
@@ -267,17 +271,9 @@ impl Publisher {
         }
     }
 
-    /// What follows a transaction that was aborted while messages were under way.
-    ///
-    /// Another producer takes over, with an epoch of its own: brokers may have messages of the
-    /// aborted transaction, and would take messages with the same sequence numbers for retries of
-    /// these. They would then be missing in the transaction that commits.
-    fn after_abort(&self, failure: Failure) -> Attempt {
-        if self.is_transactional() {
-            Attempt::End(SessionEnd::Lost { failure, late: false })
-        } else {
-            Attempt::Later
-        }
+    /// Tries again after a pause; with transactions through another producer ([`Producer::hand_over`]).
+    fn try_again(&self) -> Attempt {
+        if self.is_transactional() { Attempt::End(SessionEnd::Abandoned) } else { Attempt::Later }
     }
 
     fn is_transactional(&self) -> bool {

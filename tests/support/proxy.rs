@@ -33,6 +33,8 @@ pub enum Api {
 pub enum Stage {
     /// The broker never receives the request.
     Before,
+    /// The broker receives the request when `spring` returns, even if the client is gone by then.
+    Late,
     /// The broker receives the request, and the client is killed before the response.
     Sent,
     /// The broker has responded, and the response does not arrive.
@@ -48,6 +50,8 @@ pub struct Trap {
     pub stage: Stage,
     /// Only requests of this client ID count.
     pub client: Option<String>,
+    /// Only requests that name this topic count.
+    pub topic: Option<String>,
     /// At [`Stage::Before`], the connection is also closed when this returns.
     pub spring: Box<dyn FnOnce() + Send>,
 }
@@ -152,12 +156,13 @@ impl Proxy {
 
 impl Shared {
     /// The trap, if it was set for this request.
-    fn catch(&self, api: i16, client: &[u8]) -> Option<Caught> {
+    fn catch(&self, api: i16, client: &[u8], frame: &[u8]) -> Option<Caught> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let mut set = self.trap.lock().expect("no panic under the lock");
         let (trap, _) = set.as_mut()?;
         let its_client = trap.client.as_ref().is_none_or(|wanted| wanted.as_bytes() == client);
-        if trap.api as i16 != api || !its_client {
+        let names = |topic: &String| frame.windows(topic.len()).any(|w| w == topic.as_bytes());
+        if trap.api as i16 != api || !its_client || !trap.topic.as_ref().is_none_or(names) {
             return None;
         }
         trap.nth = trap.nth.saturating_sub(1);
@@ -209,11 +214,14 @@ async fn requests(
         let api = i16::from_be_bytes([frame[4], frame[5]]);
         let correlation = i32::from_be_bytes([frame[8], frame[9], frame[10], frame[11]]);
         let length = usize::try_from(i16::from_be_bytes([frame[12], frame[13]])).unwrap_or(0);
-        let mut caught = shared.catch(api, &frame[14..14 + length]);
+        let mut caught = shared.catch(api, &frame[14..14 + length], &frame);
         let stage = caught.as_ref().map(|(trap, _)| trap.stage);
         if stage == Some(Stage::Before) {
             caught.into_iter().for_each(spring);
             return;
+        }
+        if stage == Some(Stage::Late) {
+            tokio::task::block_in_place(|| caught.take().into_iter().for_each(spring));
         }
         let at_answer = if stage == Some(Stage::Sent) { None } else { caught.take() };
         let pending = Pending { caught: at_answer };
