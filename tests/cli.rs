@@ -566,6 +566,47 @@ mod a_setting_that_librdkafka_refuses {
     }
 
     #[test]
+    fn at_run_time_is_an_outage_and_does_not_stop_the_intake() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = dir.path().join("ca.pem");
+        let made = rcgen::generate_simple_self_signed(vec!["kafka".to_owned()]).unwrap();
+        fs::write(&authority, made.cert.pem()).unwrap();
+        let client = format!(
+            "[kafka.client]\nsecurity.protocol = \"ssl\"\nssl.ca.location = \"{}\"\n\
+             ssl.key.password = \"hunter2-s3cret\"\n",
+            authority.display()
+        );
+        let home = Home::new(UNREACHABLE, &client);
+        let mut serving = Running::start(&mut home.command("serve"));
+        let intake = serving.address("intake listening");
+        let cause = |text: &str| {
+            serving.stderr.wait_for(|line| {
+                let line: Value = serde_json::from_str(line).ok()?;
+                let cause = line["cause"].as_str().filter(|cause| cause.contains(text))?;
+                Some((line["level"].clone(), line["message"].clone(), cause.to_owned()))
+            })
+        };
+        cause("Kafka does not answer");
+        // As when a volume with the file is unmounted.
+        fs::remove_file(&authority).unwrap();
+        let (level, message, found) = cause("kafka.client: librdkafka refuses the settings");
+        assert_eq!(level, "ERROR");
+        assert!(message.as_str().unwrap().contains("callbacks are still accepted"), "{message}");
+        assert!(found.contains("ssl.ca.location"), "{found}");
+        let body = r#"{"event_type":1,"stream_id":"a"}"#;
+        for _ in 0..3 {
+            assert_eq!(exchange(intake, post("/callback", body)).unwrap().status, 200);
+        }
+        let admin = serving.address("admin listening");
+        assert_eq!(wire::get(admin, "/readyz").status, 200);
+        serving.signal(Signal::TERM);
+        thread::sleep(Duration::from_millis(200));
+        serving.signal(Signal::TERM);
+        serving.wait();
+        assert!(!serving.stderr.text().contains("hunter2"), "{}", serving.stderr.text());
+    }
+
+    #[test]
     fn is_rejected_by_a_running_instance_which_keeps_serving() {
         let home = Home::new(UNREACHABLE, "");
         let before = fs::read_to_string(home.config()).unwrap();

@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -206,4 +208,121 @@ fn a_quarantine_that_cannot_be_written_stops_publishing_and_not_the_intake() {
     assert_eq!(bridge.metric("livebridge_published_total"), Some(19.0));
     assert_eq!(bridge.metric("livebridge_quarantined_total"), Some(1.0));
     assert!(bridge.stop().success());
+}
+
+/// A file system in memory at `path`; it is unmounted with this value.
+struct Mount<'p>(&'p Path);
+
+impl<'p> Mount<'p> {
+    /// `None`, with a message, where mounting is not permitted.
+    fn new(path: &'p Path, options: &str) -> Option<Self> {
+        fs::create_dir_all(path).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(path);
+        if mount.output().is_ok_and(|done| done.status.success()) {
+            return Some(Self(path));
+        }
+        support::skip::skip("a full disk with a rejected record", &"mounting needs root");
+        None
+    }
+
+    /// Fills it to the last byte.
+    fn fill(&self) -> PathBuf {
+        let path = self.0.join("filler");
+        let mut file = fs::File::create(&path).unwrap();
+        for size in [65_536, 4096, 1] {
+            while file.write_all(&vec![0x55; size]).is_ok() {}
+        }
+        path
+    }
+}
+
+impl Drop for Mount<'_> {
+    fn drop(&mut self) {
+        // Lazily: a process that is being killed may still use it.
+        let _ = Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
+
+/// The status of the answer to a callback.
+fn status(bridge: &Bridge) -> String {
+    let mut stream = TcpStream::connect(bridge.intake()).unwrap();
+    let body = r#"{"event_type":1,"stream_id":"s","sequence":"1000000"}"#;
+    let length = body.len();
+    let request = format!(
+        "POST /callback HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer[9..12].to_owned()
+}
+
+/// Regression: the process ended, and every later one at its start.
+#[test]
+fn a_full_disk_and_a_rejected_record_stop_publishing_until_there_is_space() {
+    let Some(kafka) = Kafka::shared_or_skip("full disk") else { return };
+    let prefix = support::unique("full");
+    let bridge =
+        bridge(&prefix, kafka.bootstrap(), "exactly-once").set("WAL_MIN_FREE_BYTES", "64MiB");
+    let wal = bridge.wal();
+    let Some(mount) = Mount::new(&wal, "size=200m") else { return };
+    bridge.start();
+    send(&bridge, 0..1, 0);
+    bridge.drain(DRAIN);
+    for topic in ["push", "dead-letter"] {
+        let topic = format!("{prefix}.{topic}");
+        kafka::configure_topic(kafka.bootstrap(), &topic, &[("max.message.bytes", "20000")]);
+    }
+    bridge.kill();
+    let away = bridge.set("KAFKA_BROKERS", "127.0.0.1:1");
+    away.start();
+    send(&away, 1..2, 100_000);
+    send(&away, 2..20, 0);
+    away.kill();
+    let back = away.set("KAFKA_BROKERS", kafka.bootstrap());
+    for restart in 0..2 {
+        let filler = mount.fill();
+        back.spawn();
+        let started = Instant::now();
+        while back.metric("livebridge_quarantine_ok") != Some(0.0) {
+            back.assert_running();
+            assert!(started.elapsed() < DRAIN, "{}", back.last_lines());
+            thread::sleep(Duration::from_millis(50));
+        }
+        assert_eq!(status(&back), "503", "the intake answers");
+        thread::sleep(Duration::from_secs(1));
+        back.assert_running();
+        let text = back.log_text();
+        assert!(text.contains("cannot store a record that Kafka rejects"), "{text}");
+        assert!(text.contains("No space left on device"), "{text}");
+        if restart == 0 {
+            back.kill();
+        }
+        fs::remove_file(filler).unwrap();
+    }
+    let started = Instant::now();
+    while back.metric("livebridge_quarantine_ok") != Some(1.0) {
+        back.assert_running();
+        assert!(started.elapsed() < DRAIN, "{}", back.last_lines());
+        thread::sleep(Duration::from_millis(50));
+    }
+    back.drain(DRAIN);
+    assert_eq!(back.metric("livebridge_quarantined_total"), Some(1.0));
+    // The segment that was prepared on the full disk may have failed for good (I6).
+    assert!(back.stop().success(), "{}", back.last_lines());
+    back.start();
+    send(&back, 20..30, 0);
+    back.drain(DRAIN);
+    assert_eq!(back.metric("livebridge_quarantine_ok"), Some(1.0));
+    let topic = format!("{prefix}.push");
+    let read = consumer::read(kafka.bootstrap(), &[&topic], Isolation::Committed);
+    let Some(messages) = support::or_skip("full disk", read) else { return };
+    let sequence = |message: &consumer::Message| {
+        let event: serde_json::Value = serde_json::from_slice(message.value()).unwrap();
+        event["sequence"].as_str().unwrap().parse::<u32>().unwrap()
+    };
+    let numbers: Vec<u32> = messages.iter().map(sequence).collect();
+    assert_eq!(numbers, (0..30).filter(|number| *number != 1).collect::<Vec<_>>());
+    assert!(back.stop().success());
 }
