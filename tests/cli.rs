@@ -566,6 +566,21 @@ mod a_setting_that_librdkafka_refuses {
     }
 
     #[test]
+    fn does_not_mask_common_words_that_are_values_of_unknown_settings() {
+        let client = "[kafka.client]\nno.such.setting = \"kafka\"\nother.setting = 8080\n\
+                      third.setting = \"hunter2-s3cret\"\n";
+        let home = Home::new(UNREACHABLE, client);
+        for arguments in [&["check"][..], &["check", "--offline"], &["serve"], &["config"]] {
+            let mut command = home.command(arguments[0]);
+            let finished = run(command.args(&arguments[1..]));
+            assert_eq!(finished.code, Some(64), "{arguments:?}: {finished:?}");
+            let text = [finished.stdout, finished.stderr].concat();
+            assert!(text.contains("kafka.client: librdkafka has no setting"), "{text}");
+            assert!(!text.contains("hunter2"), "{text}");
+        }
+    }
+
+    #[test]
     fn at_run_time_is_an_outage_and_does_not_stop_the_intake() {
         let dir = tempfile::tempdir().unwrap();
         let authority = dir.path().join("ca.pem");

@@ -12,7 +12,7 @@ use toml::{Table, Value};
 use super::environment::Effect;
 use super::keys::{self, KEYS, MAPS, SECTIONS};
 use super::{Config, ConfigError, environment, file, not_toml};
-use crate::kafka::settings::is_harmless;
+use crate::kafka::settings::{self, is_harmless};
 use crate::secret::{self, HIDDEN};
 
 /// Who gave a value.
@@ -311,7 +311,8 @@ impl ConfigLayers {
         let owned: Vec<String> = path.iter().map(|&step| step.to_owned()).collect();
         let source = self.sources.get(&owned).cloned().unwrap_or(Source::Default);
         if let Some(value) = value.as_ref().filter(|_| is_secret(&table, &key)) {
-            remember(value);
+            let unknown = table == "kafka.client" && !settings::is_secret(&key);
+            remember(value, if unknown { UNKNOWN_MIN } else { 0 });
         }
         let value = value.map(|value| hide(&table, &key, value));
         Setting { table, key, value, source }
@@ -329,17 +330,27 @@ fn is_secret(table: &str, key: &str) -> bool {
         || (table == "kafka.client" && !is_harmless(key))
 }
 
-/// From now on, the secrets in `value` are masked in every text that is shown.
-fn remember(value: &Value) {
+/// A shorter value of an unknown setting is not masked elsewhere: `kafka`, `all` or `1000` are part of
+/// harmless text. The value itself is hidden.
+const UNKNOWN_MIN: usize = 8;
+
+/// From now on, the secrets in `value` that have `min` bytes or more are masked in every text that is
+/// shown.
+fn remember(value: &Value, min: usize) {
+    let long = |text: &str| {
+        if text.len() >= min {
+            secret::remember(text);
+        }
+    };
     match value {
         // Of "NAME KEY" only the key; a secret with blanks as a whole.
         Value::String(text) => {
-            secret::remember(text);
-            text.split_whitespace().last().into_iter().for_each(secret::remember);
+            long(text);
+            text.split_whitespace().last().into_iter().for_each(long);
         }
-        Value::Array(values) => values.iter().for_each(remember),
-        Value::Table(table) => table.values().for_each(remember),
-        other => secret::remember(&other.to_string()),
+        Value::Array(values) => values.iter().for_each(|value| remember(value, min)),
+        Value::Table(table) => table.values().for_each(|value| remember(value, min)),
+        other => long(&other.to_string()),
     }
 }
 

@@ -300,6 +300,12 @@ pub fn is_harmless(name: &str) -> bool {
     HARMLESS.contains(&name) || rule(name).is_some()
 }
 
+/// Whether the value of `name` is a secret. That of an unknown setting may be one.
+#[must_use]
+pub fn is_secret(name: &str) -> bool {
+    SECRET.contains(&name)
+}
+
 impl fmt::Debug for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -86,6 +86,8 @@ mod tests {
     fn other_events_own_commits_and_decided_commits_do_not_contend() {
         let mut open_commits = open_commits(&[(10, THEM, 7), (12, US, 8), (14, US, 8)]);
         assert!(!open_commits.is_contended(&commit(US, 8), 14));
+        open_commits.forget(10);
+        assert!(open_commits.is_contended(&commit(US, 7), 14), "10 is not before 10");
         open_commits.forget(11);
         assert!(!open_commits.is_contended(&commit(US, 7), 14));
     }

@@ -62,6 +62,16 @@ mod tests {
     }
 
     #[test]
+    fn the_times_that_tell_one_from_the_other_end_exactly_where_they_say() {
+        let minute = AGAIN.as_secs() / 60;
+        assert_eq!(fences(&[0, minute], false), [Fence::Single, Fence::Single]);
+        let span = SPAN.as_secs() / 60;
+        let remembered = [Fence::Single, Fence::Single, Fence::Repeated(3)];
+        assert_eq!(fences(&[0, 100, span - 1], false), remembered);
+        assert_eq!(fences(&[0, 100, span], false), [Fence::Single; 3]);
+    }
+
+    #[test]
     fn fences_hours_apart_are_named_from_the_third_on() {
         let repeated = [Fence::Single, Fence::Single, Fence::Repeated(3), Fence::Repeated(4)];
         assert_eq!(fences(&[0, 90, 180, 270], false), repeated);

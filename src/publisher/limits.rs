@@ -218,6 +218,72 @@ mod tests {
     }
 
     #[test]
+    fn the_limits_are_the_documented_ones() {
+        // docs/design.md, "The ledger".
+        assert_eq!((BYTES_START, BYTES_MAX), (131_072, 8_388_608));
+        assert_eq!((LATE_MIN, IDS_MAX), (65_536, 32_768));
+    }
+
+    fn limits(bytes: usize) -> BatchLimits {
+        BatchLimits { bytes, ids: IDS_MAX, patience: 1 }
+    }
+
+    /// The limit of bytes after a batch of `bytes` that took `elapsed`.
+    fn after(limit: usize, bytes: usize, elapsed: Duration) -> usize {
+        let mut limits = limits(limit);
+        limits.published(bytes, 1, elapsed);
+        limits.bytes()
+    }
+
+    #[test]
+    fn only_full_batches_raise_the_bytes_and_only_slow_ones_lower_them() {
+        const LIMIT: usize = 1 << 20;
+        for (bytes, elapsed, expected) in [
+            (LIMIT, QUICK.checked_sub(MS).unwrap(), 2 * LIMIT),
+            (LIMIT / 2, MS, 2 * LIMIT),
+            (LIMIT / 2 - 1, MS, LIMIT),
+            (0, MS, LIMIT),
+            (LIMIT, QUICK, LIMIT),
+            (LIMIT, SLOW, LIMIT),
+            (LIMIT, SLOW + MS, LIMIT / 2),
+            (LIMIT / 4, SLOW + MS, LIMIT / 8),
+            (2 * LIMIT, SLOW + MS, LIMIT / 2),
+            (10, SLOW + MS, BYTES_MIN),
+        ] {
+            assert_eq!(after(LIMIT, bytes, elapsed), expected, "{bytes} bytes in {elapsed:?}");
+        }
+        assert_eq!(after(BYTES_MAX, BYTES_MAX, MS), BYTES_MAX);
+    }
+
+    #[test]
+    fn longer_time_outs_are_kept_until_the_link_is_fast() {
+        let mut limits = limits(BYTES_MAX / 4);
+        limits.published(limits.bytes(), 1, MS);
+        assert_eq!((limits.bytes(), limits.patience()), (BYTES_MAX / 2, 1));
+        limits.published(limits.bytes(), 1, MS);
+        assert_eq!((limits.bytes(), limits.patience()), (BYTES_MAX, 0));
+    }
+
+    #[test]
+    fn a_time_out_and_a_rejected_record_halve_the_bytes() {
+        let mut late = limits(1 << 20);
+        assert!(!late.timed_out(1 << 19, 2));
+        assert_eq!(late.bytes(), 1 << 18);
+        let mut rejected = limits(1 << 20);
+        rejected.rejected(1 << 19);
+        assert_eq!(rejected.bytes(), 1 << 18);
+    }
+
+    #[test]
+    fn a_full_batch_of_ids_raises_a_lowered_limit_by_a_64th() {
+        let mut limits = BatchLimits { bytes: BYTES_MAX, ids: 6400, patience: 0 };
+        limits.published(1, 6399, MS);
+        assert_eq!(limits.ids(), 6400);
+        limits.published(1, 6400, MS);
+        assert_eq!(limits.ids(), 6500);
+    }
+
+    #[test]
     fn a_split_obeys_both_limits_and_takes_at_least_one() {
         let limits = BatchLimits { bytes: 100, ids: 3, patience: 0 };
         assert_eq!(limits.split([10; 10].into_iter()), 3);

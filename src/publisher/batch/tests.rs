@@ -147,3 +147,44 @@ fn a_split_keeps_what_is_known_of_each_entry() {
     assert_eq!(sent(&rest), [(0, "t.dead-letter".into())], "the other one is delivered");
     assert_eq!(events(&batch.commit(OWN).unwrap()), [1, 2]);
 }
+
+#[test]
+fn only_an_event_with_the_natural_key_of_another_is_marked_as_a_conflict() {
+    let mut ledger = empty_ledger();
+    let mut published = batch(&[7]);
+    published.deduplicate(&ledger);
+    ledger.apply(&published.commit(OTHER).unwrap(), std::time::Instant::now());
+    let mut batch = batch(&[7, 8]);
+    batch.items[0].entry.record.id.content = 9;
+    batch.deduplicate(&ledger);
+    let dispositions: Vec<_> = batch.items.iter().map(|item| item.disposition.clone()).collect();
+    let publish = |conflict| Disposition::Publish { conflict };
+    assert_eq!(dispositions, [publish(true), publish(false)]);
+}
+
+#[test]
+fn a_batch_keeps_the_entries_that_are_wanted_and_knows_its_size() {
+    let mut batch = batch(&[1, 2, 3]);
+    let one = entry(1, 1).record.encoded_len();
+    assert!(one > 1);
+    assert_eq!((batch.len(), batch.bytes(), batch.is_empty()), (3, 3 * one, false));
+    batch.retain(|lsn| lsn > Lsn::new(1, 1));
+    let left: Vec<Lsn> = batch.entries().map(|entry| entry.lsn).collect();
+    assert_eq!(left, [Lsn::new(1, 2), Lsn::new(1, 3)]);
+    assert_eq!(batch.bytes(), 2 * one);
+    batch.retain(|_| false);
+    assert_eq!((batch.len(), batch.bytes(), batch.is_empty()), (0, 0, true));
+}
+
+#[test]
+fn what_became_of_each_entry_is_counted() {
+    let mut batch = batch(&[1, 1, 2, 3, 4, 5, 6]);
+    batch.deduplicate(&empty_ledger());
+    for (index, times) in [(2, 1), (3, 1), (4, 2), (5, 2)] {
+        for _ in 0..times {
+            batch.reject(index, &"a reason");
+        }
+    }
+    let Outcomes { published, absorbed, dead_lettered, quarantined } = batch.count();
+    assert_eq!((published, absorbed, dead_lettered, quarantined), (2, 1, 2, 2));
+}
