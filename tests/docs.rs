@@ -117,12 +117,16 @@ fn every_documented_command_line_is_valid() {
             .collect();
         for line in lines {
             for prefix in ["livebridge ", "cargo run --release -- "] {
-                let Some((before, rest)) = line.split_once(prefix) else { continue };
+                // In a container's command, containers and images are named livebridge, too.
+                let is_container = line.starts_with("docker ");
+                let split =
+                    if is_container { line.rsplit_once(prefix) } else { line.split_once(prefix) };
+                let Some((before, rest)) = split else { continue };
                 // A word after the name of a service or a namespace is not a livebridge command.
                 let starts = before.is_empty() || before.ends_with("&& ") || before.contains('=');
                 let mut words = rest.split([' ', '\n']);
                 let command = words.next().unwrap();
-                if !starts || command.is_empty() || command.starts_with(['<', '-', '…']) {
+                if !starts || command.is_empty() || command.starts_with(['<', '-', '…', '.']) {
                     continue;
                 }
                 assert!(known.contains(command), "{}: {line}", page.display());

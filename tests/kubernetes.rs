@@ -41,7 +41,7 @@ fn the_manifests_are_valid_for_the_kubernetes_api() {
 #[test]
 fn compose_mounts_existing_files_and_publishes_no_port_outside_localhost() {
     let Some(output_text) = python("compose", &["tests/kubernetes/compose.py"]) else { return };
-    assert!(output_text.contains("6 services"), "{output_text}");
+    assert!(output_text.contains("7 services"), "{output_text}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ import yaml
 compose = yaml.safe_load(pathlib.Path("docker-compose.yml").read_text())
 volumes = set(compose["volumes"])
 for name, service in compose["services"].items():
-    for volume in service["volumes"]:
+    for volume in service.get("volumes", []):
         source = volume.split(":")[0]
         if source.startswith("."):
             assert pathlib.Path(source).is_file(), f"{name} mounts {source}, which is not there"
@@ -16,12 +16,12 @@ for name, service in compose["services"].items():
         else:
             assert source in volumes, f"{name} mounts the volume {source}, which is not declared"
             volumes.discard(source)
-    for port in service["ports"]:
-        assert port.startswith("127.0.0.1:"), f"{name} opens {port} to everybody"
+    for port in service.get("ports", []):
+        assert port.startswith("127.0.0.1:"), f"{name} publishes {port} outside localhost"
     if "build" in service:
         assert pathlib.Path(service["build"]["dockerfile"]).is_file()
     else:
-        assert "healthcheck" in service, f"nobody looks after {name}"
+        assert "healthcheck" in service, f"{name} has no health check"
         assert ":" in service["image"], f"{name} has no version"
-assert not volumes, f"nobody uses {volumes}"
+assert not volumes, f"unused volumes: {volumes}"
 print(len(compose["services"]), "services")

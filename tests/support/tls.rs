@@ -49,6 +49,16 @@ impl Identity {
         versions: &[&'static SupportedProtocolVersion],
         protocols: &[&str],
     ) -> io::Result<TlsWire> {
+        self.handshake(TcpStream::connect(address)?, versions, protocols)
+    }
+
+    /// The same on a connection that exists.
+    pub(crate) fn handshake(
+        &self,
+        mut stream: TcpStream,
+        versions: &[&'static SupportedProtocolVersion],
+        protocols: &[&str],
+    ) -> io::Result<TlsWire> {
         let mut roots = RootCertStore::empty();
         roots.add(self.der.clone()).unwrap();
         let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -59,7 +69,6 @@ impl Identity {
         config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
         let name = ServerName::try_from("localhost").unwrap();
         let mut session = ClientConnection::new(Arc::new(config), name).unwrap();
-        let mut stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
         while session.is_handshaking() {
