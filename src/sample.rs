@@ -120,6 +120,12 @@ impl Samples {
     }
 }
 
+/// A score from 0 to 100, which ten million consecutive numbers do not share.
+fn score_of(number: u64) -> f64 {
+    const DISTINCT: u64 = 10_000_000;
+    u32::try_from(number % DISTINCT).map_or(0.0, f64::from) / 100_000.0
+}
+
 /// Gives the member `name` a value of event number `number`, of the same kind as before.
 fn refresh(name: &str, value: &mut Value, number: u64) {
     let stream = || format!("stream-{}", number % STREAMS);
@@ -148,7 +154,28 @@ fn refresh(name: &str, value: &mut Value, number: u64) {
                 *text = format!("{text}-{number}");
             }
         }
+        Value::Number(score) if UNIQUE.contains(&name) && score.is_f64() => {
+            *value = score_of(number).into();
+        }
         Value::Number(_) if UNIQUE.contains(&name) => *value = number.into(),
         Value::String(_) | Value::Number(_) | Value::Bool(_) | Value::Null => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_are_between_0_and_100_and_differ() {
+        let samples = Samples::new(None);
+        for (event_type, name) in [(343, "score"), (345, "average_score")] {
+            let score = || samples.event(EventType(event_type))[name].as_f64().unwrap();
+            let scores: Vec<f64> = (0..100).map(|_| score()).collect();
+            assert!(scores.iter().all(|score| (0.0..100.0).contains(score)), "{scores:?}");
+            let distinct: std::collections::BTreeSet<u64> =
+                scores.iter().map(|score| score.to_bits()).collect();
+            assert_eq!(distinct.len(), scores.len());
+        }
     }
 }

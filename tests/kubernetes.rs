@@ -25,17 +25,44 @@ fn python(test: &str, arguments: &[&str]) -> Option<String> {
     Some(output_text)
 }
 
+/// The oldest supported version of Kubernetes, as the manifest says, and the newest with a published schema.
+const KUBERNETES: [&str; 2] = ["1.27", "1.37"];
+
 #[test]
-fn the_manifests_are_valid_for_the_kubernetes_api() {
-    let file = "deploy/kubernetes/livebridge.yaml";
-    let arguments = ["-m", "kubernetes_validate", "--strict", file];
-    let Some(output_text) = python("manifests", &arguments) else { return };
-    for kind in ["configmap", "service", "statefulset", "poddisruptionbudget", "networkpolicy"] {
-        assert!(
-            output_text.contains(&format!("passed for resource {kind}/livebridge")),
-            "{kind}: {output_text}"
-        );
+fn the_manifests_are_valid_for_the_oldest_and_the_newest_kubernetes_api() {
+    assert!(MANIFESTS.contains(&format!("# Kubernetes {} or later", KUBERNETES[0])));
+    for version in KUBERNETES {
+        let files = ["deploy/kubernetes/livebridge.yaml", "deploy/kubernetes/release.yaml"];
+        let arguments = ["-m", "kubernetes_validate", "--strict", "-k", version];
+        let arguments = [&arguments[..], &files].concat();
+        let Some(output_text) = python("manifests", &arguments) else { return };
+        for kind in
+            ["configmap", "service", "statefulset", "poddisruptionbudget", "networkpolicy", "job"]
+        {
+            assert!(
+                output_text.contains(&format!("passed for resource {kind}/livebridge")),
+                "{version}, {kind}: {output_text}"
+            );
+        }
     }
+}
+
+#[test]
+fn the_pods_are_restricted_and_their_instances_are_named_after_namespace_and_pod() {
+    let arguments = [
+        "tests/kubernetes/restricted.py",
+        "deploy/kubernetes/livebridge.yaml",
+        "deploy/kubernetes/release.yaml",
+    ];
+    let Some(output_text) = python("pods", &arguments) else { return };
+    assert!(
+        output_text.contains("StatefulSet/livebridge: restricted, 2 containers"),
+        "{output_text}"
+    );
+    assert!(
+        output_text.contains("Job/livebridge-release: restricted, 1 containers"),
+        "{output_text}"
+    );
 }
 
 #[test]
