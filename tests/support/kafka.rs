@@ -410,13 +410,13 @@ impl Node {
 
 /// A process that ends when this value is dropped, or with the test process if that ends first.
 #[derive(Debug)]
-pub(super) struct Guarded {
+pub struct Guarded {
     process: Child,
     guard: Child,
 }
 
 impl Guarded {
-    pub(super) fn spawn(command: &mut Command) -> io::Result<Self> {
+    pub fn spawn(command: &mut Command) -> io::Result<Self> {
         let mut process = command.spawn()?;
         // Reading fails when the pipe is closed without a line: the test process was killed. The
         // guard has its own process group, so that Ctrl-C at a terminal does not end it first.
@@ -634,6 +634,30 @@ fn fresh_directory() -> Result<PathBuf, Unavailable> {
 /// The directory of Kafka's jars, including its Java client.
 pub fn jars() -> Result<PathBuf, Unavailable> {
     installation().map(|installation| installation.join("jars"))
+}
+
+/// The jars of another version of Kafka, with those of `ZooKeeper` where it needs them; created once per target
+/// directory.
+pub fn jars_of(version: &str) -> Result<PathBuf, Unavailable> {
+    let pom = POM.replace(
+        &format!("<version>{}</version>", version_of_pom()),
+        &format!("<version>{version}</version>"),
+    );
+    let made = tools::prepared(&format!("kafka-{version}"), &pom, |directory| {
+        let storage = |error: io::Error| Unavailable::new("cannot prepare the brokers", &error);
+        fs::write(directory.join("pom.xml"), &pom).map_err(storage)?;
+        let mut maven = Command::new("mvn");
+        maven.args(["-B", "-q", "dependency:copy-dependencies", "-DoutputDirectory=jars"]);
+        tools::run(maven.current_dir(directory)).map(drop)
+    })?;
+    Ok(made.join("jars"))
+}
+
+/// The version of the brokers of all other tests.
+fn version_of_pom() -> &'static str {
+    let (_, rest) = POM.split_once("<artifactId>kafka_2.13</artifactId>").expect("Kafka");
+    let (_, rest) = rest.split_once("<version>").expect("its version");
+    rest.split('<').next().expect("the end of the version")
 }
 
 /// Kafka's jars and the files for fast starts, created once per target directory.
