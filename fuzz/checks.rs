@@ -1,6 +1,6 @@
 //! Properties that hold for any input: one function for each parser of external input.
 //!
-//! `cargo fuzz` runs each with generated inputs, `tests/fuzz.rs` with the corpora and mutations of
+//! `cargo fuzz` runs each with generated inputs, `tests/promise/fuzz.rs` with the corpora and mutations of
 //! them.
 
 use std::io::{ErrorKind, Read, Write};

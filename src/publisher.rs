@@ -30,7 +30,7 @@ pub mod replay;
 mod session;
 mod topics;
 
-// Public for tests/protocol_model.rs, which checks these decisions and not a copy of them.
+// Public for tests/promise/protocol_model.rs, which checks these decisions and not a copy of them.
 #[doc(hidden)]
 pub use batch::Batch;
 #[doc(hidden)]

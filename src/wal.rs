@@ -41,7 +41,7 @@ pub use appender::{AppendHandle, Appender};
 pub use error::{AppendError, OpenError, ReadError, Unready};
 pub use inspect::{LogView, SegmentContents, SegmentView, drop_damaged, visit};
 pub use opening::{OpeningId, Progress};
-// Public so that tests/protocol_model.rs checks these decisions and not a copy of them.
+// Public so that tests/promise/protocol_model.rs checks these decisions and not a copy of them.
 #[doc(hidden)]
 pub use opening::{Extent, Position, published, resolve};
 pub use reader::{Entries, Next, Reader};

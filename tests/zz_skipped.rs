@@ -3,6 +3,7 @@
 //! Test targets run in the order of their names, and this one has no harness that would keep what it
 //! prints to itself.
 
+#[allow(dead_code, reason = "tests note what they skip, and this reports it")]
 #[path = "support/skip.rs"]
 mod skip;
 

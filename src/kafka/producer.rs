@@ -227,7 +227,7 @@ impl Producer {
     ///
     /// The partition is left to librdkafka, for the ledger as well, whose topic has a single one: with
     /// a partition named here, librdkafka 2.12 committed transactions without some of their messages
-    /// after an abort (tests/faults.rs, `only_what_is_too_large_for_its_topic_becomes_a_dead_letter`).
+    /// after an abort (tests/promise/faults.rs, `only_what_is_too_large_for_its_topic_becomes_a_dead_letter`).
     fn send(&self, message: &Message<'_>) {
         let mut headers = OwnedHeaders::new_with_capacity(message.headers.len());
         for (key, value) in &message.headers {

@@ -4,7 +4,7 @@
 //! so a frame can be found again in the segment's file by its magic and its checksum, without
 //! opening the database: reading takes no lock, changes nothing, and cannot fail in sled's
 //! recovery. The price is that this file and the pinned sled version belong together;
-//! `tests/segments.rs` would fail if a value were ever split or transformed.
+//! `tests/log/segments.rs` would fail if a value were ever split or transformed.
 //!
 //! Layout, big-endian: magic 8, opening 16, first LSN 8, records 4, payload length 4, CRC-32 4,
 //! payload. The payload is a run of `length 4, record`. The checksum covers the log's id, so that a

@@ -1,8 +1,5 @@
 //! An intake in this process in front of a real log, and requests to it.
 
-#![allow(dead_code, reason = "each test binary uses its own part of this")]
-#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -18,7 +15,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use crate::wire::{Answer, PATIENCE, exchange, post};
+use super::wire::{Answer, PATIENCE, exchange, post};
 
 pub(crate) const KEY: &str = "callbackKey0123456789";
 

@@ -26,6 +26,7 @@ use rdkafka::metadata::{Metadata, MetadataTopic};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::tools::{self, Unavailable};
+use super::turn::BrokerPermit;
 
 /// Long enough for three JVMs that start at once on two busy cores.
 const START_MAX: Duration = Duration::from_secs(90);
@@ -58,7 +59,7 @@ impl Kafka {
         if let Ok(bootstrap) = env::var("KAFKA_BOOTSTRAP_SERVERS") {
             return Ok(Self { bootstrap, own: None });
         }
-        let own = Cluster::start(&Setup::default())?;
+        let own = Cluster::launch_all(&Setup::default(), None)?;
         Ok(Self { bootstrap: own.bootstrap(), own: Some(own) })
     }
 
@@ -201,13 +202,19 @@ impl Setup {
 pub struct Cluster {
     nodes: Vec<Node>,
     directory: PathBuf,
+    _permit: Option<BrokerPermit>,
 }
 
 impl Cluster {
     /// Starts all nodes and waits until each knows all others.
     pub fn start(setup: &Setup) -> Result<Self, Unavailable> {
+        Self::launch_all(setup, Some(BrokerPermit::wait(setup.nodes)))
+    }
+
+    fn launch_all(setup: &Setup, permit: Option<BrokerPermit>) -> Result<Self, Unavailable> {
         let installation = installation()?;
-        let mut cluster = Self { nodes: Vec::new(), directory: fresh_directory()? };
+        let directory = fresh_directory()?;
+        let mut cluster = Self { nodes: Vec::new(), directory, _permit: permit };
         cluster.nodes = lay_out(&cluster.directory, installation, setup)
             .map_err(|error| Unavailable::new("cannot write the brokers' files", &error))?;
         for node in &mut cluster.nodes {

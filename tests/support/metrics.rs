@@ -1,12 +1,9 @@
 //! `/metrics`, parsed as Prometheus parses it.
 
-#![allow(dead_code, reason = "each test binary uses its own part of this")]
-#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use crate::wire;
+use super::wire;
 
 /// Values by series, which is the name with its labels as printed.
 pub(crate) type Series = BTreeMap<String, f64>;

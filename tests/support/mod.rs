@@ -1,24 +1,33 @@
-//! Shared by the integration tests: real Kafka brokers and an independent consumer.
+//! Shared by the tests and the benchmarks: brokers, consumers, clients, proxies, load.
 //!
-//! Both are built from public artifacts on first use and kept in the target directory. Where they
+//! Brokers and the independent consumer are built from public artifacts on first use and kept in the target directory. Where they
 //! are not available, a test prints `SKIPPED` and the reason; with `LIVEBRIDGE_REQUIRE_KAFKA=1`, as
 //! in CI, that is a failure.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of this")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 pub mod bridge;
 pub mod browser;
 pub mod consumer;
+pub mod intake;
+pub mod json;
 pub mod kafka;
+pub mod kafka_gate;
 pub mod load;
+pub mod log;
+pub mod metrics;
+pub mod process;
 pub mod proxy;
 pub mod random;
 pub mod rights;
 pub mod skip;
 pub mod tencent;
+pub mod tls;
 mod tools;
+pub mod turn;
+pub mod wire;
 
-use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 pub use tools::Unavailable;
@@ -39,5 +48,5 @@ pub fn or_skip<T>(test: &str, asked: Result<T, Unavailable>) -> Option<T> {
 /// A name that no other test or test run uses, for topics, instances and directories.
 pub fn unique(stem: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    format!("{stem}-{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+    format!("{stem}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }

@@ -3,8 +3,6 @@
 //! Each skip is noted in a file of the `cargo test` that runs the test; `tests/zz_skipped.rs`, the
 //! last to run, prints them.
 
-#![allow(dead_code, reason = "each test uses its part")]
-
 use std::env;
 use std::fs::{self, File};
 use std::io::Write as _;

@@ -1,8 +1,5 @@
 //! Certificates and a TLS client.
 
-#![allow(dead_code, reason = "each test binary uses its own part of this")]
-#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -16,7 +13,7 @@ use tokio_rustls::rustls::{
     SupportedProtocolVersion, version,
 };
 
-use crate::wire::PATIENCE;
+use super::wire::PATIENCE;
 
 /// The supported versions.
 pub(crate) const VERSIONS: [&SupportedProtocolVersion; 2] = [&version::TLS12, &version::TLS13];

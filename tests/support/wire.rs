@@ -1,8 +1,5 @@
 //! A minimal HTTP client that sends exactly the given bytes, so that requests can be malformed.
 
-#![allow(dead_code, reason = "each test binary uses its own part of this")]
-#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;

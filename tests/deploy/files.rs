@@ -1,0 +1,155 @@
+//! The files in `deploy/` match the code: keys, defaults, variables, metrics.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+use livebridge::config::Config;
+
+const SAMPLE: &str = include_str!("../../deploy/livebridge.toml");
+const COMPOSE: &str = include_str!("../../docker-compose.yml");
+const DOCKERFILE: &str = include_str!("../../deploy/Dockerfile");
+const ALERTS: &str = include_str!("../../deploy/alerts.yml");
+const METRICS: &str = include_str!("../../docs/metrics.md");
+const CONFIGURATION: &str = include_str!("../../docs/configuration.md");
+
+fn config(toml: &str, environment: &[(String, String)]) -> String {
+    let table = toml.parse().expect("TOML");
+    let config = Config::from_parts(table, environment.iter().cloned());
+    format!("{:#?}", config.expect("a valid configuration"))
+}
+
+/// Every word in `text` that begins with `prefix`.
+fn words<'a>(text: &'a str, prefix: &str) -> BTreeSet<&'a str> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    text.split(|c| !is_part(c)).filter(|word| word.starts_with(prefix)).collect()
+}
+
+#[test]
+fn the_sample_configuration_is_the_defaults_plus_an_instance_name() {
+    let key = ("LIVEBRIDGE_CALLBACK_KEYS".to_owned(), "a-real-key".to_owned());
+    let examples = "[kafka]\ninstance = \"livebridge-1\"\n";
+    let environment = [key];
+    assert_eq!(config(SAMPLE, &environment), config(examples, &environment));
+}
+
+#[test]
+fn the_sample_configuration_does_not_start_without_a_real_key() {
+    let table = SAMPLE.parse().expect("TOML");
+    let error = Config::from_parts(table, std::iter::empty()).expect_err("no key is in it");
+    assert!(error.to_string().starts_with("callback.keys: is empty"), "{error}");
+}
+
+#[test]
+fn the_sample_configuration_has_every_documented_key() {
+    let (_, table) = CONFIGURATION.split_once("## Keys").expect("the section");
+    let (table, _) = table.split_once("\n## ").expect("another section");
+    let cells = table.lines().filter_map(|line| line.strip_prefix("| `")?.split('|').next());
+    let names = cells.flat_map(|cell| cell.split('`')).filter_map(|name| name.split_once('.'));
+    let sections = ["http", "tls", "access", "admin", "callback", "wal", "kafka", "dedup", "log"];
+    let mut known = 0;
+    for (section, key) in names.filter(|(section, _)| sections.contains(section)) {
+        known += 1;
+        let (_, rest) = SAMPLE.split_once(&format!("\n[{section}]\n")).expect(section);
+        let lines = rest.lines().take_while(|line| !line.starts_with('['));
+        let keys: Vec<_> = lines
+            .filter_map(|line| line.trim_start_matches("# ").split_once(" = "))
+            .map(|(key, _)| key)
+            .collect();
+        assert!(keys.contains(&key), "{section}.{key} is not in {keys:?}");
+    }
+    assert!(known >= 24, "the table was not found");
+}
+
+/// The variables that a Dockerfile or Compose file sets for livebridge.
+fn variables(text: &str) -> Vec<(String, String)> {
+    let lines = text.lines().map(|line| {
+        let line = line.trim().trim_start_matches("ENV ").trim_end_matches(" \\");
+        line.split_once(": ").or_else(|| line.split_once('='))
+    });
+    let ours = lines.flatten().filter(|(name, _)| name.starts_with("LIVEBRIDGE_"));
+    // Takes the default from "${VARIABLE:-default}".
+    let value = |value: &str| {
+        let value = value.trim_matches('"');
+        value.split_once(":-").map_or(value, |(_, value)| value.trim_end_matches('}')).to_owned()
+    };
+    ours.map(|(name, text)| (name.to_owned(), value(text))).collect()
+}
+
+#[test]
+fn a_configuration_file_takes_precedence_over_the_defaults_of_the_image() {
+    let mut environment = variables(DOCKERFILE);
+    assert_eq!(environment.len(), 2, "{environment:?}");
+    environment.push(("LIVEBRIDGE_CALLBACK_KEYS".to_owned(), "a-real-key".to_owned()));
+    let by_image = config("", &environment);
+    let by_file =
+        config("[wal]\ndir = \"/mounted\"\n[admin]\nlisten = \"127.0.0.1:1\"\n", &environment);
+    for (image, file) in [("/var/lib/livebridge/log", "/mounted"), ("0.0.0.0:9464", "127.0.0.1:1")]
+    {
+        assert!(by_image.contains(image) && !by_file.contains(image), "{by_file}");
+        assert!(by_file.contains(file), "{by_file}");
+    }
+}
+
+/// Cargo does not build a package when a file that its manifest names is missing, tests included.
+#[test]
+fn the_image_is_built_from_everything_that_cargo_wants_to_find() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let ignored = include_str!("../../deploy/Dockerfile.dockerignore");
+    let dir = tempfile::tempdir().unwrap();
+    let copied = DOCKERFILE.lines().filter_map(|line| line.strip_prefix("COPY "));
+    for line in copied.filter(|line| !line.starts_with("--from")) {
+        let (sources, target) = line.rsplit_once(' ').unwrap();
+        for source in sources.split(' ') {
+            assert!(
+                ignored.lines().any(|line| line.starts_with(&format!("!{source}"))),
+                "{source}"
+            );
+            let to = dir.path().join(target).join(if target == "./" { source } else { "" });
+            let mut copy = Command::new("cp");
+            copy.arg("-r").arg(root.join(source)).arg(to.parent().unwrap());
+            assert!(copy.status().unwrap().success(), "{line}");
+        }
+    }
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["metadata", "--no-deps", "--offline", "--format-version=1"]).current_dir(&dir);
+    let output = cargo.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn every_variable_of_the_image_and_of_compose_is_a_known_key() {
+    let environment = [variables(COMPOSE), variables(DOCKERFILE)].concat();
+    assert_eq!(environment.len(), 6, "{environment:?}");
+    let config = config("", &environment);
+    for part in ["kafka-1:19092", "livebridge-1", "0.0.0.0:9464", "/var/lib/livebridge/log"] {
+        assert!(config.contains(part), "no {part} in {config}");
+    }
+}
+
+#[test]
+fn the_metrics_table_lists_exactly_the_declared_metrics() {
+    let source = concat!(
+        include_str!("../../src/metrics/table.rs"),
+        include_str!("../../src/metrics/process.rs"),
+    );
+    for prefix in ["livebridge_", "process_"] {
+        let defined = source.split('"').filter(|text| text.starts_with(prefix));
+        let rows = METRICS.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+        let documented: BTreeSet<_> = rows.filter(|name| name.starts_with(prefix)).collect();
+        assert_eq!(defined.collect::<BTreeSet<_>>(), documented);
+    }
+}
+
+#[test]
+fn the_alerts_query_only_metrics_and_labels_that_exist() {
+    let metrics = words(ALERTS, "livebridge_");
+    assert!(metrics.len() >= 5, "{metrics:?}");
+    let reasons = ALERTS.split("reason=~\"").skip(1).filter_map(|rest| rest.split('"').next());
+    let reasons: Vec<_> = reasons.flat_map(|reasons| reasons.split('|')).collect();
+    assert!(reasons.len() >= 5, "{reasons:?}");
+    for name in metrics.into_iter().chain(reasons) {
+        let name = name.trim_end_matches("_bucket");
+        assert!(METRICS.contains(&format!("`{name}`")), "{name} does not exist");
+    }
+}

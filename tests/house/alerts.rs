@@ -1,0 +1,256 @@
+//! Alerts, runbook and dashboard are consistent, and are valid in a real Prometheus that scrapes a
+//! bridge.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use livebridge::kafka::embedded::Embedded;
+use livebridge::publisher::Topics;
+use serde_json::Value;
+
+use crate::support::bridge::Bridge;
+use crate::support::kafka::free_port;
+use crate::support::{Unavailable, or_skip};
+
+const ALERTS: &str = include_str!("../../deploy/alerts.yml");
+const CASES: &str = include_str!("alerts.yml");
+const RUNBOOK: &str = include_str!("../../docs/runbook.md");
+const DASHBOARD: &str = include_str!("../../deploy/dashboard.json");
+const METRICS: &str = include_str!("../../docs/metrics.md");
+const FINDINGS: &str = include_str!("../../src/admin/findings.rs");
+
+/// Each alert's name and the text of its rule.
+fn alerts() -> BTreeMap<&'static str, &'static str> {
+    let rules = ALERTS.split("      - alert: ").skip(1);
+    let alerts: BTreeMap<_, _> = rules.filter_map(|rule| rule.split_once('\n')).collect();
+    assert!(alerts.len() >= 20, "{alerts:?}");
+    alerts
+}
+
+/// The metric tables of docs/metrics.md.
+fn metrics() -> BTreeSet<&'static str> {
+    let rows = METRICS.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    rows.filter(|name| name.starts_with("livebridge_") || name.starts_with("process_")).collect()
+}
+
+/// The metrics that a query refers to.
+fn asked(query: &str) -> BTreeSet<String> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+    let words = query.split(|c| !is_part(c));
+    let named = |word: &&str| word.starts_with("livebridge_") || word.starts_with("process_");
+    let known = metrics();
+    let family = |word: &str| {
+        let mut stems =
+            ["_bucket", "_sum", "_count"].iter().filter_map(|end| word.strip_suffix(end));
+        stems.find(|stem| known.contains(stem)).unwrap_or(word).to_owned()
+    };
+    words.filter(named).map(family).collect()
+}
+
+#[test]
+fn every_alert_has_a_firing_case_a_silent_case_and_a_runbook_section() {
+    for (name, rule) in alerts() {
+        for case in ["fires", "is quiet"] {
+            assert!(CASES.contains(&format!("- name: {name} {case}\n")), "{name} has none: {case}");
+        }
+        let severity = ["severity: page}", "severity: ticket}"];
+        assert!(severity.iter().any(|severity| rule.contains(severity)), "{name} has no severity");
+        for annotation in ["summary: ", "description: "] {
+            assert!(rule.contains(annotation), "{name} has no {annotation}");
+        }
+        let link = format!("runbook_url: docs/runbook.md#{}\n", name.to_lowercase());
+        assert!(rule.contains(&link), "{name} does not point to {link}");
+        let (_, section) =
+            RUNBOOK.split_once(&format!("\n## {name}\n")).unwrap_or_else(|| panic!("no {name}"));
+        let section = section.split("\n## ").next().expect("a section");
+        for part in ["**What it means.** ", "**Look.** ", "**Do.** ", "**Do not.** "] {
+            assert!(section.contains(part), "{name} has no {part}");
+        }
+    }
+    let sections = RUNBOOK.lines().filter_map(|line| line.strip_prefix("## "));
+    let alerts: BTreeSet<_> = alerts().into_keys().collect();
+    assert_eq!(sections.collect::<BTreeSet<_>>(), alerts);
+    let found =
+        FINDINGS.split("    (\n        \"").skip(1).filter_map(|rest| rest.split('"').next());
+    let found: BTreeSet<_> = found.collect();
+    assert!(found.len() > 8, "{found:?}");
+    assert!(found.is_subset(&alerts), "the status page names others: {found:?}");
+}
+
+#[test]
+fn every_metric_key_and_file_in_the_runbook_exists() {
+    for name in asked(RUNBOOK) {
+        assert!(metrics().contains(name.as_str()), "there is no {name}");
+    }
+    let (_, keys) =
+        include_str!("../../docs/configuration.md").split_once("## Keys").expect("the table");
+    let sections = ["http.", "access.", "tls.", "callback.", "wal.", "kafka.", "dedup.", "admin."];
+    let code = RUNBOOK.split('`').skip(1).step_by(2);
+    let named = code.filter(|code| sections.iter().any(|section| code.starts_with(section)));
+    for key in named.map(|key| key.split([' ', '=']).next().expect("a word")) {
+        assert!(keys.contains(&format!("`{key}`")), "there is no {key}");
+    }
+}
+
+#[test]
+fn every_alert_passes_its_promtool_cases() {
+    let run = |arguments: &[&str]| {
+        let output = Command::new("promtool").args(arguments).output();
+        output.map_err(|error| Unavailable(format!("promtool (Debian's prometheus): {error}")))
+    };
+    let here = env!("CARGO_MANIFEST_DIR");
+    for arguments in [
+        ["check", "rules", &format!("{here}/deploy/alerts.yml")],
+        ["test", "rules", &format!("{here}/tests/house/alerts.yml")],
+    ] {
+        let Some(output) = or_skip("promtool", run(&arguments)) else { return };
+        let output_text = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output_text));
+    }
+}
+
+/// Every query in the dashboard.
+fn queries() -> Vec<String> {
+    let dashboard: Value = serde_json::from_str(DASHBOARD).expect("JSON");
+    let panels = dashboard["panels"].as_array().expect("panels");
+    let targets = panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten();
+    let queries: Vec<_> =
+        targets.filter_map(|target| target["expr"].as_str()).map(str::to_owned).collect();
+    assert!(queries.len() > 40, "{queries:?}");
+    queries
+}
+
+#[test]
+fn the_dashboard_shows_exactly_the_declared_metrics() {
+    let shown: BTreeSet<String> = queries().iter().flat_map(|query| asked(query)).collect();
+    let documented: BTreeSet<String> = metrics().into_iter().map(str::to_owned).collect();
+    assert_eq!(shown, documented);
+    let dashboard: Value = serde_json::from_str(DASHBOARD).expect("JSON");
+    let mut ids = BTreeSet::new();
+    let mut taken = BTreeSet::new();
+    for panel in dashboard["panels"].as_array().expect("panels") {
+        assert!(ids.insert(panel["id"].as_u64()), "two panels have one id: {panel}");
+        let place = |name: &str| panel["gridPos"][name].as_u64().expect("a place");
+        for x in place("x")..place("x") + place("w") {
+            for y in place("y")..place("y") + place("h") {
+                assert!(x < 24 && taken.insert((x, y)), "{} is on another", panel["title"]);
+            }
+        }
+        if panel["type"] != "row" {
+            assert!(panel["description"].as_str().is_some_and(|text| !text.is_empty()), "{panel}");
+        }
+        for alert in panel["description"].as_str().unwrap_or_default().split("Alert").skip(1) {
+            let names = alert.trim_start_matches('s').trim().trim_end_matches('.').split(", ");
+            for name in names {
+                assert!(alerts().contains_key(name), "{name} is not an alert");
+            }
+        }
+    }
+}
+
+/// A Prometheus process that is killed when the value is dropped.
+struct Prometheus {
+    process: Child,
+    port: u16,
+    _dir: tempfile::TempDir,
+}
+
+impl Prometheus {
+    fn start(bridge: &Bridge) -> Result<Self, Unavailable> {
+        let dir = tempfile::tempdir().expect("a directory");
+        let config = format!(
+            "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\n\
+             rule_files: [{}/deploy/alerts.yml]\n\
+             scrape_configs:\n  - job_name: livebridge\n    static_configs: [{{targets: ['{}']}}]\n",
+            env!("CARGO_MANIFEST_DIR"),
+            bridge.admin_address()
+        );
+        let path = dir.path().join("prometheus.yml");
+        fs::write(&path, config).expect("a writable directory");
+        let port = free_port();
+        let mut command = Command::new("prometheus");
+        command
+            .arg(format!("--config.file={}", path.display()))
+            .arg(format!("--storage.tsdb.path={}", dir.path().join("data").display()))
+            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .arg("--log.level=error")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        let process = command
+            .spawn()
+            .map_err(|error| Unavailable(format!("prometheus (Debian's package): {error}")))?;
+        Ok(Self { process, port, _dir: dir })
+    }
+
+    /// The response of the HTTP API; `None` while it is not available.
+    fn get(&self, path: &str) -> Option<Value> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).ok()?;
+        // HTTP/1.0, so that the response is not chunked.
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()
+    }
+
+    fn query(&self, query: &str) -> Value {
+        let mut encoded = String::new();
+        for byte in query.bytes() {
+            write!(encoded, "%{byte:02x}").expect("a String takes all");
+        }
+        self.get(&format!("/api/v1/query?query={encoded}")).expect("an answer")
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
+
+#[test]
+fn prometheus_scrapes_the_bridge_and_evaluates_every_rule_and_query() {
+    let topics = Topics::new("live", &BTreeMap::new()).expect("the default topics");
+    let kafka = Embedded::start(&topics.all(), 3, topics.ledger()).expect("librdkafka's Kafka");
+    let bridge =
+        Bridge::new("alerts", &kafka.brokers(), "live").set("KAFKA_CREATE_TOPICS", "false");
+    bridge.start();
+    let Some(prometheus) = or_skip("prometheus", Prometheus::start(&bridge)) else { return };
+    let started = Instant::now();
+    let up = |value: &Value| value["data"]["result"][0]["value"][1] == "1";
+    while prometheus.get("/api/v1/query?query=up").is_none_or(|value| !up(&value)) {
+        assert!(started.elapsed() < Duration::from_mins(1), "it does not scrape");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let healthy = |rules: &Value| {
+        let groups = rules["data"]["groups"].as_array()?;
+        let rules: Vec<&Value> =
+            groups.iter().filter_map(|group| group["rules"].as_array()).flatten().collect();
+        for rule in &rules {
+            assert_ne!(rule["health"], "err", "{}: {}", rule["name"], rule["lastError"]);
+        }
+        let done = rules.iter().filter(|rule| rule["health"] == "ok").count();
+        (done == alerts().len() + 1).then_some(())
+    };
+    while prometheus.get("/api/v1/rules").as_ref().and_then(healthy).is_none() {
+        assert!(started.elapsed() < Duration::from_mins(1), "rules are not evaluated");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let firing = prometheus.query("ALERTS{alertstate=\"firing\"}");
+    assert_eq!(firing["data"]["result"], Value::Array(Vec::new()), "nothing is wrong");
+    for query in queries() {
+        let query = query.replace("$job", "livebridge").replace("$instance", ".+");
+        let query = query.replace("$__rate_interval", "1m");
+        let answer = prometheus.query(&query);
+        assert_eq!(answer["status"], "success", "{query}: {}", answer["error"]);
+    }
+    for metric in metrics() {
+        let found = prometheus.query(&format!("count({{__name__=~\"{metric}(_count)?\"}})"));
+        assert!(!found["data"]["result"][0].is_null(), "{metric} is not scraped");
+    }
+}

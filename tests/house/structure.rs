@@ -1,0 +1,268 @@
+//! Structural rules of the source: allowed dependencies between modules, and which module uses
+//! which external crate. src/lib.rs lists the modules and their order.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A module and the modules it may depend on.
+const MAY_NAME: [(&str, &[&str]); 28] = [
+    ("event", &[]),
+    ("record", &["event"]),
+    ("callback", &["event", "record"]),
+    ("metrics", &["event", "record"]),
+    ("recent", &["event", "record"]),
+    ("log_limit", &[]),
+    ("wal", &["metrics", "event", "record", "log_limit", "permission"]),
+    ("ledger", &["metrics", "event", "record", "wal"]),
+    ("kafka", &["metrics", "event", "permission", "record", "secret"]),
+    (
+        "publisher",
+        &[
+            "kafka",
+            "ledger",
+            "metrics",
+            "permission",
+            "recent",
+            "event",
+            "record",
+            "log_limit",
+            "wal",
+        ],
+    ),
+    ("reloadable", &[]),
+    ("heartbeat", &[]),
+    ("health", &["heartbeat", "wal"]),
+    ("descriptors", &[]),
+    ("permission", &[]),
+    ("proxy_protocol", &[]),
+    ("secret", &[]),
+    ("service", &[]),
+    (
+        "intake",
+        &[
+            "permission",
+            "callback",
+            "reloadable",
+            "metrics",
+            "health",
+            "heartbeat",
+            "log_limit",
+            "proxy_protocol",
+            "recent",
+            "event",
+            "record",
+            "secret",
+            "wal",
+        ],
+    ),
+    (
+        "admin",
+        &[
+            "reloadable",
+            "logging",
+            "log_limit",
+            "metrics",
+            "health",
+            "proxy_protocol",
+            "recent",
+            "event",
+            "record",
+            "secret",
+            "wal",
+        ],
+    ),
+    (
+        "config",
+        &[
+            "permission",
+            "admin",
+            "callback",
+            "intake",
+            "kafka",
+            "ledger",
+            "logging",
+            "publisher",
+            "event",
+            "record",
+            "secret",
+            "wal",
+        ],
+    ),
+    (
+        "reload",
+        &["callback", "config", "intake", "reloadable", "logging", "metrics", "service", "wal"],
+    ),
+    (
+        "bridge",
+        &[
+            "admin",
+            "config",
+            "intake",
+            "metrics",
+            "publisher",
+            "descriptors",
+            "health",
+            "reload",
+            "service",
+            "wal",
+        ],
+    ),
+    ("logging", &["secret"]),
+    ("sample", &["callback", "event", "record"]),
+    ("sender", &[]),
+    ("tencent", &["event", "secret"]),
+    ("lib", &[]),
+];
+
+/// An external crate and the modules that use it. The command line is above all modules and may use
+/// any.
+const NAMED_IN: [(&str, &[&str]); 22] = [
+    ("clap", &[]),
+    ("hyper", &["admin", "intake", "sender"]),
+    ("hyper_util", &["admin", "intake", "sender"]),
+    ("ipnet", &["intake"]),
+    ("libc", &[]),
+    ("listenfd", &["service"]),
+    ("md5", &["callback"]),
+    ("metrics_exporter_prometheus", &["metrics"]),
+    ("rdkafka", &["kafka"]),
+    ("ring", &["intake", "tencent"]),
+    ("rustls_native_certs", &["tencent"]),
+    ("sd_notify", &["service"]),
+    ("sha2", &["callback"]),
+    ("sled", &["wal"]),
+    ("socket2", &["intake"]),
+    ("strsim", &["config"]),
+    ("subtle", &["callback", "secret"]),
+    ("tokio_rustls", &["intake", "tencent"]),
+    ("toml", &["config"]),
+    ("tracing_subscriber", &["logging"]),
+    ("ureq", &["tencent"]),
+    ("x509_cert", &["intake"]),
+];
+
+/// The maximum length of a file; a longer file must be split.
+const LINES_MAX: usize = 500;
+
+fn source() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))
+}
+
+fn files(dir: &Path, into: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files(&path, into);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            into.push(path);
+        }
+    }
+}
+
+/// Every source file that is not a test: its module, its path, its code without comments.
+fn rooms() -> Vec<(String, PathBuf, String)> {
+    let mut paths = Vec::new();
+    files(&source(), &mut paths);
+    assert!(paths.len() > 20, "the sources were found");
+    let code = |path: &Path| {
+        let text = fs::read_to_string(path).unwrap();
+        let text = text.split("#[cfg(test)]").next().unwrap().to_owned();
+        let lines = text.lines().map(|line| line.split("//").next().unwrap().to_owned());
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    paths
+        .into_iter()
+        .filter(|path| path.file_name().unwrap() != "tests.rs")
+        .map(|path| {
+            let below = path.strip_prefix(source()).unwrap();
+            let room = below.iter().next().unwrap().to_str().unwrap();
+            (room.trim_end_matches(".rs").to_owned(), path.clone(), code(&path))
+        })
+        .collect()
+}
+
+/// Whether a path in `code` begins with `name`.
+fn names(code: &str, name: &str) -> bool {
+    let word = |c: char| c.is_alphanumeric() || c == '_';
+    code.match_indices(&format!("{name}::")).any(|(at, _)| {
+        let before = code[..at].chars().next_back();
+        !before.is_some_and(|c| word(c) || c == ':')
+    })
+}
+
+#[test]
+fn no_module_depends_on_one_above_its_layer() {
+    let allowed: BTreeMap<_, _> = MAY_NAME.into_iter().collect();
+    for (room, path, code) in rooms() {
+        if room == "main" || room == "cli" {
+            continue;
+        }
+        let allowed = allowed.get(room.as_str());
+        let allowed = allowed.unwrap_or_else(|| panic!("{} is not in the table", path.display()));
+        for (other, _) in MAY_NAME {
+            let named = code.contains(&format!("crate::{other}::"))
+                || code.contains(&format!("crate::{other};"))
+                || code.contains(&format!("crate::{other}}}"));
+            let named = named && other != room && other != "lib";
+            assert!(!named || allowed.contains(&other), "{} names {other}", path.display());
+        }
+    }
+}
+
+#[test]
+fn each_external_crate_is_used_in_its_module_only() {
+    for (room, path, code) in rooms() {
+        if room == "main" || room == "cli" {
+            continue;
+        }
+        for (foreign, at) in NAMED_IN {
+            let named = names(&code, foreign);
+            assert!(!named || at.contains(&room.as_str()), "{} names {foreign}", path.display());
+        }
+        let sled = names(&code, "sled") && !path.ends_with("wal/segment.rs");
+        assert!(!sled, "{} names sled", path.display());
+    }
+}
+
+#[test]
+fn only_a_verified_callback_becomes_a_record() {
+    for (room, path, code) in rooms() {
+        let made = code.contains("Record {") && !code.contains("struct Record {");
+        let made = made && code.contains("received_at,");
+        // Exported records were verified before they were logged, and are not logged again.
+        let verified = room == "callback" || path.ends_with("publisher/replay.rs");
+        assert!(!made || verified, "{} makes records (I2)", path.display());
+    }
+}
+
+#[test]
+fn every_file_has_a_module_comment_and_fewer_than_500_lines() {
+    let mut paths = Vec::new();
+    files(&source(), &mut paths);
+    for path in paths {
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("//! "), "{} does not say what it is", path.display());
+        let lines = text.lines().count();
+        assert!(lines <= LINES_MAX, "{} has {lines} lines", path.display());
+        for mark in ["TODO", "FIXME", "XXX"] {
+            assert!(!text.contains(mark), "{} has a {mark}", path.display());
+        }
+    }
+}
+
+#[test]
+fn every_dependency_states_its_reason() {
+    let text = include_str!("../../Cargo.toml").to_owned() + include_str!("../../fuzz/Cargo.toml");
+    let mut count = 0;
+    for section in text.split("\n[").filter(|section| {
+        section.starts_with("dependencies]") || section.starts_with("dev-dependencies]")
+    }) {
+        for line in section.lines().skip(1).filter(|line| line.contains(" = ")) {
+            let reason = line.split_once(" # ").map_or("", |(_, reason)| reason.trim());
+            assert!(!reason.is_empty(), "no reason is stated: {line}");
+            count += 1;
+        }
+    }
+    assert!(count > 40, "{count} were found");
+}

@@ -1,0 +1,277 @@
+//! The client of Tencent Cloud's API against a fake that verifies signatures and enforces limits.
+
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use livebridge::event::{EventType, Timestamp};
+use livebridge::tencent::{
+    CallbackRule, CallbackTemplate, Client, Credentials, Endpoint, Options, Reason, RecordQuery,
+    StreamQuery, TemplateKey, TemplateUrl, TencentError, UrlKind,
+};
+
+use crate::support::tencent::{Fault, Record, SECRET_ID, SECRET_KEY, Stream, Tencent};
+
+fn client(endpoint: &str, secret_id: &str, secret_key: &str, token: Option<&str>) -> Client {
+    let options = Options {
+        endpoint: Endpoint::parse(endpoint).unwrap(),
+        timeout: Duration::from_millis(700),
+        pause: Duration::from_millis(100),
+    };
+    Client::new(Credentials::new(secret_id, secret_key, token).unwrap(), options).unwrap()
+}
+
+fn client_of(tencent: &Tencent) -> Client {
+    client(&tencent.endpoint(), SECRET_ID, SECRET_KEY, None)
+}
+
+fn template(name: &str) -> CallbackTemplate {
+    let mut template = CallbackTemplate::new(name, "of-a-test", TemplateKey::new("callbackKey01"));
+    template.set_url(UrlKind::Push, "http://127.0.0.1:1/callback/push");
+    template
+}
+
+#[test]
+fn templates_and_rules_are_created_changed_and_deleted() {
+    let tencent = Tencent::start();
+    tencent.state().domains.push(("push.example.com".into(), true));
+    let client = client_of(&tencent);
+    assert!(client.templates().unwrap().is_empty());
+    let id = client.create_template(&template("one")).unwrap();
+    let mut listed = client.templates().unwrap().remove(0);
+    assert_eq!((listed.template_id, listed.template_name.as_str()), (id, "one"));
+    assert_eq!(listed.callback_key.text(), "callbackKey01");
+    let url = TemplateUrl::Set("http://127.0.0.1:1/callback/push".into());
+    assert_eq!(listed.url(UrlKind::Push), url);
+    assert_eq!(listed.url(UrlKind::Interrupt), TemplateUrl::Unset);
+    listed.set_url(UrlKind::Interrupt, "http://127.0.0.1:1/callback/interrupt");
+    client.modify_template(&listed).unwrap();
+    let rule = CallbackRule {
+        domain_name: "push.example.com".into(),
+        app_name: "live".into(),
+        template_id: id,
+    };
+    client.create_rule(&rule).unwrap();
+    assert_eq!(client.rules().unwrap(), std::slice::from_ref(&rule));
+    assert_eq!(client.delete_template(id).unwrap_err().reason(), Some(Reason::InUse));
+    assert_eq!(client.create_rule(&rule).unwrap_err().reason(), Some(Reason::AlreadyExists));
+    client.delete_rule(&rule).unwrap();
+    client.delete_template(id).unwrap();
+    assert_eq!(client.delete_template(id).unwrap_err().reason(), Some(Reason::NotFound));
+    let missing = CallbackRule { domain_name: "push.example.org".into(), ..rule };
+    assert_eq!(client.create_rule(&missing).unwrap_err().reason(), Some(Reason::NotFound));
+}
+
+#[test]
+fn a_member_that_is_not_reported_differs_from_one_that_is_not_set() {
+    let tencent = Tencent::start();
+    tencent.state().reports_record_status = false;
+    let client = client_of(&tencent);
+    client.create_template(&template("one")).unwrap();
+    let listed = client.templates().unwrap().remove(0);
+    assert_eq!(listed.url(UrlKind::RecordStatus), TemplateUrl::NotReported);
+    assert_eq!(listed.url(UrlKind::Record), TemplateUrl::Unset);
+}
+
+#[test]
+fn all_pages_of_domains_are_read() {
+    let tencent = Tencent::start();
+    for number in 0..250 {
+        tencent.state().domains.push((format!("push{number}.example.com"), number % 2 == 0));
+    }
+    let domains = client_of(&tencent).push_domains().unwrap();
+    assert_eq!(domains.len(), 250);
+    assert_eq!(domains.iter().filter(|domain| domain.is_enabled()).count(), 125);
+    assert_eq!(tencent.count("DescribeLiveDomains"), 3);
+}
+
+#[test]
+fn history_is_read_page_by_page_within_the_documented_limits() {
+    let tencent = Tencent::start();
+    let now = Timestamp::now();
+    let ago = |minutes: u64| now.before(Duration::from_mins(minutes));
+    for number in 0..230 {
+        tencent.state().streams.push(Stream {
+            domain: "push.example.com".into(),
+            app: "live".into(),
+            name: format!("stream-{number:03}"),
+            started: ago(60).as_millis(),
+            ended: Some(ago(50).as_millis() + number),
+        });
+        tencent.state().records.push(Record {
+            stream: "stream-007".into(),
+            event_type: [0, 1, 100, 200][usize::try_from(number).unwrap() % 4],
+            time: ago(55).as_millis(),
+            request: "%7B%7D".into(),
+            response: String::new(),
+            result: number % 2,
+        });
+    }
+    let client = client_of(&tencent);
+    let mut query =
+        StreamQuery { since: ago(120), until: now, domain: None, app: None, stream: None, page: 1 };
+    let mut names = Vec::new();
+    loop {
+        let page = client.stream_events(&query).unwrap();
+        assert_eq!(page.total, 230);
+        names.extend(page.entries.into_iter().map(|stream| stream.stream_name));
+        if !page.has_more {
+            break;
+        }
+        query.page += 1;
+    }
+    assert_eq!((query.page, names.len()), (3, 230));
+    assert!(names.is_sorted());
+    query = StreamQuery { stream: Some("stream-00".into()), page: 1, ..query };
+    assert_eq!(client.stream_events(&query).unwrap().total, 0, "the name is exact");
+
+    let mut query = RecordQuery {
+        since: ago(120),
+        until: now,
+        stream: "stream-007".into(),
+        event_type: None,
+        failed_only: true,
+        page: 1,
+    };
+    let mut failed = 0;
+    loop {
+        let page = client.callback_records(&query).unwrap();
+        failed += page.entries.len();
+        let time = page.entries[0].event_time.unwrap();
+        assert_eq!(time.as_millis(), ago(55).as_millis() / 1000 * 1000);
+        if !page.has_more {
+            break;
+        }
+        query.page += 1;
+    }
+    assert_eq!((query.page, failed), (3, 115));
+    query = RecordQuery { event_type: Some(EventType(100)), page: 1, ..query };
+    assert_eq!(client.callback_records(&query).unwrap().total, 57);
+    query.since = now.before(Duration::from_hours(25));
+    let error = client.callback_records(&query).unwrap_err();
+    assert_eq!(error.reason(), Some(Reason::WrongParameter), "{error}");
+}
+
+#[test]
+fn each_rejection_is_reported_by_its_cause() {
+    let tencent = Tencent::start();
+    let endpoint = tencent.endpoint();
+    let reason = |client: &Client| client.templates().unwrap_err().reason();
+    let wrong = client(&endpoint, "AKIDnobody", SECRET_KEY, None);
+    assert_eq!(reason(&wrong), Some(Reason::UnknownSecretId));
+    let wrong = client(&endpoint, SECRET_ID, "another-secret-key", None);
+    assert_eq!(reason(&wrong), Some(Reason::WrongSecretKey));
+    let wrong = client(&endpoint, SECRET_ID, SECRET_KEY, Some("a-token-too-many"));
+    assert_eq!(reason(&wrong), Some(Reason::WrongToken));
+    tencent.state().token = Some("the-right-token".into());
+    let right = client(&endpoint, SECRET_ID, SECRET_KEY, Some("the-right-token"));
+    right.templates().unwrap();
+    tencent.state().token = None;
+    let right = client_of(&tencent);
+    for ahead in [400, -400] {
+        tencent.state().clock_ahead = ahead;
+        assert_eq!(reason(&right), Some(Reason::ClockDiffers));
+    }
+    tencent.state().clock_ahead = 0;
+    tencent.state().permitted = Some(vec!["DescribeLiveCallbackRules"]);
+    assert_eq!(reason(&right), Some(Reason::PermissionDenied));
+    right.rules().unwrap();
+    let error = right.templates().unwrap_err().to_string();
+    assert!(error.contains("docs/tencent.md"), "{error}");
+    assert!(error.contains("live:DescribeLiveCallbackTemplates"), "{error}");
+}
+
+#[test]
+fn answers_of_another_server_are_recognised() {
+    let tencent = Tencent::start();
+    let client = client_of(&tencent);
+    tencent.inject("", Fault::Status(404));
+    let error = client.templates().unwrap_err();
+    assert!(matches!(error, TencentError::NotTheApi { status: 404, .. }), "{error}");
+    let error = error.to_string();
+    assert!(error.contains("a proxy's page") && error.contains("endpoint"), "{error}");
+}
+
+#[test]
+fn a_read_is_repeated_after_a_fault_and_a_creation_is_not() {
+    for fault in [
+        Fault::Close,
+        Fault::CloseAfter,
+        Fault::Hang,
+        Fault::Status(502),
+        Fault::Code("InternalError"),
+    ] {
+        let tencent = Tencent::start();
+        let client = client_of(&tencent);
+        tencent.inject("", fault.clone());
+        assert!(client.templates().is_ok(), "{fault:?}");
+        tencent.inject("", fault.clone());
+        let error = client.create_template(&template("one")).unwrap_err();
+        let created = usize::from(matches!(fault, Fault::CloseAfter));
+        assert_eq!(tencent.state().templates.len(), created, "{fault:?}: {error}");
+    }
+}
+
+#[test]
+fn a_rate_limit_is_waited_for_whatever_the_action_is() {
+    let tencent = Tencent::start();
+    let client = client_of(&tencent);
+    for _ in 0..3 {
+        tencent.inject("", Fault::Code("RequestLimitExceeded"));
+    }
+    let started = Instant::now();
+    client.create_template(&template("one")).unwrap();
+    let pauses = Duration::from_millis(100 + 200 + 400);
+    assert!(started.elapsed() >= pauses, "the pauses grow: {:?}", started.elapsed());
+    assert_eq!(tencent.state().templates.len(), 1);
+    for _ in 0..6 {
+        tencent.inject("", Fault::Code("RequestLimitExceeded"));
+    }
+    let error = client.templates().unwrap_err();
+    assert_eq!(error.reason(), Some(Reason::RateLimited), "{error}");
+}
+
+#[test]
+fn requests_keep_the_documented_rate() {
+    let tencent = Tencent::start();
+    let client = client_of(&tencent);
+    let started = Instant::now();
+    for _ in 0..40 {
+        client.templates().unwrap();
+    }
+    // Two at once and eighteen a second, of the twenty that are allowed.
+    assert!(started.elapsed() >= Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_missing_answer_is_a_time_out() {
+    let tencent = Tencent::start();
+    let client = client_of(&tencent);
+    for _ in 0..3 {
+        tencent.inject("", Fault::Hang);
+    }
+    let error = client.templates().unwrap_err();
+    assert!(matches!(error, TencentError::TimedOut { .. }), "{error}");
+    assert!(error.to_string().contains("700ms"), "{error}");
+}
+
+#[test]
+fn an_endpoint_where_nothing_listens_is_unreachable() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let client = client(&format!("http://127.0.0.1:{port}"), SECRET_ID, SECRET_KEY, None);
+    let error = client.templates().unwrap_err();
+    assert!(matches!(error, TencentError::Unreachable { .. }), "{error}");
+}
+
+#[test]
+fn neither_errors_nor_debug_output_show_credentials() {
+    let tencent = Tencent::start();
+    let right = client_of(&tencent);
+    tencent.inject("", Fault::Code("FailedOperation"));
+    let error = right.templates().unwrap_err();
+    let wrong = client(&tencent.endpoint(), "AKIDhidden", "key-hidden-0", Some("token-hidden-0"));
+    let unknown = wrong.templates().unwrap_err();
+    let text = format!("{error} {error:?} {unknown} {unknown:?} {right:?} {wrong:?}");
+    for secret in [SECRET_ID, SECRET_KEY, "AKIDhidden", "key-hidden-0", "token-hidden-0"] {
+        assert!(!text.contains(secret), "{text}");
+    }
+}

@@ -1,0 +1,60 @@
+//! A clock that can be set: a library for `LD_PRELOAD`, built with the system's C compiler.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{self, Command};
+
+use crate::support::bridge::Bridge;
+use crate::support::skip::skip;
+
+const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/promise/clock/shift.c");
+
+/// The clock of the bridges to which it is applied.
+pub(crate) struct Shift {
+    dir: tempfile::TempDir,
+    library: PathBuf,
+    file: File,
+}
+
+impl Shift {
+    /// An unshifted clock; `None`, with a message, without a C compiler.
+    pub(crate) fn new(test: &str) -> Option<Self> {
+        let dir = tempfile::TempDir::with_prefix_in("clock", env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let library = dir.path().join(format!("shift-{}.so", process::id()));
+        let mut compiler = Command::new("gcc");
+        compiler.args(["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o"]);
+        let output = match compiler.arg(&library).arg(SOURCE).output() {
+            Ok(output) => output,
+            Err(cause) => {
+                skip(test, &format!("gcc cannot be run: {cause}"));
+                return None;
+            }
+        };
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        fs::write(path(dir.path()), [0; 16]).unwrap();
+        let file = File::options().write(true).open(path(dir.path())).unwrap();
+        Some(Self { dir, library, file })
+    }
+
+    /// Sets the clock: this many seconds ahead of the system's.
+    pub(crate) fn set(&self, seconds: i64) {
+        self.file.write_all_at(&seconds.to_ne_bytes(), 0).unwrap();
+    }
+
+    /// Lets time pass: this many seconds since the start.
+    pub(crate) fn pass(&self, seconds: i64) {
+        self.file.write_all_at(&seconds.to_ne_bytes(), 8).unwrap();
+    }
+
+    /// Lets `bridge` run by this clock.
+    pub(crate) fn apply(&self, bridge: Bridge) -> Bridge {
+        let file = path(self.dir.path()).display().to_string();
+        let library = self.library.display().to_string();
+        bridge.variable("CLOCK_SHIFT", &file).variable("LD_PRELOAD", &library)
+    }
+}
+
+fn path(dir: &Path) -> PathBuf {
+    dir.join("seconds")
+}

@@ -1,0 +1,322 @@
+//! Full and failing disks: every callback answered 200 is stored, stored records can be read and
+//! released, and the intake recovers without intervention.
+
+mod faults;
+mod kept;
+mod unreadable;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use livebridge::record::{Entry, Lsn, Record};
+use livebridge::wal::{self, AppendError, StoreError, Unready};
+
+use crate::support::log::{OpenLog, block_on, config, record, segment_dirs, temp_dir, visit};
+use crate::support::{skip, turn};
+
+const MIB: u64 = 1024 * 1024;
+
+/// A separate in-memory file system.
+struct Mount {
+    dir: tempfile::TempDir,
+}
+
+impl Mount {
+    /// `None`, with a message, where mounting is not permitted.
+    fn new(options: &str) -> Option<Self> {
+        let dir = temp_dir();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(dir.path());
+        if mount.output().is_ok_and(|done| done.status.success()) {
+            return Some(Self { dir });
+        }
+        skip::skip("a full disk", &"mounting needs root");
+        None
+    }
+
+    fn log_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    fn free_bytes(&self) -> u64 {
+        wal::free_bytes(self.dir.path()).unwrap()
+    }
+
+    /// Fills the file system except for `left` bytes.
+    fn fill(&self, left: u64) -> Filler {
+        let path = self.dir.path().join("filler");
+        let mut file = File::create(&path).unwrap();
+        let block = [0x55; 4096];
+        while self.free_bytes() >= left + 4096 && file.write_all(&block).is_ok() {}
+        Filler(path)
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // Lazily: threads of a killed log may still use it.
+        let _ = Command::new("umount").arg("-l").arg(self.dir.path()).status();
+    }
+}
+
+/// A file that uses disk space until it is dropped.
+struct Filler(PathBuf);
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Appends at most `max` records until one is rejected; returns the acknowledged records and the
+/// error.
+fn append_until_refused(log: &OpenLog, first: u64, max: u64) -> (Vec<Entry>, Option<AppendError>) {
+    let mut acknowledged = Vec::new();
+    for number in first..first + max {
+        let record = record(number, 100_000);
+        match append_one(log, record.clone()) {
+            Ok(lsn) => acknowledged.push(Entry { lsn, record }),
+            Err(error) => return (acknowledged, Some(error)),
+        }
+    }
+    (acknowledged, None)
+}
+
+fn append_one(log: &OpenLog, record: Record) -> Result<Lsn, AppendError> {
+    let within = Duration::from_secs(10);
+    let outcome = block_on(async {
+        tokio::time::timeout(within, log.appender.handle().append(record)).await
+    });
+    outcome.expect("an append is answered within the deadline")
+}
+
+/// Waits until an append is accepted again.
+fn wait_for_room(log: &OpenLog, record: &Record) -> Lsn {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match append_one(log, record.clone()) {
+            Ok(lsn) => return lsn,
+            Err(AppendError::Failed) => panic!("the log ended"),
+            Err(error) => assert!(
+                Instant::now() < deadline,
+                "the intake resumes without intervention: {error}"
+            ),
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn release_all(log: &mut OpenLog, last: Lsn) {
+    log.reader.release(last, None);
+    assert_eq!(log.log.stored().records, 0);
+}
+
+/// The log contains all of `acknowledged` in order; unacknowledged records may lie between them.
+fn assert_contains(read: &[Entry], acknowledged: &[Entry]) {
+    let mut read = read.iter();
+    for entry in acknowledged {
+        assert!(read.any(|other| other == entry), "{} is lost", entry.lsn);
+    }
+}
+
+#[test]
+fn appends_are_rejected_before_the_disk_is_full_and_accepted_again_when_there_is_space() {
+    let _turn = turn::beside_others();
+    let Some(mount) = Mount::new("size=352m") else { return };
+    let floor = 192 * MIB;
+    let config = wal::Config { min_free_bytes: floor, ..config(&mount.log_dir()) };
+    let mut log = OpenLog::open_with(&config).unwrap();
+    let mut number = 0;
+    for _ in 0..2 {
+        let (acknowledged, refused) = append_until_refused(&log, number, 4000);
+        number += 4000;
+        assert_eq!(refused, Some(AppendError::DiskFull));
+        assert_eq!(log.log.probe().ready(), Err(Unready::Refuses(AppendError::DiskFull)));
+        assert!(mount.free_bytes() < floor, "there was free space");
+        assert!(mount.free_bytes() > MIB, "{} bytes are left", mount.free_bytes());
+        // Stored records can still be published, which frees space.
+        assert_eq!(log.read(), acknowledged);
+        release_all(&mut log, acknowledged.last().unwrap().lsn);
+        let last = wait_for_room(&log, &record(number - 1, 100));
+        assert_eq!(log.read().len(), 1);
+        log.reader.release(last, None);
+    }
+    log.close().unwrap();
+}
+
+#[test]
+fn the_size_limit_of_the_log_is_enforced_and_lifted() {
+    let _turn = turn::beside_others();
+    let dir = temp_dir();
+    let limit = 80 * MIB;
+    let config = wal::Config { max_bytes: limit, ..config(dir.path()) };
+    let mut log = OpenLog::open_with(&config).unwrap();
+    let (acknowledged, refused) = append_until_refused(&log, 0, 4000);
+    assert_eq!(refused, Some(AppendError::LogFull));
+    let bytes = log.log.stored().disk_bytes;
+    // Free space is checked ten times a second, and later while the maintenance task closes a
+    // segment.
+    assert!((limit..limit + 256 * MIB).contains(&bytes), "{bytes} bytes");
+    assert_eq!(log.read(), acknowledged);
+    release_all(&mut log, acknowledged.last().unwrap().lsn);
+    wait_for_room(&log, &record(9999, 100));
+    log.close().unwrap();
+}
+
+/// Without a reserve, a full disk is detected by a failing commit.
+#[test]
+fn a_full_disk_stops_the_log_and_loses_nothing() {
+    let _turn = turn::beside_others();
+    for left in [0, 3000, 40_000, 90_000, 600_000, 5_000_000] {
+        let Some(mount) = Mount::new("size=48m") else { return };
+        let log = OpenLog::open(&mount.log_dir()).unwrap();
+        let (mut acknowledged, refused) = append_until_refused(&log, 0, 20);
+        assert_eq!(refused, None);
+        let filler = mount.fill(left);
+        let (more, refused) = append_until_refused(&log, 100, 1000);
+        acknowledged.extend(more);
+        assert_eq!(refused, Some(AppendError::Failed), "with {left} bytes left");
+        assert_eq!(append_one(&log, record(1, 1)), Err(AppendError::Failed));
+        let ended = close_within(log, Duration::from_secs(10));
+        assert!(matches!(ended, Err(StoreError::Io { .. } | StoreError::Sled { .. })), "{ended:?}");
+        assert_contains(&visit(&mount.log_dir()), &acknowledged);
+
+        // While the disk is full, the log opens, rejects appends, and can be read.
+        let mut log = OpenLog::open(&mount.log_dir()).unwrap();
+        let (more, refused) = append_until_refused(&log, 2000, 3);
+        assert!(
+            matches!(refused, Some(AppendError::DiskFull | AppendError::Failed)),
+            "{refused:?}"
+        );
+        acknowledged.extend(more);
+        let read = log.read();
+        assert_contains(&read, &acknowledged);
+        if refused == Some(AppendError::DiskFull) {
+            drop(filler);
+            wait_for_room(&log, &record(3000, 100_000));
+            let read = log.read();
+            assert_eq!(read.len(), 1);
+            log.close().unwrap();
+        } else {
+            let ended = close_within(log, Duration::from_secs(10));
+            assert!(ended.is_err());
+            drop(filler);
+        }
+
+        // With free space again, everything is stored and the log works.
+        let log = OpenLog::open(&mount.log_dir()).unwrap();
+        assert_contains(&visit(&mount.log_dir()), &acknowledged);
+        log.append_all(vec![record(4000, 100_000)]);
+        log.close().unwrap();
+    }
+}
+
+/// Publishing alone must free a disk that the log itself has filled.
+#[test]
+fn publishing_frees_a_disk_that_the_log_filled() {
+    let _turn = turn::beside_others();
+    for segments in [1, 2] {
+        let Some(mount) = Mount::new(&format!("size={}m", 34 * segments)) else { return };
+        let log = OpenLog::open(&mount.log_dir()).unwrap();
+        let (acknowledged, refused) = append_until_refused(&log, 0, 4000);
+        assert_eq!(refused, Some(AppendError::Failed));
+        close_within(log, Duration::from_secs(10)).unwrap_err();
+
+        let filler = mount.fill(0);
+        let mut log = OpenLog::open(&mount.log_dir()).unwrap();
+        let read = log.read();
+        assert_contains(&read, &acknowledged);
+        release_all(&mut log, read.last().unwrap().lsn);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while mount.free_bytes() < MIB {
+            assert!(Instant::now() < deadline, "published records are freed");
+            thread::sleep(Duration::from_millis(10));
+        }
+        let last = wait_for_room(&log, &record(6000, 100_000));
+        assert!(last > read.last().unwrap().lsn, "LSNs go on");
+        log.close().unwrap();
+        drop(filler);
+    }
+}
+
+#[test]
+fn a_segment_that_could_not_be_created_is_created_when_there_is_space() {
+    let _turn = turn::beside_others();
+    let Some(mount) = Mount::new("size=16m") else { return };
+    let log = OpenLog::open(&mount.log_dir()).unwrap();
+    let acknowledged = append_until_refused(&log, 0, 10).0;
+    log.close().unwrap();
+    // Without the spare segment, the last segment has records and a new one needs new space.
+    for spare in &segment_dirs(&mount.log_dir())[1..] {
+        fs::remove_dir_all(spare).unwrap();
+    }
+    let filler = mount.fill(0);
+    let mut log = OpenLog::open(&mount.log_dir()).unwrap();
+    assert_eq!(append_one(&log, record(100, 100)), Err(AppendError::DiskFull));
+    assert_eq!(log.read(), acknowledged);
+    drop(filler);
+    wait_for_room(&log, &record(200, 100));
+    log.close().unwrap();
+}
+
+/// Regression: sled permanently failed to open the remains of a failed attempt, such as a truncated
+/// settings file.
+#[test]
+fn a_half_created_segment_is_created_again() {
+    let _turn = turn::beside_others();
+    let dir = temp_dir();
+    let log = OpenLog::open(dir.path()).unwrap();
+    let half_made = dir.path().join("segments/0000000003");
+    fs::create_dir_all(half_made.join("blobs")).unwrap();
+    fs::write(
+        half_made.join("conf"),
+        "segment_size: 4194304\nuse_compression: false\nversion: 0.34\n",
+    )
+    .unwrap();
+    let (acknowledged, refused) = append_until_refused(&log, 0, 750);
+    assert_eq!(refused, None);
+    assert_eq!(acknowledged.last().unwrap().lsn.segment(), 3);
+    log.close().unwrap();
+}
+
+/// Inodes can also run out. New segments then cannot be created, while the current one can grow.
+#[test]
+fn a_log_that_cannot_create_segments_rejects_before_its_last_one_is_too_large() {
+    let _turn = turn::beside_others();
+    for inodes_left in [0, 1, 3] {
+        let Some(mount) = Mount::new("size=400m,nr_inodes=60") else { return };
+        let log = OpenLog::open(&mount.log_dir()).unwrap();
+        assert_eq!(append_until_refused(&log, 0, 3).1, None);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while segment_dirs(&mount.log_dir()).len() < 2 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
+        let in_the_way: Vec<_> = (0..100)
+            .map(|number| mount.dir.path().join(format!("file-{number}")))
+            .take_while(|path| File::create(path).is_ok())
+            .collect();
+        for path in in_the_way.iter().take(inodes_left) {
+            fs::remove_file(path).unwrap();
+        }
+        let (acknowledged, refused) = append_until_refused(&log, 10, 3000);
+        assert_eq!(refused, Some(AppendError::DiskFull), "after {} records", acknowledged.len());
+        let bytes = log.log.stored().disk_bytes;
+        assert!(bytes < 256 * MIB, "{bytes} bytes");
+        for path in in_the_way.iter().skip(inodes_left) {
+            fs::remove_file(path).unwrap();
+        }
+        wait_for_room(&log, &record(9999, 100));
+        assert_contains(&visit(&mount.log_dir()), &acknowledged);
+        log.close().unwrap();
+    }
+}
+
+fn close_within(log: OpenLog, within: Duration) -> Result<(), StoreError> {
+    let (done, closed) = std::sync::mpsc::channel();
+    thread::spawn(move || done.send(log.close()));
+    closed.recv_timeout(within).expect("the log ends within the deadline")
+}

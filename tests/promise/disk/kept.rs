@@ -1,0 +1,219 @@
+//! The real binary, a log that the publisher cannot read, and what an operator does about segments
+//! that were damaged: the intake goes on, nothing readable is lost, and `livebridge wal damaged` lists,
+//! exports and drops what is kept.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use livebridge::config::Config;
+use livebridge::kafka::embedded::Embedded;
+use livebridge::kafka::topic_reader::TopicReader;
+use livebridge::publisher::Topics;
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::faults::SHIM;
+use crate::support::kafka_gate::KafkaGate;
+use crate::support::log::{OpenLog, record, segment_dirs, temp_dir};
+use crate::support::process::{Finished, Running, livebridge, run};
+use crate::support::turn;
+use crate::support::wire::{Wire, get, post};
+
+/// The time-out for expected changes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(40);
+const EACCES: &str = "13";
+
+/// A bridge with a Kafka in memory, and a log that was written before it starts.
+struct Site {
+    dir: tempfile::TempDir,
+    kafka: Embedded,
+}
+
+impl Site {
+    /// A log of one closed segment with two frames, of three records and of two.
+    fn new() -> Self {
+        let dir = temp_dir();
+        let topics = Topics::new("live", &BTreeMap::new()).unwrap();
+        let kafka = Embedded::start(&topics.all(), 1, topics.ledger()).unwrap();
+        let site = Self { dir, kafka };
+        let log = OpenLog::open(&site.wal()).unwrap();
+        log.append_all((0..3).map(|number| record(number, 300)).collect());
+        log.append_all((3..5).map(|number| record(number, 300)).collect());
+        log.close().unwrap();
+        let text = format!(
+            "[http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
+             [callback]\nunsigned = [\"all\"]\n[wal]\ndir = \"{}\"\nmin_free_bytes = 0\n\
+             [kafka]\nbrokers = \"{}\"\ninstance = \"one\"\ncreate_topics = false\n",
+            site.wal().display(),
+            site.kafka.brokers(),
+        );
+        fs::write(site.config(), text).unwrap();
+        site
+    }
+
+    fn wal(&self) -> PathBuf {
+        self.dir.path().join("wal")
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.path().join("config.toml")
+    }
+
+    fn data(&self) -> PathBuf {
+        segment_dirs(&self.wal())[0].join("db")
+    }
+
+    fn serve(&self) -> std::process::Command {
+        livebridge(&["serve", "--config", self.config().to_str().unwrap()])
+    }
+
+    /// Waits for this many events and returns their numbers, in the order of the topic.
+    fn published(&self, count: usize, running: &Running) -> Vec<u64> {
+        let config = Config::load(Some(&self.config())).unwrap();
+        let reader = TopicReader::new(&config.kafka, &["live.push"]).unwrap();
+        let (mut numbers, started) = (Vec::new(), Instant::now());
+        while numbers.len() < count {
+            assert!(started.elapsed() < PATIENCE, "{numbers:?}: {}", running.stderr.text());
+            if let Some(record) = reader.next(Duration::from_millis(100)).unwrap() {
+                numbers.push(number_in(&record.value));
+            }
+        }
+        numbers
+    }
+}
+
+/// The number in a body, which need not be complete JSON.
+fn number_in(body: &[u8]) -> u64 {
+    let text = String::from_utf8_lossy(body);
+    let digits = text.split("\"number\":").nth(1).unwrap();
+    let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap();
+    digits[..end].parse().unwrap()
+}
+
+fn send(running: &Running, number: u64) {
+    let body = format!(r#"{{"event_type":1,"stream_id":"new","sequence":"1","number":{number}}}"#);
+    let mut wire = Wire::connect(running.address("intake listening"));
+    wire.send(post("/callback", &body));
+    assert_eq!(wire.answer().map(|answer| answer.status), Some(200), "{}", running.stderr.text());
+}
+
+/// Waits until a metric of the admin listener has this value.
+fn wait_for_metric(running: &Running, name: &str, value: &str) {
+    let admin = running.address("admin listening");
+    let line = format!("{name} {value}");
+    let started = Instant::now();
+    while !get(admin, "/metrics").body.lines().any(|found| found == line) {
+        assert!(started.elapsed() < PATIENCE, "no {line}: {}", running.stderr.text());
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_log_that_the_publisher_cannot_read_does_not_stop_the_intake_and_is_published_later() {
+    let _turn = turn::beside_others();
+    let Some(shim) = SHIM.as_ref() else { return };
+    let site = Site::new();
+    let fails = site.dir.path().join("fails");
+    // Kafka is out of reach until the log cannot be read any more.
+    let gate = KafkaGate::to(site.kafka.brokers());
+    let mut command = site.serve();
+    command.env("LD_PRELOAD", shim).env("FAIL_READ", site.data()).env("FAIL_LENGTH", "0");
+    command.env("FAIL_WITH", EACCES).env("FAIL_WHILE", &fails);
+    command.env("LIVEBRIDGE_KAFKA_BROKERS", gate.address.to_string());
+    let mut running = Running::start(&mut command);
+    running.address("intake listening");
+    fs::write(&fails, "").unwrap();
+    gate.open();
+    wait_for_metric(&running, "livebridge_wal_read_ok", "0");
+    for number in 10..20 {
+        send(&running, number);
+    }
+    let admin = running.address("admin listening");
+    assert_eq!(get(admin, "/readyz").status, 200, "callbacks are accepted");
+    wait_for_metric(&running, "livebridge_wal_records", "15");
+    let line = running
+        .stderr
+        .wait_for(|line| line.contains("cannot read the log").then(|| line.to_owned()));
+    let line: Value = serde_json::from_str(&line).unwrap();
+    let cause = line["cause"].as_str().unwrap();
+    let data = site.data().display().to_string();
+    assert!(cause.contains(&data) && cause.contains("Permission denied"), "{line}");
+
+    fs::remove_file(&fails).unwrap();
+    let expected: Vec<u64> = (0..5).chain(10..20).collect();
+    assert_eq!(site.published(expected.len(), &running), expected, "all of them, in order");
+    wait_for_metric(&running, "livebridge_wal_read_ok", "1");
+    assert!(running.stderr.text().contains("the log can be read again"));
+    running.signal(Signal::TERM);
+    assert_eq!(running.wait(), Some(0), "{}", running.stderr.text());
+    assert_eq!(damaged(&site.wal(), &[]).stdout, "no damaged segment is kept\n");
+}
+
+fn damaged(wal: &Path, arguments: &[&str]) -> Finished {
+    let mut command = livebridge(&["wal", "damaged", "--dir", wal.to_str().unwrap()]);
+    run(command.args(arguments))
+}
+
+#[test]
+fn wal_damaged_lists_exports_and_drops_what_is_kept_also_beside_a_running_instance() {
+    let _turn = turn::beside_others();
+    let site = Site::new();
+    let wal = site.wal();
+    let data = site.data();
+    let bytes = fs::read(&data).unwrap();
+    let at = bytes.windows(11).position(|run| run == b"{\"number\":1").unwrap();
+    let file = OpenOptions::new().write(true).open(&data).unwrap();
+    file.write_all_at(b"damage", at as u64).unwrap();
+
+    let mut running = Running::start(&mut site.serve());
+    send(&running, 10);
+    assert_eq!(site.published(3, &running), [3, 4, 10]);
+    wait_for_metric(&running, "livebridge_wal_damaged_records_total", "3");
+    wait_for_metric(&running, "livebridge_wal_damaged_segments", "1");
+
+    let listed = damaged(&wal, &[]);
+    assert_eq!(listed.code, Some(0), "{listed:?}");
+    let (name, rest) = listed.stdout.split_once("  ").unwrap();
+    assert_eq!(name, "0000000001.damaged", "{listed:?}");
+    assert!(rest.ends_with("  2 of 5 records readable\n"), "{listed:?}");
+    let line: Value = serde_json::from_str(&damaged(&wal, &["--json"]).stdout).unwrap();
+    let kept = wal.join("segments").join(name).join("db");
+    assert_eq!(line["path"], kept.display().to_string());
+    assert_eq!((&line["records"], &line["readable"]), (&5.into(), &2.into()));
+    assert_eq!(line["bytes"], fs::metadata(&kept).unwrap().len());
+    // The damaged bytes are as they were found, for tools that repair them.
+    assert_eq!(&fs::read(&kept).unwrap()[at..at + 6], b"damage");
+
+    let exported = damaged(&wal, &["--export", name]);
+    assert_eq!(exported.code, Some(0), "{exported:?}");
+    let lines: Vec<Value> =
+        exported.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lsns: Vec<&str> = lines.iter().map(|line| line["lsn"].as_str().unwrap()).collect();
+    assert_eq!(lsns, ["1.4", "1.5"]);
+
+    let unknown = damaged(&wal, &["--drop", "0000000009.damaged"]);
+    assert_eq!(unknown.code, Some(1), "{unknown:?}");
+    assert!(unknown.stderr.contains("no such damaged segment: 0000000009.damaged"), "{unknown:?}");
+    // Only damaged segments can be dropped.
+    let intact = segment_dirs(&wal)[0].file_name().unwrap().to_string_lossy().into_owned();
+    assert_eq!(damaged(&wal, &["--drop", &intact]).code, Some(1));
+    assert!(wal.join("segments").join(&intact).exists());
+
+    let dropped = damaged(&wal, &["--drop", name]);
+    assert_eq!(dropped.code, Some(0), "{dropped:?}");
+    assert_eq!(dropped.stdout, "0000000001.damaged is removed\n");
+    assert!(!kept.parent().unwrap().exists());
+    assert_eq!(damaged(&wal, &[]).stdout, "no damaged segment is kept\n");
+    assert_eq!(damaged(&wal, &["--json"]).stdout, "");
+    let all = damaged(&wal, &["--drop", "all"]);
+    assert_eq!((all.code, all.stdout.as_str()), (Some(0), ""), "nothing is left to drop");
+    wait_for_metric(&running, "livebridge_wal_damaged_segments", "0");
+    send(&running, 11);
+    assert_eq!(site.published(4, &running), [3, 4, 10, 11]);
+    running.signal(Signal::TERM);
+    assert_eq!(running.wait(), Some(0), "{}", running.stderr.text());
+}

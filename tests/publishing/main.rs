@@ -1,0 +1,15 @@
+//! What reaches Kafka, with real brokers.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod audit;
+mod broker;
+mod delivery;
+mod recovery;
+mod replay;
+mod restore;
+mod secure;
+#[path = "../support/mod.rs"]
+mod support;
+mod unfit_kafka;
+mod versions;
