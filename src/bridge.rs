@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::descriptors;
 use crate::health::Health;
 use crate::intake::{Intake, Listener};
-use crate::metrics::Exporter;
+use crate::metrics::{Exporter, table};
 use crate::publisher::{Publisher, PublisherError, quarantine};
 use crate::reload::Parts;
 use crate::service::{self, Stage};
@@ -225,7 +225,7 @@ impl Bridge {
         let closed = log_end.await;
         let mut published = Ok(());
         if !publisher_ended {
-            let reachable = self.metrics.snapshot().get("livebridge_kafka_up") > 0.0;
+            let reachable = self.metrics.snapshot().get(&table::KAFKA_UP) > 0.0;
             let probe = self.log.probe();
             let end = finish(&mut self.publisher, &probe, &self.give_up, reachable).await;
             publisher_ended = end.is_some();

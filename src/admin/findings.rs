@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use crate::metrics::{Snapshot, UNVERIFIED};
+use crate::metrics::{Snapshot, UNVERIFIED, table};
 
 /// Above this age of the oldest record, publishing is late.
 const LATE_SECONDS: f64 = 60.0;
@@ -11,10 +11,10 @@ const LATE_SECONDS: f64 = 60.0;
 const ROOM_LOW_BYTES: f64 = 256.0 * 1024.0 * 1024.0;
 
 /// Reasons for a 401.
-const AUTHENTICATION: [&str; 3] = ["unsigned", "bad_signature", "expired"];
+const AUTHENTICATION: &[&str] = &["unsigned", "bad_signature", "expired"];
 /// Reasons for a 503.
-const TURNED_AWAY: [&str; 6] =
-    ["busy", "overloaded", "deadline", "log_full", "disk_full", "log_failed"];
+const UNAVAILABLE: &[&str] =
+    &["busy", "overloaded", "deadline", "log_full", "disk_full", "log_failed"];
 
 /// Severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -38,213 +38,231 @@ pub(super) struct Finding {
     alert: &'static str,
 }
 
-/// Counters whose increase is a finding.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Marks {
-    authentication: f64,
-    unverified: f64,
-    turned_away: f64,
-    wrong_path: f64,
-    rejected: f64,
-    accepted: f64,
-    dead: f64,
-    quarantined: f64,
-    damaged: f64,
-    truncated: f64,
-    fenced: f64,
-}
-
-impl Marks {
-    pub(super) fn of(metrics: &Snapshot) -> Self {
-        let refused = metrics.by_label("livebridge_callbacks_rejected_total");
-        let used = metrics.by_label("livebridge_callback_key_accepted_total");
-        let sum =
-            |reasons: &[&str]| reasons.iter().filter_map(|reason| refused.get(reason)).sum::<f64>();
-        Self {
-            authentication: sum(&AUTHENTICATION),
-            unverified: used.get(UNVERIFIED).copied().unwrap_or_default(),
-            turned_away: sum(&TURNED_AWAY),
-            wrong_path: sum(&["path"]),
-            rejected: refused.values().sum(),
-            accepted: metrics.sum("livebridge_callbacks_accepted_total"),
-            dead: metrics.get("livebridge_dead_letters_total"),
-            quarantined: metrics.get("livebridge_quarantined_total"),
-            damaged: metrics.get("livebridge_wal_damaged_records_total"),
-            truncated: metrics.get("livebridge_dedup_window_truncated_total"),
-            fenced: metrics.get("livebridge_fenced_total"),
-        }
-    }
-
-    pub(super) fn since(self, before: Self) -> Self {
-        Self {
-            authentication: self.authentication - before.authentication,
-            unverified: self.unverified - before.unverified,
-            turned_away: self.turned_away - before.turned_away,
-            wrong_path: self.wrong_path - before.wrong_path,
-            rejected: self.rejected - before.rejected,
-            accepted: self.accepted - before.accepted,
-            dead: self.dead - before.dead,
-            quarantined: self.quarantined - before.quarantined,
-            damaged: self.damaged - before.damaged,
-            truncated: self.truncated - before.truncated,
-            fenced: self.fenced - before.fenced,
-        }
-    }
-}
-
 /// The input of the rules.
 #[derive(Debug)]
 pub(super) struct Facts<'a> {
     pub(super) metrics: &'a Snapshot,
     /// Increase of the counters in the last 15 minutes.
-    pub(super) moved: Marks,
+    pub(super) increase: Counts,
     /// Why callbacks are rejected, if they are.
     pub(super) not_ready: Option<&'a str>,
     /// Missing records by the self-audit.
     pub(super) missing: i64,
 }
 
-impl Facts<'_> {
-    fn get(&self, name: &str) -> f64 {
-        self.metrics.get(&format!("livebridge_{name}"))
+/// When a rule has a finding, and its title.
+enum Condition {
+    /// By the current state.
+    State(fn(&Facts<'_>) -> Option<String>),
+    /// When this count has increased, if the second condition holds too.
+    Increase(fn(&Snapshot) -> f64, fn(&Facts<'_>) -> bool, &'static str),
+}
+
+use Condition::{Increase, State};
+
+/// A rule: its alert, its level, its condition, and the advice.
+type Rule = (&'static str, Level, Condition, &'static str);
+
+/// The counts of the rules, in their order.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    of_rules: [f64; RULES.len()],
+    accepted: f64,
+}
+
+impl Counts {
+    pub(super) fn of(metrics: &Snapshot) -> Self {
+        let of_rules = std::array::from_fn(|rule| match RULES[rule].2 {
+            State(_) => 0.0,
+            Increase(count, ..) => count(metrics),
+        });
+        Self { of_rules, accepted: metrics.sum(&table::CALLBACKS_ACCEPTED) }
+    }
+
+    pub(super) fn since(self, before: Self) -> Self {
+        let of_rules = std::array::from_fn(|rule| self.of_rules[rule] - before.of_rules[rule]);
+        Self { of_rules, accepted: self.accepted - before.accepted }
     }
 }
 
-/// A rule: its alert, its level, the condition with the title, and the advice.
-type Rule = (&'static str, Level, fn(&Facts<'_>) -> Option<String>, &'static str);
+/// Requests rejected for one of these reasons.
+fn rejected(metrics: &Snapshot, reasons: &[&str]) -> f64 {
+    let rejected = metrics.by_label(&table::CALLBACKS_REJECTED);
+    reasons.iter().filter_map(|reason| rejected.get(reason)).sum()
+}
 
 /// In the order in which they are shown.
 const RULES: [Rule; 16] = [
     (
         "LivebridgeRejectingCallbacks",
         Level::Critical,
-        |facts| facts.not_ready.map(|reason| format!("Callbacks are rejected: {reason}")),
+        State(|facts| facts.not_ready.map(|reason| format!("Callbacks are rejected: {reason}"))),
         "Tencent retries for about 12 minutes. Free space, raise wal.max_bytes, or restore Kafka.",
     ),
     (
         "LivebridgeAuditMismatch",
         Level::Critical,
-        |facts| {
+        State(|facts| {
             let missing = facts.missing;
             (missing != 0).then(|| format!("The self-audit differs by {missing} records"))
-        },
+        }),
         "Find out what is missing before you change anything else.",
     ),
     (
         "LivebridgeRecordsDamaged",
         Level::Critical,
-        |facts| moved(facts.moved.damaged, "records of the log could not be read"),
+        Increase(
+            |metrics| metrics.get(&table::WAL_DAMAGED_RECORDS),
+            |_| true,
+            "records of the log could not be read",
+        ),
         "The disk lost acknowledged records. Check it, and move the log to another disk.",
     ),
     (
         "LivebridgeLogSpaceLow",
         Level::Critical,
-        |facts| {
-            let room = facts.get("wal_room_bytes");
+        State(|facts| {
+            let room = facts.metrics.get(&table::WAL_ROOM_BYTES);
             let low = facts.not_ready.is_none() && room < ROOM_LOW_BYTES;
             low.then(|| format!("The log can grow by only {:.0} MB", room / 1e6))
-        },
+        }),
         "Then callbacks are rejected. Free space, raise wal.max_bytes, or restore Kafka.",
     ),
     (
         "LivebridgeKafkaUnreachable",
         Level::Warning,
-        |facts| (facts.get("kafka_up") == 0.0).then(|| "Kafka does not answer".to_owned()),
+        State(|facts| {
+            (facts.metrics.get(&table::KAFKA_UP) == 0.0).then(|| "Kafka does not answer".to_owned())
+        }),
         "The log lines give the cause. Nothing is lost until the log is full.",
     ),
     (
         "LivebridgePublishingLate",
         Level::Warning,
-        |facts| {
-            let age = facts.get("oldest_unpublished_age_seconds");
+        State(|facts| {
+            let age = facts.metrics.get(&table::OLDEST_UNPUBLISHED_AGE_SECONDS);
             (age > LATE_SECONDS).then(|| format!("The oldest callback has waited {age:.0} s"))
-        },
+        }),
         "Consumers receive events late. They are published as soon as Kafka accepts them.",
     ),
     (
         "LivebridgeRecordsQuarantined",
         Level::Warning,
-        |facts| moved(facts.moved.quarantined, "records were moved to the quarantine"),
+        Increase(
+            |metrics| metrics.get(&table::QUARANTINED),
+            |_| true,
+            "records were moved to the quarantine",
+        ),
         "livebridge wal quarantine shows them, livebridge wal release returns them to the log.",
     ),
     (
         "LivebridgeDeadLetters",
         Level::Warning,
-        |facts| moved(facts.moved.dead, "records were sent to the dead-letter topic"),
+        Increase(
+            |metrics| metrics.get(&table::DEAD_LETTERS),
+            |_| true,
+            "records were sent to the dead-letter topic",
+        ),
         "Kafka rejected them in their own topics, for the reasons below.",
     ),
     (
         "LivebridgeOnlyRejections",
         Level::Warning,
-        |facts| {
-            let only = facts.moved.accepted == 0.0;
-            moved(facts.moved.rejected, "requests were rejected and none accepted").filter(|_| only)
-        },
+        Increase(
+            |metrics| metrics.sum(&table::CALLBACKS_REJECTED),
+            |facts| facts.increase.accepted == 0.0,
+            "requests were rejected and none accepted",
+        ),
         "Below are the last ones, with the reason of each. A wrong callback URL, key or proxy?",
     ),
     (
         "LivebridgeWrongPath",
         Level::Warning,
-        |facts| moved(facts.moved.wrong_path, "POST requests came to another path than http.path"),
+        Increase(
+            |metrics| rejected(metrics, &["path"]),
+            |_| true,
+            "POST requests came to another path than http.path",
+        ),
         "Correct the callback URL in the console, or http.path.",
     ),
     (
         "LivebridgeSignatureFailures",
         Level::Warning,
-        |facts| moved(facts.moved.authentication, "callbacks had no valid signature"),
+        Increase(
+            |metrics| rejected(metrics, AUTHENTICATION),
+            |_| true,
+            "callbacks had no valid signature",
+        ),
         "Check that the callback key of the console is configured and that the clock is right.",
     ),
     (
         "LivebridgeSignatureUnverified",
         Level::Warning,
-        |facts| {
-            moved(
-                facts.moved.unverified,
-                "signed callbacks were accepted with an invalid signature",
-            )
-        },
+        Increase(
+            |metrics| {
+                metrics
+                    .by_label(&table::CALLBACK_KEY_ACCEPTED)
+                    .get(UNVERIFIED)
+                    .copied()
+                    .unwrap_or_default()
+            },
+            |_| true,
+            "signed callbacks were accepted with an invalid signature",
+        ),
         "callback.unsigned names their type. Add the console's key to callback.keys.",
     ),
     (
         "LivebridgeRejectingCallbacks",
         Level::Warning,
-        |facts| match facts.not_ready {
-            None => moved(facts.moved.turned_away, "callbacks got 503"),
-            Some(_) => None,
-        },
+        Increase(
+            |metrics| rejected(metrics, UNAVAILABLE),
+            |facts| facts.not_ready.is_none(),
+            "callbacks got 503",
+        ),
         "They are accepted again. Tencent retries rejected callbacks for about 12 minutes.",
     ),
     (
         "LivebridgeInstanceFenced",
         Level::Warning,
-        |facts| moved(facts.moved.fenced, "times another producer fenced this instance"),
+        Increase(
+            |metrics| metrics.get(&table::FENCED),
+            |_| true,
+            "times another producer fenced this instance",
+        ),
         "Give every instance its own kafka.instance.",
     ),
     (
         "LivebridgeDedupWindowTruncated",
         Level::Warning,
-        |facts| moved(facts.moved.truncated, "times dedup.max_ids shortened the dedup window"),
+        Increase(
+            |metrics| metrics.get(&table::DEDUP_WINDOW_TRUNCATED),
+            |_| true,
+            "times dedup.max_ids shortened the dedup window",
+        ),
         "Late retries may be published twice. Raise dedup.max_ids; an id takes about 22 bytes.",
     ),
     (
         "LivebridgeConfigurationRejected",
         Level::Warning,
-        |facts| {
-            let refused = facts.get("config_ok") == 0.0;
-            refused.then(|| "The configuration on disk is wrong; the old one is used".to_owned())
-        },
+        State(|facts| {
+            let rejected = facts.metrics.get(&table::CONFIG_OK) == 0.0;
+            rejected.then(|| "The configuration on disk is wrong; the old one is used".to_owned())
+        }),
         "The log line and livebridge check give the reason.",
     ),
 ];
 
-/// Title of a counter that has increased.
-fn moved(count: f64, what: &str) -> Option<String> {
-    (count > 0.0).then(|| format!("{count} {what} in the last 15 minutes"))
-}
-
 pub(super) fn findings(facts: &Facts<'_>) -> Vec<Finding> {
-    let finding = |&(alert, level, says, advice): &Rule| {
-        says(facts).map(|title| Finding { level, title, advice, alert })
+    let rules = RULES.iter().zip(facts.increase.of_rules);
+    let finding = |(&(alert, level, ref condition, advice), count): (&Rule, f64)| {
+        let title = match condition {
+            State(title) => title(facts)?,
+            Increase(_, only_if, what) if count > 0.0 && only_if(facts) => {
+                format!("{count} {what} in the last 15 minutes")
+            }
+            Increase(..) => return None,
+        };
+        Some(Finding { level, title, advice, alert })
     };
-    RULES.iter().filter_map(finding).collect()
+    rules.filter_map(finding).collect()
 }

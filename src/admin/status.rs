@@ -7,9 +7,9 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::findings::{Facts, Level, Marks, findings};
+use super::findings::{Counts, Facts, Level, findings};
 use crate::event::Timestamp;
-use crate::metrics::{Exporter, Snapshot};
+use crate::metrics::{Exporter, Snapshot, table};
 use crate::recent;
 use crate::wal::Probe;
 
@@ -25,7 +25,7 @@ pub(super) struct History {
 
 struct Sample {
     at: i64,
-    marks: Marks,
+    counts: Counts,
     text: Box<RawValue>,
 }
 
@@ -36,30 +36,30 @@ impl History {
         let at = Timestamp::now().as_millis();
         let sample = json!({
             "at": at,
-            "accepted": metrics.by_label("livebridge_callbacks_accepted_total"),
-            "refused": metrics.sum("livebridge_callbacks_rejected_total"),
-            "published": metrics.sum("livebridge_published_total"),
-            "absorbed": metrics.get("livebridge_duplicates_total"),
-            "acknowledge": metrics.histogram("livebridge_acknowledge_seconds").1,
-            "publish": metrics.histogram("livebridge_publish_delay_seconds").1,
-            "records": metrics.get("livebridge_wal_records"),
-            "age_seconds": metrics.get("livebridge_oldest_unpublished_age_seconds"),
-            "kafka_up": metrics.get("livebridge_kafka_up"),
+            "accepted": metrics.by_label(&table::CALLBACKS_ACCEPTED),
+            "rejected": metrics.sum(&table::CALLBACKS_REJECTED),
+            "published": metrics.sum(&table::PUBLISHED),
+            "absorbed": metrics.get(&table::DUPLICATES),
+            "acknowledge": metrics.histogram(&table::ACKNOWLEDGE_SECONDS),
+            "publish": metrics.histogram(&table::PUBLISH_DELAY_SECONDS),
+            "records": metrics.get(&table::WAL_RECORDS),
+            "age_seconds": metrics.get(&table::OLDEST_UNPUBLISHED_AGE_SECONDS),
+            "kafka_up": metrics.get(&table::KAFKA_UP),
         });
         let Ok(text) = serde_json::value::to_raw_value(&sample) else { return };
         if self.samples.len() == KEPT {
             self.samples.pop_front();
         }
-        self.samples.push_back(Sample { at, marks: Marks::of(&metrics), text });
+        self.samples.push_back(Sample { at, counts: Counts::of(&metrics), text });
     }
 
     fn after(&self, after: i64) -> Vec<&RawValue> {
         self.samples.iter().filter(|sample| sample.at > after).map(|sample| &*sample.text).collect()
     }
 
-    /// What has moved in the time that is kept.
-    fn moved(&self, now: Marks) -> Marks {
-        let before = self.samples.front().map(|sample| sample.marks).unwrap_or_default();
+    /// The increase of the counts in the time that is kept.
+    fn increase(&self, now: Counts) -> Counts {
+        let before = self.samples.front().map(|sample| sample.counts).unwrap_or_default();
         now.since(before)
     }
 }
@@ -80,10 +80,10 @@ pub(super) fn status(
     }
     let metrics = exporter.snapshot();
     let not_ready = probe.ready().err().map(|reason| reason.to_string());
-    let moved = history.moved(Marks::of(&metrics));
+    let increase = history.increase(Counts::of(&metrics));
     let missing = probe.audit().missing();
-    let found =
-        findings(&Facts { metrics: &metrics, moved, not_ready: not_ready.as_deref(), missing });
+    let facts = Facts { metrics: &metrics, increase, not_ready: not_ready.as_deref(), missing };
+    let found = findings(&facts);
     let state = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "instance": settings["kafka.instance"]["value"],
@@ -95,30 +95,30 @@ pub(super) fn status(
             "findings": found,
         },
         "callbacks": {
-            "accepted": metrics.by_label("livebridge_callbacks_accepted_total"),
-            "refused": metrics.by_label("livebridge_callbacks_rejected_total"),
-            "connections": metrics.get("livebridge_http_connections"),
-            "bounds": metrics.histogram("livebridge_acknowledge_seconds").0,
+            "accepted": metrics.by_label(&table::CALLBACKS_ACCEPTED),
+            "rejected": metrics.by_label(&table::CALLBACKS_REJECTED),
+            "connections": metrics.get(&table::HTTP_CONNECTIONS),
+            "bounds": table::ACKNOWLEDGE_SECONDS.bounds(),
         },
         "log": log(&metrics, probe),
         "kafka": kafka(&metrics),
         "dedup": {
-            "ids": metrics.get("livebridge_dedup_ids"),
-            "duplicates": metrics.get("livebridge_duplicates_total"),
-            "conflicts": metrics.get("livebridge_conflicts_total"),
-            "truncated": metrics.get("livebridge_dedup_window_truncated_total"),
+            "ids": metrics.get(&table::DEDUP_IDS),
+            "duplicates": metrics.get(&table::DUPLICATES),
+            "conflicts": metrics.get(&table::CONFLICTS),
+            "truncated": metrics.get(&table::DEDUP_WINDOW_TRUNCATED),
         },
         "audit": {
-            "since": 1000.0 * metrics.get("livebridge_audit_since_timestamp_seconds"),
-            "accepted": metrics.get("livebridge_audit_accepted_total"),
-            "settled": metrics.by_label("livebridge_audit_settled_total"),
-            "pending": metrics.get("livebridge_audit_pending_records"),
+            "since": 1000.0 * metrics.get(&table::AUDIT_SINCE_TIMESTAMP_SECONDS),
+            "accepted": metrics.get(&table::AUDIT_ACCEPTED),
+            "settled": metrics.by_label(&table::AUDIT_SETTLED),
+            "pending": metrics.get(&table::AUDIT_PENDING_RECORDS),
             "missing": missing,
         },
         "recent": recent::callbacks(),
         "undelivered": {
-            "dead_letters": metrics.get("livebridge_dead_letters_total"),
-            "quarantined": metrics.get("livebridge_quarantined_total"),
+            "dead_letters": metrics.get(&table::DEAD_LETTERS),
+            "quarantined": metrics.get(&table::QUARANTINED),
             "recent": recent::all_undelivered(),
         },
         "config": settings,
@@ -131,28 +131,27 @@ fn log(metrics: &Snapshot, probe: &Probe) -> Value {
     let stored = probe.stored();
     json!({
         "records": stored.records,
-        "age_seconds": metrics.get("livebridge_oldest_unpublished_age_seconds"),
+        "age_seconds": metrics.get(&table::OLDEST_UNPUBLISHED_AGE_SECONDS),
         "disk_bytes": stored.disk_bytes,
-        "room_bytes": metrics.get("livebridge_wal_room_bytes"),
-        "free_bytes": metrics.get("livebridge_disk_free_bytes"),
+        "room_bytes": metrics.get(&table::WAL_ROOM_BYTES),
+        "free_bytes": metrics.get(&table::DISK_FREE_BYTES),
         "segments": stored.segments,
-        "damaged": metrics.get("livebridge_wal_damaged_records_total"),
+        "damaged": metrics.get(&table::WAL_DAMAGED_RECORDS),
     })
 }
 
 fn kafka(metrics: &Snapshot) -> Value {
-    let get = |name: &str| metrics.get(&format!("livebridge_kafka_{name}"));
     json!({
-        "up": get("up") > 0.0,
-        "brokers": get("brokers_connected"),
-        "round_trip_seconds": get("round_trip_seconds"),
-        "queue_messages": get("queue_messages"),
-        "sessions": get("sessions_total"),
-        "request_failures": metrics.by_label("livebridge_kafka_request_failures_total"),
-        "fenced": metrics.get("livebridge_fenced_total"),
-        "transactions": metrics.by_label("livebridge_transactions_total"),
-        "ledger_lag": metrics.get("livebridge_ledger_lag_records"),
-        "published": metrics.by_label("livebridge_published_total"),
-        "bounds": metrics.histogram("livebridge_publish_delay_seconds").0,
+        "up": metrics.get(&table::KAFKA_UP) > 0.0,
+        "brokers": metrics.get(&table::KAFKA_BROKERS_CONNECTED),
+        "round_trip_seconds": metrics.get(&table::KAFKA_ROUND_TRIP_SECONDS),
+        "queue_messages": metrics.get(&table::KAFKA_QUEUE_MESSAGES),
+        "sessions": metrics.get(&table::KAFKA_SESSIONS),
+        "request_failures": metrics.by_label(&table::KAFKA_REQUEST_FAILURES),
+        "fenced": metrics.get(&table::FENCED),
+        "transactions": metrics.by_label(&table::TRANSACTIONS),
+        "ledger_lag": metrics.get(&table::LEDGER_LAG_RECORDS),
+        "published": metrics.by_label(&table::PUBLISHED),
+        "bounds": table::PUBLISH_DELAY_SECONDS.bounds(),
     })
 }

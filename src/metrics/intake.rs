@@ -1,12 +1,10 @@
 //! Metrics of the intake's requests, connections and keys.
 
-use std::fmt;
-use std::sync::{LazyLock, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use metrics::{Counter, Gauge, counter, gauge};
+use metrics::{Counter, Gauge};
 
-use super::Counters;
+use super::table;
 use crate::event::Timestamp;
 
 /// Why livebridge closed a connection.
@@ -53,47 +51,20 @@ const CLOSE_REASONS: [(CloseReason, &str); 12] = [
     (CloseReason::LingerLimit, "linger_limit"),
 ];
 
-/// Requests that were answered with an error, by reason.
-static REJECTIONS: OnceLock<Counters> = OnceLock::new();
-
 /// Makes a counter for each reason for which a request can be rejected, so that every series exists
 /// before the first rejection.
 pub fn register_rejections(reasons: impl Iterator<Item = &'static str>) {
-    REJECTIONS.get_or_init(|| {
-        Counters::new(
-            reasons,
-            |label| counter!("livebridge_callbacks_rejected_total", "reason" => label),
-        )
-    });
+    table::CALLBACKS_REJECTED.register(reasons);
 }
 
 /// A request was answered with an error.
 pub fn rejected(reason: &'static str) {
-    if let Some(rejections) = REJECTIONS.get() {
-        rejections.get(reason).increment(1);
-    }
+    table::CALLBACKS_REJECTED.get(reason).increment(1);
 }
 
-/// The reasons for which the admin listener closes one.
-const ADMIN_CLOSE_REASONS: [&str; 2] = ["evicted", "idle_timeout"];
-
-pub(super) struct IntakeMetrics {
-    ended: Counters,
-    admin_ended: Counters,
-    certificate: Gauge,
+pub(super) fn close_reasons() -> Vec<&'static str> {
+    CLOSE_REASONS.iter().map(|(_, label)| *label).collect()
 }
-
-pub(super) static INTAKE: LazyLock<IntakeMetrics> = LazyLock::new(|| IntakeMetrics {
-    ended: Counters::new(
-        CLOSE_REASONS.iter().map(|(_, label)| *label),
-        |label| counter!("livebridge_http_connections_closed_total", "reason" => label),
-    ),
-    admin_ended: Counters::new(
-        ADMIN_CLOSE_REASONS.into_iter(),
-        |label| counter!("livebridge_admin_connections_closed_total", "reason" => label),
-    ),
-    certificate: gauge!("livebridge_tls_certificate_expiry_timestamp_seconds"),
-});
 
 impl CloseReason {
     fn label(self) -> &'static str {
@@ -103,24 +74,26 @@ impl CloseReason {
 
 /// A connection to the intake was closed.
 pub fn ended(reason: CloseReason) {
-    INTAKE.ended.get(reason.label()).increment(1);
+    table::HTTP_CONNECTIONS_CLOSED.get(reason.label()).increment(1);
 }
 
 /// A connection to the admin listener was closed.
 pub fn admin_ended(reason: CloseReason) {
-    INTAKE.admin_ended.get(reason.label()).increment(1);
+    table::ADMIN_CONNECTIONS_CLOSED.get(reason.label()).increment(1);
 }
 
 /// When the certificate in use ends; `None` when there is none.
 pub fn certificate_expires(at: Option<SystemTime>) {
     let since_epoch = at.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
-    INTAKE.certificate.set(since_epoch.unwrap_or_default().as_secs_f64());
+    table::TLS_CERTIFICATE_EXPIRY_TIMESTAMP_SECONDS
+        .set(since_epoch.unwrap_or_default().as_secs_f64());
 }
 
 /// The label `key` of callbacks that no key signed. No key can be called so: names are plain words.
 pub const UNVERIFIED: &str = "(unverified)";
 
 /// The use of one callback key.
+#[derive(Debug)]
 pub struct KeyUse {
     accepted: Counter,
     last: Gauge,
@@ -130,10 +103,9 @@ impl KeyUse {
     /// Of the key with this name, whose series exist from now on.
     #[must_use]
     pub fn of(name: &str) -> Self {
-        let name = name.to_owned();
         Self {
-            accepted: counter!("livebridge_callback_key_accepted_total", "key" => name.clone()),
-            last: gauge!("livebridge_callback_key_last_used_timestamp_seconds", "key" => name),
+            accepted: table::CALLBACK_KEY_ACCEPTED.of(name),
+            last: table::CALLBACK_KEY_LAST_USED_TIMESTAMP_SECONDS.of(name),
         }
     }
 
@@ -149,11 +121,5 @@ impl KeyUse {
         self.accepted.increment(1);
         let epoch = Timestamp::from_millis(0);
         self.last.set(Duration::as_secs_f64(&now.since(epoch)));
-    }
-}
-
-impl fmt::Debug for KeyUse {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("KeyUse")
     }
 }

@@ -83,6 +83,43 @@ fn every_alert_has_a_firing_case_a_silent_case_and_a_runbook_section() {
 }
 
 #[test]
+fn findings_of_the_status_page_have_the_conditions_of_their_alerts() {
+    let expression = |alert: &str| alerts()[alert].lines().find(|line| line.contains("expr: "));
+    let mut metrics = 0;
+    for rule in FINDINGS.split("    (\n        \"").skip(1) {
+        let (alert, rule) = rule.split_once('"').expect("an alert");
+        let expression = expression(alert).expect("an expression");
+        for name in rule.split("table::").skip(1) {
+            let name = name.split(|c: char| !c.is_ascii_uppercase() && c != '_').next();
+            let name = format!("livebridge_{}", name.expect("a metric").to_lowercase());
+            assert!(expression.contains(&name), "{alert} has no {name}");
+            metrics += 1;
+        }
+    }
+    assert!(metrics >= 10, "{metrics} were found");
+    let value = |name: &str| {
+        let (_, rest) = FINDINGS.split_once(&format!("const {name}: ")).expect(name);
+        rest.split_once(" =").and_then(|(_, value)| value.split(';').next()).expect(name)
+    };
+    for (alert, reasons) in [
+        ("LivebridgeSignatureFailures", "AUTHENTICATION"),
+        ("LivebridgeRejectingCallbacks", "UNAVAILABLE"),
+    ] {
+        let reasons: Vec<_> = value(reasons).split('"').skip(1).step_by(2).collect();
+        let reasons = format!("reason=~\"{}\"", reasons.join("|"));
+        assert!(expression(alert).expect("an expression").contains(&reasons), "{alert} {reasons}");
+    }
+    for (alert, limit) in
+        [("LivebridgePublishingLate", "LATE_SECONDS"), ("LivebridgeLogSpaceLow", "ROOM_LOW_BYTES")]
+    {
+        let factors = value(limit).split('*').map(|factor| factor.trim().parse::<f64>());
+        let limit = factors.map(|factor| factor.expect("a number")).product::<f64>();
+        let limit = format!(" {limit}'");
+        assert!(expression(alert).expect("an expression").ends_with(&limit), "{alert} {limit}");
+    }
+}
+
+#[test]
 fn every_metric_key_and_file_in_the_runbook_exists() {
     for name in asked(RUNBOOK) {
         assert!(metrics().contains(name.as_str()), "there is no {name}");

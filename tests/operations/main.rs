@@ -12,5 +12,4 @@ mod serve;
 mod status;
 #[path = "../support/mod.rs"]
 mod support;
-mod tencent_api;
 mod upgrade;

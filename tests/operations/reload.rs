@@ -96,7 +96,7 @@ impl TestBed {
 }
 
 const APPLIED: &str = "livebridge_config_reloads_total{outcome=\"applied\"}";
-const REFUSED: &str = "livebridge_config_reloads_total{outcome=\"refused\"}";
+const REFUSED: &str = "livebridge_config_reloads_total{outcome=\"rejected\"}";
 
 fn accepted(name: &str) -> String {
     format!("livebridge_callback_key_accepted_total{{key=\"{name}\"}}")

@@ -643,7 +643,7 @@ fn a_full_log_rejects_until_kafka_is_back_and_then_accepts_again() {
 fn complaints(admin: SocketAddr) -> metrics::Series {
     let mut series = scrape(admin);
     series.retain(|name, value| {
-        let counted = name.starts_with(ENDED) || name.starts_with("livebridge_callbacks_refused");
+        let counted = name.starts_with(ENDED) || name.starts_with("livebridge_callbacks_rejected");
         counted && *value != 0.0
     });
     series

@@ -1,0 +1,7 @@
+//! The client of Tencent Cloud's API, and what uses it, against a fake.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod api;
+#[path = "../support/mod.rs"]
+mod support;
