@@ -1,7 +1,7 @@
 //! The log against a model: after any sequence of operations, nothing acknowledged is lost,
 //! reordered or repeated, LSNs only grow, and released records are removed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -33,6 +33,11 @@ enum Op {
     Crash { in_flight: Vec<usize>, after_micros: u64 },
     /// The process stops in an orderly way and restarts.
     Reopen,
+    /// The directory is copied while the process goes on.
+    Copy,
+    /// The process is killed, and the last copy takes the place of its directory. What was appended
+    /// since is lost with the disk; what was published since is in the ledger.
+    Restore,
 }
 
 fn any_op() -> impl Strategy<Value = Op> {
@@ -46,6 +51,8 @@ fn any_op() -> impl Strategy<Value = Op> {
         2 => (vec(prop_oneof![9 => 1_usize..3000, 1 => 100_000_usize..500_000], 0..40), 0_u64..3000)
             .prop_map(|(in_flight, after_micros)| Op::Crash { in_flight, after_micros }),
         2 => Just(Op::Reopen),
+        1 => Just(Op::Copy),
+        1 => Just(Op::Restore),
     ]
 }
 
@@ -62,6 +69,18 @@ struct Model {
     published: usize,
     released: usize,
     records_made: u64,
+    /// What the ledger says of every opening, whatever becomes of directories.
+    ledger: Progress,
+    /// The same record by record.
+    in_kafka: HashSet<(OpeningId, Lsn)>,
+    copy: Option<Copy>,
+}
+
+/// A copy of the directory, and what it contains.
+struct Copy {
+    dir: TempDir,
+    entries: Vec<Entry>,
+    writers: Vec<OpeningId>,
 }
 
 impl Model {
@@ -77,6 +96,9 @@ impl Model {
             published: 0,
             released: 0,
             records_made: 0,
+            ledger: Progress::default(),
+            in_kafka: HashSet::new(),
+            copy: None,
         }
     }
 
@@ -88,15 +110,6 @@ impl Model {
         let first = self.records_made;
         self.records_made += lens.len() as u64;
         (first..).zip(lens).map(|(number, len)| record(number, *len)).collect()
-    }
-
-    /// The position in the ledger.
-    fn progress(&self) -> Progress {
-        let mut progress = Progress::default();
-        for (entry, writer) in self.entries.iter().zip(&self.writers).take(self.published) {
-            progress.advance(*writer, entry.lsn);
-        }
-        progress
     }
 
     /// An entry that the current opening wrote.
@@ -124,7 +137,7 @@ impl Model {
             Op::AppendTwin(_) => {}
             Op::Read(max_bytes) => self.read(max_bytes),
             Op::Publish(which) => {
-                self.published += which.index(self.read - self.published + 1);
+                self.publish(self.published + which.index(self.read - self.published + 1));
             }
             Op::Release(which) => {
                 self.released += which.index(self.published - self.released + 1);
@@ -138,6 +151,8 @@ impl Model {
                 self.crash(&in_flight, Duration::from_micros(after_micros));
             }
             Op::Reopen => self.reopen(),
+            Op::Copy => self.copy(),
+            Op::Restore => self.restore(),
         }
         let stored = self.log().log.stored();
         assert_eq!(stored.records, (self.entries.len() - self.released) as u64, "{stored:?}");
@@ -172,6 +187,26 @@ impl Model {
             }
             Next::Idle => assert_eq!(self.read, self.entries.len(), "nothing is left to read"),
             Next::End => panic!("the log is open"),
+        }
+    }
+
+    /// Commits this number of records, those before included.
+    fn publish(&mut self, count: usize) {
+        for index in self.published..count {
+            let (writer, lsn) = (self.writers[index], self.entries[index].lsn);
+            self.ledger.advance(writer, lsn);
+            self.in_kafka.insert((writer, lsn));
+        }
+        self.published = count;
+    }
+
+    /// Reads everything, and commits it if `publishes`.
+    fn drain(&mut self, publishes: bool) {
+        while self.read < self.entries.len() {
+            self.apply(Op::Read(1_000_000));
+        }
+        if publishes {
+            self.publish(self.read);
         }
     }
 
@@ -255,12 +290,39 @@ impl Model {
         self.start();
     }
 
+    fn copy(&mut self) {
+        let dir = temp_dir();
+        copy_dir(self.dir.path(), dir.path());
+        let left = visit(dir.path());
+        let entries: Vec<Entry> = self.entries[self.released..].to_vec();
+        assert!(entries.iter().all(|entry| left.contains(entry)), "the copy is complete");
+        let writers = self.writers[self.released..].to_vec();
+        self.copy = Some(Copy { dir, entries, writers });
+    }
+
+    fn restore(&mut self) {
+        let Some(Copy { dir, entries, writers }) = self.copy.take() else { return };
+        self.log.take().unwrap().close().unwrap();
+        // The copy stays what it is: it may be restored once more.
+        let restored = temp_dir();
+        copy_dir(dir.path(), restored.path());
+        (self.dir, self.entries, self.writers) = (restored, entries.clone(), writers.clone());
+        self.copy = Some(Copy { dir, entries, writers });
+        let pairs = self.entries.iter().zip(&self.writers);
+        let covered: Vec<bool> =
+            pairs.map(|(entry, writer)| self.in_kafka.contains(&(*writer, entry.lsn))).collect();
+        // What was published of the copy is what comes first in it.
+        self.published = covered.iter().take_while(|covered| **covered).count();
+        assert!(covered[self.published..].iter().all(|covered| !covered), "{covered:?}");
+        self.start();
+    }
+
     /// Continues after the position in the ledger, as the publisher does.
     fn start(&mut self) {
         let dir = self.dir.path().to_owned();
         self.log = Some(OpenLog::open(&dir).unwrap());
-        let progress = self.progress();
-        self.log().reader.resume(&progress);
+        let ledger = self.ledger.clone();
+        self.log().reader.resume(&ledger);
         self.read = self.published;
         self.released = self.published;
     }
@@ -288,6 +350,40 @@ proptest! {
         }
         model.log.take().unwrap().close().unwrap();
     }
+}
+
+/// Regression: what a restored copy acknowledged counted as published once its segments had the
+/// numbers that the original had published.
+#[test]
+fn a_restored_copy_that_lacks_published_records_publishes_its_own() {
+    let mut model = Model::new();
+    model.apply(Op::Append(vec![10; 5]));
+    model.apply(Op::Copy);
+    for _ in 0..5 {
+        model.apply(Op::Append(vec![10; 5]));
+        model.apply(Op::Reopen);
+    }
+    model.drain(true);
+    model.apply(Op::Restore);
+    assert_eq!((model.entries.len(), model.published), (5, 5), "the copy's records are published");
+    for _ in 0..3 {
+        model.apply(Op::Append(vec![10; 5]));
+        model.apply(Op::Reopen);
+        model.drain(false);
+    }
+    assert_eq!(
+        (model.entries.len(), model.published),
+        (20, 5),
+        "nothing newer counts as published"
+    );
+    // The same copy once more, while Kafka has records of its first restoration.
+    model.drain(true);
+    model.apply(Op::Restore);
+    model.apply(Op::Append(vec![10; 5]));
+    model.apply(Op::Crash { in_flight: Vec::new(), after_micros: 0 });
+    model.drain(false);
+    assert_eq!((model.entries.len(), model.published), (10, 5));
+    model.log.take().unwrap().close().unwrap();
 }
 
 /// Regression: LSNs restarted at 1.1 when every segment with records had been removed. New records
