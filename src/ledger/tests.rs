@@ -343,3 +343,14 @@ fn ids_read_after_a_restart_are_kept_for_a_window_of_monotonic_time() {
     ledger.expire(at(1_000_000), mono(3601));
     assert_eq!(ledger.window.len(), 0);
 }
+
+#[test]
+fn the_number_of_known_ids_counts_each_once() {
+    let mut ledger = ledger(100);
+    let last = |index| Lsn::new(1, index);
+    let ids = vec![id(1, 1), id(2, 2), id(2, 3)];
+    ledger.apply(&commit(opening(1), last(3), at(0), ids), mono(0));
+    assert_eq!(ledger.window.len(), 3);
+    ledger.apply(&commit(opening(2), last(2), at(0), vec![id(2, 2), id(4, 4)]), mono(0));
+    assert_eq!(ledger.window.len(), 4);
+}
