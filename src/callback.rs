@@ -117,6 +117,12 @@ impl CallbackKey {
         &self.name
     }
 
+    /// Its secret, to be compared or sent to Tencent Cloud.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.secret
+    }
+
     /// Whether `other` has the same secret, whatever its name.
     #[must_use]
     pub fn same_secret(&self, other: &Self) -> bool {

@@ -21,6 +21,7 @@ mod range;
 mod ready;
 mod replay;
 mod send;
+mod tencent;
 mod wal;
 
 /// A wrong configuration, as in sysexits.h.
@@ -88,6 +89,8 @@ enum Command {
     /// something is not or cannot be read, 64 when the configuration is wrong.
     #[command(after_long_help = audit::EXAMPLES)]
     Audit(audit::Options),
+    /// Set up, examine and remove the callbacks in Tencent Cloud, and rotate their key.
+    Tencent(tencent::Options),
     /// Print a script that lets a shell complete livebridge's options.
     #[command(after_long_help = COMPLETIONS_EXAMPLES)]
     Completions(generate::Completions),
@@ -164,6 +167,8 @@ enum CliError {
     Replay(#[from] livebridge::publisher::replay::ReplayError),
     #[error(transparent)]
     Kafka(#[from] livebridge::kafka::KafkaError),
+    #[error(transparent)]
+    Tencent(#[from] livebridge::tencent::TencentError),
     #[error("{0}")]
     Usage(String),
     #[error("cannot {what}: {cause}")]
@@ -200,6 +205,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Ready(options) => ready::run(&options),
         Command::Replay(options) => replay::run(&options),
         Command::Audit(options) => audit::run(&options),
+        Command::Tencent(options) => tencent::run(&options),
         Command::Completions(options) => generate::completions(&options),
         Command::Man(options) => generate::man(&options),
     };

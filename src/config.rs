@@ -133,6 +133,21 @@ impl Config {
         Ok(config)
     }
 
+    /// The same, for the command that creates the first callback key: no key is needed yet.
+    ///
+    /// # Errors
+    /// [`ConfigError`]
+    pub fn load_before_first_key(file: Option<&Path>) -> Result<Self, ConfigError> {
+        match Self::load(file) {
+            Err(ConfigError::Value { key: "callback.keys", .. }) => {
+                let mut layers = ConfigLayers::read(file)?;
+                layers.add_variable("LIVEBRIDGE_CALLBACK_UNSIGNED", "all".to_owned())?;
+                layers.check()
+            }
+            other => other,
+        }
+    }
+
     /// From a parsed file and environment variables.
     ///
     /// # Errors

@@ -30,6 +30,12 @@ impl Secret {
         (!text.is_empty()).then(|| Self(text.to_owned()))
     }
 
+    /// Its text, to be sent to the server that asks for it.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
     /// Whether `candidate` is the secret. The time taken reveals its length at most.
     #[must_use]
     pub fn is(&self, candidate: &[u8]) -> bool {

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio_rustls::rustls::crypto::ring;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
-use ureq::{Agent, Proxy};
+use ureq::{Agent, Proxy, ProxyProtocol};
 
 pub use action::Action;
 pub use callbacks::{
@@ -274,6 +274,8 @@ fn tls() -> Result<TlsConfig, ClientError> {
 fn proxy() -> Result<Option<Proxy>, ClientError> {
     let is_set = |name: &&str| std::env::var(name).is_ok_and(|value| !value.trim().is_empty());
     let set: Vec<&str> = PROXY_VARIABLES.into_iter().filter(is_set).collect();
-    let proxy = Proxy::try_from_env();
+    let is_usable =
+        |proxy: &Proxy| matches!(proxy.protocol(), ProxyProtocol::Http | ProxyProtocol::Https);
+    let proxy = Proxy::try_from_env().filter(is_usable);
     if proxy.is_none() && !set.is_empty() { Err(ClientError::Proxy(set)) } else { Ok(proxy) }
 }

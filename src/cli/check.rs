@@ -15,6 +15,7 @@ use livebridge::permission;
 use livebridge::secret::redact;
 use livebridge::wal;
 
+use super::tencent::{Account, status};
 use super::{CliError, ConfigFile};
 
 /// A clock before this release's making is wrong: 2026-01-01.
@@ -51,9 +52,11 @@ impl Findings {
 pub(super) struct Options {
     #[command(flatten)]
     config: ConfigFile,
-    /// Leave Kafka out: callbacks are taken without it.
+    /// Leave Kafka and Tencent Cloud out: callbacks are accepted without them.
     #[arg(long)]
     offline: bool,
+    #[command(flatten)]
+    account: Account,
 }
 
 pub(super) fn run(options: &Options) -> Result<(), CliError> {
@@ -70,6 +73,9 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     file_descriptors(&config, &mut findings);
     keys(&config, &mut findings);
     files(&config, &mut findings);
+    if !options.offline {
+        tencent_cloud(&config, &options.account, &mut findings);
+    }
     let bad_here = findings.bad;
     if !options.offline {
         kafka(&config, &mut findings);
@@ -230,6 +236,31 @@ fn files(config: &Config, findings: &mut Findings) {
                 "files",
                 format_args!("everybody may read {path}, which has {key}; chmod o-r {path}"),
             );
+        }
+    }
+}
+
+/// Compares Tencent Cloud's templates and rules with the configuration, if there are credentials.
+fn tencent_cloud(config: &Config, account: &Account, findings: &mut Findings) {
+    const WHAT: &str = "Tencent";
+    let client = match account.connect_if_given() {
+        None => return,
+        Some(Err(error)) => return findings.bad(WHAT, error),
+        Some(Ok(client)) => client,
+    };
+    match status::examine(config, &client, &[], status::DEFAULT_NAME) {
+        Err(error) => findings.bad(WHAT, error),
+        Ok(report) => {
+            for note in &report.notes {
+                findings.note(WHAT, note);
+            }
+            for problem in &report.problems {
+                findings.bad(WHAT, problem);
+            }
+            if report.problems.is_empty() {
+                findings
+                    .ok(WHAT, format_args!("the callbacks of {} rules come here", report.rules()));
+            }
         }
     }
 }

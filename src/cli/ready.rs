@@ -48,15 +48,19 @@ fn configured(options: &Options) -> Result<SocketAddr, CliError> {
     let listen =
         settings.iter().find(|setting| (&*setting.table, &*setting.key) == ("admin", "listen"));
     let listen = listen.and_then(|setting| listen_address(setting.value.as_ref()?.as_str()?));
-    let mut address: SocketAddr =
-        listen.ok_or_else(|| CliError::Usage("admin.listen is no address".into()))?;
+    let address = listen.ok_or_else(|| CliError::Usage("admin.listen is no address".into()))?;
+    Ok(reachable(address))
+}
+
+/// The address to connect to for a listener at `address`, which may listen on all interfaces.
+pub(super) fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(match address.ip() {
             IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
             IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
         });
     }
-    Ok(address)
+    address
 }
 
 /// The status and the body of `/readyz`.

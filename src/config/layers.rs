@@ -185,7 +185,7 @@ impl ConfigLayers {
         })
     }
 
-    fn add_variable(&mut self, name: &str, value: String) -> Result<(), ConfigError> {
+    pub(super) fn add_variable(&mut self, name: &str, value: String) -> Result<(), ConfigError> {
         if let Some(variable) = environment::default_of(name) {
             return self.add_default(name, &variable, value);
         }

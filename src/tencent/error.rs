@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
+use tokio_rustls::rustls;
+
 use super::Action;
 
 /// Why a call has no result.
 #[derive(Debug, thiserror::Error)]
 pub enum TencentError {
     /// There is no connection, or it broke.
-    #[error("{action}: cannot reach {endpoint}: {cause}")]
+    #[error("{action}: cannot reach {endpoint}: {cause}{}", advice(cause))]
     Unreachable {
         /// The action.
         action: Action,
@@ -201,11 +203,39 @@ impl TencentError {
     }
 }
 
+/// What to do about a connection that failed, to be appended to the message.
+fn advice(cause: &ureq::Error) -> &'static str {
+    match tls_error(cause) {
+        Some(rustls::Error::InvalidCertificate(_)) => {
+            "; its certificate is not of an authority that this machine knows, or not for this host: \
+             is it the right endpoint? SSL_CERT_FILE names other authorities"
+        }
+        Some(rustls::Error::InvalidMessage(_)) => "; it does not speak TLS: is the port right?",
+        Some(_) => "; the TLS handshake failed",
+        None if is_cut_off(cause) => {
+            "; it closed the connection: does it speak TLS, if the endpoint is https?"
+        }
+        None => "",
+    }
+}
+
+fn tls_error(cause: &ureq::Error) -> Option<&rustls::Error> {
+    match cause {
+        ureq::Error::Rustls(cause) => Some(cause),
+        ureq::Error::Io(cause) => cause.get_ref()?.downcast_ref(),
+        _ => None,
+    }
+}
+
+fn is_cut_off(cause: &ureq::Error) -> bool {
+    matches!(cause, ureq::Error::Io(cause) if cause.kind() == std::io::ErrorKind::UnexpectedEof)
+}
+
 /// Whether the next attempt may succeed: not if the other end does not speak TLS or has the wrong
 /// certificate, or if there is no such name.
 fn is_passing(cause: &ureq::Error) -> bool {
     match cause {
-        ureq::Error::Io(cause) => cause.kind() != std::io::ErrorKind::InvalidData,
+        ureq::Error::Io(_) => tls_error(cause).is_none(),
         ureq::Error::ConnectionFailed | ureq::Error::ConnectProxyFailed(_) => true,
         _ => false,
     }

@@ -1,0 +1,62 @@
+//! `livebridge tencent remove`.
+
+use clap::Args;
+
+use super::setup::shown;
+use super::{Account, Managed};
+use crate::cli::CliError;
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    #[command(flatten)]
+    account: Account,
+    #[command(flatten)]
+    managed: Managed,
+    /// Only the rules of this push domain; may be given several times. The template is deleted when no
+    /// rule names it any more.
+    #[arg(long, value_name = "DOMAIN")]
+    domain: Vec<String>,
+    /// Really delete them. Without it, only what would be deleted is said.
+    #[arg(long)]
+    yes: bool,
+}
+
+pub(super) fn run(options: &Options) -> Result<(), CliError> {
+    let client = options.account.connect()?;
+    let templates = client.templates()?;
+    let Some(template) = options.managed.find(&templates) else {
+        println!(
+            "nothing to do: livebridge created no template {} in this account",
+            options.managed.name
+        );
+        return Ok(());
+    };
+    let id = template.template_id;
+    let (meant, left): (Vec<_>, Vec<_>) =
+        client.rules()?.into_iter().filter(|rule| rule.template_id == id).partition(|rule| {
+            options.domain.is_empty() || options.domain.contains(&rule.domain_name)
+        });
+    for rule in &meant {
+        println!("delete the rule of {}", shown(&rule.domain_name, &rule.app_name));
+    }
+    if left.is_empty() {
+        println!("delete the template {id} ({})", template.template_name);
+    } else {
+        println!("keep the template {id}: {} other rules name it", left.len());
+    }
+    if !options.yes {
+        println!("Nothing was changed: --yes does it.");
+        return Ok(());
+    }
+    for rule in &meant {
+        client.delete_rule(rule)?;
+    }
+    if left.is_empty() {
+        client.delete_template(id)?;
+    }
+    println!(
+        "Done. Callbacks still come for 10 minutes, and retries for 16 more: keep livebridge running \
+         and the callback key in its configuration until then."
+    );
+    Ok(())
+}

@@ -1,0 +1,314 @@
+//! `livebridge tencent setup`.
+
+use clap::Args;
+use livebridge::callback::CallbackKey;
+use livebridge::config::Config;
+use livebridge::tencent::{
+    CallbackRule, CallbackTemplate, Client, TemplateKey, TemplateUrl, UrlKind,
+};
+
+use super::keys_file::{self, KeysFile, NewKey};
+use super::status::{Location, is_below};
+use super::{Account, MARK, Managed};
+use crate::cli::{CliError, ConfigFile};
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    #[command(flatten)]
+    config: ConfigFile,
+    #[command(flatten)]
+    account: Account,
+    #[command(flatten)]
+    managed: Managed,
+    /// Where Tencent Cloud reaches livebridge, such as <https://events.example.com/callback>: its path
+    /// is http.path or below. Each kind of event gets its name as a further segment.
+    #[arg(long, value_name = "URL")]
+    url: String,
+    /// A push domain; may be given several times.
+    #[arg(long, value_name = "DOMAIN", required = true)]
+    domain: Vec<String>,
+    /// Only this app of the domains (the first segment of the push path); without it, all of them.
+    #[arg(long, value_name = "APP", default_value = "", hide_default_value = true)]
+    app: String,
+    /// The kinds of events that have a URL; the others have none afterwards.
+    #[arg(long, value_name = "TYPE,…", value_delimiter = ',', value_parser = parse_kind, default_value = "push,interrupt,record,record-status,record-exception,screenshot,porn-detection,audio-moderation,push-exception")]
+    events: Vec<UrlKind>,
+    /// The name of the configured callback key to use; without it, the one in use stays, or the first
+    /// that Tencent Cloud takes is used.
+    #[arg(long, value_name = "NAME")]
+    key: Option<String>,
+    /// Accept a path outside http.path, because a proxy rewrites it.
+    #[arg(long)]
+    any_path: bool,
+    /// Also change what another program or person created: a template of this name, and rules of these
+    /// domains that name other templates.
+    #[arg(long)]
+    take_over: bool,
+    /// Really change it. Without it, only what would be done is said.
+    #[arg(long)]
+    yes: bool,
+}
+
+fn parse_kind(text: &str) -> Result<UrlKind, String> {
+    UrlKind::parse(text.trim()).ok_or_else(|| {
+        let names: Vec<&str> = UrlKind::ALL.iter().map(|kind| kind.name()).collect();
+        format!("a template has no URL for it; it has URLs for {}", names.join(", "))
+    })
+}
+
+/// A change, in the order in which they are made.
+#[derive(Debug)]
+enum Step {
+    AddKey(NewKey),
+    CreateTemplate,
+    ModifyTemplate(Vec<String>),
+    DeleteRule(CallbackRule),
+    /// Its template is known only after the first steps.
+    CreateRule(String),
+}
+
+pub(super) fn run(options: &Options) -> Result<(), CliError> {
+    let config = Config::load_before_first_key(options.config.config.as_deref())?;
+    let location = check_url(options, &config)?;
+    let client = options.account.connect()?;
+    check_domains(&client, &options.domain)?;
+    let templates = client.templates()?;
+    let mut steps = Vec::new();
+    let (mut template, existing) = template(options, &templates)?;
+    let key = key(options, &config, &template, &mut steps)?;
+    let unchanged = template.clone();
+    MARK.clone_into(&mut template.description);
+    template.callback_key = TemplateKey::new(key.reveal());
+    for kind in UrlKind::ALL {
+        let wanted = options.events.contains(&kind);
+        template.set_url(kind, &if wanted { location.of(kind) } else { String::new() });
+    }
+    if existing {
+        let changes = differences(&unchanged, &template, key.name());
+        if !changes.is_empty() {
+            steps.push(Step::ModifyTemplate(changes));
+        }
+    } else {
+        steps.push(Step::CreateTemplate);
+    }
+    rules(options, &client, &template, &mut steps)?;
+    if steps.is_empty() {
+        println!("nothing to do: template {} is as wanted", template.template_id);
+        return Ok(());
+    }
+    for step in &steps {
+        println!("{}", describe(step, options, &template, key.name()));
+    }
+    if !options.yes {
+        println!("Nothing was changed: --yes does it.");
+        return Ok(());
+    }
+    apply(options, &config, &client, template, steps)
+}
+
+/// The configuration knows best what the intake answers.
+fn check_url(options: &Options, config: &Config) -> Result<Location, CliError> {
+    let location = Location::parse(&options.url).ok_or_else(|| {
+        CliError::Usage(format!(
+            "--url {:?} is not a URL such as https://events.example.com/callback",
+            options.url
+        ))
+    })?;
+    if !options.any_path && !is_below(location.path(), &config.http.path) {
+        return Err(CliError::Usage(
+            "the path of --url is neither http.path nor below it: every callback would get 404; \
+             correct one of the two, or give --any-path if a proxy rewrites paths"
+                .to_owned(),
+        ));
+    }
+    if location.is_plain() && config.access.tls.is_some() {
+        return Err(CliError::Usage(
+            "--url is http, and the intake of this configuration speaks TLS: use https".to_owned(),
+        ));
+    }
+    Ok(location)
+}
+
+fn check_domains(client: &Client, wanted: &[String]) -> Result<(), CliError> {
+    let known = client.push_domains()?;
+    for domain in wanted {
+        match known.iter().find(|one| one.name == *domain) {
+            Some(found) if !found.is_enabled() => println!("note: {domain} is disabled"),
+            Some(_) => {}
+            None => {
+                let names: Vec<&str> = known.iter().map(|one| one.name.as_str()).collect();
+                return Err(CliError::Usage(format!(
+                    "the account has no push domain {domain}; it has {}",
+                    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The template to change, and whether it exists.
+fn template(
+    options: &Options,
+    templates: &[CallbackTemplate],
+) -> Result<(CallbackTemplate, bool), CliError> {
+    if let Some(found) = options.managed.find(templates) {
+        return Ok((found.clone(), true));
+    }
+    let name = &options.managed.name;
+    match templates.iter().find(|one| one.template_name == *name) {
+        None => Ok((CallbackTemplate::new(name, MARK, TemplateKey::default()), false)),
+        Some(found) if options.take_over => Ok((found.clone(), true)),
+        Some(found) => Err(CliError::Usage(format!(
+            "template {} has the name {name}, and livebridge did not create it: choose another with \
+             --template, or give --take-over to change it",
+            found.template_id
+        ))),
+    }
+}
+
+/// The key that the template is to have: the one that is asked for, the one it has, a configured one,
+/// or a new one.
+fn key(
+    options: &Options,
+    config: &Config,
+    template: &CallbackTemplate,
+    steps: &mut Vec<Step>,
+) -> Result<CallbackKey, CliError> {
+    let keys = &config.verifier.keys;
+    if let Some(name) = &options.key {
+        let found = keys.iter().find(|key| key.name() == name).cloned();
+        let names: Vec<&str> = keys.iter().map(CallbackKey::name).collect();
+        let key = found.ok_or_else(|| {
+            let names = names.join(", ");
+            CliError::Usage(format!("no callback key is called {name}; there are {names}"))
+        })?;
+        if !keys_file::fits(&key) {
+            let text = "is not up to 32 letters and digits, which Tencent Cloud wants";
+            return Err(CliError::Usage(format!("the callback key {name} {text}")));
+        }
+        return Ok(key);
+    }
+    let in_use = CallbackKey::new(template.callback_key.text());
+    let kept = in_use.and_then(|used| keys.iter().find(|key| key.same_secret(&used)));
+    let usable = keys.iter().find(|key| keys_file::fits(key) && !key.is_example());
+    if let Some(key) = kept.or(usable) {
+        return Ok(key.clone());
+    }
+    KeysFile::of(config)?;
+    let new = NewKey::random(keys_file::new_name());
+    let key = new.key().ok_or(CliError::Found)?;
+    steps.push(Step::AddKey(new));
+    Ok(key)
+}
+
+/// What differs, without the URLs and keys themselves.
+fn differences(old: &CallbackTemplate, new: &CallbackTemplate, key: &str) -> Vec<String> {
+    let mut changes = Vec::new();
+    if old.description != new.description {
+        changes.push("mark it as managed by livebridge".to_owned());
+    }
+    if old.callback_key != new.callback_key {
+        changes.push(format!("set the callback key {key}"));
+    }
+    for kind in UrlKind::ALL {
+        let (old, new) = (old.url(kind), new.url(kind));
+        match (&old, &new) {
+            // Not reported: perhaps it is set already, and setting it again does no harm.
+            (_, TemplateUrl::Set(_)) if old != new => {
+                changes.push(format!("set the URL of {kind}"));
+            }
+            (TemplateUrl::Set(_), TemplateUrl::Unset) => {
+                changes.push(format!("remove the URL of {kind}"));
+            }
+            _ => {}
+        }
+    }
+    changes
+}
+
+fn rules(
+    options: &Options,
+    client: &Client,
+    template: &CallbackTemplate,
+    steps: &mut Vec<Step>,
+) -> Result<(), CliError> {
+    let rules = client.rules()?;
+    for domain in &options.domain {
+        let found =
+            rules.iter().find(|rule| rule.domain_name == *domain && rule.app_name == options.app);
+        match found {
+            Some(rule) if rule.template_id == template.template_id => continue,
+            Some(rule) if options.take_over => steps.push(Step::DeleteRule(rule.clone())),
+            Some(rule) => {
+                return Err(CliError::Usage(format!(
+                    "the rule of {} names template {}, which livebridge does not manage: its \
+                     callbacks go elsewhere; give --take-over to replace the rule",
+                    shown(domain, &options.app),
+                    rule.template_id
+                )));
+            }
+            None => {}
+        }
+        steps.push(Step::CreateRule(domain.clone()));
+    }
+    Ok(())
+}
+
+/// A domain, or an app of one.
+pub(super) fn shown(domain: &str, app: &str) -> String {
+    if app.is_empty() { domain.to_owned() } else { format!("{domain}/{app}") }
+}
+
+fn describe(step: &Step, options: &Options, template: &CallbackTemplate, key: &str) -> String {
+    match step {
+        Step::AddKey(new) => format!("add the callback key {} to callback.keys_file", new.name),
+        Step::CreateTemplate => {
+            let kinds: Vec<&str> = options.events.iter().map(|kind| kind.name()).collect();
+            let name = &template.template_name;
+            format!(
+                "create the template {name} with the key {key} and URLs for {}",
+                kinds.join(", ")
+            )
+        }
+        Step::ModifyTemplate(changes) => {
+            format!("change template {}: {}", template.template_id, changes.join(", "))
+        }
+        Step::DeleteRule(rule) => format!(
+            "delete the rule of {} that names template {}",
+            shown(&rule.domain_name, &rule.app_name),
+            rule.template_id
+        ),
+        Step::CreateRule(domain) => {
+            format!("create a rule of {} for the template", shown(domain, &options.app))
+        }
+    }
+}
+
+fn apply(
+    options: &Options,
+    config: &Config,
+    client: &Client,
+    mut template: CallbackTemplate,
+    steps: Vec<Step>,
+) -> Result<(), CliError> {
+    for step in steps {
+        match step {
+            Step::AddKey(new) => KeysFile::of(config)?.add(&new)?,
+            Step::CreateTemplate => template.template_id = client.create_template(&template)?,
+            Step::ModifyTemplate(_) => client.modify_template(&template)?,
+            Step::DeleteRule(rule) => client.delete_rule(&rule)?,
+            Step::CreateRule(domain_name) => client.create_rule(&CallbackRule {
+                domain_name,
+                app_name: options.app.clone(),
+                template_id: template.template_id,
+            })?,
+        }
+    }
+    println!(
+        "Done: template {}. It takes 5 to 10 minutes to take effect; `livebridge tencent status` \
+         compares it with the configuration.",
+        template.template_id
+    );
+    Ok(())
+}
