@@ -120,7 +120,7 @@ fn the_image_is_built_from_everything_that_cargo_wants_to_find() {
 #[test]
 fn every_variable_of_the_image_and_of_compose_is_a_known_key() {
     let environment = [variables(COMPOSE), variables(DOCKERFILE)].concat();
-    assert_eq!(environment.len(), 6, "{environment:?}");
+    assert_eq!(environment.len(), 7, "{environment:?}");
     let config = config("", &environment);
     for part in ["kafka-1:19092", "livebridge-1", "0.0.0.0:9464", "/var/lib/livebridge/log"] {
         assert!(config.contains(part), "no {part} in {config}");
