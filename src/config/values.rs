@@ -213,4 +213,12 @@ mod tests {
             assert!(problem.contains(says), "{text}: {problem}");
         }
     }
+
+    #[test]
+    fn only_the_ids_of_containers_are_noted_as_host_names() {
+        assert!(container_id("3f1a9c0b77de").unwrap().contains("3f1a9c0b77de"));
+        for name in ["livebridge-0", "host", "3f1a9c0b77d", "3f1a9c0b77dea", "3F1A9C0B77DE"] {
+            assert_eq!(container_id(name), None, "{name}");
+        }
+    }
 }
