@@ -33,7 +33,6 @@ pub mod topic_reader;
 mod topics;
 
 pub use cause::Cause;
-use error::is_silence;
 pub use error::{SetupError, is_denied, text};
 pub use failure::{BACKDATED_MAX, Failure, RejectedMessage};
 pub use ledger_reader::LedgerReader;
@@ -100,7 +99,7 @@ const METADATA_STEP: Duration = Duration::from_secs(2);
 /// How long a broker may take for an answer before it is asked over another connection.
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a command waits for the first answer about transactions.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 /// How long making topics may take.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the ledger topic keeps its records at least: an instance that was away for days still
@@ -211,14 +210,7 @@ impl Config {
         let settings = ProducerSettings { waits_forever: false, ..ProducerSettings::default() };
         let outcome = Producer::connect(self, &settings, give_up.clone());
         drop(connected);
-        match outcome {
-            // Kafka did answer, again and again with the same error.
-            Err(SetupError::Transactions { cause, .. })
-                if give_up.is_cancelled() && is_silence(&cause) =>
-            {
-                Err(SetupError::Unanswered(PATIENCE))
-            }
-            outcome => outcome,
-        }
+        // Kafka did answer, again and again with the same error.
+        outcome.map_err(|cause| if give_up.is_cancelled() { cause.after(PATIENCE) } else { cause })
     }
 }

@@ -141,6 +141,8 @@ pub struct Ledger {
     progress: Progress,
     /// This process's opening, and the last of its commits that is applied.
     own: (OpeningId, Lsn),
+    /// Events in the applied commits of this process.
+    own_events: u64,
     window: Window,
 }
 
@@ -153,6 +155,7 @@ impl Ledger {
             lineage: lineage.iter().copied().collect(),
             progress: Progress::default(),
             own: (own, Lsn::ZERO),
+            own_events: 0,
             window: Window::new(config),
         }
     }
@@ -161,6 +164,12 @@ impl Ledger {
     #[must_use]
     pub fn progress(&self) -> &Progress {
         &self.progress
+    }
+
+    /// How many events this process has published.
+    #[must_use]
+    pub fn own_events(&self) -> u64 {
+        self.own_events
     }
 
     /// How long an id is remembered.
@@ -181,6 +190,7 @@ impl Ledger {
                 return;
             }
             self.own.1 = commit.last;
+            self.own_events += commit.ids.len() as u64;
         }
         if self.lineage.contains(&commit.publisher) {
             self.progress.advance(commit.writer, commit.last);

@@ -16,7 +16,7 @@ use crate::kafka::{self, Failure, LedgerReader, Producer, ProducerSettings, Setu
 use crate::ledger::{self, Commit, Ledger};
 use crate::log_limit::LogLimiter;
 use crate::metrics;
-use crate::wal::{Next, Reader};
+use crate::wal::Reader;
 
 pub mod audit;
 mod batch;
@@ -28,6 +28,7 @@ mod outage;
 pub mod quarantine;
 pub mod replay;
 mod session;
+mod source;
 mod topics;
 
 // Public for tests/promise/protocol_model.rs, which checks these decisions and not a copy of them.
@@ -43,7 +44,9 @@ pub use topics::{Topics, TopicsError};
 use fencing::{Fence, Fences};
 use outage::{Outage, OutageLog};
 use quarantine::Quarantine;
+use replay::Given;
 use session::SessionEnd;
+use source::{Input, Source};
 
 /// Pauses between attempts: doubled from the first to the last.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -56,12 +59,15 @@ pub enum PublisherError {
         "another livebridge publishes as kafka.instance = {0:?}; give every instance its own name"
     )]
     Fenced(String),
+    /// A producer without a ledger has failed.
+    #[error("the producer has failed: {0}")]
+    Unknown(String),
 }
 
 /// The publisher, on its own thread.
 #[derive(Debug)]
 pub struct Publisher {
-    reader: Reader,
+    reader: Box<dyn Source>,
     kafka: kafka::Config,
     topics: Topics,
     ledger: Ledger,
@@ -70,7 +76,10 @@ pub struct Publisher {
     open_commits: OpenCommits,
     /// Consecutive transactions aborted for another instance's.
     contentions: u32,
-    quarantine: Quarantine,
+    /// Given events have none: those that Kafka rejects go back to the command.
+    quarantine: Option<Quarantine>,
+    /// `None` for a log.
+    given: Option<Given>,
     give_up: CancellationToken,
     /// Read from the log and not known to be in Kafka, in the order of the log.
     queue: VecDeque<Batch>,
@@ -100,6 +109,31 @@ impl Publisher {
         give_up: CancellationToken,
     ) -> Self {
         let ledger = Ledger::new(reader.lineage(), dedup);
+        let quarantine = Some(Quarantine::new(quarantine));
+        Self::with(Box::new(reader), kafka, topics, ledger, quarantine, give_up)
+    }
+
+    /// Publishes events that a command gives, until there are no more, or until `give_up`.
+    fn of_given(
+        source: Box<dyn Source>,
+        kafka: kafka::Config,
+        topics: Topics,
+        given: Given,
+        give_up: CancellationToken,
+    ) -> Self {
+        let ledger = Ledger::new(&[source.opening()], replay::UNLIMITED);
+        let given = Some(given);
+        Self { given, ..Self::with(source, kafka, topics, ledger, None, give_up) }
+    }
+
+    fn with(
+        reader: Box<dyn Source>,
+        kafka: kafka::Config,
+        topics: Topics,
+        ledger: Ledger,
+        quarantine: Option<Quarantine>,
+        give_up: CancellationToken,
+    ) -> Self {
         Self {
             reader,
             kafka,
@@ -108,7 +142,8 @@ impl Publisher {
             ledger_reader: None,
             open_commits: OpenCommits::default(),
             contentions: 0,
-            quarantine: Quarantine::new(quarantine),
+            quarantine,
+            given: None,
             give_up,
             queue: VecDeque::new(),
             limits: BatchLimits::default(),
@@ -128,10 +163,15 @@ impl Publisher {
     /// # Errors
     /// [`PublisherError`], when no further session would help.
     pub fn run(mut self) -> Result<(), PublisherError> {
+        self.run_with(None)
+    }
+
+    /// As [`Self::run`]; the first session uses `connected`, if there is one.
+    fn run_with(&mut self, mut connected: Option<Producer>) -> Result<(), PublisherError> {
         let mut pause = BACKOFF.0;
         while !self.give_up.is_cancelled() {
             let started = Instant::now();
-            let ended = match self.connect() {
+            let ended = match connected.take().map_or_else(|| self.connect(), Ok) {
                 Ok(producer) => self.publish(&producer),
                 Err(cause) => SessionEnd::Setup(cause),
             };
@@ -154,6 +194,12 @@ impl Publisher {
                          and one whose answer is lost is sent again, so events may repeat"
                     );
                 }
+                SessionEnd::Lost { failure: Failure::Lost(cause), .. }
+                    if !self.has_ledger() && self.is_transactional() =>
+                {
+                    // Nothing says whether the last batch was committed.
+                    return Err(PublisherError::Unknown(kafka::text(&cause)));
+                }
                 SessionEnd::Lost { failure, .. } => {
                     self.kafka_outage.report(&failure);
                 }
@@ -174,7 +220,7 @@ impl Publisher {
     /// Makes a producer first, which ends its predecessor's open transaction, and then reads the
     /// ledger.
     fn connect(&mut self) -> Result<Producer, SetupError> {
-        self.kafka.make_topics(&self.topics.all(), self.topics.ledger())?;
+        self.make_topics()?;
         let settings = ProducerSettings {
             request_bytes: self.request_size.bytes,
             patience: self.limits.patience(),
@@ -183,22 +229,29 @@ impl Publisher {
         };
         let producer = Producer::connect(&self.kafka, &settings, self.give_up.clone())?;
         metrics::session();
+        if !self.has_ledger() {
+            return Ok(producer);
+        }
         let started = Instant::now();
         let mut reader = if let Some(reader) = self.ledger_reader.take() {
             reader
         } else {
             let oldest = self.oldest();
             self.open_commits = OpenCommits::default();
-            let window = self.ledger.window();
+            let (window, given) = (self.ledger.window(), self.given.as_mut());
             LedgerReader::open(&self.kafka, self.topics.ledger(), |bounds, offset_at| {
-                ledger::first_offset(window, oldest, bounds, offset_at)
+                match given {
+                    // What was published before is found in the topics.
+                    Some(given) => Ok(given.ledger_start(bounds)),
+                    None => ledger::first_offset(window, oldest, bounds, offset_at),
+                }
             })?
         };
-        let ledger = &mut self.ledger;
+        let (ledger, given) = (&mut self.ledger, self.given.as_ref());
         let topic = self.topics.ledger();
         let commits = reader.read_to_end(
             &self.give_up,
-            |bytes| apply(ledger, bytes),
+            |bytes| apply(ledger, given, bytes),
             || producer.end_forgotten_transaction(topic),
         )?;
         self.ledger_reader = Some(reader);
@@ -210,17 +263,32 @@ impl Publisher {
         Ok(producer)
     }
 
+    /// Creates the topics that are missing.
+    fn make_topics(&self) -> Result<(), SetupError> {
+        if !self.has_ledger() {
+            return Ok(());
+        }
+        self.kafka.make_topics(&self.topics.all(), self.topics.ledger())
+    }
+
+    /// Whether each batch has a ledger record.
+    fn has_ledger(&self) -> bool {
+        self.given.as_ref().is_none_or(Given::has_ledger)
+    }
+
     /// Applies what has arrived of the ledger topic: commits of other instances, and own ones.
     fn follow_ledger(&mut self) {
         let Some(reader) = &mut self.ledger_reader else { return };
-        reader.read_arrived(|bytes| apply(&mut self.ledger, bytes));
+        let given = self.given.as_ref();
+        reader.read_arrived(|bytes| apply(&mut self.ledger, given, bytes));
         self.open_commits.forget(reader.next());
     }
 
     /// Waits until every transaction in the ledger topic is decided, and applies it.
     fn settle_ledger(&mut self) -> Result<(), SetupError> {
         let Some(reader) = &mut self.ledger_reader else { return Ok(()) };
-        reader.read_to_end(&self.give_up, |bytes| apply(&mut self.ledger, bytes), || ())?;
+        let given = self.given.as_ref();
+        reader.read_to_end(&self.give_up, |bytes| apply(&mut self.ledger, given, bytes), || ())?;
         self.open_commits.forget(reader.next());
         Ok(())
     }
@@ -228,9 +296,9 @@ impl Publisher {
     /// When the oldest record that is still to be published was received, as far as can be told.
     fn oldest(&mut self) -> Timestamp {
         if self.queue.is_empty()
-            && let Ok(Next::Entries(read)) = self.reader.next(1, Duration::ZERO)
+            && let Ok(Input::Batch(batch)) = self.reader.next(1, Duration::ZERO)
         {
-            self.queue.push_back(Batch::new(read));
+            self.queue.push_back(batch);
         }
         let entries = self.queue.iter().flat_map(Batch::entries);
         let oldest = entries.map(|entry| entry.record.received_at).min();
@@ -242,6 +310,9 @@ impl Publisher {
     fn fenced(&mut self, cause: &dyn std::fmt::Display, late: bool) -> Result<(), PublisherError> {
         metrics::fenced();
         let instance = &self.kafka.instance;
+        if !self.has_ledger() {
+            return Err(PublisherError::Fenced(instance.clone()));
+        }
         match self.fences.record(Instant::now(), late) {
             Fence::Namesake => return Err(PublisherError::Fenced(instance.clone())),
             Fence::Repeated(times) => tracing::error!(
@@ -269,9 +340,14 @@ impl Publisher {
     }
 }
 
-fn apply(ledger: &mut Ledger, bytes: &[u8]) {
+fn apply(ledger: &mut Ledger, given: Option<&Given>, bytes: &[u8]) {
     match Commit::decode(bytes) {
-        Ok(commit) => ledger.apply(&commit, Instant::now()),
+        Ok(mut commit) => {
+            if let Some(given) = given {
+                given.filter(&mut commit);
+            }
+            ledger.apply(&commit, Instant::now());
+        }
         Err(error) => {
             static SKIPPED: LogLimiter = LogLimiter::new();
             if let Some(suppressed) = SKIPPED.permit() {

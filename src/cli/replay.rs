@@ -8,7 +8,7 @@ use clap::Args;
 use livebridge::config::Config;
 use livebridge::event::{EventType, Timestamp, type_name};
 use livebridge::kafka::topic_reader::read_to_end;
-use livebridge::publisher::replay::{Event, Plan, Refusal, ReplayError, Sender};
+use livebridge::publisher::replay::{Event, Outcome, Plan, Refusal, Replay, ReplayError, Target};
 
 use super::progress::Progress;
 use super::range::Range;
@@ -60,34 +60,63 @@ Examples:
     livebridge replay --config livebridge.toml --export rescued.jsonl --to test --yes
 
 What a consumer sees: the event as it was, with the same ce_id, key, value and timestamp, and the
-header livebridge-replayed-at. It comes behind what was published meanwhile, and retention counts
-from its own time. An event that is in its topic already is left out, so that running this twice
-sends nothing twice. What it leaves out is found out before it sends. So with --export, stop the
-livebridge whose log it is, and do not run this twice at once: an event that is published in
-between is there twice. Other running instances are not disturbed.";
+header livebridge-replayed-at. It comes after what was published meanwhile, and retention counts
+from its own time. An event that is in its topic already is left out, and so is one that another
+instance or replay publishes meanwhile: it may run beside every livebridge, several times at once,
+and again after it was killed. With --again, or with --to, nothing is compared with what others
+publish meanwhile; of two that send to one topic with --to at once, the first is ended.";
 
 pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let config = Config::load(options.config.config.as_deref())?;
     if let Some(topic) = &options.to {
         check_target(&config, topic)?;
     }
+    let now = Timestamp::now();
     let mut plan = Plan::default();
     let bytes = options.source.export.as_ref().and_then(|path| path.metadata().ok());
     let bar = Progress::bytes("reading", bytes.map_or(0, |meta| meta.len()));
-    let (read, foreign) = each(options, &config, true, |event, bytes| {
+    let (read, foreign) = each(options, &config, now, true, |event, bytes| {
         bar.add(bytes);
         plan.add(&event);
         Ok(())
     })?;
     drop(bar);
-    let mut skipped = foreign;
-    if !options.again {
+    let target = match &options.to {
+        Some(topic) => Target::Other(topic.clone()),
+        None if options.again => Target::TopicsAgain,
+        None => Target::Topics,
+    };
+    let skipped = foreign;
+    let outcome = publish(&config, plan, target, options.again, options.yes, read, |send| {
+        each(options, &config, now, false, |event, _| send(event)).map(|_| ())
+    })?;
+    if outcome && skipped == 0 { Ok(()) } else { Err(CliError::Found) }
+}
+
+/// Compares `plan` with the topics, and publishes what is missing with `yes`. `again` publishes also
+/// what is there. `each` calls its argument for every event of the plan. Returns whether all of them
+/// are published, or would be.
+pub(super) fn publish(
+    config: &Config,
+    mut plan: Plan,
+    target: Target,
+    again: bool,
+    yes: bool,
+    read: u64,
+    each: impl FnOnce(&mut dyn FnMut(Event) -> Result<(), CliError>) -> Result<(), CliError>,
+) -> Result<bool, CliError> {
+    let mut complete = true;
+    // First, so that what is published while the topics are read is found in the ledger.
+    let replay = (yes && read > 0)
+        .then(|| Replay::connect(&config.kafka, &config.topics, target, &plan))
+        .transpose()?;
+    if !again {
         plan.leave_out_what_is_there(&config.kafka)?;
     }
     let absent = config.kafka.missing_topics(plan.counts().map(|(topic, ..)| topic));
     for topic in absent.map_err(ReplayError::from)? {
         let count = plan.drop_topic(&topic);
-        skipped += count as u64;
+        complete &= count == 0;
         eprintln!("skipped {count} events: there is no topic {topic}; livebridge serve creates it");
     }
     println!("{read} events are meant");
@@ -96,39 +125,38 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
         to_send += sent;
         println!("  {topic:<26} {sent} to send, {there} there already");
     }
-    let complete = || if skipped == 0 { Ok(()) } else { Err(CliError::Found) };
     if to_send == 0 {
-        return complete();
+        return Ok(complete);
     }
-    if !options.yes {
+    let Some(mut replay) = replay else {
         println!("Nothing was sent: --yes sends.");
-        return complete();
-    }
-    let ledger = options.to.is_none().then(|| config.topics.ledger());
-    let mut sender = Sender::connect(&config.kafka, ledger)?;
+        return Ok(complete);
+    };
     let bar = Progress::count("sending", to_send as u64);
-    each(options, &config, false, |event, _| {
+    each(&mut |event| {
         if plan.take(&event) {
             bar.add(1);
-            sender.send(event)?;
+            replay.send(event)?;
         }
         Ok(())
     })?;
-    let outcome = sender.finish()?;
+    let Outcome { sent, absorbed, refused } = replay.finish()?;
     drop(bar);
-    println!("{} events sent", outcome.sent);
-    if outcome.refused.is_empty() {
-        return complete();
+    if absorbed > 0 {
+        println!("{absorbed} events were published by others meanwhile");
     }
-    for Refusal { topic, id, reason } in outcome.refused.iter().take(SHOWN) {
+    println!("{sent} events sent");
+    for Refusal { topic, id, reason } in refused.iter().take(SHOWN) {
         eprintln!("{topic} refuses the event {id}: {reason}");
     }
-    eprintln!(
-        "{} events were refused; remove the cause (max.message.bytes of the topic, say) and run it \
-         again: what was sent is not sent twice",
-        outcome.refused.len()
-    );
-    Err(CliError::Found)
+    if !refused.is_empty() {
+        eprintln!(
+            "{} events were refused; remove the cause (max.message.bytes of the topic, say) and run \
+             it again: what was sent is not sent twice",
+            refused.len()
+        );
+    }
+    Ok(complete && refused.is_empty())
 }
 
 /// Rejects the ledger as a target, and topics that do not exist: a typo must not create one.
@@ -152,6 +180,7 @@ fn check_target(config: &Config, topic: &str) -> Result<(), CliError> {
 fn each(
     options: &Options,
     config: &Config,
+    now: Timestamp,
     first: bool,
     mut visit: impl FnMut(Event, u64) -> Result<(), CliError>,
 ) -> Result<(u64, u64), CliError> {
@@ -182,7 +211,7 @@ fn each(
         let file = File::open(path).map_err(CliError::other("open the export"))?;
         for (number, line) in BufReader::new(file).lines().enumerate() {
             let line = line.map_err(CliError::other("read the export"))?;
-            let event = Event::of_line(&line, &config.topics, &config.kafka.instance);
+            let event = Event::of_line(&line, &config.topics, &config.kafka.instance, now);
             let place = format!("{}:{}", path.display(), number + 1);
             let event = event.ok_or_else(|| {
                 CliError::Usage(format!("{place}: not a line that `livebridge wal export` wrote"))
@@ -194,7 +223,7 @@ fn each(
         let beginning = Timestamp::from_millis(0);
         read_to_end(&config.kafka, config.topics.dead_letter(), beginning, |landed| {
             let place = format!("dead letter {}/{}", landed.partition, landed.offset);
-            let Some(event) = Event::of_dead_letter(landed) else {
+            let Some(event) = Event::of_dead_letter(landed, now) else {
                 if first {
                     eprintln!("skipped {place}: livebridge did not put it there");
                 }

@@ -112,6 +112,17 @@ pub enum SetupError {
     Runtime(#[source] std::io::Error),
 }
 
+impl SetupError {
+    /// The error of an attempt that was given up after `patience`.
+    #[must_use]
+    pub fn after(self, patience: Duration) -> Self {
+        match self {
+            Self::Transactions { cause, .. } if is_silence(&cause) => Self::Unanswered(patience),
+            cause => cause,
+        }
+    }
+}
+
 /// What `error` says, without secrets, and without the prefix that names the library's variant.
 #[must_use]
 pub fn text(error: &KafkaError) -> String {
@@ -135,7 +146,7 @@ pub fn is_denied(error: &KafkaError) -> bool {
 }
 
 /// Whether the answer is that there is none yet: the coordinator of transactions is not there.
-pub(super) fn is_silence(error: &KafkaError) -> bool {
+fn is_silence(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),
         Some(

@@ -7,7 +7,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{Headers, Message};
 use rdkafka::metadata::{MetadataPartition, MetadataTopic};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::{Config, Context, METADATA_TIMEOUT};
@@ -125,13 +125,7 @@ pub fn read_to_end<E: From<KafkaError>>(
         // A topic that is not there yet has nothing in it.
         return Ok(());
     }
-    let mut wanted = TopicPartitionList::new();
-    for partition in &open {
-        let since = Offset::Offset(since.as_millis().max(0));
-        wanted.add_partition_offset(topic, *partition, since)?;
-    }
-    let found = consumer.offsets_for_times(wanted, METADATA_TIMEOUT)?;
-    consumer.assign(&found)?;
+    consumer.assign(&offsets_since(&consumer, topic, &open, since)?)?;
     let mut last = Instant::now();
     while !open.is_empty() {
         let moved = match consumer.poll(Duration::from_millis(100)) {
@@ -153,6 +147,35 @@ pub fn read_to_end<E: From<KafkaError>>(
         }
     }
     Ok(())
+}
+
+/// The first offsets of `partitions` with a timestamp at `since` or later.
+fn offsets_since(
+    consumer: &BaseConsumer<Context>,
+    topic: &str,
+    partitions: &HashSet<i32>,
+    since: Timestamp,
+) -> KafkaResult<TopicPartitionList> {
+    let find = |time: Timestamp| {
+        let mut wanted = TopicPartitionList::new();
+        for partition in partitions {
+            let time = Offset::Offset(time.as_millis().max(0));
+            wanted.add_partition_offset(topic, *partition, time)?;
+        }
+        consumer.offsets_for_times(wanted, METADATA_TIMEOUT)
+    };
+    let mut found = find(since)?;
+    let has_none = |partition: &TopicPartitionListElem<'_>| partition.offset() == Offset::End;
+    if !found.elements().iter().any(has_none) {
+        return Ok(found);
+    }
+    // Kafka finds any record after time 0. What finds none there either knows no times, as the Kafka
+    // in memory, or has no records.
+    let any = find(Timestamp::from_millis(0))?;
+    for partition in any.elements().iter().filter(|partition| has_none(partition)) {
+        found.set_partition_offset(topic, partition.partition(), Offset::Beginning)?;
+    }
+    Ok(found)
 }
 
 /// What a partition holds.

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use super::limits::BatchLimits;
 use super::message::{DEAD_REASON, DEAD_TOPIC, kafka_timestamp, message};
 use super::quarantine::{Quarantine, QuarantineError};
+use super::replay::Event;
 use super::topics::Topics;
 use crate::event::{EventId, Timestamp, type_name};
 use crate::kafka::{self, Message};
@@ -31,6 +32,8 @@ pub struct Batch {
 #[derive(Debug)]
 struct Item {
     entry: Entry,
+    /// Given events have a message of their own, and no place in the dead letters or the quarantine.
+    given: Option<Box<Event>>,
     disposition: Disposition,
     /// Without transactions: Kafka has it, so it is not sent again.
     delivered: bool,
@@ -50,6 +53,8 @@ enum Disposition {
     DeadLetter { reason: String },
     /// It stays on disk, because the dead-letter topic rejected it too.
     Quarantine { reason: String, stored: bool },
+    /// It is reported to the command that gave it, because its topic rejected it.
+    Report,
 }
 
 /// Where a rejected record goes.
@@ -59,17 +64,24 @@ pub(super) enum Rejected {
     DeadLetter,
     /// To the quarantine.
     Quarantine,
+    /// Back to the command.
+    Report,
 }
 
 impl Batch {
     /// Entries of one writer, in the order of the log.
     #[must_use]
     pub fn new(Entries { writer, entries }: Entries) -> Self {
-        let item = |entry| {
-            let disposition = Disposition::Publish { conflict: false };
-            Item { entry, disposition, delivered: false }
+        let items = entries.into_iter().map(|entry| Item::new(entry, None));
+        Self { writer, items: items.collect() }
+    }
+
+    /// Events that a command gave to `writer`, with the number of each.
+    pub(super) fn given(writer: OpeningId, events: impl Iterator<Item = (Lsn, Event)>) -> Self {
+        let item = |(lsn, event): (Lsn, Event)| {
+            Item::new(Entry { lsn, record: event.record() }, Some(Box::new(event)))
         };
-        Self { writer, items: entries.into_iter().map(item).collect() }
+        Self { writer, items: events.map(item).collect() }
     }
 
     /// Sorts out retries of events that the ledger knows, and of each other (I5). It is repeated
@@ -79,7 +91,7 @@ impl Batch {
         for item in &mut self.items {
             let id = item.entry.record.id;
             let is_first = seen_in_batch.insert(id);
-            if item.delivered || matches!(item.disposition, Disposition::Quarantine { .. }) {
+            if item.delivered || item.is_kept_from_kafka() {
                 continue;
             }
             let known = ledger.known(id);
@@ -95,7 +107,11 @@ impl Batch {
     #[must_use]
     pub fn split(&mut self, limits: &BatchLimits) -> Option<Self> {
         let sizes = self.items.iter().map(|item| item.entry.record.encoded_len());
-        let count = limits.split(sizes);
+        self.split_at(limits.split(sizes))
+    }
+
+    /// Keeps the first `count` entries; returns the rest, if there is one.
+    pub(super) fn split_at(&mut self, count: usize) -> Option<Self> {
         let rest = if count < self.items.len() { self.items.split_off(count) } else { Vec::new() };
         (!rest.is_empty()).then_some(Self { writer: self.writer, items: rest })
     }
@@ -144,7 +160,7 @@ impl Batch {
         self.pending_items().next()?;
         let received = self.entries().map(|entry| entry.record.received_at);
         // A quarantined record is not in Kafka: once released, it must not count as a retry.
-        let in_kafka = |item: &&Item| !matches!(item.disposition, Disposition::Quarantine { .. });
+        let in_kafka = |item: &&Item| !item.is_kept_from_kafka();
         Some(Commit {
             publisher,
             writer: self.writer,
@@ -164,13 +180,14 @@ impl Batch {
         self.items.iter().enumerate().filter(|(_, item)| !item.delivered).filter_map(
             |(index, item)| {
                 let record = &item.entry.record;
+                if item.disposition == Disposition::Absorb || item.is_kept_from_kafka() {
+                    return None;
+                }
+                if let Some(event) = &item.given {
+                    return Some(event.message(index));
+                }
                 let topic = topics.of(record.event_type);
-                let mut message = match &item.disposition {
-                    Disposition::Absorb | Disposition::Quarantine { .. } => return None,
-                    Disposition::Publish { .. } | Disposition::DeadLetter { .. } => {
-                        message(record, topic, &kafka.instance, index)
-                    }
-                };
+                let mut message = message(record, topic, &kafka.instance, index);
                 if let Disposition::DeadLetter { reason } = &item.disposition {
                     message.topic = topics.dead_letter();
                     message.headers.push((DEAD_TOPIC, Cow::Borrowed(topic)));
@@ -208,7 +225,7 @@ impl Batch {
     }
 
     /// Directs the rejected message `index` to the dead-letter topic, or, if that topic rejected
-    /// it, to the quarantine.
+    /// it, to the quarantine; a given event back to its command.
     pub(super) fn reject(
         &mut self,
         index: usize,
@@ -219,8 +236,14 @@ impl Batch {
         let (place, rejected) = match item.disposition {
             Disposition::Publish { .. } => ("dead-letter", Rejected::DeadLetter),
             Disposition::DeadLetter { .. } => ("quarantine", Rejected::Quarantine),
-            Disposition::Absorb | Disposition::Quarantine { .. } => return None,
+            Disposition::Absorb | Disposition::Quarantine { .. } | Disposition::Report => {
+                return None;
+            }
         };
+        if item.given.is_some() {
+            item.disposition = Disposition::Report;
+            return Some(Rejected::Report);
+        }
         recent::undelivered(place, lsn.to_string(), &item.entry.record, &reason);
         item.disposition = if rejected == Rejected::DeadLetter {
             if let Some(suppressed) = DEAD_LETTERED.permit() {
@@ -240,6 +263,25 @@ impl Batch {
             Disposition::Quarantine { reason, stored: false }
         };
         Some(rejected)
+    }
+
+    /// The given event of message `index`.
+    pub(super) fn event(&self, index: usize) -> Option<&Event> {
+        self.items.get(index)?.given.as_deref()
+    }
+
+    /// Directs the given events for `topic` back to their command; returns their ids.
+    pub(super) fn report_topic(&mut self, topic: &str) -> Vec<EventId> {
+        let of_topic = |item: &&mut Item| {
+            let pending = matches!(item.disposition, Disposition::Publish { .. });
+            pending && item.given.as_ref().is_some_and(|event| event.topic == topic)
+        };
+        let items = self.items.iter_mut().filter(of_topic);
+        let report = |item: &mut Item| {
+            item.disposition = Disposition::Report;
+            item.entry.record.id
+        };
+        items.map(report).collect()
     }
 
     /// Stores the records that go to the quarantine and are not there yet.
@@ -284,11 +326,24 @@ impl Batch {
                     outcomes.quarantined += 1;
                     metrics::quarantined();
                 }
+                Disposition::Report => {}
             }
         }
         metrics::duplicates(outcomes.absorbed);
         metrics::conflicts(conflicts);
         outcomes
+    }
+}
+
+impl Item {
+    fn new(entry: Entry, given: Option<Box<Event>>) -> Self {
+        let disposition = Disposition::Publish { conflict: false };
+        Self { entry, given, disposition, delivered: false }
+    }
+
+    /// Whether it is neither sent nor in Kafka already.
+    fn is_kept_from_kafka(&self) -> bool {
+        matches!(self.disposition, Disposition::Quarantine { .. } | Disposition::Report)
     }
 }
 

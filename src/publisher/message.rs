@@ -21,7 +21,7 @@ const CE_SOURCE: &str = "ce_source";
 /// The event's type.
 pub(super) const TYPE: &str = "ce_type";
 /// The event's own time.
-const TIME: &str = "ce_time";
+pub(super) const TIME: &str = "ce_time";
 /// The event's stream.
 const SUBJECT: &str = "ce_subject";
 /// The media type of the value.
@@ -32,6 +32,8 @@ pub(super) const RECEIVED_AT: &str = "livebridge-received-at";
 const INSTANCE: &str = "livebridge-instance";
 /// When a replay sent the event again.
 pub(super) const REPLAYED_AT: &str = "livebridge-replayed-at";
+/// When the event was recovered from Tencent's records, because no callback of it arrived.
+pub(super) const RECOVERED_AT: &str = "livebridge-recovered-at";
 /// Of a dead letter: the topic that rejected it.
 pub(super) const DEAD_TOPIC: &str = "livebridge-topic";
 /// Of a dead letter: the reason for the rejection.
@@ -45,6 +47,11 @@ pub(super) const DEAD_REASON: &str = "livebridge-reason";
 /// keeps the event's own time.
 pub(super) fn kafka_timestamp(time: Timestamp, now: Timestamp) -> Timestamp {
     time.max(now.before(BACKDATED_MAX)).min(now)
+}
+
+/// The time of `record` in its topic: its own, unless that is after its receipt.
+pub(super) fn time(record: &Record) -> Timestamp {
+    record.occurred_at.map_or(record.received_at, |time| time.min(record.received_at))
 }
 
 /// The message of `record`: CloudEvents' Kafka binding in binary mode, with the body unchanged.
@@ -74,7 +81,7 @@ pub(super) fn message<'m>(
         topic,
         key: record.key.as_deref(),
         value: Cow::Borrowed(&record.body),
-        timestamp: kafka_timestamp(occurred_at.min(record.received_at), Timestamp::now()),
+        timestamp: kafka_timestamp(time(record), Timestamp::now()),
         headers,
         index,
     }

@@ -64,15 +64,18 @@ pub(super) struct OutageLog {
     logged: Vec<(String, Instant)>,
     /// Whether its end is still to be logged.
     open: bool,
+    /// The last cause that was reported.
+    last_cause: Option<String>,
 }
 
 impl OutageLog {
     pub(super) fn new(what: Outage) -> Self {
-        Self { what, since: None, logged: Vec::new(), open: false }
+        Self { what, since: None, logged: Vec::new(), open: false, last_cause: None }
     }
 
     pub(super) fn report(&mut self, cause: &dyn std::fmt::Display) {
         self.what.set_metric(false);
+        self.last_cause = Some(cause.to_string());
         let now = Instant::now();
         let since = *self.since.get_or_insert(now);
         if self.is_due(&cause.to_string(), now) {
@@ -92,6 +95,11 @@ impl OutageLog {
             self.logged.push((cause, now));
         }
         due
+    }
+
+    /// The last cause that was reported, whether or not it is resolved.
+    pub(super) fn last_cause(&self) -> Option<String> {
+        self.last_cause.clone()
     }
 
     pub(super) fn resolved(&mut self) {

@@ -1,29 +1,48 @@
-//! Sends events to Kafka again: from an export of a log, or from the dead letters.
+//! Publishes given events as one more instance: an export of a log, dead letters, or what was
+//! recovered from Tencent's records.
 //!
-//! What a replay sends is the same event: the same `ce_id`, key, value and `ce_time`, so that a
-//! consumer that goes by `ce_id` is not deceived. What is in its topic already is not sent, unless
-//! that is asked for. Each transaction has a ledger record like any other, of a publisher that has
-//! no log: so a retry of the event that reaches an instance is absorbed there.
+//! What is sent is the same event: the same `ce_id`, key, value and `ce_time`, so that a consumer
+//! that goes by `ce_id` sees a repeat as one. The publisher's own code sends it, with a ledger record
+//! in each transaction, so that no other instance, replay or recovery publishes it as well. What was
+//! published before is found in the topics ([`Plan::leave_out_what_is_there`]); what is published
+//! meanwhile, in the ledger, which is followed from before the topics are read.
 
-use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashSet;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
-use super::Topics;
-use super::message::{self, DEAD_REASON, DEAD_TOPIC, REPLAYED_AT};
-use crate::event::{EventId, EventType, Timestamp};
-use crate::kafka::topic_reader::{ConsumedRecord, read_to_end, wait_until_decided};
-use crate::kafka::{self, Failure, KafkaError, Message, Producer, SetupError, is_denied, text};
-use crate::ledger::Commit;
-use crate::record::{Lsn, Record};
-use crate::wal::OpeningId;
+use super::batch::Batch;
+use super::source::{Input, Source};
+use super::{Publisher, PublisherError, Topics};
+use crate::event::{EventId, Timestamp};
+use crate::kafka::topic_reader::wait_until_decided;
+use crate::kafka::{self, KafkaError, SetupError, text};
+use crate::ledger::{self, Commit};
+use crate::record::Lsn;
+use crate::wal::{OpeningId, Outcomes, Progress};
 
-/// Bytes of events in one transaction, and how many of them.
-const BATCH: (usize, usize) = (4 * 1024 * 1024, 5000);
+mod event;
+mod plan;
 
-/// Why events cannot be sent again.
+pub(super) use event::id_of;
+pub use event::{Event, Exported};
+pub use plan::Plan;
+
+/// Bytes and events that are handed to the publisher at once. Some of these fill its largest batch.
+const CHUNK: (usize, usize) = (1024 * 1024, 2000);
+/// Chunks that wait for the publisher.
+const CHUNKS_WAITING: usize = 4;
+/// A command gives up when nothing was published for this long. Kafka ends the transaction of a
+/// process that was killed within 40 s, and a reader reports one that stays open after 60 s.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// How often the time that is left is looked at.
+const PATIENCE_STEP: Duration = Duration::from_millis(100);
+
+/// Why events cannot be sent.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
     /// No producer.
@@ -32,12 +51,25 @@ pub enum ReplayError {
     /// A topic cannot be read.
     #[error("cannot read from Kafka: {}", text(.0))]
     Read(#[from] KafkaError),
-    /// Kafka does not take them.
-    #[error("Kafka did not take the events: {0}; those before are there, so just run it again")]
+    /// Kafka does not accept them.
+    #[error(
+        "Kafka did not accept the events: {0}; those before are published, so run the command again"
+    )]
     Send(String),
+    /// Two commands write to one topic that the ledger does not cover.
+    #[error(
+        "another replay with --to writes to this topic; let it finish, then run this one again"
+    )]
+    SameTarget,
+    /// No thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[source] std::io::Error),
+    /// The thread has panicked.
+    #[error("the publisher's thread panicked")]
+    Panicked,
 }
 
-/// An event that Kafka does not take, while it takes others.
+/// An event that Kafka does not accept, while it accepts others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// Its topic.
@@ -52,339 +84,318 @@ pub struct Refusal {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// Events sent.
-    pub sent: u32,
-    /// Those that Kafka refused.
+    pub sent: u64,
+    /// Events that another instance or command published meanwhile.
+    pub absorbed: u64,
+    /// Those that Kafka rejected.
     pub refused: Vec<Refusal>,
 }
 
-/// A record as `livebridge wal export` prints it, a line each.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Exported {
-    event_type: Option<i64>,
-    id: String,
-    received_at: String,
-    occurred_at: Option<String>,
-    key: Option<String>,
-    has_stream: bool,
-    body: String,
+/// Where the events go, and what counts as published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// To their own topics, without those that are published meanwhile.
+    Topics,
+    /// The same, whatever others publish: consumers then see repeats.
+    TopicsAgain,
+    /// To one other topic, without a ledger record. One command at a time can do that.
+    Other(String),
 }
 
-impl Exported {
-    /// The line of `record`. Bodies are JSON and keys are out of it, so that nothing is lost.
-    #[must_use]
-    pub fn of(record: &Record) -> Self {
-        Self {
-            event_type: record.event_type.map(|event_type| event_type.0),
-            id: record.id.to_string(),
-            received_at: record.received_at.to_string(),
-            occurred_at: record.occurred_at.map(|time| time.to_string()),
-            key: record.key.as_deref().map(|key| String::from_utf8_lossy(key).into_owned()),
-            has_stream: record.has_stream,
-            body: String::from_utf8_lossy(&record.body).into_owned(),
+/// What differs when a publisher publishes given events and not a log.
+#[derive(Debug)]
+pub(super) struct Given {
+    target: Target,
+    opening: OpeningId,
+    /// Of commits of others, only these ids matter: all of them would not fit into memory.
+    ids: HashSet<EventId>,
+    /// Topics that may not be written, and why.
+    denied: Vec<(String, String)>,
+    refused: Vec<Refusal>,
+    /// Where the ledger is followed from.
+    ledger_start: Option<i64>,
+    deadline: Deadline,
+}
+
+impl Given {
+    /// Whether its transactions have ledger records.
+    pub(super) fn has_ledger(&self) -> bool {
+        !matches!(self.target, Target::Other(_))
+    }
+
+    /// Where the ledger is followed from: from its end within `bounds` when it was first opened.
+    pub(super) fn ledger_start(&mut self, (low, high): (i64, i64)) -> i64 {
+        (*self.ledger_start.get_or_insert(high)).clamp(low, high)
+    }
+
+    /// Drops from `commit` what has no influence on the given events.
+    pub(super) fn filter(&self, commit: &mut Commit) {
+        let own = commit.publisher == self.opening;
+        let again = self.target == Target::TopicsAgain;
+        commit.ids.retain(|id| own || (!again && self.ids.contains(id)));
+    }
+
+    /// Something was published: the command does not give up yet.
+    pub(super) fn progressed(&self) {
+        self.deadline.extend(PATIENCE);
+    }
+
+    /// Kafka rejects `event` for this reason.
+    pub(super) fn refuse(&mut self, event: &Event, reason: String) {
+        let (topic, id) = (event.topic.clone(), event.id);
+        self.refused.push(Refusal { topic, id, reason });
+    }
+
+    /// The topic of `event` may not be written.
+    pub(super) fn deny(&mut self, event: &Event, reason: String) {
+        self.denied.push((event.topic.clone(), reason));
+    }
+
+    /// Takes the events of denied topics out of `batch`.
+    pub(super) fn refuse_denied(&mut self, batch: &mut Batch) {
+        for (topic, reason) in &self.denied {
+            let refused = batch.report_topic(topic).into_iter();
+            let refusal = |id| Refusal { topic: topic.clone(), id, reason: reason.clone() };
+            self.refused.extend(refused.map(refusal));
         }
     }
-
-    /// The record of this line; `None` when it is not one that was exported.
-    fn record(self) -> Option<Record> {
-        let received_at = Timestamp::parse(&self.received_at)?;
-        let occurred_at = self.occurred_at.as_deref().map(Timestamp::parse);
-        Some(Record {
-            event_type: self.event_type.map(EventType),
-            id: EventId::parse(&self.id)?,
-            received_at,
-            occurred_at: occurred_at.map_or(Some(None), |time| time.map(Some))?,
-            key: self.key.map(Bytes::from),
-            has_stream: self.has_stream,
-            body: self.body.into(),
-        })
-    }
 }
 
-/// An event to send again.
+/// When a command gives up.
 #[derive(Clone, Debug)]
-pub struct Event {
-    /// Its topic.
-    pub topic: String,
-    /// Its `ce_id`.
-    pub id: EventId,
-    /// When livebridge received it.
-    pub received_at: Timestamp,
-    /// The last word of its `ce_type`: the event type's name.
-    pub type_name: String,
-    key: Option<Vec<u8>>,
-    value: Vec<u8>,
-    timestamp: Timestamp,
-    headers: Vec<(String, String)>,
-}
+struct Deadline(Arc<Mutex<Instant>>);
 
-impl Event {
-    /// The event that a line of an export holds; `None` when it holds none.
-    #[must_use]
-    pub fn of_line(line: &str, topics: &Topics, instance: &str) -> Option<Self> {
-        let record = serde_json::from_str::<Exported>(line).ok()?.record()?;
-        let topic = topics.of(record.event_type);
-        let Message { key, value, timestamp, headers, .. } =
-            message::message(&record, topic, instance, 0);
-        let owned = |(name, value): (&str, Cow<'_, str>)| (name.to_owned(), value.into_owned());
-        let headers = headers.into_iter().map(owned).collect();
-        let key = key.map(<[u8]>::to_vec);
-        Self::new(topic.to_owned(), key, value.into_owned(), timestamp, headers)
-    }
-
-    /// The event that a record of the dead-letter topic holds; `None` when livebridge did not put
-    /// it there.
-    #[must_use]
-    pub fn of_dead_letter(landed: ConsumedRecord) -> Option<Self> {
-        let ConsumedRecord { key, value, timestamp, mut headers, .. } = landed;
-        let topic = headers.iter().find(|(name, _)| name == DEAD_TOPIC)?.1.clone();
-        headers.retain(|(name, _)| name != DEAD_TOPIC && name != DEAD_REASON);
-        Self::new(topic, key, value, timestamp?, headers)
-    }
-
-    fn new(
-        topic: String,
-        key: Option<Vec<u8>>,
-        value: Vec<u8>,
-        timestamp: Timestamp,
-        headers: Vec<(String, String)>,
-    ) -> Option<Self> {
-        let id = id_of(&headers)?;
-        let header = |name| headers.iter().find(|(n, _)| n == name).map(|(_, value)| value);
-        let received_at = Timestamp::parse(header(message::RECEIVED_AT)?)?;
-        let type_name = header(message::TYPE)?.rsplit('.').next()?.to_owned();
-        Some(Self { topic, id, received_at, type_name, key, value, timestamp, headers })
-    }
-
-    fn len(&self) -> usize {
-        let headers = self.headers.iter().map(|(name, value)| name.len() + value.len());
-        self.value.len() + headers.sum::<usize>()
-    }
-}
-
-pub(super) fn id_of(headers: &[(String, String)]) -> Option<EventId> {
-    headers.iter().find(|(name, _)| name == message::ID).and_then(|(_, id)| EventId::parse(id))
-}
-
-/// What is to be sent to which topic; made from one pass over the events, for a second one.
-#[derive(Debug, Default)]
-pub struct Plan {
-    topics: BTreeMap<String, Wanted>,
-}
-
-/// What one topic is to get.
-#[derive(Debug)]
-struct Wanted {
-    /// Whether an event is still to be sent.
-    ids: HashMap<EventId, bool>,
-    /// The timestamp of the oldest.
-    oldest: Timestamp,
-}
-
-impl Plan {
-    /// `event` is to be sent.
-    pub fn add(&mut self, event: &Event) {
-        let fresh = || Wanted { ids: HashMap::new(), oldest: event.timestamp };
-        let wanted = self.topics.entry(event.topic.clone()).or_insert_with(fresh);
-        wanted.ids.insert(event.id, true);
-        wanted.oldest = wanted.oldest.min(event.timestamp);
-    }
-
-    /// Topic by topic: how many events are to be sent, and how many of the plan are not, because
-    /// they are there.
-    pub fn counts(&self) -> impl Iterator<Item = (&str, usize, usize)> {
-        self.topics.iter().map(|(topic, wanted)| {
-            let to_send = wanted.ids.values().filter(|to_send| **to_send).count();
-            (topic.as_str(), to_send, wanted.ids.len() - to_send)
-        })
-    }
-
-    /// Leaves out what is in its topic already, or is about to be: the open transaction of a host
-    /// that died hides what others committed behind it.
-    ///
-    /// # Errors
-    /// [`ReplayError::Read`]
-    pub fn leave_out_what_is_there(&mut self, kafka: &kafka::Config) -> Result<(), ReplayError> {
-        let topics: Vec<&str> = self.topics.keys().map(String::as_str).collect();
-        wait_until_decided(kafka, &topics)?;
-        for (topic, wanted) in &mut self.topics {
-            read_to_end(kafka, topic, wanted.oldest, |landed| {
-                if let Some(to_send) = id_of(&landed.headers).and_then(|id| wanted.ids.get_mut(&id))
-                {
-                    *to_send = false;
+impl Deadline {
+    /// Cancels `give_up` once `patience` has passed without [`Self::extend`]; as long as there is a
+    /// copy of the deadline.
+    fn start(patience: Duration, give_up: CancellationToken) -> Result<Self, ReplayError> {
+        let at = Arc::new(Mutex::new(Instant::now() + patience));
+        let watched = Arc::downgrade(&at);
+        let watch = move || {
+            while let Some(at) = watched.upgrade() {
+                if *at.lock().unwrap_or_else(PoisonError::into_inner) < Instant::now() {
+                    return give_up.cancel();
                 }
-                Ok::<_, ReplayError>(())
-            })?;
-        }
-        Ok(())
+                drop(at);
+                thread::sleep(PATIENCE_STEP);
+            }
+        };
+        thread::Builder::new().spawn(watch).map_err(ReplayError::Thread)?;
+        Ok(Self(at))
     }
 
-    /// Leaves out `topic`, and returns how many events were to be sent there.
-    pub fn drop_topic(&mut self, topic: &str) -> usize {
-        let dropped = self.topics.remove(topic);
-        dropped.map_or(0, |wanted| wanted.ids.values().filter(|to_send| **to_send).count())
-    }
-
-    /// Whether `event` is to be sent; the next time it is not.
-    pub fn take(&mut self, event: &Event) -> bool {
-        let wanted = self.topics.get_mut(&event.topic).and_then(|w| w.ids.get_mut(&event.id));
-        wanted.is_some_and(std::mem::take)
+    fn extend(&self, patience: Duration) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now() + patience;
     }
 }
 
-/// A transaction that Kafka does not take.
-struct Refused {
-    reason: String,
-    /// The events that it does not take even alone, by their place.
-    alone: HashMap<usize, String>,
-}
-
-/// Sends events again, one transaction after another.
+/// The events that a command gives, as a source of batches. They are numbered in their order.
 #[derive(Debug)]
-pub struct Sender {
-    kafka: kafka::Config,
-    producer: Producer,
-    publisher: OpeningId,
-    /// The ledger's topic; `None` when the destination is no topic of events.
-    ledger: Option<String>,
-    replayed_at: String,
-    batch: Vec<Event>,
-    bytes: usize,
-    outcome: Outcome,
+struct GivenEvents {
+    opening: OpeningId,
+    chunks: Receiver<Vec<Event>>,
+    last: Lsn,
+    deadline: Deadline,
 }
 
-impl Sender {
-    /// Connects, under a name of its own: the instance's would fence a bridge that is running.
+impl Source for GivenEvents {
+    fn opening(&self) -> OpeningId {
+        self.opening
+    }
+
+    fn next(
+        &mut self,
+        max_bytes: usize,
+        timeout: Duration,
+    ) -> Result<Input, Box<dyn std::error::Error>> {
+        let received = self.chunks.recv_timeout(timeout);
+        if !timeout.is_zero() {
+            // All that was given before is published.
+            self.deadline.extend(PATIENCE);
+        }
+        let mut events = match received {
+            Ok(events) => events,
+            Err(RecvTimeoutError::Timeout) => return Ok(Input::Idle),
+            Err(RecvTimeoutError::Disconnected) => return Ok(Input::End),
+        };
+        let mut bytes: usize = events.iter().map(Event::len).sum();
+        while bytes < max_bytes
+            && let Ok(more) = self.chunks.try_recv()
+        {
+            bytes += more.iter().map(Event::len).sum::<usize>();
+            events.extend(more);
+        }
+        let last = &mut self.last;
+        let numbered = events.into_iter().map(|event| {
+            *last = last.next();
+            (*last, event)
+        });
+        Ok(Input::Batch(Batch::given(self.opening, numbered)))
+    }
+
+    fn resume(&mut self, progress: &Progress) -> Lsn {
+        progress.of(self.opening)
+    }
+
+    fn settle(&mut self, _: Lsn, _: Option<Timestamp>, _: Outcomes) {}
+}
+
+/// What the publisher's thread ends with. It does not hold the receiver of the events, so that
+/// nothing waits for a publisher that has ended.
+#[derive(Debug)]
+struct Ended {
+    result: Result<(), PublisherError>,
+    given: Option<Given>,
+    sent: u64,
+    last_cause: Option<String>,
+}
+
+/// Publishes given events on a thread of its own.
+#[derive(Debug)]
+pub struct Replay {
+    /// `None` once all events are given.
+    chunks: Option<SyncSender<Vec<Event>>>,
+    chunk: Vec<Event>,
+    bytes: usize,
+    given: u64,
+    thread: Option<JoinHandle<Ended>>,
+    give_up: CancellationToken,
+}
+
+impl Replay {
+    /// Connects as an instance of its own and begins to follow the ledger. `plan` has all events that
+    /// may be given, and is to be compared with the topics afterwards.
     ///
     /// # Errors
-    /// [`ReplayError::Setup`]
-    pub fn connect(kafka: &kafka::Config, ledger: Option<&str>) -> Result<Self, ReplayError> {
+    /// [`ReplayError`]
+    pub fn connect(
+        kafka: &kafka::Config,
+        topics: &Topics,
+        target: Target,
+        plan: &Plan,
+    ) -> Result<Self, ReplayError> {
+        let opening = OpeningId::unique();
         let mut kafka = kafka.clone();
-        kafka.instance.push_str(".replay");
-        let producer = kafka.producer_soon()?;
+        kafka.instance = match &target {
+            // No two of these may run at once, because no ledger record tells one of the other: Kafka
+            // ends the first.
+            Target::Other(topic) => format!("livebridge.replay-to.{topic}"),
+            // Any number may run at once. If this process is killed, nothing takes the name again,
+            // so Kafka ends its transaction when it times out.
+            Target::Topics | Target::TopicsAgain => {
+                format!("{}.replay-{opening}", kafka.instance)
+            }
+        };
+        let give_up = CancellationToken::new();
+        let deadline = Deadline::start(PATIENCE, give_up.clone())?;
+        let ids = plan.ids();
+        let (denied, refused, ledger_start) = (Vec::new(), Vec::new(), None);
+        let source_deadline = deadline.clone();
+        let given = Given { target, opening, ids, denied, refused, ledger_start, deadline };
+        let (chunks, received) = sync_channel(CHUNKS_WAITING);
+        let deadline = source_deadline.clone();
+        let source = GivenEvents { opening, chunks: received, last: Lsn::new(1, 0), deadline };
+        let has_ledger = given.has_ledger();
+        let mut publisher =
+            Publisher::of_given(Box::new(source), kafka, topics.clone(), given, give_up.clone());
+        if has_ledger {
+            publisher.make_topics()?;
+            // An event that was seen as a dead letter is named in a ledger record. That record must
+            // be behind where the ledger is followed from, or the event would seem to be published.
+            wait_until_decided(&publisher.kafka, &[topics.ledger()])?;
+        }
+        source_deadline.extend(kafka::PATIENCE);
+        let connected = publisher.connect();
+        let producer = match connected {
+            Ok(_) if give_up.is_cancelled() => {
+                return Err(SetupError::Unanswered(kafka::PATIENCE).into());
+            }
+            Err(cause) if give_up.is_cancelled() => {
+                return Err(cause.after(kafka::PATIENCE).into());
+            }
+            connected => connected?,
+        };
+        source_deadline.extend(PATIENCE);
+        let thread = thread::Builder::new().name("publisher".into()).spawn(move || {
+            let result = publisher.run_with(Some(producer));
+            let sent = publisher.ledger.own_events();
+            let last_cause = publisher.kafka_outage.last_cause();
+            Ended { result, given: publisher.given, sent, last_cause }
+        });
         Ok(Self {
-            kafka,
-            producer,
-            publisher: OpeningId::unique(),
-            ledger: ledger.map(str::to_owned),
-            replayed_at: Timestamp::now().to_string(),
-            batch: Vec::new(),
+            chunks: Some(chunks),
+            chunk: Vec::new(),
             bytes: 0,
-            outcome: Outcome::default(),
+            given: 0,
+            thread: Some(thread.map_err(ReplayError::Thread)?),
+            give_up,
         })
     }
 
-    /// Sends `event`, now or with the next ones.
+    /// Publishes `event`, now or with the next ones.
     ///
     /// # Errors
     /// [`ReplayError`]
     pub fn send(&mut self, event: Event) -> Result<(), ReplayError> {
+        self.given += 1;
         self.bytes += event.len();
-        self.batch.push(event);
-        if self.bytes >= BATCH.0 || self.batch.len() >= BATCH.1 { self.flush() } else { Ok(()) }
+        self.chunk.push(event);
+        if self.bytes >= CHUNK.0 || self.chunk.len() >= CHUNK.1 { self.flush() } else { Ok(()) }
     }
 
-    /// Sends what is left, and returns what became of all events.
+    /// Publishes what is left, and returns what became of all events.
     ///
     /// # Errors
     /// [`ReplayError`]
     pub fn finish(mut self) -> Result<Outcome, ReplayError> {
         self.flush()?;
-        Ok(self.outcome)
+        self.chunks = None;
+        self.join()
     }
 
-    /// Sends the batch in order. Kafka refuses a transaction as a whole, so one that it refuses is
-    /// sent in halves, until it is known which of its events Kafka does not take.
     fn flush(&mut self) -> Result<(), ReplayError> {
         self.bytes = 0;
-        let mut parts = vec![std::mem::take(&mut self.batch)];
-        while let Some(mut part) = parts.pop() {
-            let Some(cause) = self.transaction(&part)? else { continue };
-            // After a refusal, brokers miss sequence numbers in what the same producer sends.
-            self.producer = self.kafka.producer_soon()?;
-            let mut alone = cause.alone;
-            if part.len() == 1 {
-                alone.insert(0, cause.reason);
-            } else if alone.is_empty() {
-                let second = part.split_off(part.len() / 2);
-                parts.extend([second, part]);
-                continue;
-            }
-            let mut rest = Vec::with_capacity(part.len());
-            for (index, event) in part.into_iter().enumerate() {
-                match alone.remove(&index) {
-                    Some(reason) => {
-                        let (topic, id) = (event.topic, event.id);
-                        self.outcome.refused.push(Refusal { topic, id, reason });
-                    }
-                    None => rest.push(event),
-                }
-            }
-            parts.push(rest);
+        let chunk = std::mem::take(&mut self.chunk);
+        let (Some(chunks), false) = (&self.chunks, chunk.is_empty()) else { return Ok(()) };
+        if chunks.send(chunk).is_ok() {
+            return Ok(());
         }
-        Ok(())
+        // The thread has ended, and says why.
+        self.join().map(|_| ())
     }
 
-    /// Sends `batch` in one transaction; says what Kafka refuses of it, if anything, and has then
-    /// sent nothing.
-    fn transaction(&mut self, batch: &[Event]) -> Result<Option<Refused>, ReplayError> {
-        let (Some(newest), Ok(count)) =
-            (batch.iter().map(|event| event.received_at).max(), u32::try_from(batch.len()))
+    fn join(&mut self) -> Result<Outcome, ReplayError> {
+        let Some(thread) = self.thread.take() else { return Err(ReplayError::Panicked) };
+        let ended = thread.join().map_err(|_| ReplayError::Panicked)?;
+        let Ended { result, given: Some(Given { target, refused, .. }), sent, last_cause } = ended
         else {
-            return Ok(None);
+            return Err(ReplayError::Panicked);
         };
-        let sent = self.outcome.sent;
-        let ledger = self.ledger.as_deref().map(|topic| {
-            let index = |sent| Lsn::new(1, sent);
-            let ids = batch.iter().map(|event| event.id).collect();
-            let (first, last) = (index(sent + 1), index(sent + count));
-            let publisher = self.publisher;
-            (topic, Commit { publisher, writer: publisher, first, last, newest, ids })
-        });
-        let ledger = ledger.map(|(topic, commit)| Message {
-            topic,
-            key: Some(b"replay"),
-            value: Cow::Owned(commit.encode()),
-            timestamp: message::kafka_timestamp(newest, Timestamp::now()),
-            headers: Vec::new(),
-            index: batch.len(),
-        });
-        let messages = || batch.iter().enumerate().map(|(index, event)| self.message(event, index));
-        let handed = self.producer.hand_over(ledger.as_ref(), messages, || {});
-        match handed.and_then(|_| self.producer.commit()) {
-            Ok(()) => {
-                self.outcome.sent += count;
-                Ok(None)
+        match result {
+            Err(PublisherError::Fenced(_)) if matches!(target, Target::Other(_)) => {
+                return Err(ReplayError::SameTarget);
             }
-            Err(Failure::Rejected(rejected)) => Ok(Some(Refused {
-                reason: rejected.first().map_or_else(String::new, |first| text(&first.reason)),
-                alone: rejected
-                    .iter()
-                    .filter(|rejected| rejected.alone && rejected.index < batch.len())
-                    .map(|rejected| (rejected.index, text(&rejected.reason)))
-                    .collect(),
-            })),
-            // An operator withdrew the right to one topic; the others may still be written.
-            Err(Failure::Retry(cause)) if is_denied(&cause) => {
-                Ok(Some(Refused { reason: text(&cause), alone: HashMap::new() }))
+            Err(error) => return Err(ReplayError::Send(error.to_string())),
+            Ok(()) if self.give_up.is_cancelled() => {
+                let cause = last_cause.unwrap_or_else(|| "no answer".into());
+                let seconds = PATIENCE.as_secs();
+                return Err(ReplayError::Send(format!("nothing passed for {seconds} s: {cause}")));
             }
-            Err(failure) => Err(ReplayError::Send(failure.to_string())),
+            Ok(()) => {}
         }
-    }
-
-    fn message<'m>(&'m self, event: &'m Event, index: usize) -> Message<'m> {
-        let headers = event.headers.iter();
-        let mut headers: Vec<(&str, Cow<'_, str>)> = headers
-            .filter(|(name, _)| name != REPLAYED_AT)
-            .map(|(name, value)| (name.as_str(), Cow::Borrowed(value.as_str())))
-            .collect();
-        headers.push((REPLAYED_AT, Cow::Borrowed(&self.replayed_at)));
-        Message {
-            topic: &event.topic,
-            key: event.key.as_deref(),
-            value: Cow::Borrowed(&event.value),
-            timestamp: message::kafka_timestamp(event.timestamp, Timestamp::now()),
-            headers,
-            index,
-        }
+        let absorbed = self.given.saturating_sub(sent + refused.len() as u64);
+        Ok(Outcome { sent, absorbed, refused })
     }
 }
+
+/// An interrupted command leaves no thread that still publishes.
+impl Drop for Replay {
+    fn drop(&mut self) {
+        self.give_up.cancel();
+    }
+}
+
+/// How much the ledger remembers: [`Given::filter`] limits it, and nothing may expire before the last
+/// event is sent.
+pub(super) const UNLIMITED: ledger::Config =
+    ledger::Config { window: Duration::from_hours(10 * 365 * 24), max_ids: usize::MAX };

@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use super::batch::{Batch, Rejected};
+use super::source::Input;
 use super::{BACKOFF, Publisher};
 use crate::event::Timestamp;
-use crate::kafka::{self, Failure, Producer, RejectedMessage, SetupError};
+use crate::kafka::{self, Failure, KafkaError, Producer, RejectedMessage, SetupError};
 use crate::ledger::Commit;
 use crate::metrics::{self, Transaction};
-use crate::wal::Next;
 
 /// Transactions begin at least this far apart, unless a batch is full: a transaction costs Kafka and
 /// livebridge about the same with one record as with a hundred.
@@ -120,11 +120,11 @@ impl Publisher {
         let mut batch = match queued {
             Some(batch) => batch,
             None => match self.reader.next(self.limits.bytes(), IDLE) {
-                Ok(Next::Entries(read)) => Batch::new(read),
+                Ok(Input::Batch(batch)) => batch,
                 Ok(idle_or_end) => {
                     self.log_outage.resolved();
                     self.settle_quarantine(None);
-                    return if matches!(idle_or_end, Next::End) { Work::End } else { Work::Idle };
+                    return if matches!(idle_or_end, Input::End) { Work::End } else { Work::Idle };
                 }
                 Err(cause) => {
                     self.log_outage.report(&cause);
@@ -143,11 +143,16 @@ impl Publisher {
 
     /// Tries once to publish `batch`.
     fn attempt(&mut self, producer: &Producer, batch: &mut Batch) -> Attempt {
-        if let Err(cause) = batch.store(&mut self.quarantine) {
-            self.quarantine_outage.report(&cause);
-            return Attempt::Later;
+        if let Some(quarantine) = &mut self.quarantine {
+            if let Err(cause) = batch.store(quarantine) {
+                self.quarantine_outage.report(&cause);
+                return Attempt::Later;
+            }
+            self.quarantine_outage.resolved();
         }
-        self.quarantine_outage.resolved();
+        if let Some(given) = &mut self.given {
+            given.refuse_denied(batch);
+        }
         let Some(commit) = batch.commit(self.reader.opening()) else {
             self.kafka_outage.resolved();
             return Attempt::Published(None);
@@ -190,13 +195,14 @@ impl Publisher {
         commit: &Commit,
     ) -> Result<i64, Failure> {
         let ledger = batch.ledger(&self.topics, &self.kafka, commit);
+        let ledger = self.has_ledger().then_some(&ledger);
         let messages = || batch.messages(&self.topics, &self.kafka);
         let (reader, queue) = (&mut self.reader, &mut self.queue);
         let (ahead, bytes) = (self.backlog && queue.is_empty(), self.limits.bytes());
-        producer.hand_over(Some(&ledger), messages, || {
+        producer.hand_over(ledger, messages, || {
             // An error shows again when there is nothing else to publish.
-            if ahead && let Ok(Next::Entries(read)) = reader.next(bytes, Duration::ZERO) {
-                queue.push_back(Batch::new(read));
+            if ahead && let Ok(Input::Batch(batch)) = reader.next(bytes, Duration::ZERO) {
+                queue.push_back(batch);
             }
         })
     }
@@ -251,11 +257,13 @@ impl Publisher {
             }
             Failure::Retry(_) if self.give_up.is_cancelled() => Attempt::End(SessionEnd::Done),
             Failure::Retry(cause) => {
+                if kafka::is_denied(&cause) && self.narrow_denied(batch, &cause) {
+                    return Attempt::End(SessionEnd::Replace);
+                }
                 self.kafka_outage.report(&kafka::text(&cause));
                 // A deleted topic is made again: here, or before the next producer.
                 if !self.is_transactional()
-                    && let Err(cause) =
-                        self.kafka.make_topics(&self.topics.all(), self.topics.ledger())
+                    && let Err(cause) = self.make_topics()
                 {
                     self.kafka_outage.report(&cause);
                 }
@@ -276,27 +284,47 @@ impl Publisher {
         if self.is_transactional() { Attempt::End(SessionEnd::Abandoned) } else { Attempt::Later }
     }
 
-    fn is_transactional(&self) -> bool {
+    /// Of given events, the other topics may still be written: halves `batch` until one event is
+    /// left, whose topic is the denied one. Returns whether the next attempt differs from this one.
+    fn narrow_denied(&mut self, batch: &mut Batch, cause: &KafkaError) -> bool {
+        let Some(given) = &mut self.given else { return false };
+        if let Some(rest) = batch.split_at((batch.len() / 2).max(1)) {
+            self.queue.push_front(rest);
+        } else if let Some(event) = batch.event(0) {
+            given.deny(event, kafka::text(cause));
+        }
+        true
+    }
+
+    pub(super) fn is_transactional(&self) -> bool {
         self.kafka.delivery == kafka::Delivery::ExactlyOnce
     }
 
     /// Directs records that Kafka rejects elsewhere, or narrows down which they are.
     fn rejected(&mut self, batch: &mut Batch, rejected: &[RejectedMessage]) -> Attempt {
         let alone = rejected.iter().filter(|rejected| rejected.alone);
-        let moved = alone.filter_map(|rejected| batch.reject(rejected.index, &rejected.reason));
-        match moved.fold((0, 0), |(dead, quarantined), rejected| match rejected {
-            Rejected::DeadLetter => (dead + 1, quarantined),
-            Rejected::Quarantine => (dead, quarantined + 1),
-        }) {
-            (0, 0) => Attempt::End(SessionEnd::Shrink),
-            (dead_lettered, quarantined) => {
-                self.limits.rejected(batch.bytes());
-                tracing::debug!(dead_lettered, quarantined, "records are rejected");
-                // The dropped messages had sequence numbers, which brokers would miss in what this
-                // producer sends next.
-                Attempt::End(SessionEnd::Replace)
+        let (mut dead_lettered, mut quarantined, mut reported) = (0, 0, 0);
+        for RejectedMessage { index, reason, .. } in alone {
+            match batch.reject(*index, reason) {
+                Some(Rejected::DeadLetter) => dead_lettered += 1,
+                Some(Rejected::Quarantine) => quarantined += 1,
+                Some(Rejected::Report) => {
+                    reported += 1;
+                    if let (Some(given), Some(event)) = (&mut self.given, batch.event(*index)) {
+                        given.refuse(event, kafka::text(reason));
+                    }
+                }
+                None => {}
             }
         }
+        if dead_lettered + quarantined + reported == 0 {
+            return Attempt::End(SessionEnd::Shrink);
+        }
+        self.limits.rejected(batch.bytes());
+        tracing::debug!(dead_lettered, quarantined, reported, "records are rejected");
+        // The dropped messages had sequence numbers, which brokers would miss in what this producer
+        // sends next.
+        Attempt::End(SessionEnd::Replace)
     }
 
     /// Aborts if another instance wrote to the ledger topic before `own_offset`, the offset of this
@@ -345,6 +373,9 @@ impl Publisher {
         if let Some(commit) = commit {
             self.ledger.apply(commit, Instant::now());
         }
+        if let Some(given) = &self.given {
+            given.progressed();
+        }
         self.settle_quarantine(Some(batch));
         let outcomes = batch.count();
         if let Some(last) = batch.entries().last() {
@@ -358,9 +389,10 @@ impl Publisher {
     fn settle_quarantine(&mut self, batch: Option<&Batch>) {
         let mut pause = BACKOFF.0;
         loop {
+            let Some(quarantine) = &mut self.quarantine else { return };
             let settled = match batch {
-                Some(batch) => self.quarantine.settle(batch),
-                None => self.quarantine.settle_all(),
+                Some(batch) => quarantine.settle(batch),
+                None => quarantine.settle_all(),
             };
             match settled {
                 Ok(()) => return self.quarantine_outage.resolved(),

@@ -7,6 +7,7 @@ mod broker;
 mod delivery;
 mod recovery;
 mod replay;
+mod replay_beside;
 mod restore;
 mod secure;
 #[path = "../support/mod.rs"]

@@ -1,0 +1,93 @@
+//! Which events are to be sent, and which of them are in their topics already.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+
+use super::ReplayError;
+use super::event::{Event, id_of};
+use crate::event::{EventId, Timestamp};
+use crate::kafka;
+use crate::kafka::topic_reader::{read_to_end, wait_until_decided};
+
+/// Topics are searched from this long before the events' own times: clocks differ, and two
+/// instances can have received the same event at different times.
+const SLACK: Duration = Duration::from_hours(1);
+
+/// What is to be sent to which topic; made from one pass over the events, for a second one.
+#[derive(Debug, Default)]
+pub struct Plan {
+    topics: BTreeMap<String, Wanted>,
+}
+
+/// What one topic is to get.
+#[derive(Debug)]
+struct Wanted {
+    /// Whether an event is still to be sent.
+    ids: HashMap<EventId, bool>,
+    /// The earliest timestamp that one of them can have in its topic.
+    oldest: Timestamp,
+}
+
+impl Plan {
+    /// `event` is to be sent.
+    pub fn add(&mut self, event: &Event) {
+        let fresh = || Wanted { ids: HashMap::new(), oldest: event.earliest };
+        let wanted = self.topics.entry(event.topic.clone()).or_insert_with(fresh);
+        wanted.ids.insert(event.id, true);
+        wanted.oldest = wanted.oldest.min(event.earliest);
+    }
+
+    /// Topic by topic: how many events are to be sent, and how many of the plan are not, because
+    /// they are there.
+    pub fn counts(&self) -> impl Iterator<Item = (&str, usize, usize)> {
+        self.topics.iter().map(|(topic, wanted)| {
+            let to_send = wanted.ids.values().filter(|to_send| **to_send).count();
+            (topic.as_str(), to_send, wanted.ids.len() - to_send)
+        })
+    }
+
+    /// The ids of all its events.
+    #[must_use]
+    pub fn ids(&self) -> HashSet<EventId> {
+        self.topics.values().flat_map(|wanted| wanted.ids.keys().copied()).collect()
+    }
+
+    /// Whether `event` is in its topic already.
+    #[must_use]
+    pub fn is_there(&self, event: &Event) -> bool {
+        self.topics.get(&event.topic).and_then(|wanted| wanted.ids.get(&event.id)) == Some(&false)
+    }
+
+    /// Leaves out what is in its topic already, or is about to be: the open transaction of a host
+    /// that died hides what others committed behind it.
+    ///
+    /// # Errors
+    /// [`ReplayError::Read`]
+    pub fn leave_out_what_is_there(&mut self, kafka: &kafka::Config) -> Result<(), ReplayError> {
+        let topics: Vec<&str> = self.topics.keys().map(String::as_str).collect();
+        wait_until_decided(kafka, &topics)?;
+        for (topic, wanted) in &mut self.topics {
+            read_to_end(kafka, topic, wanted.oldest.before(SLACK), |consumed| {
+                if let Some(to_send) =
+                    id_of(&consumed.headers).and_then(|id| wanted.ids.get_mut(&id))
+                {
+                    *to_send = false;
+                }
+                Ok::<_, ReplayError>(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Leaves out `topic`, and returns how many events were to be sent there.
+    pub fn drop_topic(&mut self, topic: &str) -> usize {
+        let dropped = self.topics.remove(topic);
+        dropped.map_or(0, |wanted| wanted.ids.values().filter(|to_send| **to_send).count())
+    }
+
+    /// Whether `event` is to be sent; the next time it is not.
+    pub fn take(&mut self, event: &Event) -> bool {
+        let wanted = self.topics.get_mut(&event.topic).and_then(|w| w.ids.get_mut(&event.id));
+        wanted.is_some_and(std::mem::take)
+    }
+}

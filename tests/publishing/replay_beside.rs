@@ -1,0 +1,251 @@
+//! `livebridge replay` publishes as one more instance: beside a bridge, twice at once, killed and run
+//! again, and on brokers without idempotent producers.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use livebridge::callback::{CallbackKey, Unsigned, Unverified, Verifier};
+use livebridge::event::{EventType, Timestamp};
+use livebridge::publisher::{Exported, Topics};
+use livebridge::sample::Samples;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::mocking::MockCluster;
+use rdkafka::types::RDKafkaApiKey;
+
+use crate::support;
+use crate::support::bridge::{Bridge, KEY};
+use crate::support::consumer::{self, Isolation};
+use crate::support::kafka::{self, Kafka};
+
+const DRAIN: Duration = Duration::from_mins(1);
+
+/// Signed push callbacks, all different, with bodies of about `bytes` bytes.
+fn bodies(count: usize, bytes: usize) -> Vec<String> {
+    let samples = Samples::new(CallbackKey::new(KEY));
+    let body = |_| {
+        let mut event = samples.event(EventType(1));
+        event.insert("padding".into(), "x".repeat(bytes).into());
+        samples.delivery(event, Timestamp::now())
+    };
+    (0..count).map(body).collect()
+}
+
+/// An export of a log with these callbacks.
+fn export(dir: &Path, bodies: &[String]) -> PathBuf {
+    let keys = CallbackKey::new(KEY).into_iter().collect();
+    let verifier =
+        Verifier { keys, leeway: Duration::from_hours(1), unsigned: Unsigned::default() };
+    let line = |body: &String| {
+        let body = Bytes::from(body.clone());
+        let now = Timestamp::now();
+        let callback = Unverified::parse(&body).unwrap().verify(&verifier, now).unwrap();
+        let record = callback.into_record(now, &[]).unwrap();
+        serde_json::to_string(&Exported::of(&record)).unwrap() + "\n"
+    };
+    let path = dir.join("export.jsonl");
+    fs::write(&path, bodies.iter().map(line).collect::<String>()).unwrap();
+    path
+}
+
+/// Sends callbacks over one connection until each is answered 200.
+fn send(bridge: &Bridge, bodies: &[String]) {
+    let mut stream = TcpStream::connect(bridge.intake()).unwrap();
+    let mut answer = [0; 1024];
+    for body in bodies {
+        let head = format!("POST /callback HTTP/1.1\r\nhost: x\r\ncontent-length: {}", body.len());
+        // In one write, or the second part waits for the acknowledgement of the first.
+        stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).unwrap();
+        let mut read = 0;
+        while !answer[..read].ends_with(br#"{"code":0}"#) {
+            let more = stream.read(&mut answer[read..]).unwrap();
+            assert!(more > 0, "{}", String::from_utf8_lossy(&answer[..read]));
+            read += more;
+        }
+        if String::from_utf8_lossy(&answer[..read]).contains("connection: close") {
+            stream = TcpStream::connect(bridge.intake()).unwrap();
+        }
+    }
+}
+
+fn replay(bridge: &Bridge, arguments: &[&str]) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_livebridge"));
+    command.arg("replay").args(arguments).envs(bridge.environment()).stdin(Stdio::null());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Its output, after it has succeeded.
+fn succeed(replay: Child) -> String {
+    let output = replay.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let complaint = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}{complaint}");
+    text
+}
+
+/// How many records `topic` has, markers of transactions included.
+fn size(bootstrap: &str, topic: &str) -> i64 {
+    let client: BaseConsumer = kafka::client(bootstrap).create().unwrap();
+    let found = client.fetch_metadata(Some(topic), DRAIN).unwrap();
+    let partitions = found.topics()[0].partitions().iter();
+    partitions.map(|p| client.fetch_watermarks(topic, p.id(), DRAIN).unwrap().1).sum()
+}
+
+/// Every one of `bodies` is in `topic` once, and nothing else.
+fn assert_each_once(bootstrap: &str, topic: &str, bodies: &[String]) -> bool {
+    let read = consumer::read_fields(bootstrap, &[topic], Isolation::Committed, ["value"]);
+    let Some(found) = support::or_skip("replay", read) else { return false };
+    let mut counts: HashMap<&str, u32> = HashMap::new();
+    for [value] in &found {
+        *counts.entry(value).or_default() += 1;
+    }
+    let missing = bodies.iter().filter(|body| !counts.contains_key(body.as_str())).count();
+    let twice = counts.values().filter(|count| **count > 1).count();
+    assert_eq!((missing, twice, found.len()), (0, 0, bodies.len()), "missing, twice, all");
+    true
+}
+
+/// A running bridge whose topics exist.
+fn ready_bridge(kafka: &Kafka, prefix: &str) -> Bridge {
+    let bridge = Bridge::new(prefix, kafka.bootstrap(), prefix);
+    bridge.start();
+    let started = Instant::now();
+    while bridge.metric("livebridge_kafka_up") != Some(1.0) {
+        assert!(started.elapsed() < DRAIN, "{}", bridge.last_lines());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    bridge
+}
+
+#[test]
+fn an_event_older_than_a_day_is_found_in_its_topic() {
+    let Some(kafka) = Kafka::shared_or_skip("old event") else { return };
+    let prefix = support::unique("old");
+    let bridge = ready_bridge(kafka, &prefix);
+    let samples = Samples::new(CallbackKey::new(KEY));
+    let mut event = samples.event(EventType(1));
+    let three_days_ago = Timestamp::now().before(Duration::from_hours(72)).as_millis() / 1000;
+    event.insert("event_time".into(), three_days_ago.into());
+    let body = samples.delivery(event, Timestamp::now());
+    send(&bridge, std::slice::from_ref(&body));
+    bridge.drain(DRAIN);
+    let file = export(&bridge.wal(), std::slice::from_ref(&body));
+    let text = succeed(replay(&bridge, &["--export", file.to_str().unwrap(), "--yes"]));
+    assert!(text.contains("0 to send, 1 there already"), "{text}");
+    assert_each_once(kafka.bootstrap(), &format!("{prefix}.push"), &[body]);
+}
+
+#[test]
+fn beside_a_bridge_that_takes_the_same_events_nothing_is_published_twice() {
+    let Some(kafka) = Kafka::shared_or_skip("beside a bridge") else { return };
+    let prefix = support::unique("beside");
+    let bridge = ready_bridge(kafka, &prefix);
+    let bodies = bodies(6000, 1000);
+    let file = export(&bridge.wal(), &bodies);
+    std::thread::scope(|scope| {
+        // From the other end, so that both publish the events in the middle at about one time.
+        scope.spawn(|| {
+            let reversed: Vec<String> = bodies.iter().rev().cloned().collect();
+            send(&bridge, &reversed);
+        });
+        succeed(replay(&bridge, &["--export", file.to_str().unwrap(), "--yes"]));
+    });
+    bridge.drain(DRAIN);
+    bridge.assert_running();
+    assert_each_once(kafka.bootstrap(), &format!("{prefix}.push"), &bodies);
+}
+
+#[test]
+fn three_replays_at_once_publish_each_event_once() {
+    let Some(kafka) = Kafka::shared_or_skip("at once") else { return };
+    let prefix = support::unique("at-once");
+    let bridge = ready_bridge(kafka, &prefix);
+    let bodies = bodies(3000, 300);
+    let file = export(&bridge.wal(), &bodies);
+    let arguments = ["--export", file.to_str().unwrap(), "--yes"];
+    let replays: Vec<Child> = (0..3).map(|_| replay(&bridge, &arguments)).collect();
+    for replay in replays {
+        succeed(replay);
+    }
+    assert_each_once(kafka.bootstrap(), &format!("{prefix}.push"), &bodies);
+}
+
+#[test]
+fn a_replay_that_is_killed_and_run_again_publishes_each_event_once() {
+    let Some(kafka) = Kafka::shared_or_skip("killed") else { return };
+    let prefix = support::unique("killed");
+    let bridge = ready_bridge(kafka, &prefix);
+    let topic = format!("{prefix}.push");
+    let bodies = bodies(6000, 2000);
+    let file = export(&bridge.wal(), &bodies);
+    let arguments = ["--export", file.to_str().unwrap(), "--yes"];
+    let mut killed = replay(&bridge, &arguments);
+    let started = Instant::now();
+    while size(kafka.bootstrap(), &topic) < 100 {
+        assert!(started.elapsed() < DRAIN, "nothing is published");
+    }
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let text = succeed(replay(&bridge, &arguments));
+    assert!(!text.contains("\n0 events sent"), "it was killed in the middle: {text}");
+    assert_each_once(kafka.bootstrap(), &topic, &bodies);
+}
+
+#[test]
+fn of_two_replays_to_one_other_topic_the_first_is_ended() {
+    let Some(kafka) = Kafka::shared_or_skip("other topic") else { return };
+    let prefix = support::unique("to-other");
+    let bridge = ready_bridge(kafka, &prefix);
+    let target = format!("{prefix}.sandbox");
+    kafka::create_topic(kafka.bootstrap(), &target, 1, 1);
+    let bodies = bodies(6000, 2000);
+    let file = export(&bridge.wal(), &bodies);
+    let arguments = ["--export", file.to_str().unwrap(), "--to", &target, "--yes"];
+    let mut first = replay(&bridge, &arguments);
+    let started = Instant::now();
+    while size(kafka.bootstrap(), &target) < 100 {
+        assert!(started.elapsed() < DRAIN, "nothing is published");
+    }
+    succeed(replay(&bridge, &arguments));
+    let started = Instant::now();
+    while first.try_wait().unwrap().is_none() {
+        assert!(started.elapsed() < DRAIN, "the first one does not end");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let first = first.wait_with_output().unwrap();
+    let complaint = String::from_utf8(first.stderr).unwrap();
+    assert!(
+        first.status.success() || complaint.contains("another replay with --to"),
+        "{complaint}"
+    );
+    assert_each_once(kafka.bootstrap(), &target, &bodies);
+}
+
+#[test]
+fn brokers_without_idempotent_producers_get_every_event_of_a_replay() {
+    /// The mock's thread can miss a command that arrives just after the previous one.
+    const PAUSE: Duration = Duration::from_millis(2);
+    let mock = MockCluster::new(1).unwrap();
+    let names = Topics::new("plain", &BTreeMap::new()).unwrap();
+    for topic in names.all().into_iter().chain([names.ledger()]) {
+        std::thread::sleep(PAUSE);
+        mock.create_topic(topic, 1, 1).unwrap();
+    }
+    std::thread::sleep(PAUSE);
+    mock.apiversion(RDKafkaApiKey::InitProducerId, None, None).unwrap();
+    let brokers = mock.bootstrap_servers();
+    let bridge = Bridge::new("plain", &brokers, "plain")
+        .set("KAFKA_DELIVERY", "at-least-once")
+        .set("KAFKA_CREATE_TOPICS", "false");
+    let dir = tempfile::tempdir().unwrap();
+    let bodies = bodies(500, 100);
+    let file = export(dir.path(), &bodies);
+    let text = succeed(replay(&bridge, &["--export", file.to_str().unwrap(), "--yes"]));
+    assert!(text.contains("500 events sent"), "{text}");
+    assert_eq!(size(&brokers, "plain.push"), 500);
+}
