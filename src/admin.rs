@@ -81,7 +81,7 @@ impl Shared {
 }
 
 /// Serves until `stop`. The page shows `settings`, which contain no secrets.
-pub async fn run(
+pub(crate) async fn run(
     listener: TcpListener,
     token: Option<Secret>,
     exporter: Exporter,

@@ -37,7 +37,7 @@ const UNREACHABLE_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Why the bridge did not start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub(crate) enum StartError {
     /// The log.
     #[error(transparent)]
     Log(#[from] OpenError),
@@ -62,7 +62,7 @@ pub enum StartError {
 
 /// Why the bridge stopped on its own.
 #[derive(Debug, thiserror::Error)]
-pub enum StopError {
+pub(crate) enum StopError {
     /// The log.
     #[error("the log failed: {0}")]
     Log(#[from] StoreError),
@@ -76,7 +76,7 @@ pub enum StopError {
 
 /// A bridge at work.
 #[derive(Debug)]
-pub struct Bridge {
+pub(crate) struct Bridge {
     /// The address of the intake.
     pub intake_address: SocketAddr,
     /// The address of the admin listener.
@@ -100,7 +100,7 @@ impl Bridge {
     ///
     /// # Errors
     /// [`StartError`]
-    pub async fn start(config: Config, exporter: Exporter) -> Result<Self, StartError> {
+    pub(crate) async fn start(config: Config, exporter: Exporter) -> Result<Self, StartError> {
         let (listener, intake_address) = bind_intake(config.http.listen)?;
         let (admin_listener, admin_address) = bind_admin(config.admin.listen).await?;
 
@@ -170,7 +170,7 @@ impl Bridge {
     }
 
     /// Whether intake and log make progress, or have nothing to do.
-    pub fn is_well(&self) -> impl Fn() -> bool + use<> {
+    pub(crate) fn is_well(&self) -> impl Fn() -> bool + use<> {
         let health = self.health.clone();
         move || health.stuck().is_none()
     }
@@ -183,7 +183,10 @@ impl Bridge {
     ///
     /// # Errors
     /// [`StopError`]
-    pub async fn run_until(mut self, stop: impl Future<Output = ()>) -> Result<(), StopError> {
+    pub(crate) async fn run_until(
+        mut self,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), StopError> {
         let mut publisher_ended = false;
         let (probe, drain) = (self.log.probe(), self.drain);
         let intake = &self.intake;

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::bridge::{Bridge, StartError, StopError};
+use crate::config::{Config, ConfigError};
+use crate::reload::Source;
+use crate::service::{self, Stage};
+use crate::{logging, metrics};
 use clap::{Args, Parser, Subcommand};
-use livebridge::bridge::{Bridge, StartError, StopError};
-use livebridge::config::{Config, ConfigError};
-use livebridge::reload::Source;
-use livebridge::service::{self, Stage};
-use livebridge::{logging, metrics};
 use tokio::signal::unix::{SignalKind, signal};
 
 mod audit;
@@ -162,13 +162,13 @@ enum CliError {
     #[error(transparent)]
     Stop(#[from] StopError),
     #[error(transparent)]
-    Log(#[from] livebridge::wal::OpenError),
+    Log(#[from] crate::wal::OpenError),
     #[error(transparent)]
-    Replay(#[from] livebridge::publisher::replay::ReplayError),
+    Replay(#[from] crate::publisher::replay::ReplayError),
     #[error(transparent)]
-    Kafka(#[from] livebridge::kafka::KafkaError),
+    Kafka(#[from] crate::kafka::KafkaError),
     #[error(transparent)]
-    Tencent(#[from] livebridge::tencent::TencentError),
+    Tencent(#[from] crate::tencent::TencentError),
     #[error("{0}")]
     Usage(String),
     #[error("cannot {what}: {cause}")]
@@ -190,7 +190,8 @@ impl CliError {
 }
 
 /// Runs the command that the arguments name.
-pub(crate) fn run() -> ExitCode {
+#[must_use]
+pub fn run() -> ExitCode {
     let cli = Cli::parse();
     if !matches!(cli.command, Command::Serve(_)) {
         logging::install(&logging::Config::of_environment());

@@ -23,7 +23,6 @@ mod layers;
 mod secrets;
 mod values;
 
-pub use crate::secret::HIDDEN;
 pub use layers::{ConfigLayers, Setting, Settings, Source};
 pub use values::listen_address;
 

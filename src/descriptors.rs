@@ -20,7 +20,7 @@ const CONNECTIONS_MIN: u64 = 16;
 ///
 /// # Errors
 /// The operating system's; the limit is then as before.
-pub fn raise_limit() -> io::Result<Option<u64>> {
+pub(crate) fn raise_limit() -> io::Result<Option<u64>> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum {
         setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
@@ -30,20 +30,20 @@ pub fn raise_limit() -> io::Result<Option<u64>> {
 
 /// The limit in effect.
 #[must_use]
-pub fn current_limit() -> Option<u64> {
+pub(crate) fn current_limit() -> Option<u64> {
     getrlimit(Resource::Nofile).current
 }
 
 /// The limit that [`raise_limit`] would bring about.
 #[must_use]
-pub fn attainable_limit() -> Option<u64> {
+pub(crate) fn attainable_limit() -> Option<u64> {
     getrlimit(Resource::Nofile).maximum
 }
 
 /// How many connections a process with this `limit` of file descriptors can accept, of those that
 /// are `configured`.
 #[must_use]
-pub fn connections(configured: usize, limit: Option<u64>) -> usize {
+pub(crate) fn connections(configured: usize, limit: Option<u64>) -> usize {
     let Some(limit) = limit else { return configured };
     let left = limit.saturating_sub(RESERVED).max(CONNECTIONS_MIN);
     usize::try_from(left).map_or(configured, |left| configured.min(left))

@@ -5,7 +5,7 @@ use crate::wal::{Probe, Unready};
 
 /// The state of the intake's threads and of the log.
 #[derive(Clone, Debug)]
-pub struct Health {
+pub(crate) struct Health {
     heartbeat: Heartbeat,
     log: Probe,
 }
@@ -13,7 +13,7 @@ pub struct Health {
 impl Health {
     /// From the heartbeat of the intake's threads and a probe of the log.
     #[must_use]
-    pub fn new(heartbeat: Heartbeat, log: Probe) -> Self {
+    pub(crate) fn new(heartbeat: Heartbeat, log: Probe) -> Self {
         Self { heartbeat, log }
     }
 
@@ -22,13 +22,13 @@ impl Health {
     ///
     /// # Errors
     /// Why they are not, or will soon not be.
-    pub fn ready(&self) -> Result<(), Unready> {
+    pub(crate) fn ready(&self) -> Result<(), Unready> {
         self.log.ready()
     }
 
     /// The part that makes no progress, if one does not: a restart may help.
     #[must_use]
-    pub fn stuck(&self) -> Option<&'static str> {
+    pub(crate) fn stuck(&self) -> Option<&'static str> {
         if self.heartbeat.is_stuck() {
             Some("the intake")
         } else if self.log.busy() >= heartbeat::STUCK {

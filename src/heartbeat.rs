@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Interval between two heartbeats of a thread.
-pub const INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) const INTERVAL: Duration = Duration::from_secs(1);
 
 /// A thread without a heartbeat for this long, or a commit that takes this long, is stuck rather
 /// than slow.
-pub const STUCK: Duration = Duration::from_secs(30);
+pub(crate) const STUCK: Duration = Duration::from_secs(30);
 
 /// The last heartbeat of each of some threads.
 #[derive(Clone, Debug)]

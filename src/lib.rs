@@ -37,30 +37,31 @@
 
 #![forbid(unsafe_code)]
 
-pub mod admin;
-pub mod bridge;
+mod admin;
+mod bridge;
 pub mod callback;
+pub mod cli;
 pub mod config;
-pub mod descriptors;
+mod descriptors;
 pub mod event;
-pub mod health;
-pub mod heartbeat;
+mod health;
+mod heartbeat;
 pub mod intake;
 pub mod kafka;
 pub mod ledger;
-pub mod log_limit;
-pub mod logging;
+mod log_limit;
+mod logging;
 pub mod metrics;
-pub mod permission;
-pub mod proxy_protocol;
+mod permission;
+mod proxy_protocol;
 pub mod publisher;
-pub mod recent;
+mod recent;
 pub mod record;
-pub mod reload;
+mod reload;
 pub mod reloadable;
 pub mod sample;
 pub mod secret;
 pub mod sender;
-pub mod service;
+mod service;
 pub mod tencent;
 pub mod wal;

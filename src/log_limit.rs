@@ -8,7 +8,7 @@ const INTERVAL: Duration = Duration::from_mins(1);
 
 /// The limiter of one kind of line.
 #[derive(Debug)]
-pub struct LogLimiter(Mutex<State>);
+pub(crate) struct LogLimiter(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
@@ -19,14 +19,13 @@ struct State {
 impl LogLimiter {
     /// A limiter that permits the first line.
     #[must_use]
-    #[expect(clippy::new_without_default, reason = "made as a static")]
-    pub const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self(Mutex::new(State { last_line: None, suppressed: 0 }))
     }
 
     /// Returns how many lines were suppressed since the last permitted one, or `None` if this one is
     /// suppressed too.
-    pub fn permit(&self) -> Option<u64> {
+    pub(crate) fn permit(&self) -> Option<u64> {
         self.permit_at(Instant::now())
     }
 

@@ -113,7 +113,7 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
 /// Installs the subscriber and the panic hook. A second call only changes the level.
-pub fn install(config: &Config) {
+pub(crate) fn install(config: &Config) {
     let terminal = io::stderr().is_terminal();
     let json = config.format == Format::Json || (config.format == Format::Auto && !terminal);
     let (filter, handle) = reload::Layer::new(config.filter());
@@ -150,7 +150,7 @@ fn log_panic(panic: &panic::PanicHookInfo<'_>) {
 }
 
 /// Applies the level of `config`. The format stays.
-pub fn set_level(config: &Config) {
+pub(crate) fn set_level(config: &Config) {
     if let Some(filter) = FILTER.get() {
         // It fails only when the subscriber is gone, and then there are no log lines at all.
         let _ = filter.reload(config.filter());
@@ -160,7 +160,7 @@ pub fn set_level(config: &Config) {
 /// Writes `text` as the last line of a command, behind all log lines before it.
 ///
 /// Whether or not standard error is read, this returns after a second at the latest.
-pub fn print_last_line(text: &str) {
+pub(crate) fn print_last_line(text: &str) {
     let text = redact(text);
     if FILTER.get().is_some() {
         STANDARD_ERROR.push(format!("{text}\n").into_bytes());
@@ -172,13 +172,13 @@ pub fn print_last_line(text: &str) {
 
 /// Waits until all log lines are written, for at most a second. To be called before the process
 /// ends.
-pub fn flush() {
+pub(crate) fn flush() {
     STANDARD_ERROR.flush();
 }
 
 /// How many log lines were dropped because standard error was not read.
 #[must_use]
-pub fn dropped_lines() -> u64 {
+pub(crate) fn dropped_lines() -> u64 {
     STANDARD_ERROR.dropped()
 }
 

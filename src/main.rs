@@ -2,11 +2,9 @@
 
 use std::process::ExitCode;
 
-mod cli;
-
 fn main() -> ExitCode {
     map_large_blocks();
-    cli::run()
+    livebridge::cli::run()
 }
 
 /// Has large blocks of memory mapped on their own, so that they go back to the system when they are

@@ -9,7 +9,7 @@ use std::path::Path;
 /// The end of a message about `cause`, an error at `path`: who this process is, whose the path is, and
 /// what to do. Empty for errors that have nothing to do with permissions.
 #[must_use]
-pub fn advice(path: &Path, cause: &io::Error) -> String {
+pub(crate) fn advice(path: &Path, cause: &io::Error) -> String {
     match cause.kind() {
         io::ErrorKind::PermissionDenied => denied(path),
         io::ErrorKind::ReadOnlyFilesystem => {

@@ -23,7 +23,7 @@ const V2_MAX: u16 = 1024;
 
 /// On whose behalf a proxy has connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub(crate) enum Source {
     /// A client with this address.
     Address(IpAddr),
     /// The proxy itself, for a health check (`LOCAL`).
@@ -37,7 +37,7 @@ pub enum Source {
 ///
 /// # Errors
 /// The connection's, or an invalid header.
-pub async fn skip(stream: &mut TcpStream) -> io::Result<()> {
+pub(crate) async fn skip(stream: &mut TcpStream) -> io::Result<()> {
     let mut start = [0; START];
     loop {
         let count = stream.peek(&mut start).await?;
@@ -59,7 +59,7 @@ pub async fn skip(stream: &mut TcpStream) -> io::Result<()> {
 ///
 /// # Errors
 /// The connection's, or an invalid header.
-pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Source> {
+pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Source> {
     let mut start = [0; START];
     stream.read_exact(&mut start).await?;
     if start == *V2 {

@@ -26,7 +26,7 @@ static UNDELIVERED: Mutex<VecDeque<Undelivered>> = Mutex::new(VecDeque::new());
 
 /// A callback and its answer.
 #[derive(Clone, Debug, Serialize)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// When it was received, in milliseconds since 1970.
     pub at: i64,
     /// The HTTP status of its answer.
@@ -45,7 +45,7 @@ pub struct Seen {
 
 /// A record that Kafka refused.
 #[derive(Clone, Debug, Serialize)]
-pub struct Undelivered {
+pub(crate) struct Undelivered {
     /// When it was refused, in milliseconds since 1970.
     pub at: i64,
     /// `dead-letter` or `quarantine`.
@@ -62,14 +62,14 @@ pub struct Undelivered {
 
 /// A callback that will be noted once it is durable.
 #[derive(Debug)]
-pub struct Pending {
+pub(crate) struct Pending {
     seen: Seen,
     started: Instant,
 }
 
 /// Starts to note `record`, if the interval has passed.
 #[must_use]
-pub fn due(record: &Record) -> Option<Pending> {
+pub(crate) fn due(record: &Record) -> Option<Pending> {
     let at = record.received_at.as_millis();
     is_due(&ACCEPTED_NEXT_AT, at).then(|| Pending {
         seen: Seen {
@@ -87,14 +87,14 @@ pub fn due(record: &Record) -> Option<Pending> {
 
 impl Pending {
     /// Notes that it is durable and answered 200.
-    pub fn accepted(mut self) {
+    pub(crate) fn accepted(mut self) {
         self.seen.seconds = Some(self.started.elapsed().as_secs_f64());
         note(&CALLBACKS, self.seen);
     }
 }
 
 /// Notes a rejected request.
-pub fn refused(status: u16, outcome: &'static str, message: impl FnOnce() -> String) {
+pub(crate) fn refused(status: u16, outcome: &'static str, message: impl FnOnce() -> String) {
     let at = Timestamp::now().as_millis();
     if !is_due(&REJECTED_NEXT_AT, at) {
         return;
@@ -105,7 +105,7 @@ pub fn refused(status: u16, outcome: &'static str, message: impl FnOnce() -> Str
 }
 
 /// Notes a record that Kafka refused and that went to `place`.
-pub fn undelivered(place: &'static str, lsn: String, record: &Record, reason: &str) {
+pub(crate) fn undelivered(place: &'static str, lsn: String, record: &Record, reason: &str) {
     note(
         &UNDELIVERED,
         Undelivered {
@@ -121,13 +121,13 @@ pub fn undelivered(place: &'static str, lsn: String, record: &Record, reason: &s
 
 /// The last callbacks, the newest first.
 #[must_use]
-pub fn callbacks() -> Vec<Seen> {
+pub(crate) fn callbacks() -> Vec<Seen> {
     lock(&CALLBACKS).iter().rev().cloned().collect()
 }
 
 /// The last undelivered records, the newest first.
 #[must_use]
-pub fn all_undelivered() -> Vec<Undelivered> {
+pub(crate) fn all_undelivered() -> Vec<Undelivered> {
     lock(&UNDELIVERED).iter().rev().cloned().collect()
 }
 

@@ -28,7 +28,7 @@ const TAKEN: [&str; 4] = ["access", "callback", "log", "tls"];
 
 /// The parts of a running bridge that a new configuration replaces.
 #[derive(Clone, Debug)]
-pub struct Parts {
+pub(crate) struct Parts {
     /// Which callbacks are accepted.
     pub policy: Reloadable<IntakePolicy>,
     /// The log, with its size limits.
@@ -40,7 +40,7 @@ pub struct Parts {
 impl Parts {
     /// From `config`.
     #[must_use]
-    pub fn new(config: &Config, log: Probe) -> Self {
+    pub(crate) fn new(config: &Config, log: Probe) -> Self {
         let settings = Reloadable::new(config.settings.to_json());
         Self { policy: Reloadable::new(policy(config)), settings, log }
     }
@@ -73,7 +73,7 @@ type Stamp = Option<(u64, i64, i64, u64)>;
 
 /// The files of the configuration, and their state when they were last read.
 #[derive(Debug)]
-pub struct Source {
+pub(crate) struct Source {
     file: Option<PathBuf>,
     config: Config,
     read: Vec<Stamp>,
@@ -84,13 +84,13 @@ pub struct Source {
 impl Source {
     /// `config` was read from `file` and the environment.
     #[must_use]
-    pub fn new(file: Option<PathBuf>, config: Config) -> Self {
+    pub(crate) fn new(file: Option<PathBuf>, config: Config) -> Self {
         let read = look(&config.files);
         Self { file, config, read, refused: None }
     }
 
     /// Applies changes of the files to `parts`, for ever; `hangup` completes at each SIGHUP.
-    pub async fn keep(mut self, parts: Parts, mut hangup: impl AsyncFnMut()) {
+    pub(crate) async fn keep(mut self, parts: Parts, mut hangup: impl AsyncFnMut()) {
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut seen = self.read.clone();

@@ -15,13 +15,13 @@ use sd_notify::NotifyState;
 ///
 /// # Errors
 /// When what it passed is not a TCP listener.
-pub fn socket() -> io::Result<Option<TcpListener>> {
+pub(crate) fn socket() -> io::Result<Option<TcpListener>> {
     ListenFd::from_env().take_tcp_listener(0)
 }
 
 /// A state that the service manager is notified of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub(crate) enum Stage {
     /// Callbacks are accepted.
     Ready,
     /// A new configuration is read; ready again right after.
@@ -31,7 +31,7 @@ pub enum Stage {
 }
 
 /// Notifies the service manager.
-pub fn tell(stage: Stage) {
+pub(crate) fn tell(stage: Stage) {
     let told = match stage {
         Stage::Ready => sd_notify::notify(&[NotifyState::Ready]),
         Stage::Reloading => NotifyState::monotonic_usec_now()
@@ -45,7 +45,7 @@ pub fn tell(stage: Stage) {
 
 /// Notifies the service manager's watchdog for ever, while `is_well`. Without a notification for
 /// `WatchdogSec=` it restarts the process.
-pub async fn watchdog(is_well: impl Fn() -> bool) {
+pub(crate) async fn watchdog(is_well: impl Fn() -> bool) {
     let Some(limit) = sd_notify::watchdog_enabled() else { return };
     // Half the time-out, as systemd advises, and never a busy loop.
     let every = (limit / 2).max(Duration::from_millis(10));

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::config::Config;
+use crate::event::Timestamp;
+use crate::kafka::topic_reader::PartitionRange;
+use crate::publisher::audit::{Audit, Findings, Report};
 use clap::Args;
-use livebridge::config::Config;
-use livebridge::event::Timestamp;
-use livebridge::kafka::topic_reader::PartitionRange;
-use livebridge::publisher::audit::{Audit, Findings, Report};
 
 use super::progress::Progress;
 use super::range::parse_time;

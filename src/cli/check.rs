@@ -5,15 +5,15 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use crate::callback::Unsigned;
+use crate::config::Config;
+use crate::descriptors;
+use crate::event::Timestamp;
+use crate::kafka::{Delivery, SetupError};
+use crate::permission;
+use crate::secret::redact;
+use crate::wal;
 use clap::Args;
-use livebridge::callback::Unsigned;
-use livebridge::config::Config;
-use livebridge::descriptors;
-use livebridge::event::Timestamp;
-use livebridge::kafka::{Delivery, SetupError};
-use livebridge::permission;
-use livebridge::secret::redact;
-use livebridge::wal;
 
 use super::tencent::{Account, status};
 use super::{CliError, ConfigFile};

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 
+use crate::config::{ConfigLayers, Setting, Settings};
 use clap::Args;
-use livebridge::config::{ConfigLayers, Setting, Settings};
 
 use super::CliError;
 

@@ -7,17 +7,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use crate::bridge::Bridge;
+use crate::callback::CallbackKey;
+use crate::config::Config;
+use crate::event::Timestamp;
+use crate::kafka::embedded::Embedded;
+use crate::kafka::topic_reader::{ConsumedRecord, TopicReader};
+use crate::metrics;
+use crate::publisher::Topics;
+use crate::sample::Samples;
+use crate::sender::{RetryPolicy, Sender};
 use clap::Args;
-use livebridge::bridge::Bridge;
-use livebridge::callback::CallbackKey;
-use livebridge::config::Config;
-use livebridge::event::Timestamp;
-use livebridge::kafka::embedded::Embedded;
-use livebridge::kafka::topic_reader::{ConsumedRecord, TopicReader};
-use livebridge::metrics;
-use livebridge::publisher::Topics;
-use livebridge::sample::Samples;
-use livebridge::sender::{RetryPolicy, Sender};
 
 use super::{CliError, block_on, parse_rate, stop_signal};
 

@@ -1,7 +1,7 @@
 //! Which records are meant: options that several commands have in common.
 
+use crate::event::{EventType, OTHER, Timestamp, type_name};
 use clap::Args;
-use livebridge::event::{EventType, OTHER, Timestamp, type_name};
 
 /// Which records are meant; all of them, unless an option says otherwise.
 #[derive(Clone, Debug, Default, Args)]

@@ -4,8 +4,8 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
+use crate::config::{ConfigLayers, listen_address};
 use clap::Args;
-use livebridge::config::{ConfigLayers, listen_address};
 
 use super::{CliError, ConfigFile};
 

@@ -4,11 +4,11 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 
+use crate::config::Config;
+use crate::event::{EventType, Timestamp, type_name};
+use crate::kafka::topic_reader::read_to_end;
+use crate::publisher::replay::{Event, Outcome, Plan, Refusal, Replay, ReplayError, Target};
 use clap::Args;
-use livebridge::config::Config;
-use livebridge::event::{EventType, Timestamp, type_name};
-use livebridge::kafka::topic_reader::read_to_end;
-use livebridge::publisher::replay::{Event, Outcome, Plan, Refusal, Replay, ReplayError, Target};
 
 use super::progress::Progress;
 use super::range::Range;

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::callback::CallbackKey;
+use crate::event::{EventType, Timestamp};
+use crate::sample::Samples;
+use crate::sender::{Outcome, RetryPolicy, Sender};
 use clap::Args;
-use livebridge::callback::CallbackKey;
-use livebridge::event::{EventType, Timestamp};
-use livebridge::sample::Samples;
-use livebridge::sender::{Outcome, RetryPolicy, Sender};
 
 use super::{CliError, block_on, parse_rate};
 

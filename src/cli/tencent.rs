@@ -4,11 +4,11 @@ use std::env;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
-use livebridge::tencent::{
+use crate::tencent::{
     CallbackTemplate, Client, ClientError, Credentials, CredentialsError, Endpoint,
     Options as ClientOptions,
 };
+use clap::{Args, Subcommand};
 
 use super::CliError;
 

@@ -5,14 +5,14 @@ use std::fmt::Display;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use crate::config::ConfigLayers;
+use crate::event::type_name;
+use crate::publisher::Exported;
+use crate::publisher::quarantine::{self, QuarantinedRecord};
+use crate::record::{Entry, Lsn};
+use crate::wal::{self, LogView, SegmentView};
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
-use livebridge::config::ConfigLayers;
-use livebridge::event::type_name;
-use livebridge::publisher::Exported;
-use livebridge::publisher::quarantine::{self, QuarantinedRecord};
-use livebridge::record::{Entry, Lsn};
-use livebridge::wal::{self, LogView, SegmentView};
 use serde_json::json;
 
 use super::progress::Progress;

@@ -6,11 +6,11 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use livebridge::callback::CallbackKey;
-use livebridge::config::Config;
-use livebridge::event::Timestamp;
-use livebridge::permission;
-use livebridge::secret;
+use crate::callback::CallbackKey;
+use crate::config::Config;
+use crate::event::Timestamp;
+use crate::permission;
+use crate::secret;
 use uuid::Uuid;
 
 use crate::cli::CliError;

@@ -11,11 +11,11 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::callback::CallbackKey;
+use crate::config::Config;
+use crate::event::Timestamp;
+use crate::tencent::{CallbackTemplate, Client, TemplateKey};
 use clap::Args;
-use livebridge::callback::CallbackKey;
-use livebridge::config::Config;
-use livebridge::event::Timestamp;
-use livebridge::tencent::{CallbackTemplate, Client, TemplateKey};
 use serde::{Deserialize, Serialize};
 
 use super::keys_file::{self, KeysFile, NewKey};

@@ -1,11 +1,9 @@
 //! `livebridge tencent setup`.
 
+use crate::callback::CallbackKey;
+use crate::config::Config;
+use crate::tencent::{CallbackRule, CallbackTemplate, Client, TemplateKey, TemplateUrl, UrlKind};
 use clap::Args;
-use livebridge::callback::CallbackKey;
-use livebridge::config::Config;
-use livebridge::tencent::{
-    CallbackRule, CallbackTemplate, Client, TemplateKey, TemplateUrl, UrlKind,
-};
 
 use super::keys_file::{self, KeysFile, NewKey};
 use super::status::{Location, is_below};

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use clap::Args;
-use hyper::Uri;
-use livebridge::callback::{CallbackKey, Unsigned};
-use livebridge::config::Config;
-use livebridge::tencent::{
+use crate::callback::{CallbackKey, Unsigned};
+use crate::config::Config;
+use crate::tencent::{
     CallbackRule, CallbackTemplate, Client, PushDomain, TemplateUrl, TencentError, UrlKind,
 };
+use clap::Args;
+use hyper::Uri;
 use serde_json::{Value, json};
 
 use super::setup::shown;
