@@ -90,6 +90,7 @@ enum Command {
     #[command(after_long_help = audit::EXAMPLES)]
     Audit(audit::Options),
     /// Set up, examine and remove the callbacks in Tencent Cloud, and rotate their key.
+    #[command(after_long_help = tencent::EXAMPLES)]
     Tencent(tencent::Options),
     /// Print a script that lets a shell complete livebridge's options.
     #[command(after_long_help = COMPLETIONS_EXAMPLES)]

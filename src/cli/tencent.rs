@@ -52,6 +52,10 @@ enum Command {
     RotateKey(rotate::Options),
 }
 
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  livebridge tencent setup --url https://events.example.com/callback --domain push.example.com --yes
+  livebridge tencent status --config livebridge.toml";
 const SETUP_EXAMPLES: &str = "\
 Examples:
   What it would do, then do it:

@@ -182,6 +182,19 @@ fn setup_interrupted_by_a_lost_answer_is_completed_by_the_next_run() {
 }
 
 #[test]
+fn setup_sets_a_url_again_that_is_not_reported() {
+    let bed = Bed::new();
+    bed.tencent.state().reports_record_status = false;
+    sets_up(&bed.setup(&["--yes"]));
+    let again = bed.setup(&["--yes"]);
+    assert!(again.stdout.contains("set the URL of record-status"), "{again:?}");
+    assert!(!again.stdout.contains("set the URL of push"), "{again:?}");
+    let status = bed.run(&["tencent", "status"]);
+    assert_eq!(status.code, Some(0), "{status:?}");
+    assert!(status.stdout.contains("does not report the URL of record-status"), "{status:?}");
+}
+
+#[test]
 fn setup_uses_a_configured_key_that_fits() {
     let bed = Bed::new();
     fs::write(bed.keys(), "main mainKey0123456789\nspare spareKey0123456789\n").unwrap();
@@ -519,7 +532,12 @@ fn a_rotation_waits_while_the_old_key_is_in_use() {
         assert!(bed.keys_text().contains(&old_secret));
         thread::sleep(Duration::from_secs(1));
     }
+    // Across a restart, an instance forgets when the key was used.
+    bed.bridge.kill();
+    let restarted = Instant::now();
+    bed.bridge.start();
     assert!(lines.any(|line| line.starts_with("Done")));
+    assert!(restarted.elapsed() >= Duration::from_secs(3), "{:?}", restarted.elapsed());
     assert!(child.wait().unwrap().success());
     assert!(!bed.keys_text().contains(&old_secret));
 }

@@ -204,7 +204,7 @@ impl Rotation<'_> {
                 match loaded {
                     Ok(true) => None,
                     Ok(false) => Some(format!("{instance} has not loaded it")),
-                    Err(cause) => Some(format!("{instance} does not answer: {cause}")),
+                    Err(cause) => Some(format!("an instance does not answer: {cause}")),
                 }
             });
             let Some(missing) = missing else { return Ok(()) };
@@ -265,13 +265,26 @@ impl Rotation<'_> {
 
     fn wait_until_unused(&self, journal: &Journal) -> Result<(), CliError> {
         let switched = Timestamp::from_millis(journal.switched_at_ms.unwrap_or(0));
+        let mut last = switched;
+        // An instance may be restarted meanwhile: until it answers, it may be using the old key.
+        let mut answered = Instant::now();
         loop {
-            let mut last = switched;
-            for instance in self.instances() {
-                let metrics = self.ask(instance).map_err(|cause| {
-                    let text = format!("{instance}: {cause}");
-                    CliError::other("ask an instance")(io::Error::new(cause.kind(), text))
-                })?;
+            let answers: io::Result<Vec<String>> =
+                self.instances().into_iter().map(|instance| self.ask(instance)).collect();
+            let answers = match answers {
+                Ok(answers) => answers,
+                Err(cause) if answered.elapsed() >= self.options.load_timeout => {
+                    return Err(CliError::other("ask an instance when the old key was used")(
+                        cause,
+                    ));
+                }
+                Err(_) => {
+                    thread::sleep(LOOK);
+                    continue;
+                }
+            };
+            answered = Instant::now();
+            for metrics in answers {
                 // Before its start, an instance does not know when the key was used.
                 for name in [
                     "process_start_time_seconds".to_owned(),
@@ -299,6 +312,11 @@ impl Rotation<'_> {
 
     /// The metrics of an instance.
     fn ask(&self, instance: SocketAddr) -> io::Result<String> {
+        self.fetch(instance)
+            .map_err(|cause| io::Error::new(cause.kind(), format!("{instance}: {cause}")))
+    }
+
+    fn fetch(&self, instance: SocketAddr) -> io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&instance, ANSWER_WAIT)?;
         stream.set_read_timeout(Some(ANSWER_WAIT))?;
         stream.set_write_timeout(Some(ANSWER_WAIT))?;
