@@ -149,7 +149,7 @@ impl Bridge {
         tracing::info!(address = %admin_address, "admin listening");
         if is_open {
             tracing::warn!(
-                "whoever reaches admin.listen can read the metrics; set admin.token, or listen on \
+                "every client that reaches admin.listen can read the metrics; set admin.token, or listen on \
                  127.0.0.1"
             );
         }

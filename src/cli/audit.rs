@@ -85,7 +85,7 @@ fn show(report: &Report) {
     for (topic, count) in topics {
         println!("  {topic:<26} {count}");
     }
-    println!("set aside    {dead_letters} dead letters, {quarantined} in quarantine");
+    println!("undelivered  {dead_letters} dead letters, {quarantined} in quarantine");
     if log.damaged > 0 {
         println!("damaged      {} records of the log cannot be read", log.damaged);
     }

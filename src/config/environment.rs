@@ -14,7 +14,7 @@ use super::keys::{self, KEYS, Kind, SECTIONS};
 const PREFIX: &str = "LIVEBRIDGE_";
 /// Of variables with defaults for keys that neither the file nor another variable sets.
 const DEFAULT_PREFIX: &str = "LIVEBRIDGE_DEFAULT_";
-/// Variables that are no keys: the file, the key of `livebridge send`, what the tests are told.
+/// Variables that are no keys: the file, the key of `livebridge send`, settings of the tests.
 const OTHERS: [&str; 3] = ["LIVEBRIDGE_CONFIG", "LIVEBRIDGE_SEND_KEY", "LIVEBRIDGE_REQUIRE_KAFKA"];
 
 /// What a variable does.

@@ -299,8 +299,7 @@ impl Raw {
             return Err(bad("http.max_connections", "must be at least 1".into()));
         }
         if self.http.max_connections_per_address == 0 {
-            let problem =
-                "must be at least 1; with as many as http.max_connections it limits nobody";
+            let problem = "must be at least 1; the value of http.max_connections means no limit";
             return Err(bad("http.max_connections_per_address", problem.into()));
         }
         let keep_alive = Duration::from_secs(1)..=Duration::from_hours(1);

@@ -115,28 +115,24 @@ impl Report {
         let address = address.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
         let status = status.as_u16();
         // While callbacks are accepted too, rejections are mostly scanners and forged requests.
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(
+                    count,
+                    reasons,
+                    status,
+                    reason,
+                    method,
+                    path,
+                    address,
+                    "requests were rejected; the last one as shown"
+                )
+            };
+        }
         if self.accepted && status != StatusCode::SERVICE_UNAVAILABLE {
-            tracing::info!(
-                count,
-                reasons,
-                status,
-                reason,
-                method,
-                path,
-                address,
-                "requests were rejected; the last one as shown"
-            );
+            line!(info);
         } else {
-            tracing::warn!(
-                count,
-                reasons,
-                status,
-                reason,
-                method,
-                path,
-                address,
-                "requests were rejected; the last one as shown"
-            );
+            line!(warn);
         }
     }
 }

@@ -37,7 +37,7 @@ impl OpenCommits {
 
     /// Whether another publisher came first with an event of `own`, whose record is at `mine`.
     ///
-    /// Publishers are told apart by their openings: two clones of a directory have one log id.
+    /// Publishers are distinguished by their openings: two clones of a directory have one log id.
     #[must_use]
     pub fn is_contended(&self, own: &Commit, mine: i64) -> bool {
         let mut earlier = self.0.iter().take_while(|(offset, _)| *offset < mine).peekable();

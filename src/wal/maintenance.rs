@@ -113,7 +113,7 @@ impl Maintenance {
         if missing != 0 {
             tracing::error!(
                 missing, accepted, pending, ?outcomes, by_ledger, damaged, %since,
-                "the self-audit is off: nobody knows what became of some records of the log"
+                "the self-audit is off: the outcome of some records of the log is unknown"
             );
         }
     }

@@ -89,6 +89,18 @@ fn the_modules_of_the_design_match_the_library() {
     }
 }
 
+#[test]
+fn the_way_of_a_callback_names_each_file_once() {
+    let design = read("docs/design.md");
+    let (_, way) = design.split_once("## The way of a callback\n").unwrap();
+    let way = way.split("\n## ").next().unwrap();
+    let mut named = BTreeSet::new();
+    for file in spans(way).into_iter().filter(|span| span.starts_with("src/")) {
+        assert!(named.insert(file.clone()), "{file} is named twice");
+    }
+    assert!(named.len() >= 20, "{named:?}");
+}
+
 /// The commands that `livebridge ARGUMENTS --help` lists.
 fn commands(arguments: &[&str]) -> BTreeSet<String> {
     let arguments: Vec<&str> = arguments.iter().copied().chain(["--help"]).collect();
