@@ -1,5 +1,7 @@
 //! The commands and their options.
 
+#![allow(rustdoc::invalid_html_tags, reason = "the comments are the texts of --help")]
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
