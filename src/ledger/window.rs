@@ -158,3 +158,24 @@ impl Hasher for AlreadyHashed {
         self.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn ids_of_one_moment_take_no_more_generations_than_the_window_has() {
+        const MAX: u64 = 4001;
+        let config = Config { window: Duration::from_hours(1), max_ids: 4001 };
+        let (mut window, now) = (Window::new(config), Instant::now());
+        for number in 0..MAX {
+            let id = EventId { natural: number, content: number };
+            window.insert(id, Timestamp::from_millis(0), now);
+        }
+        assert_eq!(window.known(EventId { natural: 0, content: 0 }), Known::Retry);
+        assert_eq!(window.len(), 4001, "as many ids as are allowed");
+        assert!(window.generations.len() <= GENERATIONS as usize + 1);
+    }
+}
