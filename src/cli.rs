@@ -21,6 +21,7 @@ mod generate;
 mod progress;
 mod range;
 mod ready;
+mod recover;
 mod replay;
 mod send;
 mod tencent;
@@ -85,6 +86,11 @@ enum Command {
     /// Says what it would do, and does it with --yes.
     #[command(after_long_help = replay::EXAMPLES)]
     Replay(replay::Options),
+    /// Publish the events whose callbacks Tencent Cloud gave up on, from its records of them.
+    ///
+    /// Says what it would do, and does it with --yes. Needs credentials of Tencent Cloud.
+    #[command(after_long_help = recover::EXAMPLES)]
+    Recover(recover::Options),
     /// Compare log, ledger and topics over a time: is anything missing, or there twice?
     ///
     /// Changes nothing, also beside a running instance. Exits 0 when all is accounted for, 1 when
@@ -169,6 +175,8 @@ enum CliError {
     #[error(transparent)]
     Replay(#[from] crate::publisher::replay::ReplayError),
     #[error(transparent)]
+    Recover(#[from] crate::recover::RecoverError),
+    #[error(transparent)]
     Kafka(#[from] crate::kafka::KafkaError),
     #[error(transparent)]
     Tencent(#[from] crate::tencent::TencentError),
@@ -208,6 +216,7 @@ pub fn run() -> ExitCode {
         Command::Wal(options) => wal::run(&options),
         Command::Ready(options) => ready::run(&options),
         Command::Replay(options) => replay::run(&options),
+        Command::Recover(options) => recover::run(&options),
         Command::Audit(options) => audit::run(&options),
         Command::Tencent(options) => tencent::run(&options),
         Command::Completions(options) => generate::completions(&options),

@@ -15,7 +15,7 @@
 //! systemd, [`heartbeat`] and [`health`] tell whether the parts make progress, [`descriptors`] raises
 //! the limit of open files, [`proxy_protocol`] reads PROXY headers; [`log_limit`] limits log lines,
 //! [`permission`] says what to do about files that may not be used. [`tencent`] calls
-//! Tencent Cloud's API for commands; the bridge itself does not.
+//! Tencent Cloud's API for commands, and [`recover`] finds there what was not delivered; the bridge itself does not.
 //!
 //! # Invariants
 //! - **I1** A callback is answered 200 only when its record is durable: written, flushed, and its
@@ -57,6 +57,7 @@ mod proxy_protocol;
 pub mod publisher;
 mod recent;
 pub mod record;
+pub mod recover;
 mod reload;
 pub mod reloadable;
 pub mod sample;

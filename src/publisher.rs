@@ -38,7 +38,7 @@ pub use batch::Batch;
 pub use contention::OpenCommits;
 #[doc(hidden)]
 pub use limits::BatchLimits;
-pub use replay::Exported;
+pub use replay::{Exported, id_of, is_command, occurred_at, subject};
 pub use topics::{Topics, TopicsError};
 
 use fencing::{Fence, Fences};

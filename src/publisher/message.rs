@@ -23,7 +23,7 @@ pub(super) const TYPE: &str = "ce_type";
 /// The event's own time.
 pub(super) const TIME: &str = "ce_time";
 /// The event's stream.
-const SUBJECT: &str = "ce_subject";
+pub(super) const SUBJECT: &str = "ce_subject";
 /// The media type of the value.
 const CONTENT_TYPE: &str = "content-type";
 /// When the callback was received.

@@ -28,8 +28,7 @@ use crate::wal::{OpeningId, Outcomes, Progress};
 mod event;
 mod plan;
 
-pub(super) use event::id_of;
-pub use event::{Event, Exported};
+pub use event::{Event, Exported, id_of, occurred_at, subject};
 pub use plan::Plan;
 
 /// Bytes and events that are handed to the publisher at once. Some of these fill its largest batch.
@@ -41,6 +40,15 @@ const CHUNKS_WAITING: usize = 4;
 const PATIENCE: Duration = Duration::from_secs(90);
 /// How often the time that is left is looked at.
 const PATIENCE_STEP: Duration = Duration::from_millis(100);
+
+/// Between the configured instance and the random part in the name of a command.
+const COMMAND: &str = ".replay-";
+
+/// Whether a ledger record with this key was written by a command.
+#[must_use]
+pub fn is_command(key: &[u8]) -> bool {
+    String::from_utf8_lossy(key).contains(COMMAND)
+}
 
 /// Why events cannot be sent.
 #[derive(Debug, thiserror::Error)]
@@ -283,7 +291,7 @@ impl Replay {
             // Any number may run at once. If this process is killed, nothing takes the name again,
             // so Kafka ends its transaction when it times out.
             Target::Topics | Target::TopicsAgain => {
-                format!("{}.replay-{opening}", kafka.instance)
+                format!("{}{COMMAND}{opening}", kafka.instance)
             }
         };
         let give_up = CancellationToken::new();

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A module and the modules it may depend on.
-const MAY_NAME: [(&str, &[&str]); 28] = [
+const MAY_NAME: [(&str, &[&str]); 29] = [
     ("event", &[]),
     ("record", &["event"]),
     ("callback", &["event", "record"]),
@@ -112,6 +112,7 @@ const MAY_NAME: [(&str, &[&str]); 28] = [
     ("sample", &["callback", "event", "record"]),
     ("sender", &[]),
     ("tencent", &["event", "secret"]),
+    ("recover", &["callback", "event", "kafka", "ledger", "publisher", "record", "tencent"]),
     ("lib", &[]),
 ];
 

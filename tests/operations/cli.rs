@@ -909,7 +909,7 @@ mod ready {
 mod generated {
     use super::*;
 
-    const COMMANDS: [&str; 11] = [
+    const COMMANDS: [&str; 12] = [
         "serve",
         "dev",
         "check",
@@ -918,6 +918,7 @@ mod generated {
         "send",
         "wal",
         "replay",
+        "recover",
         "audit",
         "completions",
         "man",
@@ -972,7 +973,9 @@ fn every_documented_option_exists() {
     let others = ["README.md", "deploy/livebridge.toml"].map(PathBuf::from);
     let mut texts: Vec<String> =
         pages.chain(others).map(|path| fs::read_to_string(path).unwrap()).collect();
-    for command in ["serve", "dev", "check", "ready", "config", "send", "wal", "replay", "audit"] {
+    for command in
+        ["serve", "dev", "check", "ready", "config", "send", "wal", "replay", "recover", "audit"]
+    {
         texts.push(run(&mut livebridge(&[command, "--help"])).stdout);
     }
     for command in ["setup", "status", "remove", "rotate-key"] {
@@ -1018,9 +1021,10 @@ fn every_documented_option_exists() {
 fn every_command_has_a_help_text() {
     let help = run(&mut livebridge(&["--help"]));
     assert_eq!(help.code, Some(0));
-    for command in
-        ["serve", "dev", "check", "ready", "config", "send", "wal", "replay", "audit", "tencent"]
-    {
+    for command in [
+        "serve", "dev", "check", "ready", "config", "send", "wal", "replay", "recover", "audit",
+        "tencent",
+    ] {
         assert!(help.stdout.contains(&format!("\n  {command} ")), "{help:?}");
         let own = run(&mut livebridge(&[command, "--help"]));
         assert_eq!(own.code, Some(0), "{own:?}");

@@ -4,5 +4,6 @@
 
 mod api;
 mod cli;
+mod recover;
 #[path = "../support/mod.rs"]
 mod support;

@@ -85,15 +85,16 @@ impl Event {
         Self::of_record(&record, topics, instance)?.with_time(REPLAYED_AT, now)
     }
 
-    /// The event of a callback that did not reach livebridge, recovered `now`.
+    /// As [`Self::of_line`], of a callback that did not reach livebridge and is recovered `now`.
     #[must_use]
-    pub fn recovered(
-        record: &Record,
+    pub fn of_recovered(
+        line: &str,
         topics: &Topics,
         instance: &str,
         now: Timestamp,
     ) -> Option<Self> {
-        Self::of_record(record, topics, instance)?.with_time(RECOVERED_AT, now)
+        let record = serde_json::from_str::<Exported>(line).ok()?.record()?;
+        Self::of_record(&record, topics, instance)?.with_time(RECOVERED_AT, now)
     }
 
     fn of_record(record: &Record, topics: &Topics, instance: &str) -> Option<Self> {
@@ -124,10 +125,9 @@ impl Event {
         headers: Vec<(String, String)>,
     ) -> Option<Self> {
         let id = id_of(&headers)?;
-        let header = |name| headers.iter().find(|(n, _)| n == name).map(|(_, value)| value);
-        let received_at = Timestamp::parse(header(message::RECEIVED_AT)?)?;
-        let type_name = header(message::TYPE)?.rsplit('.').next()?.to_owned();
-        let own = header(message::TIME).and_then(|time| Timestamp::parse(time));
+        let received_at = Timestamp::parse(header(&headers, message::RECEIVED_AT)?)?;
+        let type_name = header(&headers, message::TYPE)?.rsplit('.').next()?.to_owned();
+        let own = occurred_at(&headers);
         let earliest = own.map_or(timestamp, |own| own.min(timestamp));
         Some(Self { topic, id, received_at, type_name, key, value, timestamp, earliest, headers })
     }
@@ -172,6 +172,24 @@ impl Event {
     }
 }
 
-pub(in super::super) fn id_of(headers: &[(String, String)]) -> Option<EventId> {
-    headers.iter().find(|(name, _)| name == message::ID).and_then(|(_, id)| EventId::parse(id))
+fn header<'h>(headers: &'h [(String, String)], name: &str) -> Option<&'h str> {
+    headers.iter().find(|(header, _)| header == name).map(|(_, value)| value.as_str())
+}
+
+/// The `ce_id` among the headers of a record of a topic.
+#[must_use]
+pub fn id_of(headers: &[(String, String)]) -> Option<EventId> {
+    header(headers, message::ID).and_then(EventId::parse)
+}
+
+/// The `ce_time` among them.
+#[must_use]
+pub fn occurred_at(headers: &[(String, String)]) -> Option<Timestamp> {
+    header(headers, message::TIME).and_then(Timestamp::parse)
+}
+
+/// The `ce_subject` among them: the stream.
+#[must_use]
+pub fn subject(headers: &[(String, String)]) -> Option<&str> {
+    header(headers, message::SUBJECT)
 }

@@ -1,0 +1,254 @@
+//! `livebridge recover`: publishes the events whose callbacks Tencent Cloud gave up on.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::event::Timestamp;
+use crate::publisher::replay::{Event, Plan, Target};
+use crate::recover::{
+    Comparison, Finder, RecoverError, Report, Spool, UndecodedFile, Window, event_of, find_gap,
+    streams_of_file, verifier,
+};
+use clap::Args;
+
+use super::progress::Progress;
+use super::range::parse_time;
+use super::tencent::Account;
+use super::{CliError, ConfigFile, replay};
+
+/// How far back `--gap` looks without `--since`.
+const GAP_SINCE: Duration = Duration::from_hours(24);
+/// How long Tencent Cloud keeps its records.
+const KEPT: Duration = Duration::from_hours(14 * 24);
+/// Events of one kind that a report shows to people.
+const SHOWN: usize = 20;
+
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of the command line")]
+pub(super) struct Options {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Events at this time or later: 2026-11-24T20:00:00Z, or 2h for two hours ago; at most 14 days
+    /// ago. With --gap: gaps since then, a day ago unless told otherwise.
+    #[arg(long, value_name = "TIME", value_parser = parse_time, required_unless_present = "gap")]
+    since: Option<Timestamp>,
+    /// Events up to this time; until now unless told otherwise.
+    #[arg(long, value_name = "TIME", value_parser = parse_time, conflicts_with = "gap")]
+    until: Option<Timestamp>,
+    /// Take the time during which no instance took callbacks, from the ledger.
+    #[arg(long)]
+    gap: bool,
+    /// Only the events of this stream; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    stream: Vec<String>,
+    /// Only the events of the streams in this file, a name a line.
+    #[arg(long, value_name = "FILE")]
+    streams_file: Option<PathBuf>,
+    /// Compare Tencent Cloud's records with Kafka, and send nothing.
+    #[arg(long, conflicts_with = "yes")]
+    report: bool,
+    /// Print the report as JSON.
+    #[arg(long, requires = "report")]
+    json: bool,
+    /// Really send. Without it, it is only reported what would be sent.
+    #[arg(long)]
+    yes: bool,
+    /// Write records that cannot be decoded to this file.
+    #[arg(long, value_name = "FILE", default_value = "recover-undecoded.jsonl")]
+    undecoded: PathBuf,
+    #[command(flatten)]
+    account: Account,
+}
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  livebridge was away. What was lost, then publish it:
+    livebridge recover --config livebridge.toml --gap
+    livebridge recover --config livebridge.toml --gap --yes
+  A time of which you know, and some streams:
+    livebridge recover --config livebridge.toml --since 2026-11-24T20:00:00Z \\
+      --until 2026-11-24T22:00:00Z --streams-file streams.txt --yes
+  Is everything of the last two hours in Kafka?
+    livebridge recover --config livebridge.toml --since 2h --report
+
+Tencent Cloud keeps records of the callbacks of types 0, 1, 100 and 200 for 14 days. What is found
+is published like a callback that came in time, with the header livebridge-recovered-at. What is in
+Kafka is left out, also what others publish meanwhile: it may run beside every livebridge, several
+times at once, and again after it was killed. It asks for one stream after another, 18 a second.
+
+Exits 0 when every failed callback is in Kafka, or would be; 1 when some cannot be decoded or are
+rejected, or, with --report, are missing; 64 when the configuration or an option is wrong.";
+
+pub(super) fn run(options: &Options) -> Result<(), CliError> {
+    let config = Config::load(options.config.config.as_deref())?;
+    let client = options.account.connect()?;
+    let now = Timestamp::now();
+    let Some(window) = window(options, &config, now)? else {
+        println!("No gap: callbacks came all the time.");
+        return Ok(());
+    };
+    eprintln!("events from {} to {}", window.since, window.until);
+    let finder = Finder::new(&client, window);
+    let named = named_streams(options)?;
+    let streams = match &named {
+        Some(streams) => streams.clone(),
+        None => finder.streams(now)?,
+    };
+    if options.report {
+        return report(options, &config, &finder, window, (&streams, named.as_deref()), now);
+    }
+    recover(options, &config, &finder, &streams, now)
+}
+
+/// The time to recover; `None` when there is no gap.
+fn window(options: &Options, config: &Config, now: Timestamp) -> Result<Option<Window>, CliError> {
+    let earliest = now.before(KEPT);
+    if options.gap {
+        let since = options.since.unwrap_or_else(|| now.before(GAP_SINCE)).max(earliest);
+        let gap = find_gap(&config.kafka, config.topics.ledger(), since, now)?;
+        return Ok(gap.map(|gap| Window { since: gap.since.max(earliest), ..gap }));
+    }
+    let (since, until) = (options.since.unwrap_or(earliest), options.until.unwrap_or(now));
+    if since < earliest {
+        return Err(CliError::Usage(
+            "--since is more than 14 days ago; Tencent Cloud keeps its records for 14 days".into(),
+        ));
+    }
+    if since >= until {
+        return Err(CliError::Usage("--since must be before --until".into()));
+    }
+    Ok(Some(Window { since, until: until.min(now) }))
+}
+
+/// The streams that the options name; `None` for all.
+fn named_streams(options: &Options) -> Result<Option<Vec<String>>, CliError> {
+    let mut names = options.stream.clone();
+    if let Some(path) = &options.streams_file {
+        let text = std::fs::read_to_string(path).map_err(|cause| {
+            CliError::Usage(format!("cannot read --streams-file {}: {cause}", path.display()))
+        })?;
+        names.extend(streams_of_file(&text));
+    } else if names.is_empty() {
+        return Ok(None);
+    }
+    names.sort_unstable();
+    names.dedup();
+    Ok(Some(names))
+}
+
+fn recover(
+    options: &Options,
+    config: &Config,
+    finder: &Finder<'_>,
+    streams: &[String],
+    now: Timestamp,
+) -> Result<(), CliError> {
+    let verifier = verifier(&config.verifier);
+    let mut undecoded = UndecodedFile::new(&options.undecoded);
+    let (mut spool, mut plan) = (Spool::new()?, Plan::default());
+    let (topics, instance) = (&config.topics, config.kafka.instance.as_str());
+    let mut failed = 0_u64;
+    let bar = Progress::count("reading the records of streams", streams.len() as u64);
+    for stream in streams {
+        finder.records(stream, true, |record| {
+            failed += 1;
+            match event_of(&record, &verifier, &config.omit, now) {
+                Ok(event) => spool.push(&event),
+                Err(error) => undecoded.push(&record, &error),
+            }
+        })?;
+        bar.add(1);
+    }
+    drop(bar);
+    undecoded.finish()?;
+    spool.each(|line| {
+        let event = Event::of_recovered(line, topics, instance, now);
+        if let Some(event) = event {
+            plan.add(&event);
+        }
+        Ok::<_, RecoverError>(())
+    })?;
+    println!("{failed} failed callbacks of {} streams", streams.len());
+    let events = plan.ids().len() as u64;
+    let complete =
+        replay::publish(config, plan, Target::Topics, false, options.yes, events, |send| {
+            spool.each(|line| {
+                Event::of_recovered(line, topics, instance, now).map_or(Ok(()), &mut *send)
+            })
+        })?;
+    for record in &undecoded.first {
+        eprintln!(
+            "not decoded: stream {:?}, type {}, {}: {}",
+            record.stream,
+            record.event_type.map_or_else(|| "unknown".to_owned(), |code| code.to_string()),
+            record.event_time.as_deref().unwrap_or("time unknown"),
+            record.reason
+        );
+    }
+    if undecoded.count > 0 {
+        eprintln!(
+            "{} records were not decoded; they are in {}, which may contain personal data",
+            undecoded.count,
+            options.undecoded.display()
+        );
+    }
+    if complete && undecoded.count == 0 { Ok(()) } else { Err(CliError::Found) }
+}
+
+fn report(
+    options: &Options,
+    config: &Config,
+    finder: &Finder<'_>,
+    window: Window,
+    (streams, named): (&[String], Option<&[String]>),
+    now: Timestamp,
+) -> Result<(), CliError> {
+    let verifier = verifier(&config.verifier);
+    let mut comparison = Comparison::default();
+    let mut undecoded = UndecodedFile::new(&options.undecoded);
+    let bar = Progress::count("reading the records of streams", streams.len() as u64);
+    for stream in streams {
+        finder.records(stream, false, |record| {
+            match event_of(&record, &verifier, &config.omit, now) {
+                Ok(event) => comparison.add(&record, &event),
+                Err(error) => {
+                    comparison.add_undecoded();
+                    undecoded.push(&record, &error)?;
+                }
+            }
+            Ok::<_, RecoverError>(())
+        })?;
+        bar.add(1);
+    }
+    drop(bar);
+    undecoded.finish()?;
+    let report = comparison.with_kafka(&config.kafka, &config.topics, window, named)?;
+    if options.json {
+        let text = serde_json::to_string_pretty(&report).map_err(CliError::other("print"))?;
+        println!("{text}");
+    } else {
+        show(&report);
+    }
+    if report.is_complete() { Ok(()) } else { Err(CliError::Found) }
+}
+
+fn show(report: &Report) {
+    println!("delivered, and in Kafka          {}", report.delivered);
+    println!("failed, and in Kafka             {}", report.recovered);
+    for (what, events) in [
+        ("delivered, and not in Kafka     ", &report.delivered_and_missing),
+        ("failed, and not in Kafka        ", &report.lost),
+        ("in Kafka, and not in the records", &report.only_in_kafka),
+    ] {
+        println!("{what} {}", events.count);
+        for event in events.events.iter().take(SHOWN) {
+            let time = event.time.as_deref().unwrap_or("time unknown");
+            println!("  {}  {time}  stream {:?}", event.id, event.stream);
+        }
+        if events.count > SHOWN as u64 {
+            println!("  and {} more; --json names them", events.count - SHOWN as u64);
+        }
+    }
+    println!("records that are not decoded     {}", report.undecoded);
+}

@@ -1,0 +1,114 @@
+//! Recovers the callbacks that Tencent Cloud gave up on, from its records of them.
+//!
+//! The records are asked for stream by stream, because the API requires the stream's exact name.
+//! What is found goes through the same parser and identity as a callback, and is then published like
+//! a replay ([`crate::publisher::replay`]).
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::callback::{CallbackError, Unsigned, Unverified, Verifier};
+use crate::event::{EventType, Timestamp};
+use crate::kafka;
+use crate::record::Record;
+use crate::tencent::{CallbackRecord, TencentError};
+
+mod decode;
+mod find;
+mod gap;
+mod report;
+mod spool;
+
+pub use decode::{DecodeError, decode};
+pub use find::{Finder, Window, streams_of_file};
+pub use gap::find_gap;
+pub use report::{Comparison, Report};
+pub use spool::{Spool, Undecoded, UndecodedFile};
+
+/// Why the records cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// The API.
+    #[error(transparent)]
+    Tencent(#[from] TencentError),
+    /// Too many streams at once.
+    #[error(
+        "more than 10000 streams are listed for the second at {0}, and the API shows no more: name \
+         the streams with --streams-file"
+    )]
+    TooManyStreams(Timestamp),
+    /// Kafka.
+    #[error("cannot read from Kafka: {}", kafka::text(.0))]
+    Kafka(#[from] kafka::KafkaError),
+    /// The file of records that were not decoded.
+    #[error("cannot write {}: {cause}", path.display())]
+    Undecoded {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// The temporary file.
+    #[error("cannot use a temporary file in {dir}: {cause}", dir = std::env::temp_dir().display())]
+    Spool {
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+}
+
+/// Why a record yields no event.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// Its text.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// The callback in it.
+    #[error(transparent)]
+    Callback(#[from] CallbackError),
+}
+
+/// The callbacks in `Request` prove where they come from, as far as they are signed. Expiry does not
+/// matter: Tencent Cloud itself says that it sent them.
+#[must_use]
+pub fn verifier(configured: &Verifier) -> Verifier {
+    Verifier { leeway: std::time::Duration::MAX, ..configured.clone() }
+}
+
+/// The event that `record` is about, as if its callback had come `now`; without members that `omit`
+/// names.
+///
+/// # Errors
+/// [`RecordError`]
+pub fn event_of(
+    record: &CallbackRecord,
+    verifier: &Verifier,
+    omit: &[String],
+    now: Timestamp,
+) -> Result<Record, RecordError> {
+    let body = decode(&record.request, record.event_type.map(EventType), &record.stream_id)?;
+    let callback = match Unverified::parse(&body)?.verify(verifier, now) {
+        // The API is the proof of those that carry no signature.
+        Err(CallbackError::Unsigned) if !is_signed(&body) => {
+            let unsigned = Verifier { unsigned: Unsigned::All, ..verifier.clone() };
+            Unverified::parse(&body)?.verify(&unsigned, now)?
+        }
+        outcome => outcome?,
+    };
+    let mut event = callback.into_record(now, omit)?;
+    if event.occurred_at.is_none() {
+        event.occurred_at = record.event_time;
+    }
+    Ok(event)
+}
+
+/// Whether it carries a part of a signature.
+fn is_signed(body: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Signature {
+        t: Option<serde::de::IgnoredAny>,
+        sign: Option<serde::de::IgnoredAny>,
+    }
+    serde_json::from_slice(body).is_ok_and(|Signature { t, sign }| t.is_some() || sign.is_some())
+}

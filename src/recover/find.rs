@@ -1,0 +1,196 @@
+//! Finds the streams of a time, and the records of their callbacks.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::RecoverError;
+use crate::event::Timestamp;
+use crate::tencent::{
+    CallbackRecord, Client, RECORDS_SPAN_MAX, RecordQuery, STREAM_EVENTS_REACHABLE, StreamEvent,
+    StreamQuery,
+};
+
+/// Streams are listed from this long before the window: one that is pushed all through it began
+/// earlier. Streams that are pushed for longer are to be named.
+const LISTED_BEFORE: Duration = Duration::from_hours(7 * 24);
+/// And this long after it, for those that end later.
+const LISTED_AFTER: Duration = Duration::from_hours(24);
+/// The file of a recording is reported after its stream has ended: minutes, or longer for a long
+/// recording.
+const REPORTED_AFTER_END: Duration = Duration::from_hours(6);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A range of time, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// From here.
+    pub since: Timestamp,
+    /// To here.
+    pub until: Timestamp,
+}
+
+impl Window {
+    /// Ranges that one query of callback records may have. They do not overlap.
+    pub fn days(self) -> impl Iterator<Item = Self> {
+        let mut since = self.since;
+        std::iter::from_fn(move || {
+            (since <= self.until).then(|| {
+                let until = since.after(RECORDS_SPAN_MAX).before(SECOND).min(self.until);
+                let day = Self { since, until };
+                since = until.after(SECOND);
+                day
+            })
+        })
+    }
+
+    /// Its two halves, which do not overlap; `None` when it is a second long or less.
+    fn halves(self) -> Option<(Self, Self)> {
+        let length = self.until.since(self.since);
+        (length > SECOND).then(|| {
+            let half = Duration::from_secs(length.as_secs() / 2);
+            let middle = self.since.after(half);
+            let second = Self { since: middle.after(SECOND), until: self.until };
+            (Self { since: self.since, until: middle }, second)
+        })
+    }
+}
+
+/// Asks the API.
+#[derive(Debug)]
+pub struct Finder<'a> {
+    client: &'a Client,
+    /// The time of the events.
+    window: Window,
+}
+
+impl<'a> Finder<'a> {
+    /// For the events of `window`. Its seconds are whole, because the API's times are.
+    #[must_use]
+    pub fn new(client: &'a Client, window: Window) -> Self {
+        let second = |time: Timestamp| Timestamp::from_secs(time.as_millis().div_euclid(1000));
+        let since = second(window.since).unwrap_or(window.since);
+        let until = second(window.until).unwrap_or(window.until);
+        Self { client, window: Window { since, until } }
+    }
+
+    /// The names of the streams that may have had events in the window, each once.
+    ///
+    /// # Errors
+    /// [`RecoverError`]
+    pub fn streams(&self, now: Timestamp) -> Result<Vec<String>, RecoverError> {
+        let Window { since, until } = self.window;
+        let until = until.after(LISTED_AFTER).min(now).max(since);
+        let mut names = BTreeSet::new();
+        let mut ranges = vec![Window { since: since.before(LISTED_BEFORE), until }];
+        while let Some(range) = ranges.pop() {
+            let mut page = 1;
+            loop {
+                let query = StreamQuery {
+                    since: range.since,
+                    until: range.until,
+                    domain: None,
+                    app: None,
+                    stream: None,
+                    page,
+                };
+                let listed = self.client.stream_events(&query)?;
+                if listed.total > STREAM_EVENTS_REACHABLE {
+                    // What is beyond cannot be reached in a range as long as this.
+                    let halves = range.halves();
+                    let (first, second) =
+                        halves.ok_or(RecoverError::TooManyStreams(range.since))?;
+                    ranges.extend([second, first]);
+                    break;
+                }
+                let wanted = listed.entries.into_iter().filter(|stream| self.is_wanted(stream));
+                names.extend(wanted.map(|stream| stream.stream_name));
+                if !listed.has_more {
+                    break;
+                }
+                page += 1;
+            }
+        }
+        Ok(names.into_iter().collect())
+    }
+
+    fn is_wanted(&self, stream: &StreamEvent) -> bool {
+        let started = stream.stream_start_time.is_none_or(|time| time <= self.window.until);
+        let ended_before = |time: Timestamp| time.after(REPORTED_AFTER_END) < self.window.since;
+        started && !stream.stream_end_time.is_some_and(ended_before)
+    }
+
+    /// Calls `visit` for every record of `stream` in the window; with `failed_only`, for those of
+    /// callbacks that were not delivered.
+    ///
+    /// # Errors
+    /// [`RecoverError`], or what `visit` returned.
+    pub fn records<E: From<RecoverError>>(
+        &self,
+        stream: &str,
+        failed_only: bool,
+        mut visit: impl FnMut(CallbackRecord) -> Result<(), E>,
+    ) -> Result<(), E> {
+        for Window { since, until } in self.window.days() {
+            let mut page = 1;
+            loop {
+                let query = RecordQuery {
+                    since,
+                    until,
+                    stream: stream.to_owned(),
+                    event_type: None,
+                    failed_only,
+                    page,
+                };
+                let listed = self.client.callback_records(&query).map_err(RecoverError::from)?;
+                listed.entries.into_iter().try_for_each(&mut visit)?;
+                if !listed.has_more {
+                    break;
+                }
+                page += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The names in a file, one a line; blank lines and lines that begin with `#` do not count.
+#[must_use]
+pub fn streams_of_file(text: &str) -> Vec<String> {
+    let lines = text.lines().map(str::trim_end).filter(|line| !line.is_empty());
+    lines.filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn window(since: i64, until: i64) -> Window {
+        let at = |secs| Timestamp::from_secs(1_800_000_000 + secs).unwrap();
+        Window { since: at(since), until: at(until) }
+    }
+
+    #[test]
+    fn days_cover_the_window_without_overlap_and_none_is_longer_than_a_day() {
+        for length in [0, 1, 3600, 86_399, 86_400, 86_401, 3 * 86_400, 14 * 86_400 - 7] {
+            let days: Vec<Window> = window(0, length).days().collect();
+            assert_eq!(days.first().unwrap().since, window(0, 0).since);
+            assert_eq!(days.last().unwrap().until, window(0, length).until);
+            for pair in days.windows(2) {
+                assert_eq!(pair[0].until.after(SECOND), pair[1].since);
+            }
+            assert!(days.iter().all(|day| day.until.since(day.since) < RECORDS_SPAN_MAX));
+        }
+    }
+
+    #[test]
+    fn halves_cover_the_range_down_to_a_second() {
+        assert_eq!(window(0, 1).halves(), None);
+        assert_eq!(window(0, 2).halves(), Some((window(0, 1), window(2, 2))));
+        assert_eq!(window(0, 9).halves(), Some((window(0, 4), window(5, 9))));
+    }
+
+    #[test]
+    fn a_file_of_streams_has_one_name_a_line() {
+        assert_eq!(streams_of_file("a\n\n# no\n b\r\nc@d "), ["a", " b", "c@d"]);
+    }
+}

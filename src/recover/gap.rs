@@ -1,0 +1,94 @@
+//! When livebridge took no callbacks, from the ledger: every transaction names when the newest of its
+//! callbacks was received, whichever instance received it.
+
+use std::time::Duration;
+
+use super::{RecoverError, Window};
+use crate::event::Timestamp;
+use crate::kafka;
+use crate::kafka::topic_reader::{read_to_end, wait_until_decided};
+use crate::ledger::Commit;
+use crate::publisher::is_command;
+
+/// A shorter time without a callback loses none: the retries of every type outlast it
+/// (docs/protocol.md, section 4). It is also what a stream without events looks like, so that a gap
+/// is not yet a loss.
+const GAP_MIN: Duration = Duration::from_mins(10);
+/// The events of a gap can be older than its beginning: a callback was tried for up to 16 minutes,
+/// and that of a recording comes minutes after its end.
+const MARGIN_BEFORE: Duration = Duration::from_mins(30);
+/// And later than its end, by as much as clocks differ, or until all senders are back.
+const MARGIN_AFTER: Duration = Duration::from_mins(10);
+
+/// The time from the first to the last gap after `since`, widened by a margin; `None` when callbacks
+/// came all the time.
+///
+/// # Errors
+/// [`RecoverError::Kafka`]
+pub fn find_gap(
+    kafka: &kafka::Config,
+    ledger: &str,
+    since: Timestamp,
+    now: Timestamp,
+) -> Result<Option<Window>, RecoverError> {
+    let mut received = Vec::new();
+    wait_until_decided(kafka, &[ledger])?;
+    read_to_end(kafka, ledger, since, |consumed| {
+        // What a command published says nothing about callbacks.
+        let command = consumed.key.as_deref().is_some_and(is_command);
+        if let (false, Ok(commit)) = (command, Commit::decode(&consumed.value)) {
+            received.push(commit.newest);
+        }
+        Ok::<_, RecoverError>(())
+    })?;
+    Ok(gap_of(received, since, now))
+}
+
+fn gap_of(mut received: Vec<Timestamp>, since: Timestamp, now: Timestamp) -> Option<Window> {
+    received.retain(|time| (since..=now).contains(time));
+    received.extend([since, now]);
+    received.sort_unstable();
+    let gaps = received.windows(2).filter(|pair| pair[1].since(pair[0]) > GAP_MIN);
+    let gaps: Vec<(Timestamp, Timestamp)> = gaps.map(|pair| (pair[0], pair[1])).collect();
+    let (first, last) = (gaps.first()?, gaps.last()?);
+    let until = last.1.after(MARGIN_AFTER).min(now);
+    Some(Window { since: first.0.before(MARGIN_BEFORE), until })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(minute: i64) -> Timestamp {
+        Timestamp::from_millis(1_800_000_000_000 + minute * 60_000)
+    }
+
+    fn gap(received: &[i64], since: i64, now: i64) -> Option<(i64, i64)> {
+        let received = received.iter().copied().map(at).collect();
+        let minute = |time: Timestamp| (time.as_millis() - at(0).as_millis()) / 60_000;
+        let found = gap_of(received, at(since), at(now))?;
+        Some((minute(found.since), minute(found.until)))
+    }
+
+    #[test]
+    fn the_window_reaches_from_the_first_gap_to_the_last_with_a_margin() {
+        let steady: Vec<i64> = (0..600).collect();
+        assert_eq!(gap(&steady, 0, 600), None);
+        let away: Vec<i64> = (0..300).chain(320..600).collect();
+        assert_eq!(gap(&away, 0, 600), Some((269, 330)));
+        let twice: Vec<i64> = (0..100).chain(111..300).chain(320..600).collect();
+        assert_eq!(gap(&twice, 0, 600), Some((69, 330)));
+        assert_eq!(gap(&twice, 105, 600), Some((269, 330)), "the first began before `since`");
+        let short: Vec<i64> = (0..300).chain(309..600).collect();
+        assert_eq!(gap(&short, 0, 600), None, "nine minutes lose nothing");
+    }
+
+    #[test]
+    fn a_gap_that_lasts_ends_now_and_one_without_any_callback_begins_at_since() {
+        let steady: Vec<i64> = (0..600).collect();
+        assert_eq!(gap(&steady, 0, 620), Some((569, 620)));
+        assert_eq!(gap(&[], 0, 60), Some((-30, 60)));
+        let late: Vec<i64> = (30..60).collect();
+        assert_eq!(gap(&late, 0, 60), Some((-30, 40)));
+    }
+}

@@ -1,0 +1,275 @@
+//! `livebridge recover` against a fake of the API and a real broker: each failed callback that can be
+//! decoded is in Kafka once, whatever runs beside it, and the others are listed.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use livebridge::callback::CallbackKey;
+use livebridge::event::{EventType, Timestamp};
+use livebridge::sample::Samples;
+
+use crate::support;
+use crate::support::bridge::{Bridge, KEY};
+use crate::support::consumer::{self, Isolation};
+use crate::support::kafka::Kafka;
+use crate::support::tencent::{Record, SECRET_ID, SECRET_KEY, Stream, Tencent};
+
+const DRAIN: Duration = Duration::from_mins(1);
+const TYPES: [i64; 4] = [0, 1, 100, 200];
+const MINUTE: i64 = 60_000;
+
+/// What is in the fake's records.
+struct Lost {
+    /// Bodies that can be decoded.
+    bodies: Vec<String>,
+    undecoded: usize,
+}
+
+fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b' ' => encoded.push('+'),
+            byte if byte.is_ascii_alphanumeric() => encoded.push(char::from(byte)),
+            byte => write!(encoded, "%{byte:02x}").unwrap(),
+        }
+    }
+    encoded
+}
+
+/// Fills the fake with `streams` streams and `records` failed callbacks, of which every fiftieth cannot
+/// be decoded; each has several records, as a callback that is tried again has.
+fn fill(tencent: &Tencent, streams: usize, records: usize) -> Lost {
+    let samples = Samples::new(CallbackKey::new(KEY));
+    let now = Timestamp::now().as_millis();
+    let mut state = tencent.state();
+    for number in 0..streams {
+        state.streams.push(Stream {
+            domain: "push.example.com".into(),
+            app: "live".into(),
+            name: format!("stream {number}@x"),
+            started: now - 90 * MINUTE,
+            ended: (number % 2 == 0).then_some(now - 50 * MINUTE),
+        });
+    }
+    let mut lost = Lost { bodies: Vec::new(), undecoded: 0 };
+    for number in 0..records {
+        let (stream, event_type) = (format!("stream {}@x", number % streams), TYPES[number % 4]);
+        let mut event = samples.event(EventType(event_type));
+        event.insert("stream_id".into(), stream.as_str().into());
+        event.insert("note".into(), "100% {sure} + \"quoted\" 中".into());
+        // Signed three hours ago: expired for a callback, and not for a record of one.
+        let body = samples.delivery(event, Timestamp::now().before(Duration::from_hours(3)));
+        let plain = match number % 3 {
+            0 => body.clone(),
+            1 => format!("POST /callback HTTP/1.1\r\nserver: {{x}}\r\n\r\n{body}"),
+            _ => format!("opensso  server=10.12.1.1: {body}"),
+        };
+        let mut request = if number % 2 == 0 { percent_encoded(&plain) } else { plain };
+        if number % 50 == 49 {
+            request.truncate(request.len() - 10);
+            while !request.is_char_boundary(request.len()) {
+                request.pop();
+            }
+            lost.undecoded += 1;
+        } else {
+            lost.bodies.push(body);
+        }
+        let (time, response) = (now - 60 * MINUTE, "status+code%3A503".to_owned());
+        state.records.push(Record { stream, event_type, time, request, response, result: 1 });
+    }
+    lost
+}
+
+fn command(bridge: &Bridge, tencent: &Tencent, arguments: &[&str]) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_livebridge"));
+    command.args(["recover", "--endpoint", &tencent.endpoint()]).args(arguments);
+    command.arg("--undecoded").arg(bridge.wal().join("undecoded.jsonl"));
+    command.envs(bridge.environment());
+    command.env("TENCENTCLOUD_SECRET_ID", SECRET_ID).env("TENCENTCLOUD_SECRET_KEY", SECRET_KEY);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Its exit code and output.
+fn finish(recover: Child) -> (Option<i32>, String) {
+    let output = recover.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    (output.status.code(), text + &String::from_utf8(output.stderr).unwrap())
+}
+
+fn ready_bridge(kafka: &Kafka, prefix: &str) -> Bridge {
+    let bridge =
+        Bridge::new(prefix, kafka.bootstrap(), prefix).set("CALLBACK_EXPIRY_LEEWAY", "24h");
+    bridge.start();
+    let started = Instant::now();
+    while bridge.metric("livebridge_kafka_up") != Some(1.0) {
+        assert!(started.elapsed() < DRAIN, "{}", bridge.last_lines());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    bridge
+}
+
+/// Sends callbacks over one connection until each is answered 200.
+fn send<'b>(bridge: &Bridge, bodies: impl Iterator<Item = &'b String>) {
+    let mut stream = TcpStream::connect(bridge.intake()).unwrap();
+    let mut answer = [0; 1024];
+    for body in bodies {
+        let head = format!("POST /callback HTTP/1.1\r\nhost: x\r\ncontent-length: {}", body.len());
+        stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).unwrap();
+        let mut read = 0;
+        while !answer[..read].ends_with(br#"{"code":0}"#) {
+            let more = stream.read(&mut answer[read..]).unwrap();
+            assert!(more > 0, "{}", String::from_utf8_lossy(&answer[..read]));
+            read += more;
+        }
+        if String::from_utf8_lossy(&answer[..read]).contains("connection: close") {
+            stream = TcpStream::connect(bridge.intake()).unwrap();
+        }
+    }
+}
+
+/// Each of `bodies` is in a topic once, and nothing else; returns how many were recovered.
+fn assert_each_once(kafka: &Kafka, prefix: &str, bodies: &[String]) -> Option<usize> {
+    let topics = ["interrupt", "push", "record", "screenshot"].map(|t| format!("{prefix}.{t}"));
+    let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+    let read = consumer::read(kafka.bootstrap(), &topics, Isolation::Committed);
+    let found = support::or_skip("recover", read)?;
+    let mut counts: HashMap<&[u8], u32> = HashMap::new();
+    for message in &found {
+        *counts.entry(message.value()).or_default() += 1;
+    }
+    let missing = bodies.iter().filter(|body| !counts.contains_key(body.as_bytes())).count();
+    let twice = counts.values().filter(|count| **count > 1).count();
+    assert_eq!((missing, twice, found.len()), (0, 0, bodies.len()), "missing, twice, all");
+    for message in &found {
+        let stream = message.header("ce_subject").unwrap();
+        assert!(message.key() == Some(stream) && stream.ends_with("@x"), "{stream}");
+    }
+    Some(found.iter().filter(|m| m.header("livebridge-recovered-at").is_some()).count())
+}
+
+#[test]
+fn five_thousand_failed_callbacks_of_two_thousand_streams_are_each_in_kafka_once() {
+    let Some(kafka) = Kafka::shared_or_skip("recover") else { return };
+    let prefix = support::unique("recover");
+    let (bridge, tencent) = (ready_bridge(kafka, &prefix), Tencent::start());
+    let lost = fill(&tencent, 2000, 5000);
+    // Some are in Kafka already.
+    send(&bridge, lost.bodies.iter().take(500));
+    bridge.drain(DRAIN);
+    let recover = command(&bridge, &tencent, &["--since", "2h", "--yes"]);
+    // The bridge takes some of the same events at the same time: their retries come after all.
+    while tencent.count("DescribeCallbackRecordsList") < 2000 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    send(&bridge, lost.bodies.iter().skip(2000).take(1500));
+    let (code, text) = finish(recover);
+    assert_eq!(code, Some(1), "some cannot be decoded: {text}");
+    assert!(text.contains("5000 failed callbacks of 2000 streams"), "{text}");
+    assert!(text.contains(&format!("{} records were not decoded", lost.undecoded)), "{text}");
+    bridge.drain(DRAIN);
+    bridge.assert_running();
+    let file = std::fs::read_to_string(bridge.wal().join("undecoded.jsonl")).unwrap();
+    assert_eq!(file.lines().count(), lost.undecoded);
+    let first: serde_json::Value = serde_json::from_str(file.lines().next().unwrap()).unwrap();
+    for member in ["stream", "event_type", "event_time", "reason", "request"] {
+        assert!(!first[member].is_null(), "{member}: {first}");
+    }
+    let Some(recovered) = assert_each_once(kafka, &prefix, &lost.bodies) else { return };
+    assert!(recovered >= 2000, "{recovered}");
+}
+
+#[test]
+fn a_dry_run_sends_nothing_and_a_second_run_or_one_after_a_kill_nothing_twice() {
+    let Some(kafka) = Kafka::shared_or_skip("recover again") else { return };
+    let prefix = support::unique("recover-again");
+    let (bridge, tencent) = (ready_bridge(kafka, &prefix), Tencent::start());
+    let lost = fill(&tencent, 50, 4000);
+    let (_, text) = finish(command(&bridge, &tencent, &["--since", "2h"]));
+    assert!(text.contains("Nothing was sent: --yes sends."), "{text}");
+    let mut killed = command(&bridge, &tencent, &["--since", "2h", "--yes"]);
+    let topic = format!("{prefix}.push");
+    let started = Instant::now();
+    while size(kafka, &topic) == 0 {
+        assert!(started.elapsed() < DRAIN, "nothing is published");
+    }
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let both = [0, 1].map(|_| command(&bridge, &tencent, &["--since", "2h", "--yes"]));
+    for recover in both {
+        let (code, text) = finish(recover);
+        assert_eq!(code, Some(1), "some cannot be decoded: {text}");
+        assert!(text.contains("were not decoded"), "{text}");
+    }
+    let (_, text) = finish(command(&bridge, &tencent, &["--since", "2h", "--yes"]));
+    assert!(!text.contains("events sent") && !text.contains(" 1 to send"), "{text}");
+    assert_each_once(kafka, &prefix, &lost.bodies);
+}
+
+fn size(kafka: &Kafka, topic: &str) -> i64 {
+    use rdkafka::consumer::{BaseConsumer, Consumer as _};
+    let client: BaseConsumer = support::kafka::client(kafka.bootstrap()).create().unwrap();
+    let found = client.fetch_metadata(Some(topic), DRAIN).unwrap();
+    let partitions = found.topics()[0].partitions().iter();
+    partitions.map(|p| client.fetch_watermarks(topic, p.id(), DRAIN).unwrap().1).sum()
+}
+
+#[test]
+fn the_report_tells_what_was_delivered_failed_recovered_and_lost() {
+    let Some(kafka) = Kafka::shared_or_skip("report") else { return };
+    let prefix = support::unique("report");
+    let (bridge, tencent) = (ready_bridge(kafka, &prefix), Tencent::start());
+    let lost = fill(&tencent, 4, 40);
+    {
+        let mut state = tencent.state();
+        // The first 20 were delivered, by Tencent Cloud's account.
+        state.records.iter_mut().take(20).for_each(|record| record.result = 0);
+    }
+    // In Kafka: 15 of those, 10 that failed, and 5 of which there is no record.
+    send(&bridge, lost.bodies.iter().take(15).chain(lost.bodies.iter().skip(30)));
+    let samples = Samples::new(CallbackKey::new(KEY));
+    let others: Vec<String> =
+        (0..5).map(|_| samples.delivery(samples.event(EventType(1)), Timestamp::now())).collect();
+    send(&bridge, others.iter());
+    bridge.drain(DRAIN);
+    let arguments = ["--since", "2h", "--report", "--json"];
+    let output = command(&bridge, &tencent, &arguments).wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let counts = BTreeMap::from([
+        ("delivered", report["delivered"].clone()),
+        ("recovered", report["recovered"].clone()),
+        ("missing", report["delivered_and_missing"]["count"].clone()),
+        ("lost", report["lost"]["count"].clone()),
+        ("only", report["only_in_kafka"]["count"].clone()),
+    ]);
+    let expected =
+        [("delivered", 15), ("lost", 10), ("missing", 5), ("only", 5), ("recovered", 10)];
+    for (name, count) in expected {
+        assert_eq!(counts[name], count, "{name}: {report}");
+    }
+}
+
+#[test]
+fn the_gap_is_found_and_what_cannot_work_is_said_before_anything_is_asked() {
+    let Some(kafka) = Kafka::shared_or_skip("gap") else { return };
+    let prefix = support::unique("gap");
+    let (bridge, tencent) = (ready_bridge(kafka, &prefix), Tencent::start());
+    let lost = fill(&tencent, 3, 12);
+    let (code, text) = finish(command(&bridge, &tencent, &["--gap", "--yes"]));
+    assert_eq!(code, Some(0), "{text}");
+    assert_each_once(kafka, &prefix, &lost.bodies);
+    for (arguments, says) in [
+        (&["--since", "15d"][..], "14 days"),
+        (&["--since", "1h", "--until", "2h"], "--since must be before --until"),
+        (&["--since", "1h", "--streams-file", "/no/such/file"], "--streams-file"),
+    ] {
+        let (code, text) = finish(command(&bridge, &tencent, arguments));
+        assert_eq!(code, Some(64), "{text}");
+        assert!(text.contains(says), "{text}");
+    }
+}
