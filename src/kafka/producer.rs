@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaError};
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, PurgeConfig};
 use rdkafka::types::RDKafkaErrorCode as Code;
@@ -281,7 +281,7 @@ impl Producer {
                 _ => {}
             }
             if Instant::now() > fatal_at {
-                if !self.transactional && self.has_ended() {
+                if self.has_ended() {
                     break;
                 }
                 fatal_at = Instant::now() + FATAL;
@@ -298,7 +298,7 @@ impl Producer {
             self.await_answers();
         }
         let failed = self.client.context().take_failed();
-        let fatal = if self.transactional { None } else { self.client.client().fatal_error() };
+        let fatal = self.client.client().fatal_error();
         if let Some((code, reason)) = &fatal {
             tracing::warn!(?code, reason, "the producer has ended; another one takes its place");
         }
@@ -326,6 +326,7 @@ impl Producer {
             (Some((Code::UnsupportedFeature, _)), _) => {
                 Failure::NotIdempotent(KafkaError::Global(Code::UnsupportedFeature))
             }
+            (Some((code, _)), _) if is_fenced(code) => Failure::Fenced(KafkaError::Global(code)),
             (Some((code, _)), cause) => Failure::Lost(cause.unwrap_or(KafkaError::Global(code))),
             (None, Some(cause)) if cause.rdkafka_error_code() == Some(Code::MessageTimedOut) => {
                 Failure::TimedOut(cause)
@@ -440,11 +441,13 @@ impl Producer {
 }
 
 fn lost(error: KafkaError) -> Failure {
-    let fenced = |error: &RDKafkaError| {
-        matches!(error.code(), Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch)
-    };
     match &error {
-        KafkaError::Transaction(cause) if fenced(cause) => Failure::Fenced(error),
+        KafkaError::Transaction(cause) if is_fenced(cause.code()) => Failure::Fenced(error),
         _ => Failure::Lost(error),
     }
+}
+
+/// Whether another producer took the transactional id.
+fn is_fenced(code: Code) -> bool {
+    matches!(code, Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch)
 }

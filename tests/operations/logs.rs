@@ -227,7 +227,7 @@ impl Drop for Child {
 
 #[test]
 fn an_unread_log_pipe_blocks_neither_callbacks_nor_shutdown() {
-    let (mut child, mut reader, intake, admin, _dir) =
+    let (mut child, mut reader, intake, _, _dir) =
         with_a_small_pipe("livebridge=debug,sled=trace,mio=trace");
     for number in 0..3000 {
         // Each on a separate connection that ends with garbage, which causes a line at debug level.
@@ -237,7 +237,6 @@ fn an_unread_log_pipe_blocks_neither_callbacks_nor_shutdown() {
         assert_eq!(answer.status, 200);
         wire.send("nonsense\r\n\r\n");
     }
-    assert!(scrape(admin)["livebridge_log_lines_dropped_total"] >= 0.0);
     let started = Instant::now();
     let pid = rustix::process::Pid::from_child(&child.0);
     rustix::process::kill_process(pid, Signal::TERM).unwrap();
@@ -253,8 +252,8 @@ fn an_unread_log_pipe_blocks_neither_callbacks_nor_shutdown() {
     // truncated.
     let mut rest = String::new();
     reader.read_to_string(&mut rest).unwrap();
-    // A line that does not fit into the rest of the pipe's buffer blocks.
-    assert!(rest.len() > 2500, "the pipe was not full: {} bytes", rest.len());
+    // The pipe was full: a line that does not fit into what is left of it, a long one, waits.
+    assert!(rest.len() > 1000 && !rest.contains(r#""stopped""#), "{} bytes", rest.len());
     let mut lines: Vec<&str> = rest.lines().collect();
     lines.pop();
     assert!(lines.iter().all(|line| serde_json::from_str::<Value>(line).is_ok()));
