@@ -96,7 +96,7 @@ fn show(report: &Report) {
         for PartitionRange { topic, partition, begin, .. } in &report.cut {
             println!(
                 "  {topic}/{partition} begins at offset {begin}: what was before it was removed, by \
-                 retention or by somebody"
+                 retention or by an administrator"
             );
         }
     }

@@ -5,7 +5,7 @@
 //! that goes by `ce_id` sees a repeat as one. The publisher's own code sends it, with a ledger record
 //! in each transaction, so that no other instance, replay or recovery publishes it as well. What was
 //! published before is found in the topics ([`Plan::leave_out_what_is_there`]); what is published
-//! meanwhile, in the ledger, which is followed from before the topics are read.
+//! later, in the ledger, which is followed from before the topics are read.
 
 use std::collections::HashSet;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -93,7 +93,7 @@ pub struct Refusal {
 pub struct Outcome {
     /// Events sent.
     pub sent: u64,
-    /// Events that another instance or command published meanwhile.
+    /// Events that another instance or command published in the same time.
     pub absorbed: u64,
     /// Those that Kafka rejected.
     pub refused: Vec<Refusal>,
@@ -102,7 +102,7 @@ pub struct Outcome {
 /// Where the events go, and what counts as published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// To their own topics, without those that are published meanwhile.
+    /// To their own topics, without those that others publish in the same time.
     Topics,
     /// The same, whatever others publish: consumers then see repeats.
     TopicsAgain,

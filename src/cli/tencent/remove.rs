@@ -16,7 +16,7 @@ pub(super) struct Options {
     /// rule names it any more.
     #[arg(long, value_name = "DOMAIN")]
     domain: Vec<String>,
-    /// Really delete them. Without it, only what would be deleted is said.
+    /// Delete them. Without it, the command prints what it would delete.
     #[arg(long)]
     yes: bool,
 }

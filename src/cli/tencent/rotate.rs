@@ -41,7 +41,7 @@ pub(super) struct Options {
     /// takes 10 minutes to take effect, and retries of earlier callbacks come for 16 more.
     #[arg(long, value_name = "TIME", default_value = "30m", value_parser = humantime::parse_duration)]
     quiet: Duration,
-    /// Really do it. Without it, only the next step is said.
+    /// Do it. Without it, the command prints the next step.
     #[arg(long)]
     yes: bool,
 }
@@ -266,7 +266,7 @@ impl Rotation<'_> {
     fn wait_until_unused(&self, journal: &Journal) -> Result<(), CliError> {
         let switched = Timestamp::from_millis(journal.switched_at_ms.unwrap_or(0));
         let mut last = switched;
-        // An instance may be restarted meanwhile: until it answers, it may be using the old key.
+        // An instance may restart at any time: until it answers, it may be using the old key.
         let mut answered = Instant::now();
         loop {
             let answers: io::Result<Vec<String>> =

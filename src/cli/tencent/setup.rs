@@ -42,7 +42,7 @@ pub(super) struct Options {
     /// domains that name other templates.
     #[arg(long)]
     take_over: bool,
-    /// Really change it. Without it, only what would be done is said.
+    /// Change it. Without it, the command prints what it would change.
     #[arg(long)]
     yes: bool,
 }
