@@ -10,7 +10,6 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -24,6 +23,7 @@ use livebridge::event::Timestamp;
 use crate::support::bridge::{Bridge, KEY};
 use crate::support::consumer::{self, Isolation};
 use crate::support::kafka::Kafka;
+use crate::support::wire::deliver;
 use crate::support::{self, turn};
 
 const QUICK: u64 = 20_000;
@@ -82,43 +82,20 @@ impl Drop for Watch {
     }
 }
 
-/// Sends callbacks with these numbers on several consecutive connections; every callback must be
-/// acknowledged.
+/// Sends callbacks with these numbers; every callback must be acknowledged.
 fn send(intake: SocketAddr, numbers: impl Iterator<Item = u64>) {
     // Kafka's retention uses the event's time: old events would be deleted during the test.
     let now = Timestamp::now().as_millis() / 1000;
     let t = (now + 24 * 3600).to_string();
     let sign = CallbackKey::new(KEY).unwrap().sign_hex(&t);
-    let connect = || {
-        let stream = TcpStream::connect(intake).unwrap();
-        stream.set_nodelay(true).unwrap();
-        stream
-    };
-    let mut stream = connect();
     let filler = "x".repeat(350);
-    let mut answer = [0; 1024];
-    for number in numbers {
-        let body = format!(
+    let body = |number| {
+        format!(
             r#"{{"app":"push.example.com","appid":12345678,"appname":"live","errcode":0,"errmsg":"ok","event_time":{now},"event_type":1,"node":"192.0.2.37","sequence":"{number}","stream_id":"stream-{}","stream_param":"{filler}","user_ip":"198.51.100.1","sign":"{sign}","t":{t}}}"#,
             number % 1000
-        );
-        let length = body.len();
-        write!(
-            stream,
-            "POST /callback HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n{body}"
         )
-        .unwrap();
-        let mut read = 0;
-        while !answer[..read].ends_with(br#"{"code":0}"#) {
-            let more = stream.read(&mut answer[read..]).unwrap();
-            assert!(more > 0 && read + more < answer.len(), "not acknowledged");
-            read += more;
-        }
-        // The server closes a connection after a number of responses.
-        if String::from_utf8_lossy(&answer[..read]).contains("connection: close") {
-            stream = connect();
-        }
-    }
+    };
+    deliver(intake, numbers.map(body));
 }
 
 fn disk_bytes(dir: &Path) -> u64 {

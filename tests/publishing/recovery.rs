@@ -20,6 +20,7 @@ use crate::support;
 use crate::support::bridge::Bridge;
 use crate::support::consumer::{self, Isolation};
 use crate::support::kafka::{self, Kafka};
+use crate::support::wire::deliver;
 
 const DRAIN: Duration = Duration::from_mins(1);
 const DELIVERIES: [&str; 2] = ["exactly-once", "at-least-once"];
@@ -32,29 +33,13 @@ fn bridge(prefix: &str, brokers: &str, delivery: &str) -> Bridge {
 
 /// Sends callbacks of one stream with these numbers; all must be acknowledged.
 fn send(bridge: &Bridge, numbers: std::ops::Range<u32>, padding: usize) {
-    let mut stream = TcpStream::connect(bridge.intake()).unwrap();
     let padding = "x".repeat(padding);
-    let mut answer = [0; 1024];
-    for number in numbers {
-        let body = format!(
+    let body = |number| {
+        format!(
             r#"{{"event_type":1,"stream_id":"s","sequence":"{number}","stream_param":"{padding}"}}"#
-        );
-        let length = body.len();
-        write!(
-            stream,
-            "POST /callback HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n{body}"
         )
-        .unwrap();
-        let mut read = 0;
-        while !answer[..read].ends_with(br#"{"code":0}"#) {
-            let more = stream.read(&mut answer[read..]).unwrap();
-            assert!(more > 0, "number {number} is not acknowledged");
-            read += more;
-        }
-        if String::from_utf8_lossy(&answer[..read]).contains("connection: close") {
-            stream = TcpStream::connect(bridge.intake()).unwrap();
-        }
-    }
+    };
+    deliver(bridge.intake(), numbers.map(body));
 }
 
 /// A Kafka in memory with the topics of `prefix`.

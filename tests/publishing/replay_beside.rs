@@ -3,8 +3,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -22,6 +20,7 @@ use crate::support;
 use crate::support::bridge::{Bridge, KEY};
 use crate::support::consumer::{self, Isolation};
 use crate::support::kafka::{self, Kafka};
+use crate::support::wire::deliver;
 
 const DRAIN: Duration = Duration::from_mins(1);
 
@@ -51,26 +50,6 @@ fn export(dir: &Path, bodies: &[String]) -> PathBuf {
     let path = dir.join("export.jsonl");
     fs::write(&path, bodies.iter().map(line).collect::<String>()).unwrap();
     path
-}
-
-/// Sends callbacks over one connection until each is answered 200.
-fn send(bridge: &Bridge, bodies: &[String]) {
-    let mut stream = TcpStream::connect(bridge.intake()).unwrap();
-    let mut answer = [0; 1024];
-    for body in bodies {
-        let head = format!("POST /callback HTTP/1.1\r\nhost: x\r\ncontent-length: {}", body.len());
-        // In one write, or the second part waits for the acknowledgement of the first.
-        stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).unwrap();
-        let mut read = 0;
-        while !answer[..read].ends_with(br#"{"code":0}"#) {
-            let more = stream.read(&mut answer[read..]).unwrap();
-            assert!(more > 0, "{}", String::from_utf8_lossy(&answer[..read]));
-            read += more;
-        }
-        if String::from_utf8_lossy(&answer[..read]).contains("connection: close") {
-            stream = TcpStream::connect(bridge.intake()).unwrap();
-        }
-    }
 }
 
 fn replay(bridge: &Bridge, arguments: &[&str]) -> Child {
@@ -132,7 +111,7 @@ fn an_event_older_than_a_day_is_found_in_its_topic() {
     let three_days_ago = Timestamp::now().before(Duration::from_hours(72)).as_millis() / 1000;
     event.insert("event_time".into(), three_days_ago.into());
     let body = samples.delivery(event, Timestamp::now());
-    send(&bridge, std::slice::from_ref(&body));
+    deliver(bridge.intake(), [&body]);
     bridge.drain(DRAIN);
     let file = export(&bridge.wal(), std::slice::from_ref(&body));
     let text = succeed(replay(&bridge, &["--export", file.to_str().unwrap(), "--yes"]));
@@ -151,7 +130,7 @@ fn beside_a_bridge_that_takes_the_same_events_nothing_is_published_twice() {
         // From the other end, so that both publish the events in the middle at about one time.
         scope.spawn(|| {
             let reversed: Vec<String> = bodies.iter().rev().cloned().collect();
-            send(&bridge, &reversed);
+            deliver(bridge.intake(), &reversed);
         });
         succeed(replay(&bridge, &["--export", file.to_str().unwrap(), "--yes"]));
     });

@@ -175,3 +175,19 @@ pub(crate) fn post_chunked(path: &str, body: &str, size: usize) -> Vec<u8> {
 pub(crate) fn get(address: SocketAddr, path: &str) -> Answer {
     exchange(address, format!("GET {path} HTTP/1.1\r\nHost: t\r\n\r\n")).unwrap()
 }
+
+/// Sends callbacks one after another, each of which must be acknowledged. The server closes a
+/// connection after a number of responses; another one follows.
+pub(crate) fn deliver(intake: SocketAddr, bodies: impl IntoIterator<Item = impl AsRef<str>>) {
+    let connect = || Wire::connect(intake).patience(Duration::from_mins(1));
+    let mut wire = connect();
+    for body in bodies {
+        let body = body.as_ref();
+        wire.send(post("/callback", body));
+        let answer = wire.answer().unwrap_or_else(|| panic!("no answer to {body}"));
+        assert_eq!((answer.status, answer.body.as_str()), (200, r#"{"code":0}"#), "{body}");
+        if answer.closes() {
+            wire = connect();
+        }
+    }
+}

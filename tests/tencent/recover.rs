@@ -3,8 +3,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -17,6 +15,7 @@ use crate::support::bridge::{Bridge, KEY};
 use crate::support::consumer::{self, Isolation};
 use crate::support::kafka::Kafka;
 use crate::support::tencent::{Record, SECRET_ID, SECRET_KEY, Stream, Tencent};
+use crate::support::wire::deliver;
 
 const DRAIN: Duration = Duration::from_mins(1);
 const TYPES: [i64; 4] = [0, 1, 100, 200];
@@ -113,25 +112,6 @@ fn ready_bridge(kafka: &Kafka, prefix: &str) -> Bridge {
     bridge
 }
 
-/// Sends callbacks over one connection until each is answered 200.
-fn send<'b>(bridge: &Bridge, bodies: impl Iterator<Item = &'b String>) {
-    let mut stream = TcpStream::connect(bridge.intake()).unwrap();
-    let mut answer = [0; 1024];
-    for body in bodies {
-        let head = format!("POST /callback HTTP/1.1\r\nhost: x\r\ncontent-length: {}", body.len());
-        stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).unwrap();
-        let mut read = 0;
-        while !answer[..read].ends_with(br#"{"code":0}"#) {
-            let more = stream.read(&mut answer[read..]).unwrap();
-            assert!(more > 0, "{}", String::from_utf8_lossy(&answer[..read]));
-            read += more;
-        }
-        if String::from_utf8_lossy(&answer[..read]).contains("connection: close") {
-            stream = TcpStream::connect(bridge.intake()).unwrap();
-        }
-    }
-}
-
 /// Each of `bodies` is in a topic once, and nothing else; returns how many were recovered.
 fn assert_each_once(kafka: &Kafka, prefix: &str, bodies: &[String]) -> Option<usize> {
     let topics = ["interrupt", "push", "record", "screenshot"].map(|t| format!("{prefix}.{t}"));
@@ -159,14 +139,14 @@ fn five_thousand_failed_callbacks_of_two_thousand_streams_are_each_in_kafka_once
     let (bridge, tencent) = (ready_bridge(kafka, &prefix), Tencent::start());
     let lost = fill(&tencent, 2000, 5000);
     // Some are in Kafka already.
-    send(&bridge, lost.bodies.iter().take(500));
+    deliver(bridge.intake(), lost.bodies.iter().take(500));
     bridge.drain(DRAIN);
     let recover = command(&bridge, &tencent, &["--since", "2h", "--yes"]);
     // The bridge takes some of the same events at the same time: their retries come after all.
     while tencent.count("DescribeCallbackRecordsList") < 2000 {
         std::thread::sleep(Duration::from_millis(20));
     }
-    send(&bridge, lost.bodies.iter().skip(2000).take(1500));
+    deliver(bridge.intake(), lost.bodies.iter().skip(2000).take(1500));
     let (code, text) = finish(recover);
     assert_eq!(code, Some(1), "some cannot be decoded: {text}");
     assert!(text.contains("5000 failed callbacks of 2000 streams"), "{text}");
@@ -230,11 +210,11 @@ fn the_report_tells_what_was_delivered_failed_recovered_and_lost() {
         state.records.iter_mut().take(20).for_each(|record| record.result = 0);
     }
     // In Kafka: 15 of those, 10 that failed, and 5 of which there is no record.
-    send(&bridge, lost.bodies.iter().take(15).chain(lost.bodies.iter().skip(30)));
+    deliver(bridge.intake(), lost.bodies.iter().take(15).chain(lost.bodies.iter().skip(30)));
     let samples = Samples::new(CallbackKey::new(KEY));
     let others: Vec<String> =
         (0..5).map(|_| samples.delivery(samples.event(EventType(1)), Timestamp::now())).collect();
-    send(&bridge, others.iter());
+    deliver(bridge.intake(), others.iter());
     bridge.drain(DRAIN);
     let arguments = ["--since", "2h", "--report", "--json"];
     let output = command(&bridge, &tencent, &arguments).wait_with_output().unwrap();
