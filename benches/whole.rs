@@ -33,6 +33,7 @@ mod whole {
     mod watcher;
 
     pub(crate) mod sheets {
+        pub(crate) mod broker;
         mod cell;
         pub(crate) mod flatness;
         pub(crate) mod intake;
@@ -57,7 +58,7 @@ use clap::{Parser, Subcommand};
 use whole::Fallible;
 use whole::bench::{Bench, Common, Outcome, Target};
 use whole::server::{self, Role};
-use whole::sheets::{flatness, intake, latency, outage, publishing, start, steady};
+use whole::sheets::{broker, flatness, intake, latency, outage, publishing, start, steady};
 
 /// Measures livebridge and baselines; without a command, runs all sheets.
 #[derive(Debug, Parser)]
@@ -81,6 +82,9 @@ enum Sheet {
     /// From request to a `read_committed` consumer of a real broker, compared with the broker's
     /// commit time.
     Latency(latency::Options),
+    /// What a callback costs a real broker, compared with a plain producer that sends the same at the
+    /// same rate.
+    Broker(broker::Options),
     /// The intake's rate with a backlog, compared with that on an empty log.
     Flatness(flatness::Options),
     /// Time to the first response, memory, idle CPU time, size.
@@ -96,8 +100,8 @@ enum Sheet {
 }
 
 /// In the order in which all are run.
-const SHEETS: [&str; 7] =
-    ["intake", "publishing", "steady", "latency", "flatness", "start", "outage"];
+const SHEETS: [&str; 8] =
+    ["intake", "publishing", "steady", "latency", "broker", "flatness", "start", "outage"];
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -172,6 +176,7 @@ fn run(sheet: &Sheet, bench: &Bench) -> Fallible<Outcome> {
         Sheet::Publishing => publishing::run(bench),
         Sheet::Steady(options) => steady::run(bench, options),
         Sheet::Latency(options) => latency::run(bench, options),
+        Sheet::Broker(options) => broker::run(bench, options),
         Sheet::Flatness(options) => flatness::run(bench, options),
         Sheet::Start => start::run(bench),
         Sheet::Outage(options) => outage::run(bench, options),
@@ -188,6 +193,7 @@ impl Sheet {
             Self::Publishing => "publishing",
             Self::Steady(_) => "steady",
             Self::Latency(_) => "latency",
+            Self::Broker(_) => "broker",
             Self::Flatness(_) => "flatness",
             Self::Start => "start",
             Self::Outage(_) => "outage",

@@ -25,6 +25,7 @@ mod fencing;
 mod limits;
 mod message;
 mod outage;
+mod pace;
 pub mod quarantine;
 pub mod replay;
 mod session;
@@ -43,6 +44,7 @@ pub use topics::{Topics, TopicsError};
 
 use fencing::{Fence, Fences};
 use outage::{Outage, OutageLog};
+use pace::Pace;
 use quarantine::Quarantine;
 use replay::Given;
 use session::SessionEnd;
@@ -84,9 +86,8 @@ pub struct Publisher {
     /// Read from the log and not known to be in Kafka, in the order of the log.
     queue: VecDeque<Batch>,
     limits: BatchLimits,
-    /// When the last transaction began.
-    began: Instant,
-    /// Whether it was full, so that more is waiting.
+    pace: Pace,
+    /// Whether the last transaction was full, so that more is waiting.
     backlog: bool,
     request_size: RequestSize,
     /// Whether the brokers offer idempotence; only without transactions they may not.
@@ -147,7 +148,7 @@ impl Publisher {
             give_up,
             queue: VecDeque::new(),
             limits: BatchLimits::default(),
-            began: Instant::now(),
+            pace: Pace::new(Instant::now()),
             backlog: false,
             request_size: RequestSize::new(),
             idempotent: true,

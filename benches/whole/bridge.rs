@@ -48,6 +48,16 @@ impl Bridge {
         Self::launch(bench, directory, brokers, "127.0.0.1:0", &[])
     }
 
+    /// The same, with this `kafka.delivery`.
+    pub(crate) fn start_with_delivery(
+        bench: &Bench,
+        directory: &Path,
+        brokers: &Brokers,
+        delivery: &str,
+    ) -> Fallible<Self> {
+        Self::launch(bench, directory, brokers, "127.0.0.1:0", &["--delivery", delivery])
+    }
+
     /// Starts it at `address` and returns the time from there to the first accepted callback.
     pub(crate) fn start_and_ask(
         bench: &Bench,

@@ -2,13 +2,18 @@
 
 use std::time::Duration;
 
+/// Longer latencies count as this: an hour.
+const LONGEST_NANOS: u64 = 3_600_000_000_000;
+
 /// Counts of latencies by size.
 #[derive(Clone, Debug)]
 pub(crate) struct Histogram(hdrhistogram::Histogram<u64>);
 
 impl Histogram {
     pub(crate) fn new() -> Self {
-        Self(hdrhistogram::Histogram::new(3).expect("three digits are a valid precision"))
+        // Without a maximum, `saturating_record` would record every latency as the lowest one.
+        let counts = hdrhistogram::Histogram::new_with_max(LONGEST_NANOS, 3);
+        Self(counts.expect("three digits and an hour are valid"))
     }
 
     pub(crate) fn record(&mut self, latency: Duration) {
@@ -18,7 +23,7 @@ impl Histogram {
 
     /// Adds everything that `other` has recorded.
     pub(crate) fn merge(&mut self, other: &Self) {
-        self.0.add(&other.0).expect("both histograms resize themselves");
+        self.0.add(&other.0).expect("both have the same maximum");
     }
 
     /// The latency that `per_mille` of a thousand recorded ones did not exceed; zero if nothing was

@@ -11,13 +11,15 @@ use rdkafka::message::{Message as _, OwnedMessage};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::{Fallible, kafka};
+use super::{Fallible, kafka, stats};
 
 /// Messages between two polls while sending.
 const POLL_EVERY: u64 = 512;
 /// The time-out for reading existing records.
 const READ_MAX: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
+/// The shortest sleep of a paced producer.
+const TICK: Duration = Duration::from_micros(500);
 
 /// What to send, and where.
 #[derive(Clone, Debug, clap::Args)]
@@ -28,6 +30,12 @@ pub(crate) struct Order {
     topic: String,
     /// The number of records to send; fewer existing ones are repeated.
     count: u64,
+    /// Records per second, instead of as many as possible.
+    #[arg(long)]
+    rate: Option<f64>,
+    /// Milliseconds that a batch waits for more.
+    #[arg(long, default_value = "1")]
+    linger: String,
 }
 
 /// Reads the records, reports that it is ready, waits for a line, sends, and reports the duration
@@ -43,7 +51,7 @@ pub(crate) fn play(order: &Order) -> Fallible<()> {
         .set("enable.idempotence", "true")
         // The same settings as livebridge.
         .set("partitioner", "murmur2_random")
-        .set("linger.ms", "1")
+        .set("linger.ms", &order.linger)
         .set("batch.size", REQUEST_BYTES.to_string())
         .set("queue.buffering.max.messages", "200000")
         .create_with_context(Failures::default())?;
@@ -56,7 +64,12 @@ pub(crate) fn play(order: &Order) -> Fallible<()> {
     let started = Instant::now();
     for (number, record) in (0..order.count).zip(records.iter().cycle()) {
         send(&producer, &order.topic, record)?;
-        if number % POLL_EVERY == POLL_EVERY - 1 {
+        let due =
+            order.rate.map(|rate| started + Duration::from_secs_f64(stats::real(number) / rate));
+        if let Some(early) = due.and_then(|due| due.checked_duration_since(Instant::now())) {
+            std::thread::sleep(early.max(TICK));
+            producer.poll(Duration::ZERO);
+        } else if number % POLL_EVERY == POLL_EVERY - 1 {
             producer.poll(Duration::ZERO);
         }
     }

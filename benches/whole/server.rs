@@ -51,6 +51,9 @@ pub(crate) enum Role {
         /// Makes that callback distinct.
         #[arg(long)]
         run: Option<u32>,
+        /// `kafka.delivery`, instead of its default.
+        #[arg(long)]
+        delivery: Option<String>,
     },
 }
 
@@ -77,8 +80,8 @@ fn play_role(role: Role) -> Fallible<()> {
             return Ok(());
         }
         Role::Producer(order) => return producer::play(&order),
-        Role::Livebridge { program, config, log, ask, run } => {
-            return keep(&program, &config, &log, ask.zip(run));
+        Role::Livebridge { program, config, log, ask, run, delivery } => {
+            return keep(&program, &config, &log, ask.zip(run), delivery);
         }
     };
     println!("ready {} {}", baseline::start(&kind, shape)?, std::process::id());
@@ -91,7 +94,13 @@ fn wait_for_parent() -> Fallible<()> {
 }
 
 /// Runs livebridge and prints its address.
-fn keep(program: &Path, config: &Path, log: &Path, ask: Option<(SocketAddr, u32)>) -> Fallible<()> {
+fn keep(
+    program: &Path,
+    config: &Path,
+    log: &Path,
+    ask: Option<(SocketAddr, u32)>,
+    delivery: Option<String>,
+) -> Fallible<()> {
     let log_file = File::create(log)?;
     let started = Instant::now();
     let mut child = Command::new(program)
@@ -99,6 +108,7 @@ fn keep(program: &Path, config: &Path, log: &Path, ask: Option<(SocketAddr, u32)
         .arg(config)
         .env("NO_COLOR", "1")
         .env("LIVEBRIDGE_LOG_FORMAT", "text")
+        .envs(delivery.map(|delivery| ("LIVEBRIDGE_KAFKA_DELIVERY", delivery)))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log_file)

@@ -10,9 +10,6 @@ use crate::kafka::{self, Failure, KafkaError, Producer, RejectedMessage, SetupEr
 use crate::ledger::Commit;
 use crate::metrics::{self, Transaction};
 
-/// Transactions begin at least this far apart, unless a batch is full: a transaction costs Kafka and
-/// livebridge about the same with one record as with a hundred.
-const PACE: Duration = Duration::from_millis(5);
 /// How long a wait for records lasts before the next look at `give_up`.
 const IDLE: Duration = Duration::from_millis(500);
 
@@ -73,7 +70,7 @@ impl Publisher {
             if self.request_size.grow() {
                 return SessionEnd::Replace;
             }
-            std::thread::sleep(self.pace());
+            std::thread::sleep(self.delay());
             let work = self.next_work();
             self.follow_ledger();
             let mut batch = match work {
@@ -85,7 +82,7 @@ impl Publisher {
                 }
                 Work::End => return SessionEnd::Done,
             };
-            self.began = Instant::now();
+            self.pace.begin(batch.len(), Instant::now());
             batch.deduplicate(&self.ledger);
             let attempt = self.attempt(producer, &mut batch);
             if let Attempt::Published(commit) = attempt {
@@ -110,8 +107,8 @@ impl Publisher {
     }
 
     /// How long to let records gather before the next transaction.
-    fn pace(&self) -> Duration {
-        if self.backlog { Duration::ZERO } else { PACE.saturating_sub(self.began.elapsed()) }
+    fn delay(&self) -> Duration {
+        if self.backlog { Duration::ZERO } else { self.pace.delay(Instant::now()) }
     }
 
     /// The next batch, within the limits.

@@ -42,7 +42,15 @@ const POM: &str = include_str!("kafka/pom.xml");
 
 /// JVM options for fast starts: 1.8 s instead of 2.3 s until a broker responds, and 0.9 s with the
 /// class archive that [`installation`] creates.
-const JVM: [&str; 3] = ["-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"];
+const FAST_START: [&str; 3] = ["-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"];
+/// Those of Kafka's own start script.
+const PRODUCTION: [&str; 5] = [
+    "-Xmx1g",
+    "-XX:+UseG1GC",
+    "-XX:MaxGCPauseMillis=20",
+    "-XX:InitiatingHeapOccupancyPercent=35",
+    "-Xshare:auto",
+];
 
 // === Kafka: a broker for clients ===
 
@@ -150,6 +158,7 @@ pub struct Setup {
     properties: Vec<(String, String)>,
     users: Vec<(String, String)>,
     proxies: Vec<u16>,
+    jvm: &'static [&'static str],
 }
 
 impl Default for Setup {
@@ -161,7 +170,14 @@ impl Default for Setup {
 impl Setup {
     /// Brokers 1 to `nodes`, of which the first three are also the quorum.
     pub fn nodes(nodes: usize) -> Self {
-        Self { nodes, properties: Vec::new(), users: Vec::new(), proxies: Vec::new() }
+        let (properties, users, proxies) = (Vec::new(), Vec::new(), Vec::new());
+        Self { nodes, properties, users, proxies, jvm: &FAST_START }
+    }
+
+    /// The JVM options that brokers have in production, for measurements of what they cost.
+    pub fn production_jvm(mut self) -> Self {
+        self.jvm = &PRODUCTION;
+        self
     }
 
     /// A line for every node's `server.properties`; it overrides earlier lines with its key.
@@ -239,6 +255,13 @@ impl Cluster {
     /// The addresses of the listener with SASL authentication.
     pub fn sasl(&self) -> String {
         self.addresses(|ports| ports.sasl)
+    }
+
+    /// The process of a running node.
+    pub fn pid(&self, node: usize) -> u32 {
+        let process = self.nodes[node - 1].process.as_ref();
+        let pid = process.map(|process| process.pid().as_raw_nonzero().get());
+        pid.and_then(|pid| u32::try_from(pid).ok()).expect("a running node")
     }
 
     /// The address to which the proxy of `node` connects.
@@ -323,6 +346,7 @@ struct Node {
     id: usize,
     directory: PathBuf,
     installation: PathBuf,
+    jvm: &'static [&'static str],
     ports: Ports,
     process: Option<Guarded>,
 }
@@ -345,7 +369,7 @@ impl Ports {
 impl Node {
     fn launch(&mut self) -> Result<(), Unavailable> {
         assert!(self.process.is_none(), "node {} is running", self.id);
-        let mut command = java(&self.installation, &self.directory)?;
+        let mut command = java(&self.installation, self.jvm, &self.directory)?;
         command.arg("kafka.Kafka").arg(self.directory.join("server.properties"));
         let process = Guarded::spawn(&mut command);
         self.process =
@@ -496,6 +520,7 @@ fn lay_out(directory: &Path, installation: &Path, setup: &Setup) -> io::Result<V
             id,
             directory: directory.join(id.to_string()),
             installation: installation.to_owned(),
+            jvm: setup.jvm,
             ports,
             process: None,
         });
@@ -707,6 +732,7 @@ fn install(directory: &Path) -> Result<(), Unavailable> {
         id: 1,
         directory: directory.join("first"),
         installation: directory.to_owned(),
+        jvm: &FAST_START,
         ports: Ports::free(),
         process: None,
     };
@@ -714,14 +740,14 @@ fn install(directory: &Path) -> Result<(), Unavailable> {
     let config = node.directory.join("server.properties");
     let text = properties(&node, std::slice::from_ref(&node), &Setup::default());
     fs::write(&config, text).map_err(storage)?;
-    let mut format = java(directory, &node.directory)?;
+    let mut format = java(directory, &FAST_START, &node.directory)?;
     format.args(["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"]).arg(&config);
     tools::run(format.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
     copy_tree(&node.directory.join("data"), &directory.join("formatted")).map_err(storage)?;
 
     // One run of a broker is recorded: later starts load its classes from an archive. Without the
     // archive everything works and starts in twice the time, so a failure here is ignored.
-    let mut recorded = java(directory, &node.directory)?;
+    let mut recorded = java(directory, &FAST_START, &node.directory)?;
     recorded.arg(format!("-XX:ArchiveClassesAtExit={}", directory.join("classes.jsa").display()));
     recorded.arg("kafka.Kafka").arg(&config);
     node.process = Some(Guarded::spawn(&mut recorded).map_err(storage)?);
@@ -731,15 +757,16 @@ fn install(directory: &Path) -> Result<(), Unavailable> {
 }
 
 /// A JVM with Kafka's classes, whose output is written to files in `logs`.
-fn java(installation: &Path, logs: &Path) -> Result<Command, Unavailable> {
+fn java(installation: &Path, jvm: &[&str], logs: &Path) -> Result<Command, Unavailable> {
     let storage = |error: io::Error| Unavailable::new("cannot write the broker's log", &error);
     let mut console = fs::OpenOptions::new();
     let console = console.create(true).append(true).open(logs.join("console.log"));
     let console = console.map_err(storage)?;
     let archive = installation.join("classes.jsa");
     let mut command = Command::new("java");
-    command.args(JVM);
-    if archive.exists() {
+    command.args(jvm);
+    // The archive was written by a JVM with these options.
+    if jvm == FAST_START && archive.exists() {
         command.arg(format!("-XX:SharedArchiveFile={}", archive.display()));
     }
     command

@@ -2,9 +2,8 @@
 //! and triggers traps at chosen requests, so that tests can act within a transaction without
 //! support in livebridge.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
@@ -81,7 +80,8 @@ struct Shared {
     upstream: Mutex<Option<SocketAddr>>,
     network: watch::Sender<Network>,
     trap: Mutex<Option<(Trap, mpsc::Sender<()>)>>,
-    requests: AtomicU64,
+    /// By the number of their API.
+    requests: Mutex<BTreeMap<i16, u64>>,
     /// When a limited network has finished its current transmission.
     idle_at: Mutex<Option<tokio::time::Instant>>,
 }
@@ -112,7 +112,7 @@ impl Proxy {
             upstream: Mutex::new(None),
             network: watch::Sender::new(Network::Good),
             trap: Mutex::new(None),
-            requests: AtomicU64::new(0),
+            requests: Mutex::default(),
             idle_at: Mutex::new(None),
         });
         runtime.spawn(accept(listener, Arc::clone(&shared)));
@@ -135,9 +135,9 @@ impl Proxy {
         self.shared.network.send_replace(network);
     }
 
-    /// Requests received so far.
-    pub fn requests(&self) -> u64 {
-        self.shared.requests.load(Ordering::Relaxed)
+    /// Requests received so far, by the number of their API.
+    pub fn requests(&self) -> BTreeMap<i16, u64> {
+        self.shared.requests.lock().expect("no panic under the lock").clone()
     }
 
     /// Sets a trap and replaces the previous one. The receiver gets a message when it triggers; its
@@ -157,7 +157,7 @@ impl Proxy {
 impl Shared {
     /// The trap, if it was set for this request.
     fn catch(&self, api: i16, client: &[u8], frame: &[u8]) -> Option<Caught> {
-        self.requests.fetch_add(1, Ordering::Relaxed);
+        *self.requests.lock().expect("no panic under the lock").entry(api).or_default() += 1;
         let mut set = self.trap.lock().expect("no panic under the lock");
         let (trap, _) = set.as_mut()?;
         let its_client = trap.client.as_ref().is_none_or(|wanted| wanted.as_bytes() == client);

@@ -150,7 +150,7 @@ impl Who {
 }
 
 /// A mock cluster with records that livebridge published.
-fn pattern(bench: &Bench) -> Fallible<Server> {
+pub(super) fn pattern(bench: &Bench) -> Fallible<Server> {
     let mock = Server::start(&["mock-kafka"])?;
     let directory = bench.new_directory()?;
     let bridge = Bridge::start(bench, &directory, &Brokers::Mock(mock.address.clone()))?;

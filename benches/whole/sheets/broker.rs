@@ -1,0 +1,332 @@
+//! What a callback costs a real broker: processor time per event and requests per thousand events,
+//! compared with a plain idempotent producer that sends the same records at the same rate.
+//!
+//! The broker has the JVM options of production. Requests are counted by a proxy, in runs of their
+//! own, because a proxy takes part of the processor.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::kafka::{Cluster, Setup, create_topic, delete_topic};
+use crate::support::proxy::Proxy;
+use crate::support::unique;
+use crate::whole::Fallible;
+use crate::whole::bench::{Bench, Outcome, Target};
+use crate::whole::bridge::{Bridge, Brokers};
+use crate::whole::kafka::PARTITIONS;
+use crate::whole::load::{self, Plan};
+use crate::whole::process;
+use crate::whole::server::Server;
+use crate::whole::stats::{median, millis, real};
+use crate::whole::table::Table;
+
+const PUBLISH_MAX: Duration = Duration::from_mins(2);
+/// Milliseconds that the plain producer waits for more.
+const LINGER: &str = "5";
+/// At most this multiple of the plain producer's processor time: at full load, and at a fixed rate.
+const WANTED: (f64, f64) = (1.5, 3.0);
+
+/// The options of this sheet.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Numbers of connections of loads as fast as they go.
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 512])]
+    connections: Vec<u32>,
+    /// Callbacks per second of loads at a fixed rate.
+    #[arg(long, value_delimiter = ',', default_values_t = [1000, 5000])]
+    rates: Vec<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Load {
+    Closed(u32),
+    Open(u32),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Who {
+    ExactlyOnce,
+    AtLeastOnce,
+    Plain,
+}
+
+/// One subject under one load.
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    /// Events per second.
+    rate: f64,
+    /// Processor time per event, in microseconds: the broker's and the sender's.
+    broker: f64,
+    own: f64,
+    transactions: f64,
+    /// Of the 200.
+    p50: f64,
+    p99: f64,
+}
+
+/// One per round.
+type Costs = BTreeMap<(Load, Who), Vec<Cost>>;
+/// Requests per thousand events, by the number of their API.
+type Requests = BTreeMap<i16, f64>;
+
+/// Measures and prints.
+pub(crate) fn run(bench: &Bench, options: &Options) -> Fallible<Outcome> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let proxy = Proxy::start(runtime.handle());
+    let setup = Setup::nodes(1).proxies(&[proxy.port()]).production_jvm();
+    let cluster = match Cluster::start(&setup) {
+        Ok(cluster) => cluster,
+        Err(missing) => {
+            println!("not measured without a real broker: {missing}");
+            return Ok(Outcome::default());
+        }
+    };
+    proxy.set_upstream(cluster.behind(1));
+    let loads: Vec<Load> = options.connections.iter().map(|count| Load::Closed(*count)).collect();
+    let loads: Vec<Load> =
+        loads.into_iter().chain(options.rates.iter().map(|rate| Load::Open(*rate))).collect();
+    let rounds = bench.rounds(3);
+    let (mut costs, mut requests) = (Costs::new(), BTreeMap::new());
+    // A new broker is slow at first, so no subject is measured on it.
+    if let (Some(load), false) = (loads.first(), bench.quick()) {
+        livebridge(bench, &cluster, &cluster.bootstrap(), *load, Who::ExactlyOnce)?;
+    }
+    for round in 1..=rounds {
+        for load in loads.iter().copied() {
+            for who in [Who::ExactlyOnce, Who::AtLeastOnce] {
+                eprint!("round {round}/{rounds}, {}, {}: ", load.name(), who.name());
+                let cost = livebridge(bench, &cluster, &cluster.bootstrap(), load, who)?;
+                eprintln!("{:.0}/s, broker {:.1} us", cost.rate, cost.broker);
+                costs.entry((load, who)).or_insert_with(Vec::new).push(cost);
+                if who == Who::ExactlyOnce {
+                    let plain = plain(bench, &cluster, cost.rate)?;
+                    costs.entry((load, Who::Plain)).or_insert_with(Vec::new).push(plain);
+                }
+            }
+        }
+    }
+    for load in loads.iter().copied() {
+        requests.insert(load, count_requests(bench, &cluster, &proxy, load)?);
+    }
+    println!("real broker beside, {rounds} rounds; medians; ratios within each round");
+    Ok(report(&costs, &requests))
+}
+
+fn report(costs: &Costs, requests: &BTreeMap<Load, Requests>) -> Outcome {
+    let head = [
+        "load, sender",
+        "events/s",
+        "broker CPU us",
+        "of plain",
+        "own CPU us",
+        "events/transaction",
+        "p50 ms",
+        "p99 ms",
+    ];
+    let (mut table, mut outcome, mut rows) = (Table::new(head), Outcome::default(), Vec::new());
+    for ((load, who), rounds) in costs {
+        let of = |figure: fn(&Cost) -> f64| median(rounds.iter().map(figure));
+        let plain = costs.get(&(*load, Who::Plain)).into_iter().flatten();
+        let ratio =
+            median(rounds.iter().zip(plain).map(|(cost, plain)| cost.broker / plain.broker));
+        let per_transaction = of(|cost| 1.0 / cost.transactions);
+        table.row([
+            format!("{}, {}", load.name(), who.name()),
+            format!("{:.0}", of(|cost| cost.rate)),
+            format!("{:.1}", of(|cost| cost.broker)),
+            format!("{ratio:.2}"),
+            format!("{:.1}", of(|cost| cost.own)),
+            if *who == Who::ExactlyOnce { format!("{per_transaction:.0}") } else { "-".into() },
+            format!("{:.2}", of(|cost| cost.p50)),
+            format!("{:.1}", of(|cost| cost.p99)),
+        ]);
+        rows.push(json!({
+            "load": load.name(),
+            "sender": who.name(),
+            "broker_cpu_of_plain": ratio,
+            "rounds": rounds.iter().map(Cost::json).collect::<Vec<_>>(),
+        }));
+        if *who == Who::ExactlyOnce {
+            let wanted = if matches!(load, Load::Closed(_)) { WANTED.0 } else { WANTED.1 };
+            let what = format!("broker, {}: CPU of a plain producer's", load.name());
+            outcome.targets.push(Target::at_most(what, wanted, ratio, ""));
+        }
+    }
+    println!("\n{table}");
+    for (load, requests) in requests {
+        let mut line = format!("requests per 1,000 events, {}:", load.name());
+        for (api, count) in requests {
+            let _ = write!(line, " {} {count:.1}", api_name(*api));
+        }
+        println!("{line}");
+    }
+    let requests = requests.iter().map(|(load, requests)| {
+        let named = requests.iter().map(|(api, count)| (api_name(*api), *count));
+        json!({ "load": load.name(), "requests": named.collect::<BTreeMap<_, _>>() })
+    });
+    outcome.figures = json!({ "table": rows, "requests": requests.collect::<Vec<_>>() });
+    outcome
+}
+
+/// Kafka's names of requests; the numbers are those of its protocol.
+fn api_name(api: i16) -> String {
+    match api {
+        0 => "Produce".into(),
+        1 => "Fetch".into(),
+        2 => "ListOffsets".into(),
+        3 => "Metadata".into(),
+        10 => "FindCoordinator".into(),
+        18 => "ApiVersions".into(),
+        19 => "CreateTopics".into(),
+        22 => "InitProducerId".into(),
+        24 => "AddPartitionsToTxn".into(),
+        26 => "EndTxn".into(),
+        other => format!("api {other}"),
+    }
+}
+
+impl Load {
+    fn name(self) -> String {
+        match self {
+            Self::Closed(connections) => format!("{connections} connections"),
+            Self::Open(rate) => format!("{rate}/s"),
+        }
+    }
+}
+
+impl Who {
+    fn name(self) -> &'static str {
+        match self {
+            Self::ExactlyOnce => "exactly once",
+            Self::AtLeastOnce => "at least once",
+            Self::Plain => "plain producer",
+        }
+    }
+}
+
+impl Cost {
+    fn json(&self) -> Value {
+        json!({
+            "events_per_second": self.rate,
+            "broker_cpu_us": self.broker,
+            "own_cpu_us": self.own,
+            "transactions_per_event": self.transactions,
+            "p50_ms": self.p50,
+            "p99_ms": self.p99,
+        })
+    }
+}
+
+fn micros_each(time: Duration, events: u64) -> f64 {
+    time.as_secs_f64() * 1e6 / real(events)
+}
+
+fn livebridge(
+    bench: &Bench,
+    cluster: &Cluster,
+    bootstrap: &str,
+    load: Load,
+    who: Who,
+) -> Fallible<Cost> {
+    let duration = bench.time(5.0, 0.5);
+    let directory = bench.new_directory()?;
+    let prefix = unique("cost");
+    let brokers = Brokers::Real { bootstrap: bootstrap.to_owned(), prefix: prefix.clone() };
+    let delivery = if who == Who::AtLeastOnce { "at-least-once" } else { "exactly-once" };
+    let bridge = Bridge::start_with_delivery(bench, &directory, &brokers, delivery)?;
+    let warm_up = bridge.warm_up(bench)?;
+    bridge.wait_until_published(warm_up, PUBLISH_MAX)?;
+    let (connections, rate) = match load {
+        Load::Closed(connections) => (connections, None),
+        Load::Open(rate) => (64, Some(rate)),
+    };
+    let plan = Plan {
+        rate,
+        threads: bench.load_threads(),
+        duration,
+        ..Plan::closed(bridge.address()?, connections.max(1), bench.next_run())
+    };
+    let transactions = || bridge.metrics(["livebridge_transactions_total"]);
+    let times = || -> Fallible<[Duration; 2]> {
+        Ok([process::cpu_time(cluster.pid(1))?, process::cpu_time(bridge.server.pid)?])
+    };
+    let ([transactions_before], before, started) = (transactions()?, times()?, Instant::now());
+    let seen = load::run(&plan)?;
+    let published = bridge.wait_until_published(warm_up + seen.accepted, PUBLISH_MAX)?;
+    let (after, [transactions_after]) = (times()?, transactions()?);
+    drop(bridge);
+    fs::remove_dir_all(directory)?;
+    delete_topic(&cluster.bootstrap(), &format!("{prefix}.push"));
+    if let Some((what, count)) = seen.errors.first_key_value() {
+        return Err(format!("{count} x {what}").into());
+    }
+    let [broker, own] =
+        [0, 1].map(|of| micros_each(after[of].saturating_sub(before[of]), seen.accepted));
+    let elapsed = published.saturating_duration_since(started).as_secs_f64();
+    Ok(Cost {
+        rate: real(seen.accepted) / elapsed,
+        broker,
+        own,
+        transactions: (transactions_after - transactions_before) / real(seen.accepted),
+        p50: millis(seen.latency.quantile(500)),
+        p99: millis(seen.latency.quantile(990)),
+    })
+}
+
+fn plain(bench: &Bench, cluster: &Cluster, rate: f64) -> Fallible<Cost> {
+    let topic = unique("plain");
+    create_topic(&cluster.bootstrap(), &topic, PARTITIONS, 1);
+    let pattern = super::publishing::pattern(bench)?;
+    let duration = bench.time(5.0, 0.5);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small count")]
+    let count = (rate * duration.as_secs_f64()) as u64;
+    let (count_text, rate_text) = (count.to_string(), rate.to_string());
+    let bootstrap = cluster.bootstrap();
+    let mut producer = Server::start(&[
+        "producer",
+        &pattern.address,
+        &bootstrap,
+        &topic,
+        &count_text,
+        "--rate",
+        &rate_text,
+        "--linger",
+        LINGER,
+    ])?;
+    let before = [process::cpu_time(cluster.pid(1))?, process::cpu_time(producer.pid)?];
+    producer.tell("go")?;
+    let took = Duration::from_micros(producer.hear()?.parse()?);
+    let after = [process::cpu_time(cluster.pid(1))?, process::cpu_time(producer.pid)?];
+    delete_topic(&bootstrap, &topic);
+    let [broker, own] = [0, 1].map(|of| micros_each(after[of].saturating_sub(before[of]), count));
+    Ok(Cost {
+        rate: real(count) / took.as_secs_f64(),
+        broker,
+        own,
+        transactions: 0.0,
+        p50: 0.0,
+        p99: 0.0,
+    })
+}
+
+/// The requests of one livebridge, by a run behind the proxy.
+fn count_requests(
+    bench: &Bench,
+    cluster: &Cluster,
+    proxy: &Proxy,
+    load: Load,
+) -> Fallible<Requests> {
+    let before = proxy.requests();
+    let cost = livebridge(bench, cluster, &proxy.address(), load, Who::ExactlyOnce)?;
+    let events = cost.rate * bench.time(5.0, 0.5).as_secs_f64();
+    let after = proxy.requests().into_iter();
+    let thousand = after.map(|(api, count)| {
+        let count = count - before.get(&api).copied().unwrap_or(0);
+        (api, real(count) * 1000.0 / events)
+    });
+    Ok(thousand.filter(|(_, count)| *count >= 0.05).collect())
+}
