@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::descriptors;
+use crate::gaps::Watch;
 use crate::health::Health;
 use crate::intake::{Intake, Listener};
 use crate::metrics::{Exporter, table};
@@ -34,6 +36,9 @@ const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(1);
 /// The same while Kafka is unreachable: there is no transaction that could be ended, only a call of
 /// librdkafka that does not return before its time-out.
 const UNREACHABLE_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// The longest wait for the time of the last acceptance to be written, which takes a sync.
+const GAPS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why the bridge did not start.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +89,7 @@ pub(crate) struct Bridge {
     /// What a new configuration replaces while the bridge runs.
     pub parts: Parts,
     intake: Intake,
+    gaps: Watch,
     health: Health,
     metrics: Exporter,
     drain: Duration,
@@ -144,6 +150,7 @@ impl Bridge {
         let (token, stop) = (config.admin.token, stop_admin.clone());
         let settings = parts.settings.clone();
         let health = Health::new(intake.heartbeat(), log.probe());
+        let gaps = watch_gaps(config.wal.dir, health.clone(), log.probe())?;
         let state = (log.probe(), health.clone());
         tokio::spawn(admin::run(admin_listener, token, exporter, state, settings, stop));
         tracing::info!(address = %admin_address, "admin listening");
@@ -158,6 +165,7 @@ impl Bridge {
             admin_address,
             parts,
             intake,
+            gaps,
             health,
             metrics,
             drain,
@@ -216,6 +224,11 @@ impl Bridge {
             Err(error) => tracing::error!(%error, "stopping"),
         }
 
+        // While the log still accepts: what comes later is a gap.
+        let gaps = tokio::task::spawn_blocking(move || self.gaps.stop());
+        if timeout(GAPS_TIMEOUT, gaps).await.is_err() {
+            tracing::debug!("the disk is too slow to note when callbacks were accepted");
+        }
         self.intake.leave();
         self.stop_intake.cancel();
         let intake = self.intake;
@@ -246,6 +259,16 @@ impl Bridge {
         tracing::info!(records_left = left, "stopped");
         reason.and(closed.map_err(StopError::Log)).and(published)
     }
+}
+
+/// Records when callbacks were not accepted for so long that events may be missing.
+fn watch_gaps(dir: PathBuf, health: Health, log: Probe) -> Result<Watch, StartError> {
+    let mut accepted = log.audit().accepted;
+    let accepts = move || {
+        let before = std::mem::replace(&mut accepted, log.audit().accepted);
+        accepted != before || health.accepts()
+    };
+    Watch::start(dir, accepts).map_err(StartError::Thread)
 }
 
 /// Lets the publisher finish as long as it makes progress, then tells it to give up; `None` when it

@@ -78,7 +78,7 @@ enum Command {
     /// Send callbacks as Tencent does: signed, at a rate, tried again until answered 200.
     #[command(after_long_help = SEND_EXAMPLES)]
     Send(send::Options),
-    /// Look into a log, also beside a running instance; only `release` changes it.
+    /// Look into a log, also beside a running instance; only `--drop` and `release` change it.
     #[command(after_long_help = WAL_EXAMPLES)]
     Wal(wal::Options),
     /// Send events to Kafka again: from an export of a log, or out of the dead letters.

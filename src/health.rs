@@ -26,6 +26,12 @@ impl Health {
         self.log.ready()
     }
 
+    /// Whether a callback that came now would be accepted.
+    #[must_use]
+    pub(crate) fn accepts(&self) -> bool {
+        self.stuck().is_none() && self.log.accepts()
+    }
+
     /// The part that makes no progress, if one does not: a restart may help.
     #[must_use]
     pub(crate) fn stuck(&self) -> Option<&'static str> {

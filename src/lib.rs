@@ -12,7 +12,7 @@
 //! [`config`], [`metrics`], [`recent`], [`logging`], [`admin`], and [`bridge`], which starts and
 //! stops them;
 //! [`reloadable`] and [`reload`] bring a new configuration to the running parts; [`service`] notifies
-//! systemd, [`heartbeat`] and [`health`] tell whether the parts make progress, [`descriptors`] raises
+//! systemd, [`heartbeat`] and [`health`] tell whether the parts make progress, [`gaps`] when nothing was accepted, [`descriptors`] raises
 //! the limit of open files, [`proxy_protocol`] reads PROXY headers; [`log_limit`] limits log lines,
 //! [`permission`] says what to do about files that may not be used. [`tencent`] calls
 //! Tencent Cloud's API for commands, and [`recover`] finds there what was not delivered; the bridge itself does not.
@@ -44,6 +44,7 @@ pub mod cli;
 pub mod config;
 mod descriptors;
 pub mod event;
+pub mod gaps;
 mod health;
 mod heartbeat;
 pub mod intake;

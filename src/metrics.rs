@@ -83,6 +83,11 @@ pub fn reloaded(taken: bool) {
     table::CONFIG_OK.set(if taken { 1.0 } else { 0.0 });
 }
 
+/// How long callbacks were not accepted, as far as that is not recovered.
+pub fn gap_not_recovered(length: Duration) {
+    table::GAP_NOT_RECOVERED_SECONDS.set(length.as_secs_f64());
+}
+
 /// How many log lines were dropped since the start.
 pub fn log_lines_dropped(lines: u64) {
     table::LOG_LINES_DROPPED.absolute(lines);

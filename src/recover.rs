@@ -21,7 +21,7 @@ mod spool;
 
 pub use decode::{DecodeError, decode};
 pub use find::{Finder, Window, streams_of_file};
-pub use gap::find_gap;
+pub use gap::{find_gaps, window_of};
 pub use report::{Comparison, Report};
 pub use spool::{Spool, Undecoded, UndecodedFile};
 
@@ -33,7 +33,7 @@ pub enum RecoverError {
     Tencent(#[from] TencentError),
     /// Too many streams at once.
     #[error(
-        "more than 10000 streams are listed for the second at {0}, and the API shows no more: name \
+        "more than 10000 streams are listed for the second after {0}, and the API shows no more: name \
          the streams with --streams-file"
     )]
     TooManyStreams(Timestamp),

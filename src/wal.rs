@@ -185,6 +185,12 @@ impl Probe {
         self.0.ready().map_err(Unready::Refuses)
     }
 
+    /// Whether an append would be taken now, also while the process stops.
+    #[must_use]
+    pub fn accepts(&self) -> bool {
+        self.0.ready().is_ok()
+    }
+
     /// From now on readiness checks fail, so that balancers choose another instance; appends are
     /// still accepted.
     pub fn leave(&self) {

@@ -92,7 +92,7 @@ fn rejected(metrics: &Snapshot, reasons: &[&str]) -> f64 {
 }
 
 /// In the order in which they are shown.
-const RULES: [Rule; 16] = [
+const RULES: [Rule; 17] = [
     (
         "LivebridgeRejectingCallbacks",
         Level::Critical,
@@ -144,6 +144,15 @@ const RULES: [Rule; 16] = [
             (age > LATE_SECONDS).then(|| format!("The oldest callback has waited {age:.0} s"))
         }),
         "Consumers receive events late. They are published as soon as Kafka accepts them.",
+    ),
+    (
+        "LivebridgeGapNotRecovered",
+        Level::Warning,
+        State(|facts| {
+            let minutes = facts.metrics.get(&table::GAP_NOT_RECOVERED_SECONDS) / 60.0;
+            (minutes > 0.0).then(|| format!("For {minutes:.0} min no callback was accepted"))
+        }),
+        "Events may be missing: livebridge recover --gap. livebridge wal gaps shows the times.",
     ),
     (
         "LivebridgeRecordsQuarantined",

@@ -1,14 +1,15 @@
 //! `livebridge recover`: publishes the events whose callbacks Tencent Cloud gave up on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config::Config;
 use crate::event::Timestamp;
+use crate::gaps::{self, Gap, RECOVERABLE};
 use crate::publisher::replay::{Event, Plan, Target};
 use crate::recover::{
-    Comparison, Finder, RecoverError, Report, Spool, UndecodedFile, Window, event_of, find_gap,
-    streams_of_file, verifier,
+    Comparison, Finder, RecoverError, Report, Spool, UndecodedFile, Window, event_of, find_gaps,
+    streams_of_file, verifier, window_of,
 };
 use clap::Args;
 
@@ -19,8 +20,6 @@ use super::{CliError, ConfigFile, replay};
 
 /// How far back `--gap` looks without `--since`.
 const GAP_SINCE: Duration = Duration::from_hours(24);
-/// How long Tencent Cloud keeps its records.
-const KEPT: Duration = Duration::from_hours(14 * 24);
 /// Events of one kind that a report shows to people.
 const SHOWN: usize = 20;
 
@@ -36,7 +35,8 @@ pub(super) struct Options {
     /// Events up to this time; until now unless told otherwise.
     #[arg(long, value_name = "TIME", value_parser = parse_time, conflicts_with = "gap")]
     until: Option<Timestamp>,
-    /// Take the time during which no instance took callbacks, from the ledger.
+    /// Take the times in which this instance accepted nothing, as it has recorded them, and those in
+    /// which no instance took a callback, from the ledger.
     #[arg(long)]
     gap: bool,
     /// Only the events of this stream; may be given several times.
@@ -98,16 +98,50 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     if options.report {
         return report(options, &config, &finder, window, (&streams, named.as_deref()), now);
     }
-    recover(options, &config, &finder, &streams, now)
+    recover(options, &config, &finder, &streams, now)?;
+    if named.is_none() {
+        settle_gaps(&config.wal.dir, window, now, options.yes);
+    }
+    Ok(())
+}
+
+/// Removes the recorded gaps that `window` covers: they are recovered.
+fn settle_gaps(dir: &Path, window: Window, now: Timestamp, yes: bool) {
+    let earliest = now.before(RECOVERABLE);
+    let is_recovered =
+        |gap: Gap| window.since <= gap.begin.max(earliest) && gap.end <= window.until;
+    let done = if yes {
+        gaps::remove(dir, is_recovered)
+    } else {
+        gaps::recorded(dir).map(|gaps| gaps.into_iter().filter(|gap| is_recovered(*gap)).collect())
+    };
+    match done {
+        Ok(done) => {
+            let how = if yes { "is recovered" } else { "would count as recovered with --yes" };
+            for Gap { begin, end } in done {
+                println!("the gap from {begin} to {end} {how}");
+            }
+        }
+        Err(cause) => eprintln!(
+            "cannot remove the recorded gaps in {}: {cause}; `livebridge wal gaps --drop` does, as the \
+             user who runs livebridge",
+            dir.display()
+        ),
+    }
 }
 
 /// The time to recover; `None` when there is no gap.
 fn window(options: &Options, config: &Config, now: Timestamp) -> Result<Option<Window>, CliError> {
-    let earliest = now.before(KEPT);
+    let earliest = now.before(RECOVERABLE);
     if options.gap {
         let since = options.since.unwrap_or_else(|| now.before(GAP_SINCE)).max(earliest);
-        let gap = find_gap(&config.kafka, config.topics.ledger(), since, now)?;
-        return Ok(gap.map(|gap| Window { since: gap.since.max(earliest), ..gap }));
+        let mut gaps = find_gaps(&config.kafka, config.topics.ledger(), since, now)?;
+        let recorded = gaps::all(&config.wal.dir, now).map_err(CliError::other("read the gaps"))?;
+        gaps.extend(
+            recorded.into_iter().filter(|gap| gap.end >= options.since.unwrap_or(earliest)),
+        );
+        let window = window_of(&gaps, now);
+        return Ok(window.map(|window| Window { since: window.since.max(earliest), ..window }));
     }
     let (since, until) = (options.since.unwrap_or(earliest), options.until.unwrap_or(now));
     if since < earliest {

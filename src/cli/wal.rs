@@ -6,7 +6,8 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use crate::config::ConfigLayers;
-use crate::event::type_name;
+use crate::event::{Timestamp, type_name};
+use crate::gaps::{self, Gap};
 use crate::publisher::Exported;
 use crate::publisher::quarantine::{self, QuarantinedRecord};
 use crate::record::{Entry, Lsn};
@@ -45,6 +46,11 @@ enum Command {
     /// A segment is kept when some of its records could not be read, and so not be published, after
     /// everything readable in it was. It takes disk space until it is dropped.
     Damaged(Damaged),
+    /// List or drop the gaps: times in which nothing was accepted and that are not recovered.
+    ///
+    /// Events of these times may be missing. `livebridge recover --gap` publishes them and drops the
+    /// gaps.
+    Gaps(Gaps),
     /// Print every record in quarantine as a line of JSON, with the reason.
     ///
     /// There is what Kafka refused even in the dead-letter topic.
@@ -111,6 +117,15 @@ struct Damaged {
 }
 
 #[derive(Debug, Args)]
+struct Gaps {
+    #[command(flatten)]
+    report: Report,
+    /// Drop them all: nothing is missing, or it cannot be recovered.
+    #[arg(long, conflicts_with = "json")]
+    drop: bool,
+}
+
+#[derive(Debug, Args)]
 struct Export {
     #[command(flatten)]
     dir: Dir,
@@ -140,6 +155,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
         Command::Export(options) => export(options, &mut out),
         Command::Verify(Report { dir, json }) => verify(&dir.path()?, *json, &mut out),
         Command::Damaged(options) => damaged(options, &mut out),
+        Command::Gaps(options) => gaps(options, &mut out),
         Command::Quarantine(dir) => held(&dir.path()?)?.iter().try_for_each(|held| {
             let mut line = json!(Exported::of(&held.record));
             line["reason"] = held.reason.clone().into();
@@ -248,6 +264,27 @@ fn damaged(options: &Damaged, out: &mut impl Write) -> Result<(), CliError> {
             let size = ByteSize(bytes);
             let records = records.map_or_else(|| "?".to_owned(), |records| records.to_string());
             print(out, &format_args!("{name}  {size}  {readable} of {records} records readable"))?;
+        }
+    }
+    Ok(())
+}
+
+fn gaps(options: &Gaps, out: &mut impl Write) -> Result<(), CliError> {
+    let dir = options.report.dir.path()?;
+    let found = if options.drop {
+        gaps::remove(&dir, |_| true).map_err(CliError::other("drop the gaps"))?
+    } else {
+        gaps::all(&dir, Timestamp::now()).map_err(CliError::other("read the gaps"))?
+    };
+    if found.is_empty() && !options.report.json {
+        return print(out, &"no gap is recorded");
+    }
+    for Gap { begin, end } in found {
+        if options.report.json {
+            print(out, &json!({ "begin": begin.to_string(), "end": end.to_string() }))?;
+        } else {
+            let dropped = if options.drop { "  dropped" } else { "" };
+            print(out, &format_args!("{begin}  {end}{dropped}"))?;
         }
     }
     Ok(())

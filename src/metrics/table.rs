@@ -110,6 +110,9 @@ declare! {
         "When the TLS certificate of the intake expires; 0 without one");
     ACKNOWLEDGE_SECONDS: Histogram = seconds("livebridge_acknowledge_seconds", &SECONDS,
         "From request to durable");
+    GAP_NOT_RECOVERED_SECONDS: Gauge = gauge(
+        "livebridge_gap_not_recovered_seconds", Unit::Seconds,
+        "Length of the times without acceptance that are not recovered; 0 when there is none");
     ADMIN_CONNECTIONS_CLOSED: Counters = counters(
         "livebridge_admin_connections_closed_total", "reason", || vec!["evicted", "idle_timeout"],
         "Connections to the admin listener closed by livebridge, by reason");

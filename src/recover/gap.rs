@@ -5,32 +5,29 @@ use std::time::Duration;
 
 use super::{RecoverError, Window};
 use crate::event::Timestamp;
+use crate::gaps::{GAP_MIN, Gap};
 use crate::kafka;
 use crate::kafka::topic_reader::{read_to_end, wait_until_decided};
 use crate::ledger::Commit;
 use crate::publisher::is_command;
 
-/// A shorter time without a callback loses none: the retries of every type outlast it
-/// (docs/protocol.md, section 4). It is also what a stream without events looks like, so that a gap
-/// is not yet a loss.
-const GAP_MIN: Duration = Duration::from_mins(10);
 /// The events of a gap can be older than its beginning: a callback was tried for up to 16 minutes,
 /// and that of a recording comes minutes after its end.
 const MARGIN_BEFORE: Duration = Duration::from_mins(30);
 /// And later than its end, by as much as clocks differ, or until all senders are back.
 const MARGIN_AFTER: Duration = Duration::from_mins(10);
 
-/// The time from the first to the last gap after `since`, widened by a margin; `None` when callbacks
-/// came all the time.
+/// The times after `since` in which no instance took a callback for longer than Tencent's retries last.
+/// A time without events looks the same, so that a gap is not yet a loss.
 ///
 /// # Errors
 /// [`RecoverError::Kafka`]
-pub fn find_gap(
+pub fn find_gaps(
     kafka: &kafka::Config,
     ledger: &str,
     since: Timestamp,
     now: Timestamp,
-) -> Result<Option<Window>, RecoverError> {
+) -> Result<Vec<Gap>, RecoverError> {
     let mut received = Vec::new();
     wait_until_decided(kafka, &[ledger])?;
     read_to_end(kafka, ledger, since, |consumed| {
@@ -41,18 +38,23 @@ pub fn find_gap(
         }
         Ok::<_, RecoverError>(())
     })?;
-    Ok(gap_of(received, since, now))
+    Ok(gaps_of(received, since, now))
 }
 
-fn gap_of(mut received: Vec<Timestamp>, since: Timestamp, now: Timestamp) -> Option<Window> {
+fn gaps_of(mut received: Vec<Timestamp>, since: Timestamp, now: Timestamp) -> Vec<Gap> {
     received.retain(|time| (since..=now).contains(time));
     received.extend([since, now]);
     received.sort_unstable();
-    let gaps = received.windows(2).filter(|pair| pair[1].since(pair[0]) > GAP_MIN);
-    let gaps: Vec<(Timestamp, Timestamp)> = gaps.map(|pair| (pair[0], pair[1])).collect();
-    let (first, last) = (gaps.first()?, gaps.last()?);
-    let until = last.1.after(MARGIN_AFTER).min(now);
-    Some(Window { since: first.0.before(MARGIN_BEFORE), until })
+    let pairs = received.windows(2).map(|pair| Gap { begin: pair[0], end: pair[1] });
+    pairs.filter(|gap| gap.length() > GAP_MIN).collect()
+}
+
+/// The time from the first of `gaps` to the last, widened by a margin; `None` when there is none.
+#[must_use]
+pub fn window_of(gaps: &[Gap], now: Timestamp) -> Option<Window> {
+    let begin = gaps.iter().map(|gap| gap.begin).min()?;
+    let end = gaps.iter().map(|gap| gap.end).max()?;
+    Some(Window { since: begin.before(MARGIN_BEFORE), until: end.after(MARGIN_AFTER).min(now) })
 }
 
 #[cfg(test)]
@@ -66,7 +68,7 @@ mod tests {
     fn gap(received: &[i64], since: i64, now: i64) -> Option<(i64, i64)> {
         let received = received.iter().copied().map(at).collect();
         let minute = |time: Timestamp| (time.as_millis() - at(0).as_millis()) / 60_000;
-        let found = gap_of(received, at(since), at(now))?;
+        let found = window_of(&gaps_of(received, at(since), at(now)), at(now))?;
         Some((minute(found.since), minute(found.until)))
     }
 

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A module and the modules it may depend on.
-const MAY_NAME: [(&str, &[&str]); 29] = [
+const MAY_NAME: [(&str, &[&str]); 30] = [
     ("event", &[]),
     ("record", &["event"]),
     ("callback", &["event", "record"]),
@@ -33,6 +33,7 @@ const MAY_NAME: [(&str, &[&str]); 29] = [
     ("reloadable", &[]),
     ("heartbeat", &[]),
     ("health", &["heartbeat", "wal"]),
+    ("gaps", &["event", "log_limit", "metrics", "wal"]),
     ("descriptors", &[]),
     ("permission", &[]),
     ("proxy_protocol", &[]),
@@ -102,6 +103,7 @@ const MAY_NAME: [(&str, &[&str]); 29] = [
             "metrics",
             "publisher",
             "descriptors",
+            "gaps",
             "health",
             "reload",
             "service",
@@ -112,7 +114,10 @@ const MAY_NAME: [(&str, &[&str]); 29] = [
     ("sample", &["callback", "event", "record"]),
     ("sender", &[]),
     ("tencent", &["event", "secret"]),
-    ("recover", &["callback", "event", "kafka", "ledger", "publisher", "record", "tencent"]),
+    (
+        "recover",
+        &["callback", "event", "gaps", "kafka", "ledger", "publisher", "record", "tencent"],
+    ),
     ("lib", &[]),
 ];
 

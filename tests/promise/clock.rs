@@ -2,8 +2,6 @@
 //! rejects are an outage and no record's fault, old events are kept for as long as new ones, and
 //! what takes hours happens within seconds.
 
-mod shift;
-
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -24,8 +22,8 @@ use crate::support::consumer::{self, Isolation, Message};
 use crate::support::kafka::{self, Cluster, Kafka, Setup};
 use crate::support::load::{Load, Plan};
 use crate::support::random::Random;
+use crate::support::shift::Shift;
 use crate::support::{self, turn};
-use shift::Shift;
 
 /// The time-out for expected changes, with a margin for a busy machine.
 const PATIENCE: Duration = Duration::from_mins(2);

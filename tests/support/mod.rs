@@ -21,6 +21,7 @@ pub mod process;
 pub mod proxy;
 pub mod random;
 pub mod rights;
+pub mod shift;
 pub mod skip;
 pub mod tencent;
 pub mod tls;

@@ -20,7 +20,7 @@ fn client(endpoint: &str, secret_id: &str, secret_key: &str, token: Option<&str>
     Client::new(Credentials::new(secret_id, secret_key, token).unwrap(), options).unwrap()
 }
 
-fn client_of(tencent: &Tencent) -> Client {
+pub(super) fn client_of(tencent: &Tencent) -> Client {
     client(&tencent.endpoint(), SECRET_ID, SECRET_KEY, None)
 }
 

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod api;
+mod away;
 mod cli;
 mod recover;
+mod streams;
 #[path = "../support/mod.rs"]
 mod support;

@@ -28,7 +28,7 @@ struct Lost {
     undecoded: usize,
 }
 
-fn percent_encoded(text: &str) -> String {
+pub(super) fn percent_encoded(text: &str) -> String {
     let mut encoded = String::new();
     for byte in text.bytes() {
         match byte {
@@ -84,7 +84,7 @@ fn fill(tencent: &Tencent, streams: usize, records: usize) -> Lost {
     lost
 }
 
-fn command(bridge: &Bridge, tencent: &Tencent, arguments: &[&str]) -> Child {
+pub(super) fn command(bridge: &Bridge, tencent: &Tencent, arguments: &[&str]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_livebridge"));
     command.args(["recover", "--endpoint", &tencent.endpoint()]).args(arguments);
     command.arg("--undecoded").arg(bridge.wal().join("undecoded.jsonl"));
@@ -94,15 +94,22 @@ fn command(bridge: &Bridge, tencent: &Tencent, arguments: &[&str]) -> Child {
 }
 
 /// Its exit code and output.
-fn finish(recover: Child) -> (Option<i32>, String) {
+pub(super) fn finish(recover: Child) -> (Option<i32>, String) {
     let output = recover.wait_with_output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     (output.status.code(), text + &String::from_utf8(output.stderr).unwrap())
 }
 
+pub(super) fn bridge(kafka: &Kafka, prefix: &str) -> Bridge {
+    Bridge::new(prefix, kafka.bootstrap(), prefix).set("CALLBACK_EXPIRY_LEEWAY", "24h")
+}
+
 fn ready_bridge(kafka: &Kafka, prefix: &str) -> Bridge {
-    let bridge =
-        Bridge::new(prefix, kafka.bootstrap(), prefix).set("CALLBACK_EXPIRY_LEEWAY", "24h");
+    start(bridge(kafka, prefix))
+}
+
+/// Starts it and waits until it publishes.
+pub(super) fn start(bridge: Bridge) -> Bridge {
     bridge.start();
     let started = Instant::now();
     while bridge.metric("livebridge_kafka_up") != Some(1.0) {
@@ -113,7 +120,7 @@ fn ready_bridge(kafka: &Kafka, prefix: &str) -> Bridge {
 }
 
 /// Each of `bodies` is in a topic once, and nothing else; returns how many were recovered.
-fn assert_each_once(kafka: &Kafka, prefix: &str, bodies: &[String]) -> Option<usize> {
+pub(super) fn assert_each_once(kafka: &Kafka, prefix: &str, bodies: &[String]) -> Option<usize> {
     let topics = ["interrupt", "push", "record", "screenshot"].map(|t| format!("{prefix}.{t}"));
     let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
     let read = consumer::read(kafka.bootstrap(), &topics, Isolation::Committed);
@@ -252,4 +259,26 @@ fn the_gap_is_found_and_what_cannot_work_is_said_before_anything_is_asked() {
         assert_eq!(code, Some(64), "{text}");
         assert!(text.contains(says), "{text}");
     }
+}
+
+#[test]
+fn with_at_least_once_a_second_run_and_one_beside_a_bridge_send_nothing_twice() {
+    let Some(kafka) = Kafka::shared_or_skip("recover at least once") else { return };
+    let prefix = support::unique("recover-at-least-once");
+    let bridge = start(bridge(kafka, &prefix).set("KAFKA_DELIVERY", "at-least-once"));
+    let tencent = Tencent::start();
+    let lost = fill(&tencent, 20, 400);
+    deliver(bridge.intake(), lost.bodies.iter().take(100));
+    bridge.drain(DRAIN);
+    let (code, text) = finish(command(&bridge, &tencent, &["--since", "2h", "--yes"]));
+    assert_eq!(code, Some(1), "some cannot be decoded: {text}");
+    assert!(text.contains(&format!("{} events sent", lost.bodies.len() - 100)), "{text}");
+    // The retries of what was recovered.
+    deliver(bridge.intake(), lost.bodies.iter().skip(100).take(100));
+    bridge.drain(DRAIN);
+    let (_, text) = finish(command(&bridge, &tencent, &["--since", "2h", "--yes"]));
+    assert!(!text.contains("events sent"), "{text}");
+    bridge.assert_running();
+    let recovered = assert_each_once(kafka, &prefix, &lost.bodies);
+    assert!(recovered.is_none_or(|recovered| recovered == lost.bodies.len() - 100));
 }

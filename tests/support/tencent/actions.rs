@@ -1,5 +1,6 @@
 //! What each action does, with its documented limits.
 
+use std::iter;
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
@@ -114,7 +115,7 @@ fn range(fields: &Fields, span_max: i64, back_max: i64) -> Result<(i64, i64, boo
 /// The entries of the page that is asked for, with the members that tell of paging.
 fn page(
     fields: &Fields,
-    entries: Vec<Value>,
+    entries: impl ExactSizeIterator<Item = Value>,
     name: &str,
     reachable: usize,
 ) -> Result<Fields, Failure> {
@@ -130,7 +131,7 @@ fn page(
     if page * size > reachable && total > reachable {
         return Err(invalid("only the first 10000 entries can be reached"));
     }
-    let listed: Vec<Value> = entries.into_iter().skip((page - 1) * size).take(size).collect();
+    let listed: Vec<Value> = entries.skip((page - 1) * size).take(size).collect();
     let mut answer = Fields::new();
     answer.insert(name.into(), listed.into());
     answer.insert("PageNum".into(), page.into());
@@ -264,7 +265,7 @@ impl State {
 
     fn describe_domains(&self, fields: &Fields) -> Result<Fields, Failure> {
         if number(fields, "DomainType")? == Some(1) {
-            return page(fields, Vec::new(), "DomainList", usize::MAX);
+            return page(fields, iter::empty(), "DomainList", usize::MAX);
         }
         if number(fields, "PageSize")?.is_some_and(|size| size < 10) {
             return Err(invalid("PageSize is 10 to 100"));
@@ -272,7 +273,7 @@ impl State {
         let all = self.domains.iter();
         let all =
             all.map(|(name, on)| json!({ "Name": name, "Type": 0, "Status": i64::from(*on) }));
-        page(fields, all.collect(), "DomainList", usize::MAX)
+        page(fields, all, "DomainList", usize::MAX)
     }
 
     fn describe_streams(&self, fields: &Fields) -> Result<Fields, Failure> {
@@ -309,7 +310,7 @@ impl State {
                 "StopReason": "", "Duration": 0, "ClientIp": "198.51.100.1", "Resolution": "",
             })
         });
-        page(fields, listed.collect(), "EventList", REACHABLE)
+        page(fields, listed, "EventList", REACHABLE)
     }
 
     fn describe_records(&self, fields: &Fields) -> Result<Fields, Failure> {
@@ -320,13 +321,14 @@ impl State {
             return Err(invalid("EventType is 0, 1, 100 or 200"));
         }
         let result = number(fields, "ResultCode")?;
-        let listed = self
+        let listed: Vec<&Record> = self
             .records
             .iter()
             .filter(|record| record.stream == stream && (start..=end).contains(&record.time))
             .filter(|record| event_type.is_none_or(|wanted| record.event_type == wanted))
-            .filter(|record| result.is_none_or(|wanted| (record.result == 0) == (wanted == 0)));
-        let listed = listed.map(|record| {
+            .filter(|record| result.is_none_or(|wanted| (record.result == 0) == (wanted == 0)))
+            .collect();
+        let listed = listed.into_iter().map(|record| {
             json!({
                 "EventTime": time_text(record.time, utc), "EventType": record.event_type,
                 "Request": record.request, "Response": record.response,
@@ -334,7 +336,7 @@ impl State {
                 "ResultCode": record.result, "StreamId": record.stream,
             })
         });
-        page(fields, listed.collect(), "DataInfoList", usize::MAX)
+        page(fields, listed, "DataInfoList", usize::MAX)
     }
 }
 

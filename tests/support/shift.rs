@@ -5,13 +5,14 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 
-use crate::support::bridge::Bridge;
-use crate::support::skip::skip;
+use super::bridge::Bridge;
+use super::skip::skip;
 
-const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/promise/clock/shift.c");
+const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/shift.c");
 
 /// The clock of the bridges to which it is applied.
-pub(crate) struct Shift {
+#[derive(Debug)]
+pub struct Shift {
     dir: tempfile::TempDir,
     library: PathBuf,
     file: File,
@@ -19,7 +20,7 @@ pub(crate) struct Shift {
 
 impl Shift {
     /// An unshifted clock; `None`, with a message, without a C compiler.
-    pub(crate) fn new(test: &str) -> Option<Self> {
+    pub fn new(test: &str) -> Option<Self> {
         let dir = tempfile::TempDir::with_prefix_in("clock", env!("CARGO_TARGET_TMPDIR")).unwrap();
         let library = dir.path().join(format!("shift-{}.so", process::id()));
         let mut compiler = Command::new("gcc");
@@ -38,17 +39,17 @@ impl Shift {
     }
 
     /// Sets the clock: this many seconds ahead of the system's.
-    pub(crate) fn set(&self, seconds: i64) {
+    pub fn set(&self, seconds: i64) {
         self.file.write_all_at(&seconds.to_ne_bytes(), 0).unwrap();
     }
 
     /// Lets time pass: this many seconds since the start.
-    pub(crate) fn pass(&self, seconds: i64) {
+    pub fn pass(&self, seconds: i64) {
         self.file.write_all_at(&seconds.to_ne_bytes(), 8).unwrap();
     }
 
     /// Lets `bridge` run by this clock.
-    pub(crate) fn apply(&self, bridge: Bridge) -> Bridge {
+    pub fn apply(&self, bridge: Bridge) -> Bridge {
         let file = path(self.dir.path()).display().to_string();
         let library = self.library.display().to_string();
         bridge.variable("CLOCK_SHIFT", &file).variable("LD_PRELOAD", &library)

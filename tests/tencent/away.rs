@@ -1,0 +1,236 @@
+//! A drill: livebridge is away for 20 minutes by its clock, Tencent gives up on the callbacks of that
+//! time, and `livebridge recover --gap` finds the time and publishes them.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use livebridge::callback::CallbackKey;
+use livebridge::event::{EventType, Timestamp};
+use livebridge::sample::Samples;
+
+use super::recover::{assert_each_once, bridge, command, finish, percent_encoded, start};
+use crate::support;
+use crate::support::bridge::{Bridge, KEY};
+use crate::support::kafka::Kafka;
+use crate::support::process::{livebridge, run};
+use crate::support::shift::Shift;
+use crate::support::tencent::{Record, Stream, Tencent};
+use crate::support::wire::deliver;
+
+const PATIENCE: Duration = Duration::from_mins(1);
+const MINUTE: i64 = 60_000;
+const TYPES: [i64; 4] = [0, 1, 100, 200];
+
+fn ago(minutes: i64) -> Timestamp {
+    Timestamp::from_millis(Timestamp::now().as_millis() - minutes * MINUTE)
+}
+
+/// A callback of an event that happened then.
+fn callback(samples: &Samples, number: i64, time: Timestamp) -> String {
+    let event_type = TYPES[usize::try_from(number).unwrap() % TYPES.len()];
+    let mut event = samples.event(EventType(event_type));
+    event.insert("stream_id".into(), format!("stream {}@x", number % 5).into());
+    event.insert("event_time".into(), (time.as_millis() / 1000).into());
+    samples.delivery(event, time)
+}
+
+fn gap_seconds(bridge: &Bridge) -> f64 {
+    bridge.metric("livebridge_gap_not_recovered_seconds").unwrap()
+}
+
+fn wait_for_gap(bridge: &Bridge, what: &str, is_so: impl Fn(f64) -> bool) {
+    let started = Instant::now();
+    while !is_so(gap_seconds(bridge)) {
+        bridge.assert_running();
+        assert!(started.elapsed() < PATIENCE, "{what}: {} s", gap_seconds(bridge));
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Waits until the bridge has written that it accepts callbacks, after its clock was set.
+fn wait_for_note(bridge: &Bridge) {
+    let started = Instant::now();
+    while gaps(bridge, "").lines().count() > 1 {
+        assert!(started.elapsed() < PATIENCE, "the time is not written");
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// What `livebridge wal gaps` prints, by the bridge's clock.
+fn gaps(bridge: &Bridge, option: &str) -> String {
+    let mut command = livebridge(&["wal", "gaps"]);
+    command.args((!option.is_empty()).then_some(option));
+    run(command.envs(bridge.environment())).stdout
+}
+
+fn has_finding(bridge: &Bridge) -> bool {
+    bridge.get("/status").contains("LivebridgeGapNotRecovered")
+}
+
+#[test]
+fn what_was_lost_in_twenty_minutes_of_absence_is_recovered_and_the_alert_ends() {
+    let Some(kafka) = Kafka::shared_or_skip("away") else { return };
+    let Some(shift) = Shift::new("away") else { return };
+    let prefix = support::unique("away");
+    let tencent = Tencent::start();
+    let samples = Samples::new(CallbackKey::new(KEY));
+    let mut bodies = Vec::new();
+    let mut accept = |bridge: &Bridge, minutes: i64| {
+        shift.set(-60 * minutes);
+        let taken = [0, 1, 2].map(|number| callback(&samples, number, ago(minutes)));
+        deliver(bridge.intake(), &taken);
+        bodies.extend(taken);
+    };
+    shift.set(-60 * 60);
+    let bridge = start(shift.apply(bridge(kafka, &prefix)));
+    accept(&bridge, 60);
+    bridge.drain(PATIENCE);
+    assert!(gap_seconds(&bridge) < 1.0, "a first start is no gap");
+    assert!(bridge.stop().success());
+
+    // Twenty minutes pass. Tencent tries each callback for 12 minutes.
+    shift.set(-40 * 60);
+    let bridge = start(bridge);
+    wait_for_gap(&bridge, "the gap", |seconds| (1190.0..1300.0).contains(&seconds));
+    assert!(has_finding(&bridge));
+    assert_eq!(gaps(&bridge, "").lines().count(), 1);
+    // The clock is set forward while it runs, which is no gap.
+    for minutes in [40, 32, 24, 16, 8, 0] {
+        accept(&bridge, minutes);
+        bridge.drain(PATIENCE);
+    }
+    {
+        let mut state = tencent.state();
+        for number in 0..5 {
+            let started = ago(180).as_millis();
+            state.streams.push(Stream {
+                domain: "push.example.com".into(),
+                app: "live".into(),
+                name: format!("stream {number}@x"),
+                started,
+                ended: None,
+            });
+        }
+        // Failed for good while it was away, and one long after, which `--gap` does not mean.
+        let lost: Vec<i64> = (41..60).flat_map(|minutes| [minutes; 10]).collect();
+        for (number, minutes) in (0..).zip(lost.iter().copied().chain([3])) {
+            let body = callback(&samples, number, ago(minutes));
+            state.records.push(Record {
+                stream: format!("stream {}@x", number % 5),
+                event_type: TYPES[usize::try_from(number).unwrap() % 4],
+                time: ago(minutes).as_millis(),
+                request: percent_encoded(&body),
+                response: String::new(),
+                result: 1,
+            });
+            bodies.extend((minutes > 3).then_some(body));
+        }
+    }
+    wait_for_note(&bridge);
+    // From two takings, because the ledger is read from a time before the first only.
+    let arguments = ["--gap", "--since", "65m"];
+    let (code, text) = finish(command(&bridge, &tencent, &arguments));
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("190 failed callbacks of 5 streams"), "{text}");
+    assert!(text.contains("would count as recovered with --yes"), "{text}");
+    assert!(gap_seconds(&bridge) > 0.0, "nothing is recovered yet");
+    let (code, text) = finish(command(&bridge, &tencent, &[&arguments[..], &["--yes"]].concat()));
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("190 events sent"), "{text}");
+    assert!(text.contains("is recovered"), "{text}");
+    assert_window(&text);
+    wait_for_gap(&bridge, "the running bridge does not see it", |seconds| seconds == 0.0);
+    assert!(!has_finding(&bridge));
+    assert_eq!(gaps(&bridge, ""), "no gap is recorded\n");
+    bridge.drain(PATIENCE);
+    assert_each_once(kafka, &prefix, &bodies);
+}
+
+/// From 30 minutes before the last callback before the gap to 10 minutes after the first one after it.
+fn assert_window(text: &str) {
+    let line = text.lines().find(|line| line.starts_with("events from ")).unwrap();
+    let times: Vec<&str> = line.split(' ').collect();
+    let is_near = |time: &str, minutes| {
+        let difference = Timestamp::parse(time).unwrap().as_millis() - ago(minutes).as_millis();
+        difference.abs() < 3 * MINUTE
+    };
+    assert!(is_near(times[2], 90) && is_near(times[4], 30), "{line}");
+}
+
+#[test]
+fn a_gap_stays_until_a_recovery_covers_it_without_exceptions_or_an_operator_drops_it() {
+    let Some(kafka) = Kafka::shared_or_skip("gap stays") else { return };
+    let Some(shift) = Shift::new("gap stays") else { return };
+    let prefix = support::unique("gap-stays");
+    let tencent = Tencent::start();
+    shift.set(-60 * 60);
+    let bridge = start(shift.apply(bridge(kafka, &prefix)));
+    // kill -9: the time that was written last counts.
+    bridge.kill();
+    shift.set(-40 * 60);
+    let bridge = start(bridge);
+    wait_for_gap(&bridge, "the gap", |seconds| (1190.0..1300.0).contains(&seconds));
+    shift.set(0);
+    wait_for_note(&bridge);
+    for arguments in [
+        &["--gap", "--yes", "--stream", "a"][..],
+        &["--since", "50m", "--yes"],
+        &["--since", "2h", "--until", "50m", "--yes"],
+        &["--gap"],
+        &["--gap", "--report"],
+    ] {
+        let (code, text) = finish(command(&bridge, &tencent, arguments));
+        assert_eq!((code, text.contains("is recovered")), (Some(0), false), "{arguments:?} {text}");
+        assert_eq!(gaps(&bridge, "--json").lines().count(), 1, "{arguments:?}");
+    }
+    tencent.state().streams.push(Stream {
+        domain: "push.example.com".into(),
+        app: "live".into(),
+        name: "a".into(),
+        started: ago(180).as_millis(),
+        ended: None,
+    });
+    tencent.state().records.push(Record {
+        stream: "a".into(),
+        event_type: 1,
+        time: ago(50).as_millis(),
+        request: "not a callback".into(),
+        response: String::new(),
+        result: 1,
+    });
+    let (code, text) = finish(command(&bridge, &tencent, &["--gap", "--yes"]));
+    assert_eq!(code, Some(1), "a record is not decoded: {text}");
+    assert_eq!(gaps(&bridge, "--json").lines().count(), 1);
+    assert!(gap_seconds(&bridge) > 0.0);
+    assert!(gaps(&bridge, "--drop").ends_with("dropped\n"));
+    wait_for_gap(&bridge, "the running bridge does not see it", |seconds| seconds == 0.0);
+}
+
+#[test]
+fn a_time_in_which_everything_gets_503_is_a_gap_while_it_lasts() {
+    let Some(shift) = Shift::new("rejecting") else { return };
+    let bridge = Bridge::new("rejecting", "127.0.0.1:1", "rejecting");
+    let bridge = shift.apply(bridge.set("WAL_MIN_FREE_BYTES", "0"));
+    bridge.start();
+    assert!(bridge.stop().success());
+    let bridge = bridge.set("WAL_MIN_FREE_BYTES", "1EiB");
+    bridge.spawn();
+    let started = Instant::now();
+    while bridge.metric("livebridge_wal_room_bytes") != Some(0.0) {
+        assert!(started.elapsed() < PATIENCE, "{}", bridge.last_lines());
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert!(gap_seconds(&bridge) < 1.0);
+    // Eleven minutes pass, by the monotonic clock.
+    shift.pass(11 * 60);
+    wait_for_gap(&bridge, "while it lasts", |seconds| (660.0..750.0).contains(&seconds));
+    assert!(has_finding(&bridge));
+    assert_eq!(gaps(&bridge, ""), "no gap is recorded\n", "the clock has not moved");
+    // With room again.
+    assert!(bridge.stop().success());
+    shift.set(11 * 60);
+    let bridge = bridge.set("WAL_MIN_FREE_BYTES", "0");
+    bridge.start();
+    wait_for_gap(&bridge, "afterwards", |seconds| (660.0..750.0).contains(&seconds));
+    assert_eq!(gaps(&bridge, "").lines().count(), 1);
+}
