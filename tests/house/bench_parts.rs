@@ -1,8 +1,6 @@
 //! Unit tests of the benchmark's components. They are here because a bench target without a harness
 //! runs no tests.
 
-#[path = "../../benches/whole/request.rs"]
-mod request;
 #[path = "../../benches/whole/stats.rs"]
 mod stats;
 #[path = "../../benches/whole/table.rs"]
@@ -10,7 +8,7 @@ mod table;
 
 use std::time::Duration;
 
-use request::{Answer, BODY_BYTES, Request, parse_answer, sequence, sign};
+use crate::request::{Answer, BODY_BYTES, Request, parse_answer, sequence, sign};
 use stats::{median, mib, millis, real, slope};
 use table::Table;
 
