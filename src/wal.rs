@@ -27,6 +27,8 @@ mod appender;
 mod dir;
 mod error;
 mod frame;
+mod gathering;
+mod inbox;
 mod inspect;
 mod maintenance;
 mod opening;
@@ -277,7 +279,7 @@ pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
             maintenance.run();
         })
         .map_err(io("start a thread for", &config.dir))?;
-    let (appender, inbox, routes) = Appender::new(Arc::clone(&state));
+    let (appender, inbox, routes) = Appender::new();
     let writer =
         Writer::new((id, opening), (inbox, routes), Arc::clone(&state), spares, tasks.clone());
     let (ended, writer_end) = oneshot::channel();

@@ -5,18 +5,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{mpsc, oneshot};
 
 use super::AppendError;
-use super::state::State;
+use super::inbox::{self, Capacity, Rejected};
 use crate::record::{Lsn, Record};
 
-/// Records waiting for the writer: a few groups, so that one fills while another is committed.
-const INBOX_MAX: usize = 16 * 1024;
-/// Bytes of records waiting for the writer, which bounds the memory of a burst of large ones.
-const INBOX_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Records waiting for the writer: a few groups, so that one fills while another is committed. The
+/// bytes bound the memory of a burst of large records.
+const INBOX: Capacity = Capacity { items: 16 * 1024, bytes: 32 * 1024 * 1024 };
 
 /// A record on its way to the writer. The writer owns it: a sender that goes away changes nothing.
 pub(super) struct Append {
     pub(super) record: Record,
-    pub(super) reply: Reply,
+    /// The record's encoded length.
+    pub(super) bytes: usize,
+    reply: Reply,
     /// Which of [`ReplyRoutes`] brings the answer.
     route: usize,
 }
@@ -27,7 +28,7 @@ type Reply = oneshot::Sender<Outcome>;
 type Replies = Vec<(Reply, Outcome)>;
 
 /// The writer's end of the inbox.
-pub(super) type Inbox = mpsc::Receiver<Append>;
+pub(super) type Inbox = inbox::Receiver<Append>;
 
 /// The way back to the senders, of which each runtime has its own.
 ///
@@ -45,7 +46,7 @@ impl ReplyRoutes {
     pub(super) fn answer(&self, group: &mut Vec<Append>, mut outcome: impl FnMut() -> Outcome) {
         let size = group.len();
         let mut by_route: Vec<(usize, Replies)> = Vec::new();
-        for Append { record, reply, route } in group.drain(..) {
+        for Append { record, reply, route, .. } in group.drain(..) {
             // Before the answer: the connection can then use its buffer again.
             drop(record);
             let answer = (reply, outcome());
@@ -74,16 +75,15 @@ impl ReplyRoutes {
 /// What handles to append with are made from. The log closes when it and all of them are dropped.
 #[derive(Clone, Debug)]
 pub struct Appender {
-    inbox: mpsc::Sender<Append>,
+    inbox: inbox::Sender<Append>,
     routes: ReplyRoutes,
-    state: Arc<State>,
 }
 
 impl Appender {
-    pub(super) fn new(state: Arc<State>) -> (Self, Inbox, ReplyRoutes) {
-        let (inbox, receiver) = mpsc::channel(INBOX_MAX);
+    pub(super) fn new() -> (Self, Inbox, ReplyRoutes) {
+        let (inbox, receiver) = inbox::channel(INBOX);
         let routes = ReplyRoutes::default();
-        (Self { inbox, routes: routes.clone(), state }, receiver, routes)
+        (Self { inbox, routes: routes.clone() }, receiver, routes)
     }
 
     /// A handle for the tasks of the current runtime: one route for all of them.
@@ -105,15 +105,14 @@ impl Appender {
                 }
             }
         });
-        AppendHandle { inbox: self.inbox.clone(), state: Arc::clone(&self.state), route }
+        AppendHandle { inbox: self.inbox.clone(), route }
     }
 }
 
 /// A handle to append with, for the tasks of one runtime.
 #[derive(Clone, Debug)]
 pub struct AppendHandle {
-    inbox: mpsc::Sender<Append>,
-    state: Arc<State>,
+    inbox: inbox::Sender<Append>,
     route: usize,
 }
 
@@ -124,18 +123,12 @@ impl AppendHandle {
     /// [`AppendError`]
     pub async fn append(&self, record: Record) -> Result<Lsn, AppendError> {
         let bytes = record.encoded_len();
-        if !self.state.queue(bytes, INBOX_BYTES_MAX) {
-            return Err(AppendError::Busy);
-        }
         let (reply, outcome) = oneshot::channel();
-        let append = Append { record, reply, route: self.route };
-        if let Err(refused) = self.inbox.try_send(append) {
-            self.state.unqueue(bytes);
-            return Err(match refused {
-                mpsc::error::TrySendError::Full(_) => AppendError::Busy,
-                mpsc::error::TrySendError::Closed(_) => AppendError::Failed,
-            });
-        }
+        let append = Append { record, bytes, reply, route: self.route };
+        self.inbox.send(append, bytes).map_err(|rejected| match rejected {
+            Rejected::Full => AppendError::Busy,
+            Rejected::Closed => AppendError::Failed,
+        })?;
         outcome.await.unwrap_or(Err(AppendError::Failed))
     }
 }

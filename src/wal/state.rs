@@ -3,7 +3,7 @@
 //! Locked once per commit and once per batch; nothing slow happens under the lock.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,6 @@ pub struct Stored {
 pub(super) struct State {
     inner: Mutex<Inner>,
     changed: Condvar,
-    queued_bytes: AtomicUsize,
     made: Instant,
     /// When the writer began with its group, in milliseconds after `made`; 0 when it waits for one.
     busy_since: AtomicU64,
@@ -131,7 +130,6 @@ impl State {
         Self {
             inner: Mutex::new(inner),
             changed: Condvar::new(),
-            queued_bytes: AtomicUsize::new(0),
             made: Instant::now(),
             busy_since: AtomicU64::new(0),
             leaving: AtomicBool::new(false),
@@ -141,19 +139,6 @@ impl State {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Every update below leaves the state whole, so a panic elsewhere does not spoil it.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes `bytes` of the inbox; `false` when that would exceed `max`.
-    pub(super) fn queue(&self, bytes: usize, max: usize) -> bool {
-        if self.queued_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > max {
-            self.unqueue(bytes);
-            return false;
-        }
-        true
-    }
-
-    pub(super) fn unqueue(&self, bytes: usize) {
-        self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// A segment takes the place of the one before it.

@@ -1,6 +1,4 @@
-//! The only writer: takes what queued while the last commit ran, commits it as one, answers all.
-//!
-//! The size of a group follows the load without a timer.
+//! The only writer: takes what is queued, commits it as one group, answers all.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
@@ -8,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::appender::{Append, Inbox, ReplyRoutes};
 use super::frame::{Builder, Frame};
+use super::gathering::{Gathering, Wait};
 use super::maintenance::MaintenanceTask;
 use super::segment::{OVERGROWN_BYTES, Segment};
 use super::state::State;
@@ -78,15 +77,17 @@ impl Writer {
 
     fn commit_groups(&mut self) -> Result<(), StoreError> {
         let mut group = Vec::with_capacity(GROUP_MAX);
-        while self.inbox.blocking_recv_many(&mut group, GROUP_MAX) > 0 {
+        let mut gathering = Gathering::new(Instant::now());
+        while self.gather(&mut gathering, &mut group) {
             self.state.set_busy(true);
             self.rotate()?;
-            let bytes = group.iter().map(|append| append.record.encoded_len()).sum();
+            let bytes = group.iter().map(|append| append.bytes).sum();
             let committed = match self.room() {
                 Ok(()) => self.commit(&group).map(Ok),
                 Err(full) => Ok(Err(full)),
             };
-            self.state.unqueue(bytes);
+            self.inbox.discount(bytes);
+            gathering.end(self.inbox.len());
             match committed {
                 Ok(Ok(mut next)) => self.routes.answer(&mut group, || {
                     let lsn = next;
@@ -102,6 +103,18 @@ impl Writer {
             self.state.set_busy(false);
         }
         Ok(())
+    }
+
+    /// Takes the next group; `false` when every appender is gone and nothing is left.
+    fn gather(&self, gathering: &mut Gathering, group: &mut Vec<Append>) -> bool {
+        let queued = self.inbox.wait(1, None);
+        if let Some(Wait { count, until }) = gathering.wait(Instant::now(), queued) {
+            let count = count.min(GROUP_MAX);
+            gathering.waited(self.inbox.wait(count, Some(until)) - queued);
+        }
+        self.inbox.take(group, GROUP_MAX);
+        gathering.start(Instant::now(), group.len());
+        !group.is_empty()
     }
 
     fn room(&self) -> Result<(), AppendError> {
