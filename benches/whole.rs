@@ -36,6 +36,7 @@ mod whole {
         pub(crate) mod broker;
         mod cell;
         pub(crate) mod flatness;
+        pub(crate) mod instances;
         pub(crate) mod intake;
         pub(crate) mod latency;
         pub(crate) mod outage;
@@ -58,7 +59,9 @@ use clap::{Parser, Subcommand};
 use whole::Fallible;
 use whole::bench::{Bench, Common, Outcome, Target};
 use whole::server::{self, Role};
-use whole::sheets::{broker, flatness, intake, latency, outage, publishing, start, steady};
+use whole::sheets::{
+    broker, flatness, instances, intake, latency, outage, publishing, start, steady,
+};
 
 /// Measures livebridge and baselines; without a command, runs all sheets.
 #[derive(Debug, Parser)]
@@ -87,6 +90,8 @@ enum Sheet {
     Broker(broker::Options),
     /// The intake's rate with a backlog, compared with that on an empty log.
     Flatness(flatness::Options),
+    /// Several instances beside a cluster of three brokers: what each further one costs.
+    Instances(instances::Options),
     /// Time to the first response, memory, idle CPU time, size.
     Start,
     /// Rate, publishing and backlog over time during an outage of Kafka.
@@ -100,8 +105,17 @@ enum Sheet {
 }
 
 /// In the order in which all are run.
-const SHEETS: [&str; 8] =
-    ["intake", "publishing", "steady", "latency", "broker", "flatness", "start", "outage"];
+const SHEETS: [&str; 9] = [
+    "intake",
+    "publishing",
+    "steady",
+    "latency",
+    "broker",
+    "instances",
+    "flatness",
+    "start",
+    "outage",
+];
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -178,6 +192,7 @@ fn run(sheet: &Sheet, bench: &Bench) -> Fallible<Outcome> {
         Sheet::Latency(options) => latency::run(bench, options),
         Sheet::Broker(options) => broker::run(bench, options),
         Sheet::Flatness(options) => flatness::run(bench, options),
+        Sheet::Instances(options) => instances::run(bench, options),
         Sheet::Start => start::run(bench),
         Sheet::Outage(options) => outage::run(bench, options),
         Sheet::Server { .. } => Err("a server is not a sheet".into()),
@@ -195,6 +210,7 @@ impl Sheet {
             Self::Latency(_) => "latency",
             Self::Broker(_) => "broker",
             Self::Flatness(_) => "flatness",
+            Self::Instances(_) => "instances",
             Self::Start => "start",
             Self::Outage(_) => "outage",
             Self::Server { .. } => "server",

@@ -42,20 +42,34 @@ impl Brokers {
     }
 }
 
+/// What differs from one livebridge to the next.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Launch<'a> {
+    pub(crate) listen: &'a str,
+    pub(crate) instance: &'a str,
+    pub(crate) delivery: &'a str,
+}
+
+impl Default for Launch<'_> {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:0", instance: "bench", delivery: "exactly-once" }
+    }
+}
+
 impl Bridge {
     /// Starts it with its log and its files in `directory`.
     pub(crate) fn start(bench: &Bench, directory: &Path, brokers: &Brokers) -> Fallible<Self> {
-        Self::launch(bench, directory, brokers, "127.0.0.1:0", &[])
+        Self::start_as(bench, directory, brokers, &Launch::default())
     }
 
-    /// The same, with this `kafka.delivery`.
-    pub(crate) fn start_with_delivery(
+    /// The same, as `launch` says.
+    pub(crate) fn start_as(
         bench: &Bench,
         directory: &Path,
         brokers: &Brokers,
-        delivery: &str,
+        launch: &Launch<'_>,
     ) -> Fallible<Self> {
-        Self::launch(bench, directory, brokers, "127.0.0.1:0", &["--delivery", delivery])
+        Self::launch(bench, directory, brokers, launch, &[])
     }
 
     /// Starts it at `address` and returns the time from there to the first accepted callback.
@@ -66,8 +80,9 @@ impl Bridge {
         address: SocketAddr,
     ) -> Fallible<(Self, Duration)> {
         let (text, run) = (address.to_string(), bench.next_run().to_string());
-        let bridge =
-            Self::launch(bench, directory, brokers, &text, &["--ask", &text, "--run", &run])?;
+        let launch = Launch { listen: &text, ..Launch::default() };
+        let ask = ["--ask", &text, "--run", &run];
+        let bridge = Self::launch(bench, directory, brokers, &launch, &ask)?;
         let took = bridge
             .server
             .ready_values
@@ -81,11 +96,11 @@ impl Bridge {
         bench: &Bench,
         directory: &Path,
         brokers: &Brokers,
-        listen: &str,
+        launch: &Launch<'_>,
         further: &[&str],
     ) -> Fallible<Self> {
         let (config, log) = (directory.join("livebridge.toml"), directory.join("livebridge.log"));
-        fs::write(&config, configuration(&directory.join("data"), brokers, listen))?;
+        fs::write(&config, configuration(&directory.join("data"), brokers, launch))?;
         let mut arguments: Vec<OsString> =
             vec!["livebridge".into(), bench.livebridge().into(), config.into(), log.clone().into()];
         arguments.extend(further.iter().map(OsString::from));
@@ -100,7 +115,7 @@ impl Bridge {
         Ok(self.server.address.parse()?)
     }
 
-    /// The current values of metrics, summed over their labels.
+    /// The current values of metrics: of one series, or summed over the labels of a name.
     pub(crate) fn metrics<const N: usize>(&self, names: [&str; N]) -> Fallible<[f64; N]> {
         let mut stream = TcpStream::connect(self.admin)?;
         stream.set_read_timeout(Some(ADMIN_MAX))?;
@@ -109,11 +124,12 @@ impl Bridge {
         stream.read_to_string(&mut answer)?;
         let series = |line: &str| {
             let (series, value) = line.rsplit_once(' ')?;
-            Some((series.split('{').next()?.to_owned(), value.parse::<f64>().ok()?))
+            Some((series.to_owned(), value.parse::<f64>().ok()?))
         };
         let series: Vec<(String, f64)> = answer.lines().filter_map(series).collect();
         Ok(names.map(|name| {
-            let values = series.iter().filter(|(other, _)| other == name);
+            let is = |other: &str| other == name || other.split('{').next() == Some(name);
+            let values = series.iter().filter(|(other, _)| is(other));
             values.map(|(_, value)| value).sum()
         }))
     }
@@ -148,7 +164,8 @@ impl Bridge {
     }
 }
 
-fn configuration(data: &Path, brokers: &Brokers, listen: &str) -> String {
+fn configuration(data: &Path, brokers: &Brokers, launch: &Launch<'_>) -> String {
+    let Launch { listen, instance, delivery } = launch;
     let data = toml::Value::from(data.display().to_string());
     let (bootstrap, topics) = match brokers {
         Brokers::Mock(bootstrap) | Brokers::Away(bootstrap) => {
@@ -164,7 +181,8 @@ fn configuration(data: &Path, brokers: &Brokers, listen: &str) -> String {
          [admin]\nlisten = \"127.0.0.1:0\"\n\n\
          [callback]\nkeys = [\"{KEY}\"]\n\n\
          [wal]\ndir = {data}\nmax_bytes = \"100GiB\"\n\n\
-         [kafka]\nbrokers = \"{bootstrap}\"\ninstance = \"bench\"\npartitions = {}\n{topics}",
+         [kafka]\nbrokers = \"{bootstrap}\"\ninstance = \"{instance}\"\n\
+         delivery = \"{delivery}\"\npartitions = {}\n{topics}",
         kafka::PARTITIONS
     )
 }

@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use super::Fallible;
 use super::histogram::Histogram;
 use super::process;
-use super::request::{Answer, Request, parse_answer};
+use super::request::{self, Answer, Request, parse_answer};
 
 /// How long responses (and overdue requests of the open loop) are awaited after the end.
 const GRACE: Duration = Duration::from_secs(10);
@@ -45,6 +45,8 @@ pub(crate) struct Plan {
     pub(crate) rate: Option<u32>,
     /// Makes the events distinct from those of other loads against the same server.
     pub(crate) run: u32,
+    /// When the events happened, in seconds: a load with the same `run` and time repeats them.
+    pub(crate) time: u64,
     /// Whether [`Seen::sent`] is to be kept.
     pub(crate) trace: bool,
 }
@@ -60,6 +62,7 @@ impl Plan {
             duration: Duration::ZERO,
             rate: None,
             run,
+            time: request::seconds_now(),
             trace: false,
         }
     }
@@ -193,7 +196,7 @@ fn run_share(
                     stream: TcpStream::from_std(stream)?,
                     answer: Vec::with_capacity(1024),
                 },
-                request: Request::new(&plan.address.to_string(), plan.run, connection),
+                request: Request::of(&plan.address.to_string(), plan.run, connection, plan.time),
                 address: plan.address,
                 clock,
                 schedule: schedule.cloned(),

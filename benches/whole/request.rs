@@ -32,7 +32,12 @@ impl Request {
     /// `run` (below 9000) and `connection` (below 1 000 000) make its events distinct from those of
     /// every other run and connection.
     pub(crate) fn new(host: &str, run: u32, connection: u32) -> Self {
-        let body = body(run, connection);
+        Self::of(host, run, connection, seconds_now())
+    }
+
+    /// The same, of events that happened at `time`, in seconds.
+    pub(crate) fn of(host: &str, run: u32, connection: u32, time: u64) -> Self {
+        let body = body(run, connection, time);
         let mut text = format!(
             "POST /callback HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n\
              Content-Length: {}\r\n\r\n",
@@ -70,8 +75,12 @@ pub(crate) fn sequence(body: &[u8]) -> Option<u64> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
-fn body(run: u32, connection: u32) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+/// The seconds since 1970.
+pub(crate) fn seconds_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn body(run: u32, connection: u32, now: u64) -> String {
     let expiry = now + 600;
     let sign = sign(expiry);
     let stream = format!("bench_{connection:06}");

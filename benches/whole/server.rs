@@ -51,9 +51,6 @@ pub(crate) enum Role {
         /// Makes that callback distinct.
         #[arg(long)]
         run: Option<u32>,
-        /// `kafka.delivery`, instead of its default.
-        #[arg(long)]
-        delivery: Option<String>,
     },
 }
 
@@ -80,8 +77,8 @@ fn play_role(role: Role) -> Fallible<()> {
             return Ok(());
         }
         Role::Producer(order) => return producer::play(&order),
-        Role::Livebridge { program, config, log, ask, run, delivery } => {
-            return keep(&program, &config, &log, ask.zip(run), delivery);
+        Role::Livebridge { program, config, log, ask, run } => {
+            return keep(&program, &config, &log, ask.zip(run));
         }
     };
     println!("ready {} {}", baseline::start(&kind, shape)?, std::process::id());
@@ -94,13 +91,7 @@ fn wait_for_parent() -> Fallible<()> {
 }
 
 /// Runs livebridge and prints its address.
-fn keep(
-    program: &Path,
-    config: &Path,
-    log: &Path,
-    ask: Option<(SocketAddr, u32)>,
-    delivery: Option<String>,
-) -> Fallible<()> {
+fn keep(program: &Path, config: &Path, log: &Path, ask: Option<(SocketAddr, u32)>) -> Fallible<()> {
     let log_file = File::create(log)?;
     let started = Instant::now();
     let mut child = Command::new(program)
@@ -108,7 +99,6 @@ fn keep(
         .arg(config)
         .env("NO_COLOR", "1")
         .env("LIVEBRIDGE_LOG_FORMAT", "text")
-        .envs(delivery.map(|delivery| ("LIVEBRIDGE_KAFKA_DELIVERY", delivery)))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log_file)

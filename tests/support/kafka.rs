@@ -264,6 +264,17 @@ impl Cluster {
         pid.and_then(|pid| u32::try_from(pid).ok()).expect("a running node")
     }
 
+    /// The bytes of a partition's files on the first node, for `partition` such as `topic-0`.
+    pub fn bytes_of(&self, partition: &str) -> io::Result<u64> {
+        let directory = self.nodes[0].directory.join("data").join(partition);
+        let sizes = fs::read_dir(directory)?.map(|file| {
+            let file = file?;
+            let is_log = file.path().extension().is_some_and(|extension| extension == "log");
+            Ok(if is_log { file.metadata()?.len() } else { 0 })
+        });
+        sizes.sum()
+    }
+
     /// The address to which the proxy of `node` connects.
     pub fn behind(&self, node: usize) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.nodes[node - 1].ports.proxied))

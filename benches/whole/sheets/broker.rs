@@ -1,8 +1,10 @@
-//! What a callback costs a real broker: processor time per event and requests per thousand events,
-//! compared with a plain idempotent producer that sends the same records at the same rate.
+//! livebridge beside a real broker: what a callback costs the broker, and the rate and the latency of
+//! the 200 that are left.
 //!
-//! The broker has the JVM options of production. Requests are counted by a proxy, in runs of their
-//! own, because a proxy takes part of the processor.
+//! The broker's processor time is compared with that of a plain idempotent producer which sends the
+//! same records at the same rate; rate and latency with those of bare hyper and of a raw log, beside
+//! which that producer runs. The broker has the JVM options of production. Requests are counted by a
+//! proxy, in runs of their own, because a proxy takes part of the processor.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,12 +13,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::cell::{self, Subject, System};
 use crate::support::kafka::{Cluster, Setup, create_topic, delete_topic};
 use crate::support::proxy::Proxy;
 use crate::support::unique;
 use crate::whole::Fallible;
+use crate::whole::baseline::Shape;
 use crate::whole::bench::{Bench, Outcome, Target};
-use crate::whole::bridge::{Bridge, Brokers};
+use crate::whole::bridge::{Bridge, Brokers, Launch};
 use crate::whole::kafka::PARTITIONS;
 use crate::whole::load::{self, Plan};
 use crate::whole::process;
@@ -28,7 +32,11 @@ const PUBLISH_MAX: Duration = Duration::from_mins(2);
 /// Milliseconds that the plain producer waits for more.
 const LINGER: &str = "5";
 /// At most this multiple of the plain producer's processor time: at full load, and at a fixed rate.
-const WANTED: (f64, f64) = (1.5, 3.0);
+const CPU_WANTED: (f64, f64) = (1.5, 3.0);
+/// At least this share of bare hyper's rate.
+const RATE_WANTED: f64 = 0.5;
+/// At most this multiple of the raw log's p99: at full load, and at a fixed rate.
+const P99_WANTED: (f64, f64) = (2.0, 1.5);
 
 /// The options of this sheet.
 #[derive(Debug, clap::Args)]
@@ -52,6 +60,8 @@ enum Who {
     ExactlyOnce,
     AtLeastOnce,
     Plain,
+    Bare,
+    RawLog,
 }
 
 /// One subject under one load.
@@ -63,9 +73,10 @@ struct Cost {
     broker: f64,
     own: f64,
     transactions: f64,
-    /// Of the 200.
+    /// Of the 200, in milliseconds.
     p50: f64,
     p99: f64,
+    p999: f64,
 }
 
 /// One per round.
@@ -105,6 +116,10 @@ pub(crate) fn run(bench: &Bench, options: &Options) -> Fallible<Outcome> {
                 if who == Who::ExactlyOnce {
                     let plain = plain(bench, &cluster, cost.rate)?;
                     costs.entry((load, Who::Plain)).or_insert_with(Vec::new).push(plain);
+                    for who in [Who::Bare, Who::RawLog] {
+                        let baseline = baseline(bench, &cluster, load, who, cost.rate)?;
+                        costs.entry((load, who)).or_insert_with(Vec::new).push(baseline);
+                    }
                 }
             }
         }
@@ -120,40 +135,50 @@ fn report(costs: &Costs, requests: &BTreeMap<Load, Requests>) -> Outcome {
     let head = [
         "load, sender",
         "events/s",
-        "broker CPU us",
-        "of plain",
-        "own CPU us",
-        "events/transaction",
+        "of bare",
         "p50 ms",
         "p99 ms",
+        "p99.9 ms",
+        "own CPU us",
+        "broker CPU us",
+        "of plain",
+        "events/transaction",
     ];
     let (mut table, mut outcome, mut rows) = (Table::new(head), Outcome::default(), Vec::new());
     for ((load, who), rounds) in costs {
         let of = |figure: fn(&Cost) -> f64| median(rounds.iter().map(figure));
-        let plain = costs.get(&(*load, Who::Plain)).into_iter().flatten();
-        let ratio =
-            median(rounds.iter().zip(plain).map(|(cost, plain)| cost.broker / plain.broker));
-        let per_transaction = of(|cost| 1.0 / cost.transactions);
+        // Of another subject in the same round.
+        let ratio = |figure: fn(&Cost) -> f64, other: Who| {
+            let others = costs.get(&(*load, other)).into_iter().flatten();
+            median(rounds.iter().zip(others).map(|(cost, other)| figure(cost) / figure(other)))
+        };
+        let (of_bare, of_plain) =
+            (ratio(|cost| cost.rate, Who::Bare), ratio(|cost| cost.broker, Who::Plain));
+        let shown = |figure: f64, digits: usize| {
+            if figure.is_finite() { format!("{figure:.digits$}") } else { "-".into() }
+        };
         table.row([
             format!("{}, {}", load.name(), who.name()),
-            format!("{:.0}", of(|cost| cost.rate)),
-            format!("{:.1}", of(|cost| cost.broker)),
-            format!("{ratio:.2}"),
-            format!("{:.1}", of(|cost| cost.own)),
-            if *who == Who::ExactlyOnce { format!("{per_transaction:.0}") } else { "-".into() },
-            format!("{:.2}", of(|cost| cost.p50)),
-            format!("{:.1}", of(|cost| cost.p99)),
+            shown(of(|cost| cost.rate), 0),
+            shown(of_bare, 2),
+            shown(of(|cost| cost.p50), 2),
+            shown(of(|cost| cost.p99), 1),
+            shown(of(|cost| cost.p999), 1),
+            shown(of(|cost| cost.own), 1),
+            shown(of(|cost| cost.broker), 1),
+            shown(of_plain, 2),
+            shown(of(|cost| 1.0 / cost.transactions), 0),
         ]);
         rows.push(json!({
             "load": load.name(),
             "sender": who.name(),
-            "broker_cpu_of_plain": ratio,
+            "rate_of_bare": of_bare,
+            "broker_cpu_of_plain": of_plain,
             "rounds": rounds.iter().map(Cost::json).collect::<Vec<_>>(),
         }));
         if *who == Who::ExactlyOnce {
-            let wanted = if matches!(load, Load::Closed(_)) { WANTED.0 } else { WANTED.1 };
-            let what = format!("broker, {}: CPU of a plain producer's", load.name());
-            outcome.targets.push(Target::at_most(what, wanted, ratio, ""));
+            let p99 = ratio(|cost| cost.p99, Who::RawLog);
+            outcome.targets.extend(targets(*load, of_plain, p99, of_bare));
         }
     }
     println!("\n{table}");
@@ -170,6 +195,24 @@ fn report(costs: &Costs, requests: &BTreeMap<Load, Requests>) -> Outcome {
     });
     outcome.figures = json!({ "table": rows, "requests": requests.collect::<Vec<_>>() });
     outcome
+}
+
+/// The targets of exactly-once delivery under one load.
+fn targets(load: Load, cpu: f64, p99: f64, rate: f64) -> Vec<Target> {
+    let is_closed = matches!(load, Load::Closed(_));
+    let wanted = |(closed, open): (f64, f64)| if is_closed { closed } else { open };
+    let at = format!("broker, {}", load.name());
+    let cpu_name = format!("{at}: CPU of a plain producer's");
+    let p99_name = format!("{at}: p99 of the raw log's");
+    let mut targets = vec![
+        Target::at_most(cpu_name, wanted(CPU_WANTED), cpu, ""),
+        Target::at_most(p99_name, wanted(P99_WANTED), p99, ""),
+    ];
+    if is_closed {
+        let name = format!("{at}: rate of bare hyper's");
+        targets.push(Target::at_least(name, RATE_WANTED, rate, ""));
+    }
+    targets
 }
 
 /// Kafka's names of requests; the numbers are those of its protocol.
@@ -190,6 +233,14 @@ fn api_name(api: i16) -> String {
 }
 
 impl Load {
+    /// Connections, and callbacks per second of an open loop.
+    fn parts(self) -> (u32, Option<u32>) {
+        match self {
+            Self::Closed(connections) => (connections.max(1), None),
+            Self::Open(rate) => (64, Some(rate)),
+        }
+    }
+
     fn name(self) -> String {
         match self {
             Self::Closed(connections) => format!("{connections} connections"),
@@ -204,11 +255,23 @@ impl Who {
             Self::ExactlyOnce => "exactly once",
             Self::AtLeastOnce => "at least once",
             Self::Plain => "plain producer",
+            Self::Bare => "bare hyper",
+            Self::RawLog => "hyper + raw log",
         }
     }
 }
 
 impl Cost {
+    const UNKNOWN: Self = Self {
+        rate: f64::NAN,
+        broker: f64::NAN,
+        own: f64::NAN,
+        transactions: f64::NAN,
+        p50: f64::NAN,
+        p99: f64::NAN,
+        p999: f64::NAN,
+    };
+
     fn json(&self) -> Value {
         json!({
             "events_per_second": self.rate,
@@ -217,6 +280,7 @@ impl Cost {
             "transactions_per_event": self.transactions,
             "p50_ms": self.p50,
             "p99_ms": self.p99,
+            "p999_ms": self.p999,
         })
     }
 }
@@ -237,18 +301,16 @@ fn livebridge(
     let prefix = unique("cost");
     let brokers = Brokers::Real { bootstrap: bootstrap.to_owned(), prefix: prefix.clone() };
     let delivery = if who == Who::AtLeastOnce { "at-least-once" } else { "exactly-once" };
-    let bridge = Bridge::start_with_delivery(bench, &directory, &brokers, delivery)?;
+    let launch = Launch { delivery, ..Launch::default() };
+    let bridge = Bridge::start_as(bench, &directory, &brokers, &launch)?;
     let warm_up = bridge.warm_up(bench)?;
     bridge.wait_until_published(warm_up, PUBLISH_MAX)?;
-    let (connections, rate) = match load {
-        Load::Closed(connections) => (connections, None),
-        Load::Open(rate) => (64, Some(rate)),
-    };
+    let (connections, rate) = load.parts();
     let plan = Plan {
         rate,
         threads: bench.load_threads(),
         duration,
-        ..Plan::closed(bridge.address()?, connections.max(1), bench.next_run())
+        ..Plan::closed(bridge.address()?, connections, bench.next_run())
     };
     let transactions = || bridge.metrics(["livebridge_transactions_total"]);
     let times = || -> Fallible<[Duration; 2]> {
@@ -274,42 +336,74 @@ fn livebridge(
         transactions: (transactions_after - transactions_before) / real(seen.accepted),
         p50: millis(seen.latency.quantile(500)),
         p99: millis(seen.latency.quantile(990)),
+        p999: millis(seen.latency.quantile(999)),
     })
 }
 
+/// A plain producer of `rate` records per second that waits for its start.
+struct PlainProducer {
+    server: Server,
+    /// Keeps the broker that has its records.
+    _pattern: Server,
+    topic: String,
+    bootstrap: String,
+    count: u64,
+}
+
+impl PlainProducer {
+    fn start(bench: &Bench, cluster: &Cluster, rate: f64) -> Fallible<Self> {
+        let (topic, bootstrap) = (unique("plain"), cluster.bootstrap());
+        create_topic(&bootstrap, &topic, PARTITIONS, 1);
+        let pattern = super::publishing::pattern(bench)?;
+        let duration = bench.time(5.0, 0.5);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small")]
+        let count = (rate * duration.as_secs_f64()) as u64;
+        let (count_text, rate_text) = (count.to_string(), rate.to_string());
+        let to = [&pattern.address, &bootstrap, &topic, &count_text].map(String::as_str);
+        let paced = ["--rate", &rate_text, "--linger", LINGER];
+        let server = Server::start(&[&["producer"][..], &to, &paced].concat())?;
+        Ok(Self { server, _pattern: pattern, topic, bootstrap, count })
+    }
+
+    /// Waits until everything is sent; returns how long it took.
+    fn finish(&mut self) -> Fallible<Duration> {
+        let took = Duration::from_micros(self.server.hear()?.parse()?);
+        delete_topic(&self.bootstrap, &self.topic);
+        Ok(took)
+    }
+}
+
 fn plain(bench: &Bench, cluster: &Cluster, rate: f64) -> Fallible<Cost> {
-    let topic = unique("plain");
-    create_topic(&cluster.bootstrap(), &topic, PARTITIONS, 1);
-    let pattern = super::publishing::pattern(bench)?;
-    let duration = bench.time(5.0, 0.5);
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small count")]
-    let count = (rate * duration.as_secs_f64()) as u64;
-    let (count_text, rate_text) = (count.to_string(), rate.to_string());
-    let bootstrap = cluster.bootstrap();
-    let mut producer = Server::start(&[
-        "producer",
-        &pattern.address,
-        &bootstrap,
-        &topic,
-        &count_text,
-        "--rate",
-        &rate_text,
-        "--linger",
-        LINGER,
-    ])?;
-    let before = [process::cpu_time(cluster.pid(1))?, process::cpu_time(producer.pid)?];
-    producer.tell("go")?;
-    let took = Duration::from_micros(producer.hear()?.parse()?);
-    let after = [process::cpu_time(cluster.pid(1))?, process::cpu_time(producer.pid)?];
-    delete_topic(&bootstrap, &topic);
-    let [broker, own] = [0, 1].map(|of| micros_each(after[of].saturating_sub(before[of]), count));
+    let mut producer = PlainProducer::start(bench, cluster, rate)?;
+    let pids = [cluster.pid(1), producer.server.pid];
+    let before = pids.map(process::cpu_time);
+    producer.server.tell("go")?;
+    let took = producer.finish()?;
+    let mut each = [0.0; 2];
+    for ((pid, before), each) in pids.into_iter().zip(before).zip(&mut each) {
+        *each = micros_each(process::cpu_time(pid)?.saturating_sub(before?), producer.count);
+    }
+    let [broker, own] = each;
+    Ok(Cost { rate: real(producer.count) / took.as_secs_f64(), broker, own, ..Cost::UNKNOWN })
+}
+
+/// A server without Kafka, while a plain producer sends `rate` records per second.
+fn baseline(bench: &Bench, cluster: &Cluster, load: Load, who: Who, rate: f64) -> Fallible<Cost> {
+    let system = if who == Who::Bare { System::Bare } else { System::RawLog };
+    let subject = Subject { system, shape: Some(Shape::PerCore) };
+    let mut producer = PlainProducer::start(bench, cluster, rate)?;
+    producer.server.tell("go")?;
+    let (connections, rate) = load.parts();
+    let load = cell::Load { duration: bench.time(5.0, 0.5), warm_up: Duration::ZERO, rate };
+    let measured = cell::measure(bench, subject, connections, &load, None)?;
+    producer.finish()?;
     Ok(Cost {
-        rate: real(count) / took.as_secs_f64(),
-        broker,
-        own,
-        transactions: 0.0,
-        p50: 0.0,
-        p99: 0.0,
+        rate: measured.rate,
+        own: measured.cpu.as_secs_f64() * 1e6,
+        p50: millis(measured.p50),
+        p99: millis(measured.p99),
+        p999: millis(measured.p999),
+        ..Cost::UNKNOWN
     })
 }
 

@@ -170,14 +170,11 @@ fn measure_in(
     let mock = mock.as_ref().map(|mock| mock.address.as_str());
     let server = start(directory, bench, subject, mock)?;
     let plan = Plan {
-        address: server.address.parse()?,
-        connections,
         threads: bench.load_threads(),
         warm_up: load.warm_up,
         duration: load.duration,
         rate: load.rate,
-        run: bench.next_run(),
-        trace: false,
+        ..Plan::closed(server.address.parse()?, connections, bench.next_run())
     };
     let primed = prime(bench, &plan, landed.as_ref())?;
     let cpu_before = process::cpu_time(server.pid)?;

@@ -30,7 +30,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// The number of callbacks whose records the plain producer sends.
 const PATTERN: Duration = Duration::from_millis(300);
 
-const SHARE_WANTED: f64 = 0.7;
+const SHARE_WANTED: f64 = 0.9;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kafka {
