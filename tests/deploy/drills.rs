@@ -39,6 +39,11 @@ fn an_instance_moves_to_another_host() {
 }
 
 #[test]
+fn what_was_lost_during_an_absence_is_recovered() {
+    drill("away", "events are recovered, and the gap is no longer reported");
+}
+
+#[test]
 fn an_upgrade_under_load_rejects_no_callback() {
     drill("upgrade", "through three upgrades, none rejected");
 }
