@@ -20,9 +20,9 @@ use crate::wal::Reader;
 
 pub mod audit;
 mod batch;
+mod batch_size;
 mod contention;
 mod fencing;
-mod limits;
 mod message;
 mod outage;
 mod pace;
@@ -36,9 +36,9 @@ mod topics;
 #[doc(hidden)]
 pub use batch::Batch;
 #[doc(hidden)]
-pub use contention::OpenCommits;
+pub use batch_size::BatchLimits;
 #[doc(hidden)]
-pub use limits::BatchLimits;
+pub use contention::OpenCommits;
 pub use replay::{Exported, id_of, is_command, occurred_at, subject};
 pub use topics::{Topics, TopicsError};
 
@@ -286,7 +286,7 @@ impl Publisher {
     }
 
     /// Waits until every transaction in the ledger topic is decided, and applies it.
-    fn settle_ledger(&mut self) -> Result<(), SetupError> {
+    fn await_ledger(&mut self) -> Result<(), SetupError> {
         let Some(reader) = &mut self.ledger_reader else { return Ok(()) };
         let given = self.given.as_ref();
         reader.read_to_end(&self.give_up, |bytes| apply(&mut self.ledger, given, bytes), || ())?;

@@ -48,11 +48,12 @@ pub(crate) struct Launch<'a> {
     pub(crate) listen: &'a str,
     pub(crate) instance: &'a str,
     pub(crate) delivery: &'a str,
+    pub(crate) replication: usize,
 }
 
 impl Default for Launch<'_> {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:0", instance: "bench", delivery: "exactly-once" }
+        Self { listen: "127.0.0.1:0", instance: "bench", delivery: "exactly-once", replication: 1 }
     }
 }
 
@@ -165,7 +166,7 @@ impl Bridge {
 }
 
 fn configuration(data: &Path, brokers: &Brokers, launch: &Launch<'_>) -> String {
-    let Launch { listen, instance, delivery } = launch;
+    let Launch { listen, instance, delivery, replication } = launch;
     let data = toml::Value::from(data.display().to_string());
     let (bootstrap, topics) = match brokers {
         Brokers::Mock(bootstrap) | Brokers::Away(bootstrap) => {
@@ -182,7 +183,7 @@ fn configuration(data: &Path, brokers: &Brokers, launch: &Launch<'_>) -> String 
          [callback]\nkeys = [\"{KEY}\"]\n\n\
          [wal]\ndir = {data}\nmax_bytes = \"100GiB\"\n\n\
          [kafka]\nbrokers = \"{bootstrap}\"\ninstance = \"{instance}\"\n\
-         delivery = \"{delivery}\"\npartitions = {}\n{topics}",
+         delivery = \"{delivery}\"\nreplication = {replication}\npartitions = {}\n{topics}",
         kafka::PARTITIONS
     )
 }

@@ -293,16 +293,16 @@ fn kafka(config: &Config, findings: &mut Findings) {
         );
     }
     // Under a name of its own: the instance's would fence a bridge that is running.
-    let mut rehearsal = config.kafka.clone();
-    rehearsal.instance.push_str(".check");
+    let mut test_producer = config.kafka.clone();
+    test_producer.instance.push_str(".check");
     let all = topics.iter().copied().chain([ledger]);
     let present: Vec<&str> =
         all.filter(|name| !state.missing.iter().any(|missing| missing == name)).collect();
-    let rehearsed = rehearsal
+    let tested = test_producer
         .producer_soon()
         .map_err(|error| error.to_string())
-        .and_then(|producer| producer.rehearse(&present));
-    match (rehearsed, present.len(), state.missing.len()) {
+        .and_then(|producer| producer.test_write(&present));
+    match (tested, present.len(), state.missing.len()) {
         (Ok(()), count, 0) => findings.ok(
             "transactions",
             format_args!("work; {count} topics may be written (tried and undone)"),

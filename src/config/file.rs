@@ -15,7 +15,7 @@ use super::{Config, ConfigError, Settings, values};
 use crate::callback::{Unsigned, Verifier};
 use crate::event::EventType;
 use crate::kafka::{self, Delivery};
-use crate::publisher::Topics;
+use crate::publisher::{self, Topics};
 use crate::record::BODY_MAX;
 use crate::{admin, intake, ledger, logging, wal};
 
@@ -414,6 +414,11 @@ impl RawKafka {
         });
         if instance.trim().is_empty() {
             return Err(bad("kafka.instance", "is empty; give every instance its own name".into()));
+        }
+        if publisher::is_command(instance.as_bytes()) {
+            let problem =
+                format!("{instance:?} is a name as commands have it; leave out \".replay-\"");
+            return Err(bad("kafka.instance", problem));
         }
         let config = kafka::Config {
             brokers: self.brokers,

@@ -43,16 +43,16 @@ impl Message<'_> {
 }
 
 /// How long one call of the transaction API blocks before it is resumed.
-const CALL: Duration = Duration::from_secs(2);
+const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long to leave librdkafka alone between two polls for delivery reports. `BaseProducer::poll`
 /// spins through what is left of its time-out below a millisecond, so its time-out is zero.
-const PAUSE: Duration = Duration::from_micros(200);
+const POLL_PAUSE: Duration = Duration::from_micros(200);
 /// How long the cause is waited for when librdkafka has dropped messages.
-const CAUSE: Duration = Duration::from_secs(1);
+const CAUSE_WAIT: Duration = Duration::from_secs(1);
 /// Without transactions: how long answers to requests under way are waited for after a failure.
-const ANSWERS: Duration = Duration::from_mins(2);
+const ANSWERS_WAIT: Duration = Duration::from_mins(2);
 /// How often a wait looks for a fatal error.
-const FATAL: Duration = Duration::from_millis(100);
+const FATAL_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// Messages between two polls while a batch is being sent.
 const POLL_EVERY: usize = 512;
 
@@ -93,7 +93,7 @@ impl Producer {
         let producer =
             Self { client: producer, transactional, request_bytes, transaction_timeout, give_up };
         if transactional {
-            producer.resume(|p| p.init_transactions(CALL)).map_err(|cause| {
+            producer.resume(|p| p.init_transactions(CALL_TIMEOUT)).map_err(|cause| {
                 SetupError::Transactions { instance: config.instance.clone(), cause }
             })?;
         }
@@ -174,9 +174,9 @@ impl Producer {
     ///
     /// # Errors
     /// Why not, topic by topic.
-    pub fn rehearse(&self, topics: &[&str]) -> Result<(), String> {
+    pub fn test_write(&self, topics: &[&str]) -> Result<(), String> {
         let failures: Vec<String> =
-            topics.iter().filter_map(|topic| self.rehearse_one(topic).err()).collect();
+            topics.iter().filter_map(|topic| self.test_write_to(topic).err()).collect();
         if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
     }
 
@@ -184,13 +184,13 @@ impl Producer {
     /// of a further transaction (docs/engine.md).
     pub fn end_forgotten_transaction(&self, topic: &str) {
         if self.transactional
-            && let Err(cause) = self.rehearse_one(topic)
+            && let Err(cause) = self.test_write_to(topic)
         {
             tracing::warn!(cause, "cannot end what this instance may have left open");
         }
     }
 
-    fn rehearse_one(&self, topic: &str) -> Result<(), String> {
+    fn test_write_to(&self, topic: &str) -> Result<(), String> {
         let failed = |failure: Failure| format!("{topic}: {failure}");
         let reports = self.client.context();
         reports.take_transaction_error();
@@ -268,7 +268,7 @@ impl Producer {
     ) -> Result<(), Failure> {
         let mut purged: Option<Instant> = None;
         let mut silence = Silence::new();
-        let mut fatal_at = Instant::now() + FATAL;
+        let mut fatal_check_at = Instant::now() + FATAL_CHECK_INTERVAL;
         let mut left = self.client.in_flight_count();
         while self.poll() {
             if self.give_up.is_cancelled() {
@@ -277,14 +277,16 @@ impl Producer {
             match self.client.context().failures() {
                 (_, true) => break,
                 // The reason is reported last, if it is another message's failure.
-                (true, false) if purged.get_or_insert_with(Instant::now).elapsed() > CAUSE => break,
+                (true, false) if purged.get_or_insert_with(Instant::now).elapsed() > CAUSE_WAIT => {
+                    break;
+                }
                 _ => {}
             }
-            if Instant::now() > fatal_at {
+            if Instant::now() > fatal_check_at {
                 if self.has_ended() {
                     break;
                 }
-                fatal_at = Instant::now() + FATAL;
+                fatal_check_at = Instant::now() + FATAL_CHECK_INTERVAL;
                 let before = std::mem::replace(&mut left, self.client.in_flight_count());
                 if left == before {
                     silence.lasts(&"no answer to what was sent");
@@ -305,34 +307,45 @@ impl Producer {
         if failed.is_empty() && fatal.is_none() {
             return Ok(());
         }
+        Err(self.classify(failed, fatal.map(|(code, _)| code), ledger, messages))
+    }
+
+    /// What it means that these deliveries failed, and that the producer may have ended.
+    fn classify<'m, M: Iterator<Item = Message<'m>>>(
+        &self,
+        failed: Vec<Failed>,
+        fatal: Option<Code>,
+        ledger: Option<&Message<'_>>,
+        messages: impl Fn() -> M,
+    ) -> Failure {
         if let Some(at) = failed.iter().position(|failed| {
             failed.is_rejected() && ledger.is_some_and(|l| l.index == failed.index)
         }) {
             let error = failed.into_iter().nth(at).map(|failed| failed.error);
-            return Err(Failure::LedgerRejected(error.unwrap_or(KafkaError::Canceled)));
+            return Failure::LedgerRejected(error.unwrap_or(KafkaError::Canceled));
         }
         let (rejected, passing) = failed.into_iter().partition::<Vec<_>, _>(Failed::is_rejected);
         if !rejected.is_empty() {
             let lengths = messages().map(|message| (message.index, message.len())).collect();
-            return Err(Failure::Rejected(self.rejected(rejected, &lengths)));
+            return Failure::Rejected(self.rejected(rejected, &lengths));
         }
         if let Some(failed) = passing.iter().find(|failed| failed.is_timestamp_rejected()) {
             let sent = messages().find(|message| message.index == failed.index);
             let topic = sent.as_ref().or(ledger).map_or("", |message| message.topic).to_owned();
-            return Err(Failure::TimestampRejected { topic, cause: failed.error.clone() });
+            return Failure::TimestampRejected { topic, cause: failed.error.clone() };
         }
         let cause = passing.into_iter().min_by_key(Failed::is_purged).map(|failed| failed.error);
-        Err(match (fatal, cause) {
-            (Some((Code::UnsupportedFeature, _)), _) => {
+        match (fatal, cause) {
+            (Some(Code::UnsupportedFeature), _) => {
                 Failure::NotIdempotent(KafkaError::Global(Code::UnsupportedFeature))
             }
-            (Some((code, _)), _) if is_fenced(code) => Failure::Fenced(KafkaError::Global(code)),
-            (Some((code, _)), cause) => Failure::Lost(cause.unwrap_or(KafkaError::Global(code))),
+            (Some(code), _) if is_fenced(code) => Failure::Fenced(KafkaError::Global(code)),
+            (Some(code), cause) => Failure::Lost(cause.unwrap_or(KafkaError::Global(code))),
             (None, Some(cause)) if cause.rdkafka_error_code() == Some(Code::MessageTimedOut) => {
                 Failure::TimedOut(cause)
             }
             (None, cause) => Failure::Retry(cause.unwrap_or(KafkaError::Canceled)),
-        })
+        }
     }
 
     /// Which of the messages in rejected requests are rejected themselves: those that did not leave
@@ -353,13 +366,13 @@ impl Producer {
     /// Without transactions, after a failure: drops what was not sent, and waits for the answers to
     /// what was. A message that is dropped unanswered may be in Kafka, and would be sent again.
     fn await_answers(&self) {
-        let until = Instant::now() + ANSWERS;
+        let until = Instant::now() + ANSWERS_WAIT;
         let mut purge_at = Instant::now();
         while self.poll() && Instant::now() < until && !self.give_up.is_cancelled() {
             // What is rejected while it was under way comes back into the queue, to be tried again.
             if Instant::now() >= purge_at {
                 self.client.purge(PurgeConfig::default().queue());
-                purge_at = Instant::now() + FATAL;
+                purge_at = Instant::now() + FATAL_CHECK_INTERVAL;
             }
         }
     }
@@ -372,7 +385,7 @@ impl Producer {
             self.client.poll(Duration::ZERO);
             let left = self.client.in_flight_count();
             if left == before {
-                std::thread::sleep(PAUSE);
+                std::thread::sleep(POLL_PAUSE);
                 return true;
             }
             before = left;
@@ -390,7 +403,7 @@ impl Producer {
         if !self.transactional {
             return Ok(());
         }
-        self.resume(|producer| producer.commit_transaction(CALL)).map_err(lost)
+        self.resume(|producer| producer.commit_transaction(CALL_TIMEOUT)).map_err(lost)
     }
 
     /// Aborts what was handed over, all of which is delivered or rejected.
@@ -401,7 +414,7 @@ impl Producer {
         if !self.transactional {
             return Ok(());
         }
-        self.resume(|producer| producer.abort_transaction(CALL)).map_err(lost)
+        self.resume(|producer| producer.abort_transaction(CALL_TIMEOUT)).map_err(lost)
     }
 
     /// Drops the messages that are not delivered.

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 
-use super::limits::BatchLimits;
+use super::batch_size::BatchLimits;
 use super::message::{DEAD_REASON, DEAD_TOPIC, kafka_timestamp, message};
 use super::quarantine::{Quarantine, QuarantineError};
 use super::replay::Event;
@@ -59,7 +59,7 @@ enum Disposition {
 
 /// Where a rejected record goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rejected {
+pub(super) enum Destination {
     /// To the dead-letter topic.
     DeadLetter,
     /// To the quarantine.
@@ -230,22 +230,22 @@ impl Batch {
         &mut self,
         index: usize,
         reason: &dyn std::fmt::Display,
-    ) -> Option<Rejected> {
+    ) -> Option<Destination> {
         let item = self.items.get_mut(index)?;
         let (lsn, reason) = (item.entry.lsn, reason.to_string());
         let (place, rejected) = match item.disposition {
-            Disposition::Publish { .. } => ("dead-letter", Rejected::DeadLetter),
-            Disposition::DeadLetter { .. } => ("quarantine", Rejected::Quarantine),
+            Disposition::Publish { .. } => ("dead-letter", Destination::DeadLetter),
+            Disposition::DeadLetter { .. } => ("quarantine", Destination::Quarantine),
             Disposition::Absorb | Disposition::Quarantine { .. } | Disposition::Report => {
                 return None;
             }
         };
         if item.given.is_some() {
             item.disposition = Disposition::Report;
-            return Some(Rejected::Report);
+            return Some(Destination::Report);
         }
         recent::undelivered(place, lsn.to_string(), &item.entry.record, &reason);
-        item.disposition = if rejected == Rejected::DeadLetter {
+        item.disposition = if rejected == Destination::DeadLetter {
             if let Some(suppressed) = DEAD_LETTERED.permit() {
                 tracing::error!(
                     %lsn, %reason, suppressed,

@@ -87,7 +87,7 @@ impl Quarantine {
 
     /// The records of `batch` and all before it are done with, for good. A pending record that the
     /// batch published is removed; every other one stays, because its transaction is committed.
-    pub(super) fn settle(&mut self, batch: &Batch) -> Result<(), QuarantineError> {
+    pub(super) fn finalize(&mut self, batch: &Batch) -> Result<(), QuarantineError> {
         let Some(last) = batch.entries().last().map(|entry| entry.lsn) else { return Ok(()) };
         self.decide(|key| match batch.is_quarantined(key) {
             _ if key.0 > last => Decision::Wait,
@@ -97,7 +97,7 @@ impl Quarantine {
     }
 
     /// Every record of the log is done with.
-    pub(super) fn settle_all(&mut self) -> Result<(), QuarantineError> {
+    pub(super) fn finalize_all(&mut self) -> Result<(), QuarantineError> {
         self.decide(|_| Decision::Keep)
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use super::batch::{Batch, Rejected};
+use super::batch::{Batch, Destination};
 use super::source::Input;
 use super::{BACKOFF, Publisher};
 use crate::event::Timestamp;
@@ -96,7 +96,7 @@ impl Publisher {
                 Attempt::Later => self.wait(&mut pause),
                 Attempt::Contended => {
                     self.back_off();
-                    if let Err(cause) = self.settle_ledger() {
+                    if let Err(cause) = self.await_ledger() {
                         return SessionEnd::Setup(cause);
                     }
                 }
@@ -120,7 +120,7 @@ impl Publisher {
                 Ok(Input::Batch(batch)) => batch,
                 Ok(idle_or_end) => {
                     self.log_outage.resolved();
-                    self.settle_quarantine(None);
+                    self.finalize_quarantine(None);
                     return if matches!(idle_or_end, Input::End) { Work::End } else { Work::Idle };
                 }
                 Err(cause) => {
@@ -215,28 +215,7 @@ impl Publisher {
         match failure {
             Failure::Contended => Attempt::Contended,
             Failure::Rejected(rejected) => self.rejected(batch, &rejected),
-            Failure::LedgerRejected(cause) => {
-                if self.limits.ledger_rejected(batch.len()) {
-                    let ids = self.limits.ids();
-                    let cause = kafka::text(&cause);
-                    tracing::warn!(
-                        cause,
-                        ids,
-                        "Kafka rejects a ledger record; smaller ones follow"
-                    );
-                    return Attempt::End(SessionEnd::Replace);
-                }
-                self.kafka_outage.report(&format_args!(
-                    "Kafka rejects the smallest ledger record: {}; raise max.message.bytes of topic {}",
-                    kafka::text(&cause),
-                    self.topics.ledger()
-                ));
-                if producer.has_ended() {
-                    let failure = Failure::Lost(cause);
-                    return Attempt::End(SessionEnd::Lost { failure, late: false });
-                }
-                self.try_again()
-            }
+            Failure::LedgerRejected(cause) => self.ledger_rejected(producer, batch, cause),
             Failure::TimedOut(cause) => {
                 self.kafka_outage.report(&kafka::text(&cause));
                 let needs_patience = self.limits.timed_out(batch.bytes(), batch.len());
@@ -276,6 +255,31 @@ impl Publisher {
         }
     }
 
+    /// Sends smaller ledger records, until the smallest one is rejected.
+    fn ledger_rejected(
+        &mut self,
+        producer: &Producer,
+        batch: &Batch,
+        cause: KafkaError,
+    ) -> Attempt {
+        if self.limits.ledger_rejected(batch.len()) {
+            let ids = self.limits.ids();
+            let cause = kafka::text(&cause);
+            tracing::warn!(cause, ids, "Kafka rejects a ledger record; smaller ones follow");
+            return Attempt::End(SessionEnd::Replace);
+        }
+        self.kafka_outage.report(&format_args!(
+            "Kafka rejects the smallest ledger record: {}; raise max.message.bytes of topic {}",
+            kafka::text(&cause),
+            self.topics.ledger()
+        ));
+        if producer.has_ended() {
+            let failure = Failure::Lost(cause);
+            return Attempt::End(SessionEnd::Lost { failure, late: false });
+        }
+        self.try_again()
+    }
+
     /// Tries again after a pause; with transactions through another producer ([`Producer::hand_over`]).
     fn try_again(&self) -> Attempt {
         if self.is_transactional() { Attempt::End(SessionEnd::Abandoned) } else { Attempt::Later }
@@ -303,9 +307,9 @@ impl Publisher {
         let (mut dead_lettered, mut quarantined, mut reported) = (0, 0, 0);
         for RejectedMessage { index, reason, .. } in alone {
             match batch.reject(*index, reason) {
-                Some(Rejected::DeadLetter) => dead_lettered += 1,
-                Some(Rejected::Quarantine) => quarantined += 1,
-                Some(Rejected::Report) => {
+                Some(Destination::DeadLetter) => dead_lettered += 1,
+                Some(Destination::Quarantine) => quarantined += 1,
+                Some(Destination::Report) => {
                     reported += 1;
                     if let (Some(given), Some(event)) = (&mut self.given, batch.event(*index)) {
                         given.refuse(event, kafka::text(reason));
@@ -324,9 +328,8 @@ impl Publisher {
         Attempt::End(SessionEnd::Replace)
     }
 
-    /// Aborts if another instance wrote to the ledger topic before `own_offset`, the offset of this
-    /// batch's record `own`, that it publishes one of the batch's events; whether or not that
-    /// transaction is committed.
+    /// Aborts if the ledger topic has, before this batch's own record at `own_offset`, a record of
+    /// another publisher with one of the same event ids, committed or not.
     ///
     /// Of two instances with the same event one finds the other's record, so at most one commits.
     fn ensure_first(
@@ -373,7 +376,7 @@ impl Publisher {
         if let Some(given) = &self.given {
             given.progressed();
         }
-        self.settle_quarantine(Some(batch));
+        self.finalize_quarantine(Some(batch));
         let outcomes = batch.count();
         if let Some(last) = batch.entries().last() {
             self.ledger.expire(last.record.received_at, Instant::now());
@@ -383,13 +386,13 @@ impl Publisher {
 
     /// Gives quarantined records of published batches their final names. What `give_up` leaves is
     /// done after the next start.
-    fn settle_quarantine(&mut self, batch: Option<&Batch>) {
+    fn finalize_quarantine(&mut self, batch: Option<&Batch>) {
         let mut pause = BACKOFF.0;
         loop {
             let Some(quarantine) = &mut self.quarantine else { return };
             let settled = match batch {
-                Some(batch) => quarantine.settle(batch),
-                None => quarantine.settle_all(),
+                Some(batch) => quarantine.finalize(batch),
+                None => quarantine.finalize_all(),
             };
             match settled {
                 Ok(()) => return self.quarantine_outage.resolved(),

@@ -421,6 +421,7 @@ mod a_bad_value {
             ("kafka.brokers", "[\"a:1\"]"),
             ("kafka.brokers", "\"\\\"a:1\\\"\""),
             ("kafka.instance", "\" \""),
+            ("kafka.instance", "\"a.replay-b\""),
             ("kafka.topic_prefix", "5"),
             ("kafka.delivery", "\"exactly_once\""),
             ("kafka.create_topics", "\"yes\""),

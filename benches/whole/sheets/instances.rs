@@ -216,7 +216,7 @@ fn start_all(
         let directory = directory.join(number.to_string());
         fs::create_dir_all(&directory)?;
         let instance = format!("bench-{number}");
-        let launch = Launch { instance: &instance, ..Launch::default() };
+        let launch = Launch { instance: &instance, replication: NODES, ..Launch::default() };
         Bridge::start_as(bench, &directory, brokers, &launch)
     };
     (0..instances).map(start).collect()

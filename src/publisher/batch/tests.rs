@@ -119,10 +119,10 @@ fn a_rejected_record_goes_to_the_dead_letters_and_then_to_the_quarantine() {
     let mut quarantine = Quarantine::new(dir.path().join("quarantine"));
     let mut batch = batch(&[1, 2]);
     batch.deduplicate(&empty_ledger());
-    assert_eq!(batch.reject(1, &"too large"), Some(Rejected::DeadLetter));
+    assert_eq!(batch.reject(1, &"too large"), Some(Destination::DeadLetter));
     batch.deduplicate(&empty_ledger());
     assert_eq!(sent(&batch), [push(0), (1, "t.dead-letter".into())]);
-    assert_eq!(batch.reject(1, &"too large"), Some(Rejected::Quarantine));
+    assert_eq!(batch.reject(1, &"too large"), Some(Destination::Quarantine));
     batch.store(&mut quarantine).unwrap();
     batch.deduplicate(&empty_ledger());
     assert_eq!(sent(&batch), [push(0)]);

@@ -64,7 +64,7 @@ fn a_record_is_in_quarantine_once_its_transaction_is_committed() {
     assert_eq!(held(&dir), [] as [u64; 0]);
     let stem = "1.2-00000000000000020000000000000001";
     assert_eq!(all_files(&dir), [format!("{stem}.pending"), format!("{stem}.reason")]);
-    quarantine.settle(&batch).unwrap();
+    quarantine.finalize(&batch).unwrap();
     assert_eq!(held(&dir), [2]);
     assert_eq!(list(&dir).unwrap()[0].reason, "too large there as well");
 }
@@ -85,7 +85,7 @@ fn a_crash_at_any_point_leaves_a_record_in_quarantine_or_published_and_never_bot
             } else {
                 batch(numbers)
             };
-            quarantine.settle(&next).unwrap();
+            quarantine.finalize(&next).unwrap();
             let published = crash == Crash::BeforeCommit && accepted_later;
             let expected: &[u64] = if published { &[] } else { &[2] };
             assert_eq!(held(&dir), expected, "{crash:?} {accepted_later}");
@@ -100,7 +100,7 @@ fn what_a_crash_left_is_in_quarantine_when_the_log_has_nothing_more() {
     let home = tempfile::tempdir().unwrap();
     let dir = dir_of(home.path());
     reject(&mut Quarantine::new(dir.clone()), &[1], 0);
-    Quarantine::new(dir.clone()).settle_all().unwrap();
+    Quarantine::new(dir.clone()).finalize_all().unwrap();
     assert_eq!(held(&dir), [1]);
 }
 
@@ -110,9 +110,9 @@ fn records_behind_the_batch_stay_pending() {
     let dir = dir_of(home.path());
     let mut quarantine = Quarantine::new(dir.clone());
     let later = reject(&mut quarantine, &[7], 0);
-    quarantine.settle(&batch(&[1, 2])).unwrap();
+    quarantine.finalize(&batch(&[1, 2])).unwrap();
     assert_eq!(held(&dir), [] as [u64; 0]);
-    quarantine.settle(&later).unwrap();
+    quarantine.finalize(&later).unwrap();
     assert_eq!(held(&dir), [7]);
 }
 
@@ -129,7 +129,7 @@ fn a_quarantine_that_cannot_be_written_is_an_error_until_it_can() {
     assert!(blocked.store(&mut quarantine).is_err(), "it is not taken for stored");
     fs::remove_file(&dir).unwrap();
     blocked.store(&mut quarantine).unwrap();
-    quarantine.settle(&blocked).unwrap();
+    quarantine.finalize(&blocked).unwrap();
     assert_eq!(held(&dir), [1]);
 }
 
@@ -139,7 +139,7 @@ fn a_removed_record_leaves_nothing() {
     let dir = dir_of(home.path());
     let mut quarantine = Quarantine::new(dir.clone());
     let batch = reject(&mut quarantine, &[1], 0);
-    quarantine.settle(&batch).unwrap();
+    quarantine.finalize(&batch).unwrap();
     remove(&list(&dir).unwrap()[0]).unwrap();
     assert_eq!(all_files(&dir), [] as [&str; 0]);
 }
@@ -151,7 +151,7 @@ fn a_record_with_the_lsn_of_another_replaces_nothing() {
     let dir = dir_of(home.path());
     let mut quarantine = Quarantine::new(dir.clone());
     let first = reject(&mut quarantine, &[1], 0);
-    quarantine.settle(&first).unwrap();
+    quarantine.finalize(&first).unwrap();
     // One more is left pending by a crash; then numbers restart, with other records.
     reject(&mut quarantine, &[2], 0);
     let mut quarantine = Quarantine::new(dir.clone());
@@ -166,6 +166,6 @@ fn a_record_with_the_lsn_of_another_replaces_nothing() {
     restarted.reject(0, &"too large");
     restarted.reject(0, &"too large");
     restarted.store(&mut quarantine).unwrap();
-    quarantine.settle(&restarted).unwrap();
+    quarantine.finalize(&restarted).unwrap();
     assert_eq!(held(&dir), [1, 2, 8], "9 was published, and nothing else is gone");
 }
