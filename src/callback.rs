@@ -271,8 +271,21 @@ fn check_signature(
 
 /// 32 hex digits of either case as the digest they spell.
 fn hex_digest(text: &str) -> Option<[u8; 16]> {
-    let hex = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
-    hex.then(|| u128::from_str_radix(text, 16).ok().map(u128::to_be_bytes)).flatten()
+    let digits: &[u8; 32] = text.as_bytes().try_into().ok()?;
+    let mut digest = [0; 16];
+    for (byte, pair) in digest.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = hex_digit(pair[0])? << 4 | hex_digit(pair[1])?;
+    }
+    Some(digest)
+}
+
+fn hex_digit(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        b'A'..=b'F' => Some(digit - b'A' + 10),
+        _ => None,
+    }
 }
 
 /// A callback whose sender proved to hold a key, or whose type may be unsigned.

@@ -4,12 +4,13 @@
 //! delivery is not part of the content, except `t` of an event without a time or number of its own.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 
 use super::CallbackError;
-use super::json::{Members, Value};
+use super::json::{Discard, Members, Sink, Value};
 use crate::event::{EventId, EventType, Timestamp};
 
 /// Goes into every digest; a change of the rules below would change it, and with it every id.
@@ -49,7 +50,7 @@ use Unit::{Expiry, Millis, Seconds, SecondsAnd};
 /// `t` is the time of signing and so much (protocol.md section 2).
 const SIGNED_AHEAD: Duration = Duration::from_mins(10);
 
-/// What livebridge knows of an event type.
+/// What livebridge knows of an event type, as it is written down.
 struct Shape {
     /// Fields of the natural key. One name of several joined by `|` is enough; a name that ends in
     /// `?` may be missing. If another is missing, the content alone is the identity.
@@ -127,8 +128,47 @@ const SHAPES: [(&[i64], Shape); 15] = [
     }),
 ];
 
-fn shape(event_type: EventType) -> Option<&'static Shape> {
-    SHAPES.iter().find(|(types, _)| types.contains(&event_type.0)).map(|(_, shape)| shape)
+/// A [`Shape`] whose names are split.
+struct Fields {
+    natural: Vec<Natural>,
+    time: Vec<(&'static str, Place, Unit)>,
+}
+
+/// One field of the natural key: the first of these places that has a value.
+struct Natural {
+    places: Vec<Vec<&'static str>>,
+    is_optional: bool,
+}
+
+/// A path in the callback, and a member of the object whose text is there.
+struct Place {
+    path: Vec<&'static str>,
+    inner: Option<&'static str>,
+}
+
+impl Shape {
+    fn split(&self) -> Fields {
+        let path = |name: &'static str| name.split('.').collect::<Vec<_>>();
+        let natural = |field: &&'static str| Natural {
+            places: field.trim_end_matches('?').split('|').map(path).collect(),
+            is_optional: field.ends_with('?'),
+        };
+        let place = |name: &'static str| match name.split_once('>') {
+            Some((outer, inner)) => Place { path: path(outer), inner: Some(inner) },
+            None => Place { path: path(name), inner: None },
+        };
+        Fields {
+            natural: self.natural.iter().map(natural).collect(),
+            time: self.time.iter().map(|&(name, unit)| (name, place(name), unit)).collect(),
+        }
+    }
+}
+
+fn fields(event_type: EventType) -> Option<&'static Fields> {
+    static FIELDS: LazyLock<Vec<Fields>> =
+        LazyLock::new(|| SHAPES.iter().map(|(_, shape)| shape.split()).collect());
+    let at = SHAPES.iter().position(|(types, _)| types.contains(&event_type.0))?;
+    FIELDS.get(at)
 }
 
 /// What a record needs to know of a callback.
@@ -144,24 +184,20 @@ impl<'a> Facts<'a> {
         members: &Members<'a>,
         event_type: Option<EventType>,
     ) -> Result<Self, CallbackError> {
-        /// Room for the canonical form of most callbacks, in bytes.
-        const USUAL: usize = 2048;
-        let shape = event_type.and_then(shape);
+        let fields = event_type.and_then(fields);
         let delivery = if event_type == Some(EventType(317)) { DELIVERY_317 } else { DELIVERY };
-        let mut canonical = Vec::with_capacity(USUAL);
         // Not part of the identity, but no object may have a key twice.
         for value in delivery.iter().filter_map(|name| members.get(name)) {
-            value.canonical(1, &mut canonical)?;
+            value.canonical(1, &mut Discard)?;
         }
         let (mut natural, mut time) = (None, None);
-        if let Some(shape) = shape {
-            let key = natural_key(members, shape, &mut canonical)?;
-            natural = key.map(|key| digest(event_type, key).0);
-            time = occurred_at(members, shape)?;
+        if let Some(fields) = fields {
+            natural = natural_key(members, fields, Digest::new(event_type))?;
+            time = occurred_at(members, fields)?;
         }
         let is_dated = match time {
             Some((name, _)) => !delivery.contains(&name),
-            None if shape.is_some() => false,
+            None if fields.is_some() => false,
             None => DATES.iter().any(|name| {
                 members.get(name).and_then(Value::integer).is_some_and(|number| number > 0)
             }),
@@ -171,9 +207,9 @@ impl<'a> Facts<'a> {
         // Without a time or number of its own, only `t` may tell an event from the next one. Then a
         // retry that is signed anew is published again: a repeat is cheaper than a loss.
         let excluded = if is_dated || is_numbered { delivery } else { SIGNATURE };
-        canonical.clear();
-        members.canonical(excluded, 0, &mut canonical)?;
-        let (content, spare) = digest(event_type, &canonical);
+        let mut digest = Digest::new(event_type);
+        members.canonical(excluded, 0, &mut digest)?;
+        let (content, spare) = digest.finish();
         // Without a natural key its half of the id is more of the content's digest.
         let natural = natural.unwrap_or(spare);
         let text =
@@ -187,85 +223,117 @@ impl<'a> Facts<'a> {
     }
 }
 
-/// The canonical form of the natural key's fields, in `scratch`; `None` when one is missing.
-fn natural_key<'s>(
+/// The digest of the natural key's fields; `None` when one is missing.
+fn natural_key(
     members: &Members<'_>,
-    shape: &Shape,
-    scratch: &'s mut Vec<u8>,
-) -> Result<Option<&'s [u8]>, CallbackError> {
-    scratch.clear();
-    for field in shape.natural {
-        let optional = field.strip_suffix('?');
+    fields: &Fields,
+    mut digest: Digest,
+) -> Result<Option<u64>, CallbackError> {
+    for Natural { places, is_optional } in &fields.natural {
         let mut value = None;
-        for name in optional.unwrap_or(field).split('|') {
-            value = members.at(name)?;
+        for place in places {
+            value = members.at(place)?;
             if value.is_some() {
                 break;
             }
         }
         match value {
-            Some(value) => value.canonical(0, scratch)?,
-            None if optional.is_some() => scratch.push(b'-'),
+            Some(value) => value.canonical(0, &mut digest)?,
+            None if *is_optional => digest.write(b"-", b""),
             None => return Ok(None),
         }
     }
-    Ok(Some(scratch))
+    Ok(Some(digest.finish().0))
 }
 
 /// The event's time, and the field that it was read from.
 fn occurred_at(
     members: &Members<'_>,
-    shape: &Shape,
+    fields: &Fields,
 ) -> Result<Option<(&'static str, Timestamp)>, CallbackError> {
-    for &(name, unit) in shape.time {
-        let Some(number) = number(members, name)?.filter(|&number| number > 0) else { continue };
-        let time = match unit {
+    for (name, place, unit) in &fields.time {
+        let Some(number) = number(members, place)?.filter(|&number| number > 0) else { continue };
+        let time = match *unit {
             Seconds => Timestamp::from_secs(number),
-            SecondsAnd(part) => match Timestamp::from_secs(number) {
-                Some(time) => Some(time.after(micros(members, part)?)),
-                None => None,
-            },
+            SecondsAnd(part) => {
+                Timestamp::from_secs(number).map(|time| time.after(micros(members, part)))
+            }
             Millis => Some(Timestamp::from_millis(number)),
             Expiry => Timestamp::from_secs(number).map(|expiry| expiry.before(SIGNED_AHEAD)),
         };
         let time = time.filter(|&time| (EPOCH..=LATEST).contains(&time));
         if let Some(time) = time {
-            return Ok(Some((name, time)));
+            return Ok(Some((*name, time)));
         }
     }
     Ok(None)
 }
 
-/// The integer at `path`, which may lead into JSON text within a string. That text may be anything:
-/// what is no object in it holds no integer.
-fn number(members: &Members<'_>, path: &str) -> Result<Option<i64>, CallbackError> {
-    let Some((outer, name)) = path.split_once('>') else {
-        return Ok(members.at(path)?.and_then(Value::integer));
-    };
-    let text = members.at(outer)?.and_then(Value::text);
+/// The integer at `place`. A text that is to be an object may be anything: what is none holds no
+/// integer.
+fn number(members: &Members<'_>, place: &Place) -> Result<Option<i64>, CallbackError> {
+    let value = members.at(&place.path)?;
+    let Some(name) = place.inner else { return Ok(value.and_then(Value::integer)) };
+    let text = value.and_then(Value::text);
     let inner = text.as_deref().and_then(|text| Members::parse(text.as_bytes()).ok());
     Ok(inner.and_then(|inner| inner.get(name)?.integer()))
 }
 
 /// What is below the second, in the field `name`; none where it is no part of a second.
-fn micros(members: &Members<'_>, name: &str) -> Result<Duration, CallbackError> {
-    let micros = members.at(name)?.and_then(Value::integer);
+fn micros(members: &Members<'_>, name: &str) -> Duration {
+    let micros = members.get(name).and_then(Value::integer);
     let micros = micros.and_then(|micros| u64::try_from(micros).ok());
-    Ok(Duration::from_micros(micros.filter(|&micros| micros < 1_000_000).unwrap_or(0)))
+    Duration::from_micros(micros.filter(|&micros| micros < 1_000_000).unwrap_or(0))
 }
 
-/// Two halves of SHA-256 over the version, the type and `bytes`.
-fn digest(event_type: Option<EventType>, bytes: &[u8]) -> (u64, u64) {
-    let mut hasher = Sha256::new_with_prefix(VERSION);
-    match event_type {
-        Some(EventType(code)) => hasher.update(code.to_be_bytes()),
-        None => hasher.update(b"none"),
+/// SHA-256 over the version, the type and what is written to it.
+struct Digest {
+    hasher: Sha256,
+    /// What is not hashed yet: many blocks at once take less time than one after the other, and a
+    /// callback has up to a hundred small parts.
+    gathered: [u8; Self::GATHERED_MAX],
+    len: usize,
+}
+
+impl Digest {
+    const GATHERED_MAX: usize = 1024;
+
+    fn new(event_type: Option<EventType>) -> Self {
+        let mut digest = Self { hasher: Sha256::new(), gathered: [0; Self::GATHERED_MAX], len: 0 };
+        match event_type {
+            Some(EventType(code)) => digest.write(VERSION, &code.to_be_bytes()),
+            None => digest.write(VERSION, b"none"),
+        }
+        digest
     }
-    let hash: [u8; 32] = hasher.chain_update(bytes).finalize().into();
-    let half = |at: usize| {
-        let mut bytes = [0; 8];
-        bytes.copy_from_slice(&hash[at..at + 8]);
-        u64::from_be_bytes(bytes)
-    };
-    (half(0), half(8))
+
+    /// Two halves of the hash.
+    fn finish(mut self) -> (u64, u64) {
+        self.hasher.update(&self.gathered[..self.len]);
+        let hash: [u8; 32] = self.hasher.finalize().into();
+        let half = |at: usize| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(&hash[at..at + 8]);
+            u64::from_be_bytes(bytes)
+        };
+        (half(0), half(8))
+    }
+}
+
+impl Sink for Digest {
+    #[inline]
+    fn write(&mut self, head: &[u8], text: &[u8]) {
+        let end = self.len + head.len() + text.len();
+        if let Some(room) = self.gathered.get_mut(self.len..end) {
+            let (for_head, for_text) = room.split_at_mut(head.len());
+            for_head.copy_from_slice(head);
+            for_text.copy_from_slice(text);
+            self.len = end;
+        } else {
+            self.hasher.update(&self.gathered[..self.len]);
+            self.len = 0;
+            self.hasher.update(head);
+            self.hasher.update(text);
+        }
+    }
 }

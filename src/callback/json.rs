@@ -50,12 +50,9 @@ impl<'a> Value<'a> {
         self.text()?.parse().ok()
     }
 
-    /// The value at `path`: member names and array indexes joined by dots.
-    pub(super) fn at(self, path: &str) -> Result<Option<Self>, CallbackError> {
-        let (step, rest) = match path.split_once('.') {
-            Some((step, rest)) => (step, Some(rest)),
-            None => (path, None),
-        };
+    /// The value that these member names and array indexes lead to.
+    fn at(self, path: &[&str]) -> Result<Option<Self>, CallbackError> {
+        let Some((step, rest)) = path.split_first() else { return Ok(Some(self)) };
         let found = match self.kind() {
             Kind::Object => Members::of(self.0)?.get(step),
             Kind::Array => match step.parse::<usize>() {
@@ -64,15 +61,12 @@ impl<'a> Value<'a> {
             },
             Kind::String | Kind::Scalar => None,
         };
-        match (found, rest) {
-            (Some(value), Some(rest)) => value.at(rest),
-            (found, _) => Ok(found),
-        }
+        found.map_or(Ok(None), |value| value.at(rest))
     }
 
-    /// Appends a form that is equal for equal values: keys sorted, escapes and white space
+    /// Writes a form that is equal for equal values: keys sorted, escapes and white space
     /// resolved, every part preceded by its kind and length so that no two values share one.
-    pub(super) fn canonical(self, depth: usize, out: &mut Vec<u8>) -> Result<(), CallbackError> {
+    pub(super) fn canonical(self, depth: usize, out: &mut impl Sink) -> Result<(), CallbackError> {
         if depth >= DEPTH_MAX {
             return Err(CallbackError::TooDeep);
         }
@@ -80,39 +74,52 @@ impl<'a> Value<'a> {
             Kind::Object => Members::of(self.0)?.canonical(&[], depth, out),
             Kind::Array => {
                 let items = items(self.0)?;
-                head(b'[', items.len(), out);
+                part(b'[', items.len(), "", out);
                 items.into_iter().try_for_each(|item| item.canonical(depth + 1, out))
             }
             Kind::String => {
                 match string(self.0) {
-                    Ok(content) => part(b'"', &content, out),
+                    Ok(content) => text_part(b'"', &content, out),
                     // Half a surrogate pair, as cutting text leaves it: valid JSON, though no text.
-                    Err(_) => part(b'\\', self.0, out),
+                    Err(_) => text_part(b'\\', self.0, out),
                 }
                 Ok(())
             }
             Kind::Scalar => {
-                part(b'#', self.0, out);
+                text_part(b'#', self.0, out);
                 Ok(())
             }
         }
     }
 }
 
-fn head(kind: u8, len: usize, out: &mut Vec<u8>) {
-    out.push(kind);
-    out.extend_from_slice(&(len as u64).to_be_bytes());
+/// Takes the canonical form part by part.
+pub(super) trait Sink {
+    fn write(&mut self, head: &[u8], text: &[u8]);
 }
 
-fn part(kind: u8, text: &str, out: &mut Vec<u8>) {
-    head(kind, text.len(), out);
-    out.extend_from_slice(text.as_bytes());
+/// Only checks that there is a canonical form.
+pub(super) struct Discard;
+
+impl Sink for Discard {
+    fn write(&mut self, _: &[u8], _: &[u8]) {}
+}
+
+/// A part whose length is that of `text`, or for arrays and objects how many items follow.
+fn part(kind: u8, len: usize, text: &str, out: &mut impl Sink) {
+    let mut head = [kind; 9];
+    head[1..].copy_from_slice(&(len as u64).to_be_bytes());
+    out.write(&head, text.as_bytes());
+}
+
+fn text_part(kind: u8, text: &str, out: &mut impl Sink) {
+    part(kind, text.len(), text, out);
 }
 
 /// The content of a string literal.
 fn string(literal: &str) -> Result<Cow<'_, str>, CallbackError> {
     let inner = literal.get(1..literal.len().saturating_sub(1)).unwrap_or_default();
-    if inner.contains('\\') {
+    if memchr::memchr(b'\\', inner.as_bytes()).is_some() {
         serde_json::from_str(literal).map(Cow::Owned).map_err(CallbackError::Malformed)
     } else {
         Ok(Cow::Borrowed(inner))
@@ -155,21 +162,24 @@ impl<'a> Members<'a> {
 
     /// The value of `key`, if it is there and not null.
     pub(super) fn get(&self, key: &str) -> Option<Value<'a>> {
-        let at = self.0.binary_search_by(|(name, _)| name.as_ref().cmp(key)).ok()?;
-        Some(self.0[at].1).filter(|value| value.0 != "null")
+        // Of some twenty keys few have the same length, so that this compares less text than a
+        // binary search does.
+        let (_, value) = self.0.iter().find(|(name, _)| name.as_ref() == key)?;
+        Some(*value).filter(|value| value.0 != "null")
     }
 
     /// The value at `path`, whose first step is a member.
-    pub(super) fn at(&self, path: &str) -> Result<Option<Value<'a>>, CallbackError> {
-        match path.split_once('.') {
-            None => Ok(self.get(path)),
-            Some((step, rest)) => self.get(step).map_or(Ok(None), |value| value.at(rest)),
-        }
+    pub(super) fn at(&self, path: &[&str]) -> Result<Option<Value<'a>>, CallbackError> {
+        let Some((step, rest)) = path.split_first() else { return Ok(None) };
+        self.get(step).map_or(Ok(None), |value| value.at(rest))
     }
 
     /// `body`, which these members were read from, without those named in `except` and otherwise
     /// byte for byte; `None` when it has none of them.
     pub(super) fn without(&self, body: &[u8], except: &[String]) -> Option<Vec<u8>> {
+        if except.is_empty() {
+            return None;
+        }
         let start = body.as_ptr().addr();
         let is_out = |key: &str| except.iter().any(|name| name == key);
         let mut ends: Vec<(usize, bool)> = self
@@ -206,12 +216,12 @@ impl<'a> Members<'a> {
         &self,
         except: &[&str],
         depth: usize,
-        out: &mut Vec<u8>,
+        out: &mut impl Sink,
     ) -> Result<(), CallbackError> {
         let kept = || self.0.iter().filter(|(key, _)| !except.contains(&key.as_ref()));
-        head(b'{', kept().count(), out);
+        part(b'{', kept().count(), "", out);
         kept().try_for_each(|(key, value)| {
-            part(b'"', key, out);
+            text_part(b'"', key, out);
             value.canonical(depth + 1, out)
         })
     }
