@@ -33,7 +33,7 @@ mod tls;
 mod worker;
 
 pub use access::{Access, Networks};
-use admission::ConnectionLimiter;
+use admission::{ConnectionLimiter, Timeouts};
 pub use listener::Listener;
 pub use policy::IntakePolicy;
 use rejection_log::RejectionLog;
@@ -99,7 +99,7 @@ impl Intake {
         let limiter = ConnectionLimiter::new(
             config.max_connections,
             config.max_connections_per_address,
-            config.keep_alive,
+            Timeouts { keep_alive: config.keep_alive, append: config.deadline },
         );
         let body_bytes = Arc::new(AtomicUsize::new(0));
         let leaving = Arc::new(AtomicBool::new(false));

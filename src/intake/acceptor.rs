@@ -126,6 +126,7 @@ fn place(workers: &[WorkerHandle], stream: std::net::TcpStream, from: SocketAddr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::intake::admission::Timeouts;
 
     #[tokio::test]
     async fn a_connection_goes_to_the_worker_with_the_fewest() {
@@ -134,7 +135,9 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (workers, mut inboxes): (Vec<_>, Vec<_>) = (0..2).map(|_| worker_channel()).unzip();
         let stop = CancellationToken::new();
-        let limiter = ConnectionLimiter::new(64, 64, Duration::from_secs(75));
+        let timeouts =
+            Timeouts { keep_alive: Duration::from_secs(75), append: Duration::from_secs(5) };
+        let limiter = ConnectionLimiter::new(64, 64, timeouts);
         let acceptor = tokio::spawn(accept(listener, limiter, workers, stop.clone()));
         let connect = || std::net::TcpStream::connect(address).unwrap();
 

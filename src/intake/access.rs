@@ -64,6 +64,9 @@ impl Access {
     /// `X-Forwarded-For` that a trusted proxy has written and that is not a trusted proxy itself.
     /// Any client can send the header, so others are not believed.
     pub(super) fn caller(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        if !self.is_trusted(peer) {
+            return peer;
+        }
         let mut caller = peer;
         let lines = headers.get_all(FORWARDED).iter().rev();
         let mut hops = lines.flat_map(|line| line.to_str().unwrap_or("?").rsplit(','));

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::future::poll_fn;
+use std::mem;
 use std::net::{IpAddr, Ipv6Addr};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -24,6 +25,10 @@ const REQUESTS_MAX: u32 = 100_000;
 const REJECTIONS_MAX: u32 = 16;
 /// From a connection's opening, or the first byte of a later request, to the end of the request's header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+/// From the header to the end of the body. Tencent gives up a call after 20 s.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval at which the handler is polled again if it has not ended a request that is overdue.
+const OVERDUE_INTERVAL: Duration = Duration::from_millis(100);
 /// The longest that a connection is kept whose requests were only rejected since the last accepted
 /// one, or that does not read its responses.
 const UNPRODUCTIVE_MAX: Duration = Duration::from_secs(30);
@@ -40,9 +45,18 @@ pub(super) struct ConnectionLimiter {
     slots: Mutex<Slots>,
     slots_max: usize,
     per_address_max: usize,
-    keep_alive: Duration,
+    timeouts: Timeouts,
     released: Notify,
     created: Instant,
+}
+
+/// The time-outs that are configured.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timeouts {
+    /// How long a connection without a request is kept after an accepted one.
+    pub(super) keep_alive: Duration,
+    /// The longest that a whole callback waits for the log.
+    pub(super) append: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -67,7 +81,7 @@ pub(super) struct Permit {
 #[derive(Debug)]
 pub(super) struct Activity {
     created: Instant,
-    keep_alive: Duration,
+    timeouts: Timeouts,
     /// When it was opened, or had its last callback accepted.
     productive_at: AtomicU64,
     phase: AtomicU8,
@@ -113,12 +127,12 @@ pub(super) enum Linger {
 }
 
 impl ConnectionLimiter {
-    pub(super) fn new(slots_max: usize, per_address_max: usize, keep_alive: Duration) -> Arc<Self> {
+    pub(super) fn new(slots_max: usize, per_address_max: usize, timeouts: Timeouts) -> Arc<Self> {
         Arc::new(Self {
             slots: Mutex::default(),
             slots_max,
             per_address_max,
-            keep_alive,
+            timeouts,
             released: Notify::new(),
             created: Instant::now(),
         })
@@ -146,7 +160,7 @@ impl ConnectionLimiter {
             }
             None => return None,
         };
-        let activity = Arc::new(Activity::new(self.created, self.keep_alive));
+        let activity = Arc::new(Activity::new(self.created, self.timeouts));
         slots.entries[slot] = Some(Arc::clone(&activity));
         Some(Permit { limiter: Arc::clone(self), slot, charged_to: None, activity })
     }
@@ -206,10 +220,10 @@ impl Drop for Permit {
 }
 
 impl Activity {
-    fn new(created: Instant, keep_alive: Duration) -> Self {
+    fn new(created: Instant, timeouts: Timeouts) -> Self {
         let activity = Self {
             created,
-            keep_alive,
+            timeouts,
             productive_at: AtomicU64::default(),
             phase: AtomicU8::new(OPENED),
             phase_since: AtomicU64::default(),
@@ -219,8 +233,9 @@ impl Activity {
             linger: AtomicU8::new(Linger::No as u8),
             evict: Notify::new(),
         };
-        activity.productive_at.store(activity.now(), Ordering::Relaxed);
-        activity.enter(OPENED);
+        let now = activity.now();
+        activity.productive_at.store(now, Ordering::Relaxed);
+        activity.enter(OPENED, now);
         activity
     }
 
@@ -228,9 +243,9 @@ impl Activity {
         millis(self.created.elapsed())
     }
 
-    fn enter(&self, phase: u8) {
+    fn enter(&self, phase: u8, since: u64) {
         self.phase.store(phase, Ordering::Relaxed);
-        self.phase_since.store(self.now(), Ordering::Relaxed);
+        self.phase_since.store(since, Ordering::Relaxed);
     }
 
     fn is_in(&self, phase: u8) -> bool {
@@ -239,7 +254,7 @@ impl Activity {
 
     /// The handshake is done; a request may begin.
     pub(super) fn handshake_completed(&self) {
-        self.enter(OPENED);
+        self.enter(OPENED, self.now());
     }
 
     /// Bytes of a request came.
@@ -248,28 +263,49 @@ impl Activity {
             // The first request's time counts from the opening.
             self.phase.store(HEADER, Ordering::Relaxed);
         } else if self.is_in(IDLE) {
-            self.enter(HEADER);
+            self.enter(HEADER, self.now());
         }
     }
 
-    /// The header is complete.
-    pub(super) fn begin_request(&self) {
-        self.enter(BODY);
+    /// The header is complete; returns the time of now.
+    pub(super) fn begin_request(&self) -> Instant {
+        let now = Instant::now();
+        self.enter(BODY, millis(now.saturating_duration_since(self.created)));
+        now
     }
 
     /// The body is complete.
     pub(super) fn begin_append(&self) {
-        self.enter(APPEND);
+        self.enter(APPEND, self.now());
+    }
+
+    /// The output of `future`, or `None` when the time of the present phase is over. The timer is
+    /// that of [`Activity::closed`], which the same task polls: one of its own for every request
+    /// would cost more than all else that is done here.
+    pub(super) async fn in_time<F: Future>(&self, future: F) -> Option<F::Output> {
+        let mut future = pin!(future);
+        let mut is_first = true;
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if !mem::take(&mut is_first) && self.is_overdue() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        })
+        .await
+    }
+
+    fn is_overdue(&self) -> bool {
+        self.phase_deadline().is_some_and(|(deadline, _)| self.now() >= deadline)
     }
 
     /// Records how a request ended. Returns why the connection must end with its response, if it
     /// must.
     pub(super) fn record_response(&self, outcome: RequestOutcome) -> Option<CloseReason> {
-        self.enter(RESPONSE);
+        let now = self.now();
+        self.enter(RESPONSE, now);
         let requests = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
         let rejections = match outcome {
             RequestOutcome::Accepted => {
-                self.productive_at.store(self.now(), Ordering::Relaxed);
+                self.productive_at.store(now, Ordering::Relaxed);
                 self.rejections.store(0, Ordering::Relaxed);
                 0
             }
@@ -314,11 +350,14 @@ impl Activity {
 
     /// Everything is written.
     pub(super) fn response_flushed(&self) {
-        if self.blocked_since.load(Ordering::Relaxed) != NEVER {
+        let was_blocked = self.blocked_since.load(Ordering::Relaxed) != NEVER;
+        if was_blocked {
             self.blocked_since.store(NEVER, Ordering::Relaxed);
         }
         if self.is_in(RESPONSE) {
-            self.enter(IDLE);
+            // Otherwise the response was made just now.
+            let since = if was_blocked { self.now() } else { self.phase_since() };
+            self.enter(IDLE, since);
         }
     }
 
@@ -348,33 +387,46 @@ impl Activity {
                 if timer.as_mut().poll(cx).is_pending() {
                     return Poll::Pending;
                 }
-                if self.now() >= deadline {
+                if self.now() < deadline {
+                    timer.as_mut().reset(at);
+                } else if let Some(reason) = reason {
                     return Poll::Ready(reason);
+                } else {
+                    timer.as_mut().reset(tokio::time::Instant::now() + OVERDUE_INTERVAL);
                 }
-                timer.as_mut().reset(at);
             }
         })
         .await
     }
 
-    /// When the connection must be closed, as far as that is known now, and why.
-    fn deadline(&self) -> Option<(u64, CloseReason)> {
-        let since = self.phase_since.load(Ordering::Relaxed);
+    fn phase_since(&self) -> u64 {
+        self.phase_since.load(Ordering::Relaxed)
+    }
+
+    /// When the present phase must end, and why the connection is closed then; without a reason,
+    /// the handler ends the request.
+    fn phase_deadline(&self) -> Option<(u64, Option<CloseReason>)> {
+        let (timeout, reason) = match self.phase.load(Ordering::Relaxed) {
+            OPENED | HEADER => (HEADER_TIMEOUT, Some(CloseReason::HeaderTimeout)),
+            BODY => (BODY_TIMEOUT, None),
+            APPEND => (self.timeouts.append, None),
+            IDLE => (self.timeouts.keep_alive, Some(CloseReason::IdleTimeout)),
+            _ => return None,
+        };
+        Some((self.phase_since() + millis(timeout), reason))
+    }
+
+    /// The next [`Activity::phase_deadline`], or that of a connection that is of no use.
+    fn deadline(&self) -> Option<(u64, Option<CloseReason>)> {
         let rejected = self.rejections.load(Ordering::Relaxed) > 0;
         let productive_at = self.productive_at.load(Ordering::Relaxed);
         let blocked_since = self.blocked_since.load(Ordering::Relaxed);
-        let phase = match self.phase.load(Ordering::Relaxed) {
-            OPENED | HEADER => Some((since + millis(HEADER_TIMEOUT), CloseReason::HeaderTimeout)),
-            IDLE => Some((since + millis(self.keep_alive), CloseReason::IdleTimeout)),
-            // The handler has time-outs of its own.
-            _ => None,
-        };
         let unproductive = [rejected.then_some(productive_at), Some(blocked_since)]
             .into_iter()
             .flatten()
             .filter(|since| *since != NEVER && !self.is_in(APPEND))
-            .map(|since| (since + millis(UNPRODUCTIVE_MAX), CloseReason::IdleTimeout));
-        phase.into_iter().chain(unproductive).min_by_key(|(deadline, _)| *deadline)
+            .map(|since| (since + millis(UNPRODUCTIVE_MAX), Some(CloseReason::IdleTimeout)));
+        self.phase_deadline().into_iter().chain(unproductive).min_by_key(|(deadline, _)| *deadline)
     }
 
     /// How long ago it was opened or had a callback accepted; zero while a request is being stored.
@@ -403,11 +455,12 @@ fn network(address: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
-    const KEEP_ALIVE: Duration = Duration::from_secs(75);
+    const TIMEOUTS: Timeouts =
+        Timeouts { keep_alive: Duration::from_secs(75), append: Duration::from_secs(5) };
 
     #[test]
     fn a_connection_ends_with_its_last_request_and_the_next_one_starts_from_zero() {
-        let limiter = ConnectionLimiter::new(1, 1, KEEP_ALIVE);
+        let limiter = ConnectionLimiter::new(1, 1, TIMEOUTS);
         for _ in 0..2 {
             let permit = limiter.try_acquire().expect("the slot");
             let accept = || permit.activity.record_response(RequestOutcome::Accepted);
@@ -419,27 +472,27 @@ mod tests {
 
     #[test]
     fn each_phase_has_its_own_time_out() {
-        let activity = Activity::new(Instant::now(), KEEP_ALIVE);
+        let activity = Activity::new(Instant::now(), TIMEOUTS);
         let left = || activity.deadline().map(|(at, reason)| (at.div_ceil(1000), reason));
-        assert_eq!(left(), Some((15, CloseReason::HeaderTimeout)));
+        assert_eq!(left(), Some((15, Some(CloseReason::HeaderTimeout))));
         activity.begin_request();
-        assert_eq!(left(), None);
+        assert_eq!(left(), Some((10, None)), "the body");
         activity.begin_append();
-        assert_eq!(left(), None);
+        assert_eq!(left(), Some((5, None)), "the log");
         activity.record_response(RequestOutcome::Accepted);
         activity.write_blocked();
-        assert_eq!(left(), Some((30, CloseReason::IdleTimeout)), "the client does not read");
+        assert_eq!(left(), Some((30, Some(CloseReason::IdleTimeout))), "the client does not read");
         activity.response_flushed();
-        assert_eq!(left(), Some((75, CloseReason::IdleTimeout)), "keep-alive");
+        assert_eq!(left(), Some((75, Some(CloseReason::IdleTimeout))), "keep-alive");
         activity.bytes_received();
-        assert_eq!(left(), Some((15, CloseReason::HeaderTimeout)));
+        assert_eq!(left(), Some((15, Some(CloseReason::HeaderTimeout))));
         activity.begin_request();
         activity.record_response(RequestOutcome::Rejected);
         activity.response_flushed();
-        assert_eq!(left(), Some((30, CloseReason::IdleTimeout)), "only rejected");
+        assert_eq!(left(), Some((30, Some(CloseReason::IdleTimeout))), "only rejected");
         activity.begin_request();
         activity.record_response(RequestOutcome::Accepted);
         activity.response_flushed();
-        assert_eq!(left(), Some((75, CloseReason::IdleTimeout)));
+        assert_eq!(left(), Some((75, Some(CloseReason::IdleTimeout))));
     }
 }

@@ -1,18 +1,15 @@
 //! The body of one request, within the limits for one body and for all bodies in transit.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
-use tokio::time::timeout;
 
 use super::Shared;
+use super::admission::Activity;
 use super::rejection::Rejection;
 
-/// From the header to the end of the body. Tencent gives up a call after 20 s.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of bodies of which a part has arrived, over all connections. Of each body,
 /// [`BODY_BYTES_FREE`] do not count.
 const BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -21,12 +18,16 @@ const BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
 const BODY_BYTES_FREE: usize = 16 * 1024;
 
 /// Reads the whole body.
-pub(super) async fn read(shared: &Shared, body: Incoming) -> Result<Bytes, Rejection> {
+pub(super) async fn read(
+    shared: &Shared,
+    activity: &Activity,
+    body: Incoming,
+) -> Result<Bytes, Rejection> {
     let max = shared.config.max_body;
     if body.size_hint().lower() > max as u64 {
         return Err(Rejection::TooLarge { max });
     }
-    let body = timeout(BODY_TIMEOUT, read_frames(body, max, &shared.body_bytes)).await;
+    let body = activity.in_time(read_frames(body, max, &shared.body_bytes)).await;
     body.unwrap_or(Err(Rejection::BodyIncomplete))
 }
 

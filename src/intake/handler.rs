@@ -10,8 +10,8 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
-use tokio::time::timeout;
 
 use super::admission::{Activity, Linger, RequestOutcome};
 use super::rejection::{Rejection, response};
@@ -38,10 +38,10 @@ pub(super) async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let activity = caller.activity;
-    activity.begin_request();
+    let started = activity.begin_request();
     let (mut response, outcome) = match health(shared, &request) {
         Some(response) => (response, RequestOutcome::HealthCheck),
-        None => handle(shared, caller, request).await,
+        None => handle(shared, caller, started, request).await,
     };
     let last = activity.record_response(outcome);
     if let Some(reason) = last {
@@ -82,11 +82,11 @@ fn health(shared: &Shared, request: &Request<Incoming>) -> Option<Response<Full<
 async fn handle(
     shared: &Shared,
     caller: Caller<'_>,
+    started: Instant,
     request: Request<Incoming>,
 ) -> (Response<Full<Bytes>>, RequestOutcome) {
-    let started = Instant::now();
-    let head = Head::of(&request);
-    match receive(shared, caller, request).await {
+    let (head, body) = request.into_parts();
+    match receive(shared, caller, &head, body).await {
         Ok(type_name) => {
             metrics::accepted(type_name, started.elapsed());
             shared.rejections.accepted();
@@ -95,40 +95,25 @@ async fn handle(
         }
         Err((rejection, address)) => {
             let response = rejection.response();
-            if head.is_proxys_own(caller) {
+            if is_proxys_own(caller, &head) {
                 return (response, RequestOutcome::HealthCheck);
             }
             let (status, reason) = (rejection.status(), rejection.reason());
             metrics::rejected(reason);
             recent::refused(status.as_u16(), reason, || rejection.to_string());
-            let Head { method, path, .. } = &head;
-            let example = Example::new((status, reason), method.as_str(), path, address);
+            let (method, path) = (head.method.as_str(), head.uri.path());
+            let example = Example::new((status, reason), method, path, address);
             shared.rejections.rejected(example);
             (response, RequestOutcome::Rejected)
         }
     }
 }
 
-/// What a log line may show of a request, kept beside its body.
-struct Head {
-    method: Method,
-    path: String,
-    is_forwarded: bool,
-}
-
-impl Head {
-    fn of(request: &Request<Incoming>) -> Self {
-        let is_forwarded = request.headers().contains_key("x-forwarded-for");
-        let path = request.uri().path().to_owned();
-        Self { method: request.method().clone(), path, is_forwarded }
-    }
-
-    /// Whether a trusted proxy asks for itself, as its health checks do: no callback was
-    /// rejected.
-    fn is_proxys_own(&self, caller: Caller<'_>) -> bool {
-        let trusted = caller.peer.is_some_and(|peer| caller.policy.access().is_trusted(peer));
-        trusted && !self.is_forwarded && [Method::GET, Method::HEAD].contains(&self.method)
-    }
+/// Whether a trusted proxy asks for itself, as its health checks do: no callback was rejected.
+fn is_proxys_own(caller: Caller<'_>, head: &Parts) -> bool {
+    let trusted = caller.peer.is_some_and(|peer| caller.policy.access().is_trusted(peer));
+    let is_forwarded = head.headers.contains_key("x-forwarded-for");
+    trusted && !is_forwarded && [Method::GET, Method::HEAD].contains(&head.method)
 }
 
 /// Accepts one callback and returns its type's name once it is durable (I1); or why not, and where
@@ -136,25 +121,38 @@ impl Head {
 async fn receive(
     shared: &Shared,
     caller: Caller<'_>,
-    request: Request<Incoming>,
+    head: &Parts,
+    body: Incoming,
 ) -> Result<&'static str, (Rejection, Option<IpAddr>)> {
-    let policy = Arc::clone(&shared.policy.get());
-    let address = policy.address(caller.peer, request.headers());
+    let (address, checked) = check(shared, caller, head);
     let accepted = async {
-        policy.check_request(address, request.headers())?;
-        check_target(shared, &request)?;
-        check_encoding(request.headers())?;
-        let body = body::read(shared, request.into_body()).await?;
+        checked?;
+        let body = body::read(shared, caller.activity, body).await?;
         store(shared, caller, &body).await
     };
     accepted.await.map_err(|rejection| (rejection, address))
 }
 
+/// Where a request comes from, and whether its body is worth reading.
+fn check(
+    shared: &Shared,
+    caller: Caller<'_>,
+    head: &Parts,
+) -> (Option<IpAddr>, Result<(), Rejection>) {
+    let policy = shared.policy.get();
+    let address = policy.address(caller.peer, &head.headers);
+    let checked = policy
+        .check_request(address, &head.headers)
+        .and_then(|()| check_target(shared, head))
+        .and_then(|()| check_encoding(&head.headers));
+    (address, checked)
+}
+
 /// Whether the request is a callback, by path and method.
-fn check_target(shared: &Shared, request: &Request<Incoming>) -> Result<(), Rejection> {
-    let below = request.uri().path().strip_prefix(&*shared.config.path);
+fn check_target(shared: &Shared, head: &Parts) -> Result<(), Rejection> {
+    let below = head.uri.path().strip_prefix(&*shared.config.path);
     let is_callback_path = below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    match (is_callback_path, request.method() == Method::POST) {
+    match (is_callback_path, head.method == Method::POST) {
         (true, true) => Ok(()),
         (true, false) => Err(Rejection::Method),
         (false, true) => Err(Rejection::Path),
@@ -182,9 +180,9 @@ async fn store(
     let record = shared.policy.get().verify(body, Timestamp::now())?;
     let type_name = type_name(record.event_type);
     let noted = recent::due(&record);
-    let appended = timeout(shared.config.deadline, shared.appends.append(record)).await;
+    let appended = caller.activity.in_time(shared.appends.append(record)).await;
     // After a time-out the record may still become durable; the sender's retry is then absorbed.
-    appended.map_err(|_| Rejection::Deadline)??;
+    appended.ok_or(Rejection::Deadline)??;
     if let Some(noted) = noted {
         noted.accepted();
     }
