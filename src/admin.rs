@@ -53,8 +53,8 @@ const CONNECTIONS_MAX: usize = 64;
 /// From a connection's opening, or its last request, to the end of the next header: the limit for
 /// clients that send nothing or do not read the answer.
 const IDLE_MAX: Duration = Duration::from_secs(30);
-/// Interval between two aggregations of histograms, which keep every sample until then.
-const UPKEEP: Duration = Duration::from_secs(1);
+/// Interval between two looks for dropped log lines.
+const DROPPED_LINES_INTERVAL: Duration = Duration::from_secs(1);
 /// Paths without a token: health checks, and the page, which gets its data from `/status`.
 const OPEN: [&str; 3] = ["/", "/healthz", "/readyz"];
 /// The status page, with its style and script.
@@ -102,7 +102,7 @@ pub(crate) async fn run(
         history: Mutex::default(),
         stop: stop.clone(),
     });
-    let mut upkeep = tokio::time::interval(UPKEEP);
+    let mut looking = tokio::time::interval(DROPPED_LINES_INTERVAL);
     let mut dropped_lines = DroppedLines::default();
     let mut sampling = tokio::time::interval(Duration::from_secs(status::EVERY));
     sampling.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -112,10 +112,7 @@ pub(crate) async fn run(
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            _ = upkeep.tick() => {
-                shared.exporter.upkeep();
-                dropped_lines.report();
-            }
+            _ = looking.tick() => dropped_lines.report(),
             _ = sampling.tick() => shared.history().sample(&shared.exporter),
             accepted = listener.accept() => {
                 let Ok((stream, _)) = accepted else { continue };

@@ -5,11 +5,12 @@
 
 use std::time::Duration;
 
-use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 
 use crate::event::Timestamp;
 
 mod declared;
+mod histogram;
 mod intake;
 mod process;
 mod snapshot;
@@ -21,7 +22,6 @@ pub use intake::{
 };
 pub use snapshot::Snapshot;
 
-use declared::Declaration;
 use table::OUTCOMES;
 
 /// What `/metrics` is rendered from.
@@ -33,14 +33,7 @@ pub struct Exporter(PrometheusHandle);
 /// # Errors
 /// When there is a recorder already.
 pub fn install() -> Result<Exporter, BuildError> {
-    let mut builder = PrometheusBuilder::new();
-    for metric in table::ALL {
-        let Declaration { name, bounds, .. } = *metric.declaration();
-        if !bounds.is_empty() {
-            builder = builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), bounds)?;
-        }
-    }
-    let exporter = Exporter(builder.install_recorder()?);
+    let exporter = Exporter(PrometheusBuilder::new().install_recorder()?);
     for metric in table::ALL {
         metric.make();
     }
@@ -56,13 +49,11 @@ impl Exporter {
     #[must_use]
     pub fn render(&self) -> String {
         let mut text = self.0.render();
+        for metric in table::ALL {
+            metric.render(&mut text);
+        }
         process::render(&mut text);
         text
-    }
-
-    /// Folds what histograms have buffered. Without it they grow until the next scrape.
-    pub fn upkeep(&self) {
-        self.0.run_upkeep();
     }
 }
 
@@ -74,7 +65,7 @@ fn float(number: u64) -> f64 {
 /// A callback of this type is durable and was answered 200, `elapsed` after its request.
 pub fn accepted(type_name: &'static str, elapsed: Duration) {
     table::CALLBACKS_ACCEPTED.get(type_name).increment(1);
-    table::ACKNOWLEDGE_SECONDS.record(elapsed);
+    table::ACKNOWLEDGE_SECONDS.record(elapsed.as_secs_f64());
 }
 
 /// The configuration was read anew, and taken or not.
@@ -105,8 +96,8 @@ pub fn connection_closed() {
 
 /// A group of `records` became durable in `elapsed`, of which `syncing` for the sync.
 pub fn committed(records: usize, elapsed: Duration, syncing: Duration) {
-    table::WAL_COMMIT_SECONDS.record(elapsed);
-    table::WAL_SYNC_SECONDS.record(syncing);
+    table::WAL_COMMIT_SECONDS.record(elapsed.as_secs_f64());
+    table::WAL_SYNC_SECONDS.record(syncing.as_secs_f64());
     table::WAL_GROUP_RECORDS.record(float(records as u64));
 }
 
@@ -139,7 +130,7 @@ pub fn disk(free_bytes: Option<u64>, room_bytes: u64) {
 /// A record of this type is committed in Kafka, `delay` after it was received.
 pub fn published(type_name: &'static str, delay: Duration) {
     table::PUBLISHED.get(type_name).increment(1);
-    table::PUBLISH_DELAY_SECONDS.record(delay);
+    table::PUBLISH_DELAY_SECONDS.record(delay.as_secs_f64());
 }
 
 /// Records were absorbed as retries.
@@ -194,7 +185,7 @@ pub fn transaction(outcome: Transaction, records: usize, elapsed: Duration) {
         Transaction::Lost => "lost",
     };
     table::TRANSACTIONS.get(label).increment(1);
-    table::TRANSACTION_SECONDS.record(elapsed);
+    table::TRANSACTION_SECONDS.record(elapsed.as_secs_f64());
     table::TRANSACTION_RECORDS.record(float(records as u64));
 }
 

@@ -4,8 +4,9 @@ use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::OnceLock;
 
-use metrics::{Counter, Gauge, Histogram, Unit};
-use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{Counter, Gauge, Unit, counter, describe_counter, describe_gauge, gauge};
+
+use super::histogram::Histogram;
 
 /// What is known of a metric before it has values.
 #[derive(Clone, Copy, Debug)]
@@ -65,25 +66,28 @@ impl<H: Handle> Deref for Metric<H> {
 
 /// A metric whatever its handle is.
 pub(super) trait Declared: Sync {
-    fn declaration(&self) -> &Declaration;
-
     /// Makes the handle, so that the series exist from the start.
     fn make(&self);
+
+    /// Appends the series to an exposition, if the recorder does not know them.
+    fn render(&self, into: &mut String);
 }
 
 impl<H: Handle + Send + Sync> Declared for Metric<H> {
-    fn declaration(&self) -> &Declaration {
-        &self.declaration
-    }
-
     fn make(&self) {
         let _: &H = self;
+    }
+
+    fn render(&self, into: &mut String) {
+        H::render(self, &self.declaration, into);
     }
 }
 
 /// What counts the values of a metric.
 pub(super) trait Handle {
     fn make(declaration: &Declaration) -> Self;
+
+    fn render(&self, _: &Declaration, _: &mut String) {}
 }
 
 impl Handle for Counter {
@@ -97,13 +101,6 @@ impl Handle for Gauge {
     fn make(Declaration { name, unit, help, .. }: &Declaration) -> Self {
         describe_gauge!(*name, *unit, *help);
         gauge!(*name)
-    }
-}
-
-impl Handle for Histogram {
-    fn make(Declaration { name, unit, help, .. }: &Declaration) -> Self {
-        describe_histogram!(*name, *unit, *help);
-        histogram!(*name)
     }
 }
 

@@ -3,10 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use ::metrics::Histogram;
-
 use super::Exporter;
 use super::declared::Metric;
+use super::histogram::Histogram;
 
 /// Values by series, the name with its labels as printed.
 #[derive(Clone, Debug, Default)]

@@ -1,9 +1,10 @@
 //! Each metric, declared once: name, kind, unit, label, help. `docs/metrics.md` has the same table, and
 //! a test compares it with what a running bridge prints.
 
-use metrics::{Counter, Gauge, Histogram, Unit};
+use metrics::{Counter, Gauge, Unit};
 
 use super::declared::{Counters, Declaration, Declared, Family, Metric};
+use super::histogram::Histogram;
 use super::intake::close_reasons;
 use crate::event::{EventType, OTHER};
 

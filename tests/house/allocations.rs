@@ -23,7 +23,7 @@ const LIMITS: [(&str, u64, u64); 6] = [
 /// Requests of which a mean is taken.
 const REQUESTS: u32 = 512;
 /// Allocations of the intake for a whole request, in hundredths: some happen once in many requests.
-const REQUEST_HUNDREDTHS: u64 = 710;
+const REQUEST_HUNDREDTHS: u64 = 605;
 
 #[test]
 fn a_callbacks_parts_allocate_no_more_than_they_did() {
