@@ -28,7 +28,7 @@ use crate::support::{self, turn};
 
 const QUICK: u64 = 20_000;
 const CONNECTIONS: u64 = 64;
-/// The memory limit that the README states, in MiB.
+/// The memory limit, in MiB: about twice what ten million callbacks take (docs/benchmarks.md).
 const RSS_MAX_MIB: u64 = 300;
 /// Disk space of a few segments of 32 MiB.
 const DISK_LEFT_MAX: u64 = 5 * 32 * 1024 * 1024;
