@@ -48,16 +48,16 @@ enum Command {
     Damaged(Damaged),
     /// List or drop the gaps: times in which nothing was accepted and that are not recovered.
     ///
-    /// Events of these times may be missing. `livebridge recover --gap` publishes them and drops the
-    /// gaps.
+    /// Events of these times may be missing. `livebridge recover --gap` reports what it would publish;
+    /// with `--yes` it publishes that and drops the gaps.
     Gaps(Gaps),
     /// Print every record in quarantine as a line of JSON, with the reason.
     ///
-    /// There is what Kafka refused even in the dead-letter topic.
+    /// These are records that the dead-letter topic rejected too.
     Quarantine(Dir),
     /// Put what is in quarantine back into the log, to be published after the next start.
     ///
-    /// Needs the instance to be stopped. Mend first what Kafka refused it for.
+    /// Needs the instance to be stopped. First remove the reason for the rejection.
     Release(Dir),
 }
 
