@@ -1,8 +1,9 @@
 //! Publishes the log's durable records in order, one transaction after another, without those that
 //! are published already.
 //!
-//! A batch is what became durable while the last transaction ran. Its transaction carries the
-//! events and one ledger record, so that after any crash the ledger tells exactly what Kafka has.
+//! A batch is what became durable while the last transaction ran and during the pause after it
+//! (pace.rs). Its transaction carries the events and one ledger record, so that after any crash the
+//! ledger tells exactly what Kafka has.
 //! While Kafka is busy with a full batch, the next one is read.
 
 use std::collections::VecDeque;

@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn the_limits_are_the_documented_ones() {
-        // docs/design.md, "The ledger".
+        // docs/design.md, "Batches and pace".
         assert_eq!((BYTES_START, BYTES_MAX), (131_072, 8_388_608));
         assert_eq!((LATE_MIN, IDS_MAX), (65_536, 32_768));
     }
