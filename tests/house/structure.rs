@@ -243,7 +243,7 @@ fn only_a_verified_callback_becomes_a_record() {
 }
 
 #[test]
-fn every_file_has_a_module_comment_and_fewer_than_500_lines() {
+fn every_file_has_a_module_comment_and_at_most_500_lines() {
     let mut paths = Vec::new();
     files(&source(), &mut paths);
     for path in paths {
