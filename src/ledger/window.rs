@@ -1,7 +1,7 @@
 //! The dedup window: the ids of published events, in generations that are dropped whole.
 //!
 //! Two clocks decide when an id expires, and both must agree. The records' times of receipt: a
-//! retry that waited in the log through a long outage still meets its original. A monotonic clock:
+//! retry that waited in the log through a long outage is still recognised. A monotonic clock:
 //! a system clock that is set forward ages nothing, and set back it only delays expiry. Callers
 //! pass both times in, so that tests and models choose them.
 
