@@ -601,10 +601,10 @@ mod a_request {
             format!("POST /callback HTTP/1.1\r\n{headers}Content-Length: {length}\r\n\r\n{body}")
         };
         assert_accepted(&bed.send(with(format!("A: {}\r\n", "a".repeat(15_000)))));
-        assert_accepted(&bed.send(with("A: a\r\n".repeat(63))));
+        assert_accepted(&bed.send(with("A: a\r\n".repeat(99))));
         for request in [
             with(format!("A: {}\r\n", "a".repeat(17_000))),
-            with("A: a\r\n".repeat(64)),
+            with("A: a\r\n".repeat(100)),
             with("A: a\r\n".repeat(1000)),
             format!("POST /callback?{} HTTP/1.1\r\n\r\n", "a".repeat(100_000)),
         ] {
