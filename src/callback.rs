@@ -4,6 +4,7 @@
 //! a [`Callback`], and only a callback becomes a [`Record`]. The body is never re-serialised; what
 //! is logged and published are the bytes as received, less the members that the configuration omits.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
@@ -322,11 +323,11 @@ impl Callback<'_> {
         let Unverified { body, members, event_type } = self.content;
         let facts = identity::Facts::of(&members, event_type)?;
         let has_stream = facts.stream.is_some();
-        let key = facts
-            .stream
-            .or(facts.task)
-            .filter(|key| key.len() <= KEY_MAX)
-            .map(|key| Bytes::copy_from_slice(key.as_bytes()));
+        let key = facts.stream.or(facts.task).filter(|key| key.len() <= KEY_MAX);
+        let key = key.map(|key| match key {
+            Cow::Borrowed(text) => body.slice_ref(text.as_bytes()),
+            Cow::Owned(text) => Bytes::from(text),
+        });
         Ok(Record {
             event_type,
             id: facts.id,

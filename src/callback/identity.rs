@@ -10,7 +10,7 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 
 use super::CallbackError;
-use super::json::{Discard, Members, Sink, Value};
+use super::json::{Discard, HEAD_BYTES, Members, Sink, Value};
 use crate::event::{EventId, EventType, Timestamp};
 
 /// Goes into every digest; a change of the rules below would change it, and with it every id.
@@ -239,7 +239,7 @@ fn natural_key(
         }
         match value {
             Some(value) => value.canonical(0, &mut digest)?,
-            None if *is_optional => digest.write(b"-", b""),
+            None if *is_optional => digest.append(b"-"),
             None => return Ok(None),
         }
     }
@@ -300,11 +300,23 @@ impl Digest {
 
     fn new(event_type: Option<EventType>) -> Self {
         let mut digest = Self { hasher: Sha256::new(), gathered: [0; Self::GATHERED_MAX], len: 0 };
+        digest.append(VERSION);
         match event_type {
-            Some(EventType(code)) => digest.write(VERSION, &code.to_be_bytes()),
-            None => digest.write(VERSION, b"none"),
+            Some(EventType(code)) => digest.append(&code.to_be_bytes()),
+            None => digest.append(b"none"),
         }
         digest
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        if let Some(room) = self.gathered.get_mut(self.len..self.len + bytes.len()) {
+            room.copy_from_slice(bytes);
+            self.len += bytes.len();
+        } else {
+            self.hasher.update(&self.gathered[..self.len]);
+            self.len = 0;
+            self.hasher.update(bytes);
+        }
     }
 
     /// Two halves of the hash.
@@ -321,19 +333,15 @@ impl Digest {
 }
 
 impl Sink for Digest {
-    #[inline]
-    fn write(&mut self, head: &[u8], text: &[u8]) {
-        let end = self.len + head.len() + text.len();
-        if let Some(room) = self.gathered.get_mut(self.len..end) {
-            let (for_head, for_text) = room.split_at_mut(head.len());
-            for_head.copy_from_slice(head);
-            for_text.copy_from_slice(text);
-            self.len = end;
-        } else {
-            self.hasher.update(&self.gathered[..self.len]);
-            self.len = 0;
-            self.hasher.update(head);
-            self.hasher.update(text);
+    fn write(&mut self, head: &[u8; HEAD_BYTES], text: &[u8]) {
+        // Of a known length, so that no function is called for it.
+        match self.gathered.get_mut(self.len..self.len + HEAD_BYTES) {
+            Some(room) => {
+                room.copy_from_slice(head);
+                self.len += HEAD_BYTES;
+            }
+            None => self.append(head),
         }
+        self.append(text);
     }
 }

@@ -95,19 +95,22 @@ impl<'a> Value<'a> {
 
 /// Takes the canonical form part by part.
 pub(super) trait Sink {
-    fn write(&mut self, head: &[u8], text: &[u8]);
+    fn write(&mut self, head: &[u8; HEAD_BYTES], text: &[u8]);
 }
+
+/// Bytes before the text of a part: its kind and its length.
+pub(super) const HEAD_BYTES: usize = 9;
 
 /// Only checks that there is a canonical form.
 pub(super) struct Discard;
 
 impl Sink for Discard {
-    fn write(&mut self, _: &[u8], _: &[u8]) {}
+    fn write(&mut self, _: &[u8; HEAD_BYTES], _: &[u8]) {}
 }
 
 /// A part whose length is that of `text`, or for arrays and objects how many items follow.
 fn part(kind: u8, len: usize, text: &str, out: &mut impl Sink) {
-    let mut head = [kind; 9];
+    let mut head = [kind; HEAD_BYTES];
     head[1..].copy_from_slice(&(len as u64).to_be_bytes());
     out.write(&head, text.as_bytes());
 }

@@ -14,7 +14,7 @@ use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 
 use super::admission::{Activity, Linger, RequestOutcome};
-use super::rejection::{Rejection, response};
+use super::rejection::{Rejection, response, set_content_type};
 use super::rejection_log::Example;
 use super::{IntakePolicy, Shared, body};
 use crate::event::{Timestamp, type_name};
@@ -90,8 +90,7 @@ async fn handle(
         Ok(type_name) => {
             metrics::accepted(type_name, started.elapsed());
             shared.rejections.accepted();
-            let body = Bytes::from_static(br#"{"code":0}"#);
-            (response(StatusCode::OK, body), RequestOutcome::Accepted)
+            (accepted(head.headers), RequestOutcome::Accepted)
         }
         Err((rejection, address)) => {
             let response = rejection.response();
@@ -107,6 +106,16 @@ async fn handle(
             (response, RequestOutcome::Rejected)
         }
     }
+}
+
+/// The answer to an accepted callback. It takes over the map of the request's `headers`, and hyper that
+/// of the answer for the next request: no request makes one.
+fn accepted(mut headers: HeaderMap) -> Response<Full<Bytes>> {
+    headers.clear();
+    let mut response = Response::new(Full::new(Bytes::from_static(br#"{"code":0}"#)));
+    *response.headers_mut() = headers;
+    set_content_type(&mut response);
+    response
 }
 
 /// Whether a trusted proxy asks for itself, as its health checks do: no callback was rejected.

@@ -149,7 +149,12 @@ impl Rejection {
 pub(super) fn response(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
+    set_content_type(&mut response);
+    response
+}
+
+/// Says that the body is JSON.
+pub(super) fn set_content_type(response: &mut Response<Full<Bytes>>) {
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, json);
-    response
 }
