@@ -27,7 +27,7 @@ mod send;
 mod tencent;
 mod wal;
 
-/// A wrong configuration, as in sysexits.h.
+/// A wrong configuration or command line, as in sysexits.h.
 const EXIT_USAGE: u8 = 64;
 /// Kafka cannot be used, and everything else can.
 const EXIT_UNAVAILABLE: u8 = 69;
@@ -203,7 +203,15 @@ impl CliError {
 /// Runs the command that the arguments name.
 #[must_use]
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // --help and --version come this way, too.
+        Err(text) => {
+            let usage = text.use_stderr();
+            let _ = text.print();
+            return if usage { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
     if !matches!(cli.command, Command::Serve(_)) {
         logging::install(&logging::Config::of_environment());
     }

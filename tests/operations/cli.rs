@@ -299,13 +299,13 @@ mod send {
             (&["--url", "https://127.0.0.1/"][..], 64, "https is not spoken here"),
             (&["--url", "127.0.0.1:8080"], 64, "not a URL"),
             (&["--event-type", "pull"], 64, "\"pull\""),
-            (&["--key", "k"], 2, "--key-file"),
+            (&["--key", "k"], 64, "--key-file"),
             (&["--key-file", "/nowhere/key"], 1, "/nowhere/key"),
             (&["--key-file", "/dev/null"], 64, "the callback key is empty"),
             (&["--file", "/nowhere/body.json"], 1, "/nowhere/body.json"),
-            (&["--rate", "-5"], 2, "--rate"),
-            (&["--rate", "NaN"], 2, "--rate"),
-            (&["--rate", "1e-300"], 2, "--rate"),
+            (&["--rate", "-5"], 64, "--rate"),
+            (&["--rate", "NaN"], 64, "--rate"),
+            (&["--rate", "1e-300"], 64, "--rate"),
         ] {
             let sent = run(&mut livebridge(&[&["send"], arguments].concat()));
             assert_eq!(sent.code, Some(code), "{arguments:?}: {sent:?}");
@@ -784,7 +784,7 @@ mod wal {
             ("--event-type", "pull", "there are interrupt, push, "),
         ] {
             let refused = wal(&dir, &["export", option, wrong]);
-            assert_eq!(refused.code, Some(2), "{refused:?}");
+            assert_eq!(refused.code, Some(64), "{refused:?}");
             assert!(refused.stderr.contains(says), "{refused:?}");
         }
     }
@@ -1034,7 +1034,7 @@ fn every_command_has_a_help_text() {
     let send = run(command.env("LIVEBRIDGE_SEND_KEY", "s3cret"));
     assert!(!send.stdout.contains("s3cret"), "{send:?}");
     let none = run(&mut livebridge(&[]));
-    assert_eq!(none.code, Some(2));
+    assert_eq!(none.code, Some(64));
     assert!(none.stderr.contains("Usage"), "{none:?}");
     let version = run(&mut livebridge(&["--version"]));
     assert_eq!(version.stdout, concat!("livebridge ", env!("CARGO_PKG_VERSION"), "\n"));

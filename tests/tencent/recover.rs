@@ -282,3 +282,38 @@ fn with_at_least_once_a_second_run_and_one_beside_a_bridge_send_nothing_twice() 
     let recovered = assert_each_once(kafka, &prefix, &lost.bodies);
     assert!(recovered.is_none_or(|recovered| recovered == lost.bodies.len() - 100));
 }
+
+#[test]
+fn a_recovered_event_is_as_if_it_had_come_in_time_but_for_a_header() {
+    let Some(kafka) = Kafka::shared_or_skip("as in time") else { return };
+    let prefixes = ["in-time", "late"].map(support::unique);
+    let [in_time, late] = prefixes.each_ref().map(|prefix| ready_bridge(kafka, prefix));
+    let tencent = Tencent::start();
+    let lost = fill(&tencent, 4, 48);
+    deliver(in_time.intake(), &lost.bodies);
+    in_time.drain(DRAIN);
+    let (code, text) = finish(command(&late, &tencent, &["--since", "2h", "--yes"]));
+    assert_eq!(code, Some(i32::from(lost.undecoded > 0)), "{text}");
+    for topic in ["interrupt", "push", "record", "screenshot"] {
+        let of = |prefix: &str| {
+            let topic = format!("{prefix}.{topic}");
+            let read = consumer::read(kafka.bootstrap(), &[&topic], Isolation::Committed);
+            let mut found = support::or_skip("as in time", read)?;
+            found.sort_by(|a, b| a.value().cmp(b.value()));
+            Some(found)
+        };
+        let (Some(expected), Some(found)) = (of(&prefixes[0]), of(&prefixes[1])) else { return };
+        assert_eq!(found.len(), expected.len());
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_eq!(found.value(), expected.value());
+            assert_eq!(found.key(), expected.key());
+            assert_eq!(found.timestamp, expected.timestamp);
+            for name in ["ce_id", "ce_type", "ce_source", "ce_subject", "ce_time", "content-type"] {
+                assert_eq!(found.header(name), expected.header(name), "{name}");
+                assert!(found.header(name).is_some(), "{name}");
+            }
+            assert!(found.header("livebridge-recovered-at").is_some());
+            assert!(expected.header("livebridge-recovered-at").is_none());
+        }
+    }
+}
