@@ -273,7 +273,13 @@ fn with_at_least_once_a_second_run_and_one_beside_a_bridge_send_nothing_twice() 
     let (code, text) = finish(command(&bridge, &tencent, &["--since", "2h", "--yes"]));
     assert_eq!(code, Some(1), "some cannot be decoded: {text}");
     assert!(text.contains(&format!("{} events sent", lost.bodies.len() - 100)), "{text}");
-    // The retries of what was recovered.
+    // The retries of what was recovered, once the bridge knows of that from the ledger.
+    let started = Instant::now();
+    let events = f64::from(u32::try_from(lost.bodies.len()).unwrap());
+    while bridge.metric("livebridge_dedup_ids").is_none_or(|ids| ids < events) {
+        assert!(started.elapsed() < DRAIN, "{}", bridge.last_lines());
+        std::thread::sleep(Duration::from_millis(50));
+    }
     deliver(bridge.intake(), lost.bodies.iter().skip(100).take(100));
     bridge.drain(DRAIN);
     let (_, text) = finish(command(&bridge, &tencent, &["--since", "2h", "--yes"]));
