@@ -94,11 +94,19 @@ pub fn connection_closed() {
     table::HTTP_CONNECTIONS.decrement(1.0);
 }
 
-/// A group of `records` became durable in `elapsed`, of which `syncing` for the sync.
-pub fn committed(records: usize, elapsed: Duration, syncing: Duration) {
+/// A group of `records` with this many bytes became durable in `elapsed`, of which `syncing` for
+/// writing and syncing.
+pub fn committed(records: usize, bytes: usize, elapsed: Duration, syncing: Duration) {
+    flushed(bytes as u64);
     table::WAL_COMMIT_SECONDS.record(elapsed.as_secs_f64());
     table::WAL_SYNC_SECONDS.record(syncing.as_secs_f64());
     table::WAL_GROUP_RECORDS.record(float(records as u64));
+}
+
+/// This many bytes were written to the log and flushed to disk.
+pub fn flushed(bytes: u64) {
+    table::WAL_FLUSHES.increment(1);
+    table::WAL_WRITTEN_BYTES.increment(bytes);
 }
 
 /// Records were found to be damaged.

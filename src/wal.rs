@@ -23,6 +23,7 @@ use uuid::Uuid;
 use crate::event::Timestamp;
 use crate::record::Lsn;
 
+mod ahead;
 mod appender;
 mod dir;
 mod error;

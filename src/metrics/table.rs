@@ -24,6 +24,10 @@ const fn counter(name: &'static str, help: &'static str) -> Metric<Counter> {
     Metric::new(Declaration::new(name, Unit::Count, help))
 }
 
+const fn bytes(name: &'static str, help: &'static str) -> Metric<Counter> {
+    Metric::new(Declaration::new(name, Unit::Bytes, help))
+}
+
 /// Counters by the values of a label.
 const fn counters(
     name: &'static str,
@@ -123,6 +127,10 @@ declare! {
     WAL_SYNC_SECONDS: Histogram = seconds("livebridge_wal_sync_seconds", &SECONDS,
         "Duration of the sync of a commit");
     WAL_GROUP_RECORDS: Histogram = records("livebridge_wal_group_records", "Records per commit");
+    WAL_FLUSHES: Counter = counter("livebridge_wal_flushes_total",
+        "Flushes of the log to disk, each of one write or more");
+    WAL_WRITTEN_BYTES: Counter = bytes("livebridge_wal_written_bytes_total",
+        "Bytes written to the log, with the zeros that are written ahead");
     WAL_RECORDS: Gauge = gauge("livebridge_wal_records", Unit::Count,
         "Records in the log that are not published yet");
     WAL_DISK_BYTES: Gauge = gauge("livebridge_wal_disk_bytes", Unit::Bytes,

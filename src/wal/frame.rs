@@ -179,6 +179,8 @@ pub(super) struct Scanner {
     window: BytesMut,
     /// The file's offset just behind `window`.
     end: u64,
+    /// No byte from this offset on is read.
+    limit: u64,
     passed_over_damage: bool,
     /// Bytes that the disk did not return since the last [`Self::seek`].
     unreadable: u64,
@@ -209,6 +211,7 @@ impl Scanner {
             finder,
             window: BytesMut::new(),
             end: 0,
+            limit: u64::MAX,
             passed_over_damage: false,
             unreadable: 0,
         }
@@ -254,6 +257,11 @@ impl Scanner {
         self.window = BytesMut::new();
         self.end = position;
         self.unreadable = 0;
+    }
+
+    /// Has the file end at this offset, though it may be longer.
+    pub(super) fn limit(&mut self, offset: u64) {
+        self.limit = offset;
     }
 
     /// Bytes that the disk did not return since the last [`Self::seek`].
@@ -311,7 +319,9 @@ impl Scanner {
         window.resize(window.capacity(), 0);
         let mut filled = before;
         while filled < wanted {
-            match self.file.read_at(&mut window[filled..], self.end) {
+            let left = usize::try_from(self.limit.saturating_sub(self.end)).unwrap_or(usize::MAX);
+            let until = window.len().min(filled.saturating_add(left));
+            match self.file.read_at(&mut window[filled..until], self.end) {
                 Ok(0) => break,
                 Ok(read) => {
                     filled += read;

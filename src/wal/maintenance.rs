@@ -1,7 +1,7 @@
 //! Makes segments before they are needed, closes them when they are full, removes them when they
 //! are published, and watches the space: all that must not hold up the writer or the publisher.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use super::ahead::{self, Ahead, PIECE_BYTES};
 use super::dir::{self, Closed, GONE, SEGMENTS};
-use super::segment::Segment;
+use super::segment::{AHEAD_BYTES, SEGMENT_BYTES, Segment, StoreError};
 use super::self_audit;
 use super::state::State;
 use super::{AppendError, Audit, Config, OpeningId, free_bytes};
@@ -21,6 +22,9 @@ use crate::metrics;
 const LOOK: Duration = Duration::from_millis(100);
 /// How often the damaged segments that are kept are counted: they change by an operator's hand.
 const COUNT: Duration = Duration::from_secs(10);
+
+/// Free space below which nothing is written ahead, above `wal.min_free_bytes`.
+const AHEAD_FLOOR_BYTES: u64 = 4 * SEGMENT_BYTES;
 
 pub(super) enum MaintenanceTask {
     /// The spare was taken: make another.
@@ -39,6 +43,11 @@ pub(super) struct Maintenance {
     next_number: u32,
     tasks: Receiver<MaintenanceTask>,
     spares: SyncSender<Segment>,
+    /// The next segment, when it could not be prepared.
+    unprepared: Option<Segment>,
+    /// Segments that are being written, or are about to be, in whose files space is written ahead.
+    aheads: BTreeMap<u32, Ahead>,
+    free_bytes: Option<u64>,
     state: Arc<State>,
     totals: self_audit::TotalsFile,
     /// What was missing at the last look.
@@ -67,6 +76,9 @@ impl Maintenance {
             next_number,
             tasks,
             spares,
+            unprepared: None,
+            aheads: BTreeMap::new(),
+            free_bytes: None,
             state,
             totals,
             missing: 0,
@@ -86,6 +98,7 @@ impl Maintenance {
                 self.look();
                 looked = Some(Instant::now());
                 wanted = wanted && !self.make_spare();
+                self.write_ahead();
             }
             match self.tasks.recv_timeout(LOOK) {
                 Ok(MaintenanceTask::MakeSpare) => wanted = !self.make_spare(),
@@ -97,6 +110,9 @@ impl Maintenance {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
+        }
+        if let Some(segment) = self.unprepared.take() {
+            segment.abandon();
         }
         self.look();
     }
@@ -125,6 +141,7 @@ impl Maintenance {
             self.count_damaged();
         }
         let free_bytes = free_bytes(&self.segments);
+        self.free_bytes = free_bytes;
         let stored = self.state.stored();
         self.state.show();
         let limits = self.state.limits();
@@ -162,11 +179,15 @@ impl Maintenance {
 
     /// Whether one is ready now.
     fn make_spare(&mut self) -> bool {
-        match Segment::create(&self.segments, self.next_number) {
+        match self.create() {
             Ok(segment) => {
                 if std::mem::take(&mut self.failing) {
                     self.state.set_spareless(false);
                     tracing::info!("segments can be made again");
+                }
+                match segment.ahead(&self.segments) {
+                    Ok(ahead) => _ = self.aheads.insert(self.next_number, ahead),
+                    Err(error) => tracing::debug!(%error, "cannot write ahead in a segment"),
                 }
                 self.next_number += 1;
                 // The channel has room for the one spare; without a writer it is not wanted.
@@ -183,10 +204,54 @@ impl Maintenance {
         }
     }
 
+    /// A segment that could not be prepared is kept for the next attempt: closing it would have sled
+    /// sync it, and sled panics when it cannot.
+    fn create(&mut self) -> Result<Segment, StoreError> {
+        let mut segment = match self.unprepared.take() {
+            Some(segment) => segment,
+            None => Segment::create(&self.segments, self.next_number)?,
+        };
+        match segment.prepare(&self.segments) {
+            Ok(()) => Ok(segment),
+            Err(error) => {
+                self.unprepared = Some(segment);
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes zeros ahead of the data, in the active segment and in its successor: as much faster
+    /// than the segment is filled as it takes to stay ahead, and not at all without traffic.
+    fn write_ahead(&mut self) {
+        let Some((active, used)) = self.state.active() else { return };
+        self.aheads = self.aheads.split_off(&active);
+        let floor = self.state.limits().min_free_bytes.saturating_add(AHEAD_FLOOR_BYTES);
+        if self.free_bytes.is_none_or(|free| free < floor) {
+            return;
+        }
+        self.aheads.retain(|&number, ahead| {
+            let wanted = if number == active { 4 * used } else { 2 * used };
+            let wanted = wanted.min(AHEAD_BYTES);
+            let missing = wanted.saturating_sub(ahead.len());
+            if missing > 0 {
+                let len = ahead.len() + missing.next_multiple_of(PIECE_BYTES);
+                if let Err(error) = ahead.grow(len, len).and_then(|()| ahead.sync()) {
+                    tracing::debug!(%error, number, "cannot write ahead in a segment");
+                    return false;
+                }
+                metrics::flushed(missing);
+            }
+            ahead.len() < AHEAD_BYTES
+        });
+    }
+
     fn close(&self, segment: Segment, writer: OpeningId, records: u32) {
         let number = segment.number();
         drop(segment);
         let dir = dir::segment_dir(&self.segments, number);
+        if let Err(error) = ahead::trim(&dir::data_file(&dir)) {
+            tracing::debug!(%error, path = %dir.display(), "cannot return space written ahead");
+        }
         if let Err(error) = dir::mark_closed(&dir, number, Closed { writer, records }) {
             tracing::debug!(%error, path = %dir.display(), "cannot mark a segment as closed");
         }

@@ -142,7 +142,7 @@ impl Reader {
                     self.open = None;
                     frame
                 }
-                Location::File { writer, records } => match self.read(writer, records) {
+                Location::File { writer, records, end } => match self.read(writer, records, end) {
                     Ok(Some(frame)) => frame,
                     Ok(None) => continue,
                     // What was read before comes first; the next call meets the error again.
@@ -227,7 +227,15 @@ impl Reader {
     /// it is damaged, and the cursor then stands behind the damage.
     ///
     /// What the disk cannot read is damage, after some attempts: the rest must be published.
-    fn read(&mut self, writer: OpeningId, records: u32) -> Result<Option<Frame>, ReadError> {
+    ///
+    /// The records end at `bytes` in the file, if that is given: behind them it has zeros, which
+    /// are not worth reading.
+    fn read(
+        &mut self,
+        writer: OpeningId,
+        records: u32,
+        bytes: Option<u64>,
+    ) -> Result<Option<Frame>, ReadError> {
         let number = self.cursor.segment();
         let end = Lsn::new(number, records).next();
         let mut open = match self.open.take() {
@@ -240,7 +248,9 @@ impl Reader {
                 open
             }
         };
+        open.scanner.limit(bytes.unwrap_or(u64::MAX));
         let mut found = open.find(self.cursor)?;
+        open.scanner.limit(u64::MAX);
         let mut attempts = 1;
         while found.as_ref().is_none_or(|frame| frame.first() > self.cursor) {
             let unreadable = open.scanner.unreadable_bytes() > 0 && !open.unreadable;

@@ -17,6 +17,7 @@ use std::thread;
 
 use bytes::Bytes;
 
+use super::ahead::Ahead;
 use super::dir::{data_file, segment_dir, sync_dir};
 use crate::permission;
 use crate::record::Lsn;
@@ -28,11 +29,25 @@ const TREE_VALUES_MAX: u32 = 9;
 const TREES_MAX: u32 = 256;
 /// A segment is closed when it has grown to this many bytes. sled keeps all of it in memory until
 /// then, and disk space comes back in pieces of this size.
-const SEGMENT_BYTES: u64 = 32 * 1024 * 1024;
+pub(super) const SEGMENT_BYTES: u64 = 32 * 1024 * 1024;
 /// A segment grows beyond its size while no other can be made, and takes no more at this one.
 pub(super) const OVERGROWN_BYTES: u64 = 4 * SEGMENT_BYTES;
+/// A segment's length when all of it is written ahead: with what its last groups reserve.
+pub(super) const AHEAD_BYTES: u64 = SEGMENT_BYTES + 2 * RESERVE_BYTES;
 /// sled's unit of allocation; a quarter of it is what a value must stay below.
 const SLED_SEGMENT_BYTES: usize = 4 * 1024 * 1024;
+/// The most that sled adds to a value: the headers of its message, the key and the lengths.
+const VALUE_OVERHEAD_BYTES: u64 = 128;
+/// The most that a new tree takes: an empty page, and sled's list of trees written again.
+const TREE_BYTES: u64 = 512;
+const TREE_LISTED_BYTES: u64 = 16;
+/// sled begins one of its own segments with a header, and leaves the last one's end empty when a
+/// message does not fit there.
+const SLED_HEADER_BYTES: u64 = 64;
+/// Space that a group is given for what sled leaves empty, beside a quarter of its bytes.
+const RESERVE_BYTES: u64 = 1024 * 1024;
+/// By how much a segment grows when nothing was written ahead.
+const GROWTH_BYTES: u64 = 256 * 1024;
 /// sled's cache, in bytes: nothing is read through it.
 const SLED_CACHE_BYTES: u64 = 4 * 1024 * 1024;
 
@@ -75,6 +90,9 @@ pub(super) struct Segment {
     /// There until the segment is dropped.
     database: Option<Database>,
     data: File,
+    ahead: Ahead,
+    /// Where sled's next message is at most.
+    end: u64,
     tree_values: u32,
     trees: u32,
 }
@@ -91,10 +109,11 @@ impl std::fmt::Debug for Segment {
 }
 
 impl Segment {
-    /// Makes an empty segment; when it returns, its files and their directories are durable.
+    /// Makes an empty segment, which has to be [prepared](Self::prepare).
     pub(super) fn create(segments: &Path, number: u32) -> Result<Self, StoreError> {
         let dir = segment_dir(segments, number);
         let io = |cause| StoreError::Io { what: "create segment", path: dir.clone(), cause };
+        let sled = |cause| StoreError::Sled { what: "create segment", path: dir.clone(), cause };
         // What a failed attempt left, sled may refuse to open for good.
         match fs::remove_dir_all(&dir) {
             Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(io(cause)),
@@ -106,35 +125,73 @@ impl Segment {
             .cache_capacity(SLED_CACHE_BYTES)
             .flush_every_ms(None)
             .open()
-            .map_err(|cause| StoreError::Sled {
-                what: "create segment",
-                path: dir.clone(),
-                cause,
-            })?;
-        let tree = open_tree(&db, 0).map_err(|cause| StoreError::Sled {
-            what: "create segment",
-            path: dir.clone(),
-            cause,
-        })?;
+            .map_err(sled)?;
+        let tree = open_tree(&db, 0).map_err(sled)?;
+        // While there is something to flush.
+        park_io_threads(&tree);
+        db.flush().map_err(sled)?;
+        let path = data_file(&dir);
+        let data = File::open(&path).map_err(io)?;
+        let ahead = Ahead::open(&path).map_err(io)?;
+        let end = ahead.len() + TREE_BYTES;
+        let database = Some(Database { db, tree });
+        Ok(Self { number, database, data, ahead, end, tree_values: 0, trees: 1 })
+    }
+
+    /// Gives a new segment the space for its first group, and makes its files and their directories
+    /// durable. After an error it can be called again.
+    pub(super) fn prepare(&mut self, segments: &Path) -> Result<(), StoreError> {
+        let dir = segment_dir(segments, self.number);
+        let io = |cause| StoreError::Io { what: "prepare segment", path: dir.clone(), cause };
+        let len = self.end + RESERVE_BYTES + GROWTH_BYTES;
+        self.ahead.grow(len, len).map_err(io)?;
         for entry in fs::read_dir(&dir).map_err(io)? {
             let path = entry.map_err(io)?.path();
             File::open(path).and_then(|file| file.sync_all()).map_err(io)?;
         }
-        sync_dir(&dir).map_err(io)?;
-        sync_dir(segments).map_err(io)?;
-        let data = File::open(data_file(&dir)).map_err(io)?;
-        park_io_threads(&tree);
-        let database = Some(Database { db, tree });
-        Ok(Self { number, database, data, tree_values: 0, trees: 1 })
+        sync_dir(&dir).and_then(|()| sync_dir(segments)).map_err(io)
     }
 
     pub(super) fn number(&self) -> u32 {
         self.number
     }
 
-    /// Bytes on disk.
-    pub(super) fn disk_bytes(&self) -> io::Result<u64> {
-        Ok(self.data.metadata()?.len())
+    /// Bytes of the file that are in use.
+    pub(super) fn used_bytes(&self) -> u64 {
+        self.end
+    }
+
+    /// The file once more, to write zeros ahead of the data.
+    pub(super) fn ahead(&self, segments: &Path) -> io::Result<Ahead> {
+        Ahead::open(&data_file(&segment_dir(segments, self.number)))
+    }
+
+    /// Makes sure that a group with records of this many bytes fits in the file, so that it cannot
+    /// fail for lack of space. `false` when there is not enough.
+    pub(super) fn reserve(&mut self, bytes: u64) -> Result<bool, StoreError> {
+        let wanted = self.end + bytes + bytes / 4 + RESERVE_BYTES;
+        if wanted <= self.ahead.len() {
+            return Ok(true);
+        }
+        match self.ahead.grow(wanted, wanted + GROWTH_BYTES) {
+            Ok(()) => Ok(true),
+            Err(cause) if is_lack_of_space(&cause) => Ok(false),
+            Err(cause) => Err(StoreError::Io {
+                what: "write ahead in segment",
+                path: PathBuf::from(self.number.to_string()),
+                cause,
+            }),
+        }
+    }
+
+    /// Counts a message that sled writes.
+    fn advance(&mut self, bytes: u64) {
+        let segment = SLED_SEGMENT_BYTES as u64;
+        let left = segment - self.end % segment;
+        if bytes + SLED_HEADER_BYTES > left {
+            self.end += left + SLED_HEADER_BYTES;
+        }
+        self.end += bytes;
     }
 
     /// Hands a frame to sled and returns the copy that sled keeps. Durable after [`Self::sync`].
@@ -145,29 +202,38 @@ impl Segment {
             cause,
         };
         let Database { db, tree } = self.database.as_mut().expect(DROPPED_LAST);
-        if self.tree_values == TREE_VALUES_MAX {
+        let value = sled::IVec::from(frame);
+        let new_tree = self.tree_values == TREE_VALUES_MAX;
+        if new_tree {
             *tree = open_tree(db, self.trees).map_err(sled)?;
             self.trees += 1;
             self.tree_values = 0;
         }
-        let value = sled::IVec::from(frame);
         tree.insert(first.as_u64().to_be_bytes(), value.clone()).map_err(sled)?;
         self.tree_values += 1;
+        if new_tree {
+            self.advance(TREE_BYTES + TREE_LISTED_BYTES * u64::from(self.trees));
+        }
+        self.advance(frame.len() as u64 + VALUE_OVERHEAD_BYTES);
         Ok(Bytes::from_owner(value))
     }
 
-    /// Makes everything appended durable.
-    pub(super) fn sync(&self) -> Result<(), StoreError> {
-        let path = || PathBuf::from(self.number.to_string());
+    /// Has sled write everything appended to the file.
+    pub(super) fn flush(&self) -> Result<(), StoreError> {
         let Database { db, .. } = self.database.as_ref().expect(DROPPED_LAST);
-        db.flush().map_err(|cause| StoreError::Sled {
+        let flushed = db.flush().map(|_| ());
+        flushed.map_err(|cause| StoreError::Sled {
             what: "flush segment",
-            path: path(),
+            path: PathBuf::from(self.number.to_string()),
             cause,
-        })?;
+        })
+    }
+
+    /// Makes everything written durable.
+    pub(super) fn sync(&self) -> Result<(), StoreError> {
         self.data.sync_data().map_err(|cause| StoreError::Io {
             what: "sync segment",
-            path: path(),
+            path: PathBuf::from(self.number.to_string()),
             cause,
         })
     }
@@ -175,7 +241,7 @@ impl Segment {
     /// Whether the next frame should go to another segment.
     pub(super) fn is_full(&self) -> bool {
         let full = self.trees >= TREES_MAX && self.tree_values == TREE_VALUES_MAX;
-        full || self.disk_bytes().is_ok_and(|bytes| bytes >= SEGMENT_BYTES)
+        full || self.end >= SEGMENT_BYTES
     }
 
     /// Leaves the database as it is, after it failed: closing it would write once more.
@@ -226,6 +292,10 @@ impl Wake for ParkForever {
     }
 }
 
+fn is_lack_of_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 fn open_tree(db: &sled::Db, number: u32) -> Result<sled::Tree, sled::Error> {
     // Short names keep sled's list of trees short.
     let [_, _, high, low] = number.to_be_bytes();
@@ -254,13 +324,44 @@ mod tests {
     fn a_commit_wakes_two_threads_of_sleds_pool_at_most() {
         let dir = tempfile::tempdir().unwrap();
         let mut segment = Segment::create(dir.path(), 1).unwrap();
+        segment.prepare(dir.path()).unwrap();
         for index in 1..=50 {
             segment.append(Lsn::new(1, index), b"a frame").unwrap();
+            segment.flush().unwrap();
             segment.sync().unwrap();
         }
         let sleeps = sleeps();
         assert_eq!(sleeps.len(), 7);
         let woken = sleeps.iter().filter(|&&times| times > 20).count();
         assert!((1..=2).contains(&woken), "the threads slept so often: {sleeps:?}");
+    }
+
+    #[test]
+    fn what_a_segment_uses_is_never_more_than_it_counts_and_hardly_less() {
+        let mut random = fastrand::Rng::with_seed(3);
+        for largest in [100, 3000, 60_000, 700_000] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut segment = Segment::create(dir.path(), 1).unwrap();
+            segment.prepare(dir.path()).unwrap();
+            segment.prepare(dir.path()).unwrap();
+            let mut index = 1;
+            while !segment.is_full() {
+                let len = random.usize(1..largest);
+                assert!(segment.reserve(len as u64).unwrap());
+                let file = fs::metadata(data_file(&segment_dir(dir.path(), 1))).unwrap().len();
+                segment.append(Lsn::new(1, index), &vec![7; len]).unwrap();
+                segment.flush().unwrap();
+                index += 1;
+                let after = fs::metadata(data_file(&segment_dir(dir.path(), 1))).unwrap().len();
+                assert_eq!(after, file, "sled wrote beyond what was reserved");
+            }
+            let used = segment.used_bytes();
+            drop(segment);
+            let bytes = fs::read(data_file(&segment_dir(dir.path(), 1))).unwrap();
+            let last = bytes.iter().rposition(|byte| *byte != 0).unwrap() as u64 + 1;
+            println!("{largest}: {index} values, {last} of {used}");
+            assert!(last <= used, "{largest}: {last} bytes are used, {used} counted");
+            assert!(used < last + last / 4 + 1024 * 1024, "{largest}: {last}, {used}");
+        }
     }
 }

@@ -20,6 +20,9 @@ use crate::record::Lsn;
 /// Bytes of the newest frames kept in memory, so that a reader that keeps up reads no files.
 const TAIL_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// For how long the log counts as full after a segment could not grow.
+const FULL_FOR: Duration = Duration::from_secs(1);
+
 /// Behind every record.
 const LAST: Lsn = Lsn::new(u32::MAX, u32::MAX);
 
@@ -64,6 +67,8 @@ struct Inner {
     room: Result<(), AppendError>,
     limits: Limits,
     spareless: bool,
+    /// When a segment last could not grow.
+    full: Option<Instant>,
     /// No record will be added.
     ended: bool,
 }
@@ -83,7 +88,12 @@ pub(super) enum Location {
     /// Here.
     Tail(Frame),
     /// In the file of the cursor's segment, which has records up to this index.
-    File { writer: OpeningId, records: u32 },
+    File {
+        writer: OpeningId,
+        records: u32,
+        /// Where they end in the file at the latest, as long as it is being written.
+        end: Option<u64>,
+    },
     /// Not written yet.
     Nowhere,
     /// There are no more records and will be none.
@@ -119,6 +129,7 @@ impl State {
             room: Ok(()),
             limits,
             spareless: false,
+            full: None,
             ended: false,
         };
         let expected = inner.count_between(totals.done.lsn, totals.through.lsn);
@@ -223,12 +234,28 @@ impl State {
         self.lock().spareless = spareless;
     }
 
+    /// When the segment being written could not grow; `None` while it can.
+    pub(super) fn set_full(&self, full: Option<Instant>) {
+        self.lock().full = full;
+    }
+
+    /// The segment being written, and its bytes in use.
+    pub(super) fn active(&self) -> Option<(u32, u64)> {
+        let inner = self.lock();
+        let (number, last) = inner.segments.last_key_value()?;
+        (!last.ended).then_some((*number, last.disk_bytes))
+    }
+
     /// Whether an append would be taken. Unlike [`State::room`] this tells also of the disk that has
     /// room and takes no file, for lack of inodes, say: the writer finds out itself, and may be given
     /// a segment while it waits.
     pub(super) fn ready(&self) -> Result<(), AppendError> {
         self.room()?;
         let inner = self.lock();
+        // Only an append finds out that there is space again.
+        if inner.full.is_some_and(|since| since.elapsed() < FULL_FOR) {
+            return Err(AppendError::DiskFull);
+        }
         let last = inner.segments.values().next_back();
         let takes = last.is_some_and(|last| !last.ended && last.disk_bytes < OVERGROWN_BYTES);
         if inner.spareless && !takes { Err(AppendError::DiskFull) } else { Ok(()) }
@@ -353,8 +380,9 @@ impl Inner {
         loop {
             match self.segments.get(&cursor.segment()) {
                 Some(segment) if cursor.index() <= segment.records => {
-                    let &SegmentState { writer, records, .. } = segment;
-                    let file = Location::File { writer, records };
+                    let &SegmentState { writer, records, disk_bytes, ended } = segment;
+                    let file =
+                        Location::File { writer, records, end: (!ended).then_some(disk_bytes) };
                     return self.take(*cursor).map_or(file, Location::Tail);
                 }
                 Some(segment) if !segment.ended => return Location::Nowhere,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::appender::{Append, Inbox, ReplyRoutes};
@@ -16,8 +17,14 @@ use crate::record::Lsn;
 
 /// Records committed at once. More would only make the first of them wait longer.
 const GROUP_MAX: usize = 2048;
-/// Senders are refused when no segment has come within this time, and then at once until one comes.
+/// Senders are refused when there is no segment, or no space in it, within this time, and then at
+/// once until there is.
 const SPARE_WAIT: Duration = Duration::from_secs(1);
+
+/// A commit that takes longer is logged at debug level, with its steps.
+const SLOW: Duration = Duration::from_millis(20);
+/// The pause between attempts to reserve space.
+const FULL_PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) struct Writer {
     log: LogId,
@@ -31,6 +38,8 @@ pub(super) struct Writer {
     active: Option<Active>,
     /// Whether a segment was waited for in vain.
     starving: bool,
+    /// When space was last asked for in vain.
+    full: Option<Instant>,
 }
 
 /// The segment that takes records now.
@@ -58,6 +67,7 @@ impl Writer {
             builder: Builder::new(),
             active: None,
             starving: false,
+            full: None,
         }
     }
 
@@ -66,10 +76,13 @@ impl Writer {
     pub(super) fn run(mut self) -> Result<(), StoreError> {
         let end = self.commit_groups();
         self.routes.close();
-        if let Some(active) = self.active.take() {
-            match end {
-                Ok(()) => self.retire(active),
-                Err(_) => active.segment.abandon(),
+        match (&end, self.active.take()) {
+            (Ok(()), Some(active)) => self.retire(active),
+            (Ok(()), None) => {}
+            (Err(_), active) => {
+                let spares = std::iter::from_fn(|| self.spares.try_recv().ok());
+                let active = active.map(|active| active.segment);
+                spares.chain(active).for_each(Segment::abandon);
             }
         }
         end
@@ -82,9 +95,9 @@ impl Writer {
             self.state.set_busy(true);
             self.rotate()?;
             let bytes = group.iter().map(|append| append.bytes).sum();
-            let committed = match self.room() {
-                Ok(()) => self.commit(&group).map(Ok),
-                Err(full) => Ok(Err(full)),
+            let committed = match self.room(bytes) {
+                Ok(Ok(())) => self.commit(&group).map(Ok),
+                refused => refused.map(|full| full.map(|()| Lsn::ZERO)),
             };
             self.inbox.discount(bytes);
             gathering.end(self.inbox.len());
@@ -117,16 +130,44 @@ impl Writer {
         !group.is_empty()
     }
 
-    fn room(&self) -> Result<(), AppendError> {
-        if self.needs_segment() { Err(AppendError::DiskFull) } else { self.state.room() }
+    /// Whether there is room for a group of `bytes`; if so, it will not fail for lack of space.
+    fn room(&mut self, bytes: usize) -> Result<Result<(), AppendError>, StoreError> {
+        if self.needs_segment() {
+            return Ok(Err(AppendError::DiskFull));
+        }
+        if let Err(full) = self.state.room() {
+            return Ok(Err(full));
+        }
+        let Some(Active { segment, .. }) = &mut self.active else { return Ok(Ok(())) };
+        if self.full.is_some_and(|since| since.elapsed() < FULL_PAUSE) {
+            return Ok(Err(AppendError::DiskFull));
+        }
+        let deadline = Instant::now() + SPARE_WAIT;
+        let mut reserved = segment.reserve(bytes as u64)?;
+        while !reserved && self.full.is_none() && Instant::now() < deadline {
+            thread::sleep(FULL_PAUSE);
+            reserved = segment.reserve(bytes as u64)?;
+        }
+        if reserved && self.full.take().is_some() {
+            tracing::info!("the log takes callbacks again: its segment can grow");
+            self.state.set_full(None);
+        }
+        if reserved {
+            return Ok(Ok(()));
+        }
+        if self.full.replace(Instant::now()).is_none() {
+            tracing::error!(
+                "callbacks are rejected with 503 until the disk has space for them; what is stored \
+                 is still published"
+            );
+        }
+        self.state.set_full(self.full);
+        Ok(Err(AppendError::DiskFull))
     }
 
     /// Whether there is no segment that could take a group.
     fn needs_segment(&self) -> bool {
-        self.active.as_ref().is_none_or(|active| {
-            let bytes = active.segment.disk_bytes();
-            bytes.is_ok_and(|bytes| bytes >= OVERGROWN_BYTES)
-        })
+        self.active.as_ref().is_none_or(|active| active.segment.used_bytes() >= OVERGROWN_BYTES)
     }
 
     /// Makes the group durable and returns the first record's place.
@@ -153,11 +194,21 @@ impl Writer {
         if !self.builder.is_empty() {
             close(&mut self.builder, next)?;
         }
+        let appended = Instant::now();
+        segment.flush()?;
         let written = Instant::now();
         segment.sync()?;
-        metrics::committed(group.len(), started.elapsed(), written.elapsed());
+        let synced = Instant::now();
+        let bytes = frames.iter().map(Frame::len).sum();
+        metrics::committed(group.len(), bytes, synced - started, synced - appended);
+        if synced - started > SLOW {
+            tracing::debug!(
+                records = group.len(), bytes, append = ?appended - started,
+                write = ?written - appended, sync = ?synced - written, "a slow commit"
+            );
+        }
         let oldest = group[0].record.received_at;
-        self.state.committed(frames, oldest, segment.disk_bytes().unwrap_or(0));
+        self.state.committed(frames, oldest, segment.used_bytes());
         Ok(first)
     }
 
