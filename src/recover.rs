@@ -112,3 +112,48 @@ fn is_signed(body: &[u8]) -> bool {
     }
     serde_json::from_slice(body).is_ok_and(|Signature { t, sign }| t.is_some() || sign.is_some())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::callback::CallbackKey;
+    use crate::sample::Samples;
+
+    fn event_of_request(request: String, keys: &[&str]) -> Result<Record, RecordError> {
+        let now = Timestamp::now();
+        let record = CallbackRecord {
+            event_time: Some(now.before(Duration::from_hours(50))),
+            event_type: Some(1),
+            request,
+            response: String::new(),
+            response_time: None,
+            result_code: Some(1),
+            stream_id: String::new(),
+        };
+        let configured = Verifier {
+            keys: keys.iter().filter_map(|key| CallbackKey::new(key)).collect(),
+            leeway: Duration::ZERO,
+            unsigned: Unsigned::Refused,
+        };
+        event_of(&record, &verifier(&configured), &[], now)
+    }
+
+    #[test]
+    fn a_signature_is_checked_without_expiry_and_needed_only_if_a_part_of_one_is_there() {
+        let samples = Samples::new(CallbackKey::new("right"));
+        let signed_at = Timestamp::now().before(Duration::from_hours(50));
+        let signed = || samples.delivery(samples.event(EventType(1)), signed_at);
+        assert!(event_of_request(signed(), &["other", "right"]).is_ok());
+        let error = event_of_request(signed(), &["wrong"]).unwrap_err();
+        assert!(matches!(error, RecordError::Callback(CallbackError::BadSignature)), "{error}");
+        let mut event = samples.event(EventType(1));
+        let plain = serde_json::to_string(&event).unwrap();
+        assert!(event_of_request(plain, &["right"]).is_ok(), "the API says that it was sent");
+        event.insert("t".into(), 1_800_000_000.into());
+        let part = serde_json::to_string(&event).unwrap();
+        let error = event_of_request(part, &["right"]).unwrap_err();
+        assert!(matches!(error, RecordError::Callback(CallbackError::Unsigned)), "{error}");
+    }
+}

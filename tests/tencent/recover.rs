@@ -247,8 +247,18 @@ fn the_gap_is_found_and_what_cannot_work_is_said_before_anything_is_asked() {
     let prefix = support::unique("gap");
     let (bridge, tencent) = (ready_bridge(kafka, &prefix), Tencent::start());
     let lost = fill(&tencent, 3, 12);
+    // The documented permissions suffice.
+    let policy = include_str!("../../docs/recover.md");
+    let actions = policy.split("\"live:").skip(1).filter_map(|rest| rest.split('"').next());
+    tencent.state().permitted = Some(actions.collect());
+    let names = bridge.wal().join("streams");
+    std::fs::write(&names, "stream 2@x\n").unwrap();
+    let named = ["--since", "2h", "--yes", "--streams-file", names.to_str().unwrap()];
+    let (code, text) = finish(command(&bridge, &tencent, &named));
+    assert_eq!((code, text.contains("\n4 events sent")), (Some(0), true), "{text}");
+    assert_eq!(tencent.count("DescribeLiveStreamEventList"), 0, "the streams are named");
     let (code, text) = finish(command(&bridge, &tencent, &["--gap", "--yes"]));
-    assert_eq!(code, Some(0), "{text}");
+    assert_eq!((code, text.contains("\n8 events sent")), (Some(0), true), "{text}");
     assert_each_once(kafka, &prefix, &lost.bodies);
     for (arguments, says) in [
         (&["--since", "15d"][..], "14 days"),
