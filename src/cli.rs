@@ -13,6 +13,9 @@ use crate::{logging, metrics};
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
+#[macro_use]
+mod output;
+
 mod audit;
 mod check;
 mod config;

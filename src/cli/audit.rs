@@ -69,7 +69,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     drop(bar);
     if options.json {
         let text = serde_json::to_string_pretty(&report).map_err(CliError::other("print"))?;
-        println!("{text}");
+        print_out!("{text}");
     } else {
         show(&report);
     }
@@ -78,37 +78,37 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
 
 fn show(report: &Report) {
     let Report { since, until, log, ledger, topics, dead_letters, quarantined, .. } = report;
-    println!("received     {since} to {until}");
-    println!("log          {} records on disk, {} of them pending", log.records, log.pending);
-    println!("ledger       {} events in {} transactions", ledger.events, ledger.commits);
-    println!("topics       {} events", topics.values().sum::<u64>());
+    print_out!("received     {since} to {until}");
+    print_out!("log          {} records on disk, {} of them pending", log.records, log.pending);
+    print_out!("ledger       {} events in {} transactions", ledger.events, ledger.commits);
+    print_out!("topics       {} events", topics.values().sum::<u64>());
     for (topic, count) in topics {
-        println!("  {topic:<26} {count}");
+        print_out!("  {topic:<26} {count}");
     }
-    println!("undelivered  {dead_letters} dead letters, {quarantined} in quarantine");
+    print_out!("undelivered  {dead_letters} dead letters, {quarantined} in quarantine");
     if log.damaged > 0 {
-        println!("damaged      {} records of the log cannot be read", log.damaged);
+        print_out!("damaged      {} records of the log cannot be read", log.damaged);
     }
     list("missing", &report.missing);
     list("doubled", &report.doubled);
     list("unaccounted", &report.unaccounted);
     if report.missing.count > 0 {
         for PartitionRange { topic, partition, begin, .. } in &report.cut {
-            println!(
+            print_out!(
                 "  {topic}/{partition} begins at offset {begin}: what was before it was removed, by \
                  retention or by an administrator"
             );
         }
     }
-    println!("{}", if report.ok { "all is accounted for" } else { "something is wrong" });
+    print_out!("{}", if report.ok { "all is accounted for" } else { "something is wrong" });
 }
 
 fn list(name: &str, findings: &Findings) {
-    println!("{name:<12} {}", findings.count);
+    print_out!("{name:<12} {}", findings.count);
     for finding in findings.events.iter().take(SHOWN) {
-        println!("  {}  {}", finding.id, finding.at);
+        print_out!("  {}  {}", finding.id, finding.at);
     }
     if findings.count > SHOWN as u64 {
-        println!("  and {} more; --json names them", findings.count - SHOWN as u64);
+        print_out!("  and {} more; --json names them", findings.count - SHOWN as u64);
     }
 }

@@ -31,7 +31,7 @@ struct Findings {
 impl Findings {
     fn print(&mut self, mark: &str, what: &str, detail: &dyn std::fmt::Display) {
         self.count += 1;
-        println!("{mark:<5} {what:<12} {}", redact(&detail.to_string()));
+        print_out!("{mark:<5} {what:<12} {}", redact(&detail.to_string()));
     }
 
     fn ok(&mut self, what: &str, detail: impl std::fmt::Display) {
@@ -80,7 +80,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     if !options.offline {
         kafka(&config, &mut findings);
     }
-    println!("{} findings, {} bad", findings.count, findings.bad);
+    print_out!("{} findings, {} bad", findings.count, findings.bad);
     match (bad_here, findings.bad) {
         (0, 0) => Ok(()),
         // Callbacks would be accepted and stored until then.

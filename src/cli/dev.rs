@@ -95,7 +95,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
         stopping.store(true, Ordering::Relaxed);
         let count = tokio::task::spawn_blocking(move || printer.join()).await;
         let count = count.ok().and_then(Result::ok).unwrap_or(0);
-        println!("{count} events landed in Kafka.");
+        print_out!("{count} events landed in Kafka.");
         end.map_err(CliError::from)
     });
     if let Some(dir) = temporary {
@@ -142,21 +142,21 @@ fn introduce(
         .keys_file
         .as_ref()
         .map_or_else(|| format!("key {KEY:?}"), |file| format!("keys in {}", file.display()));
-    println!("callbacks  {url}   ({known})");
-    println!("Kafka      {}   (in memory, for any Kafka client)", kafka.brokers());
-    println!("topics     {} and {} more", topics.of(None), topics.all().len() - 1);
-    println!("status     http://{}/", bridge.admin_address);
-    println!("log        {}", dir.display());
+    print_out!("callbacks  {url}   ({known})");
+    print_out!("Kafka      {}   (in memory, for any Kafka client)", kafka.brokers());
+    print_out!("topics     {} and {} more", topics.of(None), topics.all().len() - 1);
+    print_out!("status     http://{}/", bridge.admin_address);
+    print_out!("log        {}", dir.display());
     let samples = Samples::new(key);
     let push = serde_json::json!({
         "event_type": 1, "app": "push.example.com", "appname": "live", "stream_id": "my-stream",
         "sequence": "1", "event_time": Timestamp::now().as_millis() / 1000,
     });
     let event = push.as_object().cloned().unwrap_or_default();
-    println!("\nSend one (good for the next 30 minutes):\n");
-    println!("  curl -d '{}' {url}\n", samples.delivery(event, Timestamp::now()));
+    print_out!("\nSend one (good for the next 30 minutes):\n");
+    print_out!("  curl -d '{}' {url}\n", samples.delivery(event, Timestamp::now()));
     if options.samples <= 0.0 {
-        println!("Or start with --samples 2 for two sample callbacks a second.\n");
+        print_out!("Or start with --samples 2 for two sample callbacks a second.\n");
     }
 }
 
@@ -168,7 +168,7 @@ fn print(follower: &TopicReader, stopping: &AtomicBool) -> u64 {
         match follower.next(WAIT) {
             Ok(Some(landed)) => {
                 count += 1;
-                println!("{}", line(&landed));
+                print_out!("{}", line(&landed));
             }
             Ok(None) if stopping.load(Ordering::Relaxed) => return count,
             Ok(None) => {}

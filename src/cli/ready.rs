@@ -28,15 +28,15 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     };
     match ask(address) {
         Ok((200, _)) => {
-            println!("ready");
+            print_out!("ready");
             Ok(())
         }
         Ok((_, reason)) => {
-            println!("{}", reason.trim());
+            print_out!("{}", reason.trim());
             Err(CliError::Found)
         }
         Err(cause) => {
-            println!("no answer from {address}: {cause}");
+            print_out!("no answer from {address}: {cause}");
             Err(CliError::Found)
         }
     }

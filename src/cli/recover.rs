@@ -85,10 +85,10 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let client = options.account.connect()?;
     let now = Timestamp::now();
     let Some(window) = window(options, &config, now)? else {
-        println!("No gap: callbacks came all the time.");
+        print_out!("No gap: callbacks came all the time.");
         return Ok(());
     };
-    eprintln!("events from {} to {}", window.since, window.until);
+    print_err!("events from {} to {}", window.since, window.until);
     let finder = Finder::new(&client, window);
     let named = named_streams(options)?;
     let streams = match &named {
@@ -119,10 +119,10 @@ fn settle_gaps(dir: &Path, window: Window, now: Timestamp, yes: bool) {
         Ok(done) => {
             let how = if yes { "is recovered" } else { "would count as recovered with --yes" };
             for Gap { begin, end } in done {
-                println!("the gap from {begin} to {end} {how}");
+                print_out!("the gap from {begin} to {end} {how}");
             }
         }
-        Err(cause) => eprintln!(
+        Err(cause) => print_err!(
             "cannot remove the recorded gaps in {}: {cause}; `livebridge wal gaps --drop` does, as the \
              user who runs livebridge",
             dir.display()
@@ -203,7 +203,7 @@ fn recover(
         }
         Ok::<_, RecoverError>(())
     })?;
-    println!("{failed} failed callbacks of {} streams", streams.len());
+    print_out!("{failed} failed callbacks of {} streams", streams.len());
     let events = plan.ids().len() as u64;
     let complete =
         replay::publish(config, plan, Target::Topics, false, options.yes, events, |send| {
@@ -212,7 +212,7 @@ fn recover(
             })
         })?;
     for record in &undecoded.first {
-        eprintln!(
+        print_err!(
             "not decoded: stream {:?}, type {}, {}: {}",
             record.stream,
             record.event_type.map_or_else(|| "unknown".to_owned(), |code| code.to_string()),
@@ -221,7 +221,7 @@ fn recover(
         );
     }
     if undecoded.count > 0 {
-        eprintln!(
+        print_err!(
             "{} records were not decoded; they are in {}, which may contain personal data",
             undecoded.count,
             options.undecoded.display()
@@ -260,7 +260,7 @@ fn report(
     let report = comparison.with_kafka(&config.kafka, &config.topics, window, named)?;
     if options.json {
         let text = serde_json::to_string_pretty(&report).map_err(CliError::other("print"))?;
-        println!("{text}");
+        print_out!("{text}");
     } else {
         show(&report);
     }
@@ -268,21 +268,21 @@ fn report(
 }
 
 fn show(report: &Report) {
-    println!("delivered, and in Kafka          {}", report.delivered);
-    println!("failed, and in Kafka             {}", report.recovered);
+    print_out!("delivered, and in Kafka          {}", report.delivered);
+    print_out!("failed, and in Kafka             {}", report.recovered);
     for (what, events) in [
         ("delivered, and not in Kafka     ", &report.delivered_and_missing),
         ("failed, and not in Kafka        ", &report.lost),
         ("in Kafka, and not in the records", &report.only_in_kafka),
     ] {
-        println!("{what} {}", events.count);
+        print_out!("{what} {}", events.count);
         for event in events.events.iter().take(SHOWN) {
             let time = event.time.as_deref().unwrap_or("time unknown");
-            println!("  {}  {time}  stream {:?}", event.id, event.stream);
+            print_out!("  {}  {time}  stream {:?}", event.id, event.stream);
         }
         if events.count > SHOWN as u64 {
-            println!("  and {} more; --json names them", events.count - SHOWN as u64);
+            print_out!("  and {} more; --json names them", events.count - SHOWN as u64);
         }
     }
-    println!("records that are not decoded     {}", report.undecoded);
+    print_out!("records that are not decoded     {}", report.undecoded);
 }

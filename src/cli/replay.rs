@@ -117,19 +117,21 @@ pub(super) fn publish(
     for topic in absent.map_err(ReplayError::from)? {
         let count = plan.drop_topic(&topic);
         complete &= count == 0;
-        eprintln!("skipped {count} events: there is no topic {topic}; livebridge serve creates it");
+        print_err!(
+            "skipped {count} events: there is no topic {topic}; livebridge serve creates it"
+        );
     }
-    println!("{read} events are meant");
+    print_out!("{read} events are meant");
     let mut to_send = 0;
     for (topic, sent, there) in plan.counts() {
         to_send += sent;
-        println!("  {topic:<26} {sent} to send, {there} there already");
+        print_out!("  {topic:<26} {sent} to send, {there} there already");
     }
     if to_send == 0 {
         return Ok(complete);
     }
     let Some(mut replay) = replay else {
-        println!("Nothing was sent: --yes sends.");
+        print_out!("Nothing was sent: --yes sends.");
         return Ok(complete);
     };
     let bar = Progress::count("sending", to_send as u64);
@@ -143,14 +145,14 @@ pub(super) fn publish(
     let Outcome { sent, absorbed, refused } = replay.finish()?;
     drop(bar);
     if absorbed > 0 {
-        println!("{absorbed} events were published by others meanwhile");
+        print_out!("{absorbed} events were published by others meanwhile");
     }
-    println!("{sent} events sent");
+    print_out!("{sent} events sent");
     for Refusal { topic, id, reason } in refused.iter().take(SHOWN) {
-        eprintln!("{topic} refuses the event {id}: {reason}");
+        print_err!("{topic} refuses the event {id}: {reason}");
     }
     if !refused.is_empty() {
-        eprintln!(
+        print_err!(
             "{} events were refused; remove the cause (max.message.bytes of the topic, say) and run \
              it again: what was sent is not sent twice",
             refused.len()
@@ -193,7 +195,7 @@ fn each(
         if options.to.is_none() && !config.topics.takes_events(&event.topic) {
             skipped += 1;
             if first {
-                eprintln!(
+                print_err!(
                     "skipped {place}: its topic {:?} takes no events in this configuration; add it to \
                      [kafka.topics], or send it elsewhere with --to",
                     event.topic
@@ -225,7 +227,7 @@ fn each(
             let place = format!("dead letter {}/{}", landed.partition, landed.offset);
             let Some(event) = Event::of_dead_letter(landed, now) else {
                 if first {
-                    eprintln!("skipped {place}: livebridge did not put it there");
+                    print_err!("skipped {place}: livebridge did not put it there");
                 }
                 return Ok(());
             };

@@ -199,13 +199,13 @@ fn report(tallies: Vec<Tally>, elapsed: Duration) -> Result<(), CliError> {
     }
     all.elapsed.sort_unstable();
     for (answer, count) in &all.answers {
-        println!("{count} × {answer}");
+        print_out!("{count} × {answer}");
     }
     let at = |share: usize| {
         all.elapsed.get((all.elapsed.len() * share / 100).min(all.elapsed.len().saturating_sub(1)))
     };
     let (p50, p99) = (at(50).copied().unwrap_or_default(), at(99).copied().unwrap_or_default());
-    println!(
+    print_out!(
         "{} answers in {:.2?}, p50 {p50:.2?}, p99 {p99:.2?}, {} took more than one try",
         all.elapsed.len(),
         elapsed,

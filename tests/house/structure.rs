@@ -232,6 +232,15 @@ fn each_external_crate_is_used_in_its_module_only() {
 }
 
 #[test]
+fn no_output_panics_when_its_reader_has_closed_the_pipe() {
+    for (_, path, code) in rooms() {
+        for printing in ["println!(", "print!("] {
+            assert!(!code.contains(printing), "{} prints with {printing}", path.display());
+        }
+    }
+}
+
+#[test]
 fn only_a_verified_callback_becomes_a_record() {
     for (room, path, code) in rooms() {
         let made = code.contains("Record {") && !code.contains("struct Record {");

@@ -866,6 +866,25 @@ mod wal {
     }
 }
 
+#[test]
+fn a_reader_that_closes_its_pipe_changes_no_exit_code() {
+    let dir = tempfile::tempdir().unwrap();
+    for (arguments, code) in [
+        (&["check", "--offline"][..], 0),
+        (&["ready", "--admin", "127.0.0.1:1"], 1),
+        (&["send", "--url", &format!("http://{UNREACHABLE}/"), "--retries", "0"], 1),
+    ] {
+        let mut command = livebridge(arguments);
+        command.env("LIVEBRIDGE_CALLBACK_KEYS", "k").env("LIVEBRIDGE_SEND_KEY", "k");
+        command.env("LIVEBRIDGE_WAL_DIR", dir.path().join("log"));
+        let (reader, writer) = std::io::pipe().unwrap();
+        let (error_reader, error_writer) = std::io::pipe().unwrap();
+        drop((reader, error_reader));
+        let status = command.stdout(writer).stderr(error_writer).status().unwrap();
+        assert_eq!(status.code(), Some(code), "{arguments:?}");
+    }
+}
+
 mod ready {
     use super::*;
 

@@ -253,8 +253,8 @@ fn the_gap_is_found_and_what_cannot_work_is_said_before_anything_is_asked() {
     tencent.state().permitted = Some(actions.collect());
     let names = bridge.wal().join("streams");
     std::fs::write(&names, "stream 2@x\n").unwrap();
-    let named = ["--since", "2h", "--yes", "--streams-file", names.to_str().unwrap()];
-    let (code, text) = finish(command(&bridge, &tencent, &named));
+    let arguments = ["--since", "2h", "--yes", "--streams-file", names.to_str().unwrap()];
+    let (code, text) = finish(command(&bridge, &tencent, &arguments));
     assert_eq!((code, text.contains("\n4 events sent")), (Some(0), true), "{text}");
     assert_eq!(tencent.count("DescribeLiveStreamEventList"), 0, "the streams are named");
     let (code, text) = finish(command(&bridge, &tencent, &["--gap", "--yes"]));

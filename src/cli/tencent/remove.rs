@@ -25,7 +25,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let client = options.account.connect()?;
     let templates = client.templates()?;
     let Some(template) = options.managed.find(&templates) else {
-        println!(
+        print_out!(
             "nothing to do: livebridge created no template {} in this account",
             options.managed.name
         );
@@ -37,15 +37,15 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
             options.domain.is_empty() || options.domain.contains(&rule.domain_name)
         });
     for rule in &meant {
-        println!("delete the rule of {}", shown(&rule.domain_name, &rule.app_name));
+        print_out!("delete the rule of {}", shown(&rule.domain_name, &rule.app_name));
     }
     if left.is_empty() {
-        println!("delete the template {id} ({})", template.template_name);
+        print_out!("delete the template {id} ({})", template.template_name);
     } else {
-        println!("keep the template {id}: {} other rules name it", left.len());
+        print_out!("keep the template {id}: {} other rules name it", left.len());
     }
     if !options.yes {
-        println!("Nothing was changed: --yes does it.");
+        print_out!("Nothing was changed: --yes does it.");
         return Ok(());
     }
     for rule in &meant {
@@ -54,7 +54,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     if left.is_empty() {
         client.delete_template(id)?;
     }
-    println!(
+    print_out!(
         "Done. Callbacks still come for 10 minutes, and retries for 16 more: keep livebridge running \
          and the callback key in its configuration until then."
     );

@@ -107,7 +107,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let rotation = Rotation { options, config, client, file };
     let journal = match Journal::read(&rotation.file)? {
         Some(journal) => {
-            println!("continuing the rotation of {} to {}", journal.old, journal.new);
+            print_out!("continuing the rotation of {} to {}", journal.old, journal.new);
             Some(journal)
         }
         None => None,
@@ -119,8 +119,8 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
         Some(journal) => (journal.old, journal.new),
         None => (rotation.old_key()?.0, "a new key".to_owned()),
     };
-    println!("replace the callback key {old} by {new} in {}", rotation.file.path().display());
-    println!("Nothing was changed: --yes does it.");
+    print_out!("replace the callback key {old} by {new} in {}", rotation.file.path().display());
+    print_out!("Nothing was changed: --yes does it.");
     Ok(())
 }
 
@@ -131,23 +131,23 @@ impl Rotation<'_> {
             None => self.begin()?,
         };
         let Some(new) = self.new_key(&journal)? else { return Err(CliError::Found) };
-        println!("3/6 waiting until the instances have loaded {}", journal.new);
+        print_out!("3/6 waiting until the instances have loaded {}", journal.new);
         self.wait_until_loaded(&journal.new)?;
         self.switch(&mut journal, &new)?;
-        println!("5/6 waiting until {} is no longer used", journal.old);
+        print_out!("5/6 waiting until {} is no longer used", journal.old);
         self.wait_until_unused(&journal)?;
-        println!("6/6 removing {} from {}", journal.old, self.file.path().display());
+        print_out!("6/6 removing {} from {}", journal.old, self.file.path().display());
         self.file.remove(&journal.old)?;
         fs::remove_file(Journal::path(&self.file))
             .map_err(CliError::other("remove the rotation's journal"))?;
-        println!("Done: the callback key is {}", journal.new);
+        print_out!("Done: the callback key is {}", journal.new);
         Ok(())
     }
 
     fn begin(&self) -> Result<Journal, CliError> {
         let (old, template) = self.old_key()?;
         let new = keys_file::new_name();
-        println!("1/6 replacing the callback key {old} of template {template} by {new}");
+        print_out!("1/6 replacing the callback key {old} of template {template} by {new}");
         let journal = Journal { template, old, new, switched_at_ms: None };
         journal.write(&self.file)?;
         Ok(journal)
@@ -188,7 +188,7 @@ impl Rotation<'_> {
         if !self.file.has(&journal.new)? {
             let new = NewKey::random(journal.new.clone());
             let path = self.file.path().display();
-            println!("2/6 adding {} to {path}; copy the line to the other instances", new.name);
+            print_out!("2/6 adding {} to {path}; copy the line to the other instances", new.name);
             self.file.add(&new)?;
         }
         let config = Config::load(self.options.config.config.as_deref())?;
@@ -229,7 +229,7 @@ impl Rotation<'_> {
             ))
         })?;
         if template.callback_key.text() != new.reveal() {
-            println!("4/6 setting {} in template {}", journal.new, journal.template);
+            print_out!("4/6 setting {} in template {}", journal.new, journal.template);
             let mut changed = template.clone();
             changed.callback_key = TemplateKey::new(new.reveal());
             self.client.modify_template(&changed)?;

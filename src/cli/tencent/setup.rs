@@ -91,14 +91,14 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     }
     rules(options, &client, &template, &mut steps)?;
     if steps.is_empty() {
-        println!("nothing to do: template {} is as wanted", template.template_id);
+        print_out!("nothing to do: template {} is as wanted", template.template_id);
         return Ok(());
     }
     for step in &steps {
-        println!("{}", describe(step, options, &template, key.name()));
+        print_out!("{}", describe(step, options, &template, key.name()));
     }
     if !options.yes {
-        println!("Nothing was changed: --yes does it.");
+        print_out!("Nothing was changed: --yes does it.");
         return Ok(());
     }
     apply(options, &config, &client, template, steps)
@@ -131,7 +131,7 @@ fn check_domains(client: &Client, wanted: &[String]) -> Result<(), CliError> {
     let known = client.push_domains()?;
     for domain in wanted {
         match known.iter().find(|one| one.name == *domain) {
-            Some(found) if !found.is_enabled() => println!("note: {domain} is disabled"),
+            Some(found) if !found.is_enabled() => print_out!("note: {domain} is disabled"),
             Some(_) => {}
             None => {
                 let names: Vec<&str> = known.iter().map(|one| one.name.as_str()).collect();
@@ -303,7 +303,7 @@ fn apply(
             })?,
         }
     }
-    println!(
+    print_out!(
         "Done: template {}. It takes 5 to 10 minutes to take effect; `livebridge tencent status` \
          compares it with the configuration.",
         template.template_id

@@ -131,7 +131,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let client = options.account.connect()?;
     let report = examine(&config, &client, &options.domain, &options.managed.name)?;
     if options.json {
-        println!("{:#}", report.to_json());
+        print_out!("{:#}", report.to_json());
     } else {
         report.print();
     }
@@ -284,13 +284,17 @@ impl Report {
     }
 
     fn print(&self) {
-        println!(
+        print_out!(
             "{:<32} {:<10} {:>9}  {:<24} {:<12} URLs here",
-            "DOMAIN", "APP", "TEMPLATE", "NAME", "KEY"
+            "DOMAIN",
+            "APP",
+            "TEMPLATE",
+            "NAME",
+            "KEY"
         );
         for (domain, rule) in &self.domains {
             let Some((app, id)) = rule else {
-                println!("{domain:<32} {:<10} {:>9}", "-", "-");
+                print_out!("{domain:<32} {:<10} {:>9}", "-", "-");
                 continue;
             };
             let app = if app.is_empty() { "(all)" } else { app };
@@ -304,15 +308,15 @@ impl Report {
                 let here = format!("{} of {}", template.here.len(), UrlKind::ALL.len());
                 (template.name.as_str(), key, here)
             });
-            println!("{domain:<32} {app:<10} {id:>9}  {name:<24} {key:<12} {here}");
+            print_out!("{domain:<32} {app:<10} {id:>9}  {name:<24} {key:<12} {here}");
         }
         for note in &self.notes {
-            println!("note  {note}");
+            print_out!("note  {note}");
         }
         for problem in &self.problems {
-            println!("BAD   {problem}");
+            print_out!("BAD   {problem}");
         }
-        println!("{} problems", self.problems.len());
+        print_out!("{} problems", self.problems.len());
     }
 }
 
