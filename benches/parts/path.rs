@@ -18,7 +18,7 @@ use crate::support::intake::TestBed;
 pub(crate) type Part = (&'static str, fn(&mut Parts));
 
 /// Each part. The names say what one contains of those before it.
-pub(crate) const PARTS: [Part; 6] = [
+pub(crate) const PARTS: [Part; 7] = [
     // The reference: the least that an id computed by a digest costs.
     ("hash of the body", |parts| {
         black_box(sha2::Sha256::digest(black_box(&parts.body)));
@@ -31,6 +31,10 @@ pub(crate) const PARTS: [Part; 6] = [
     }),
     ("parse, verify, record", |parts| {
         black_box(parts.record());
+    }),
+    // A callback with objects in arrays in objects: subtitles.
+    ("the same of a nested one", |parts| {
+        black_box(record(black_box(&parts.nested), &parts.verifier, parts.now));
     }),
     ("encode", |parts| {
         parts.buffer.clear();
@@ -45,6 +49,7 @@ pub(crate) const PARTS: [Part; 6] = [
 #[derive(Debug)]
 pub(crate) struct Parts {
     body: Bytes,
+    nested: Bytes,
     verifier: Verifier,
     now: Timestamp,
     record: Record,
@@ -61,15 +66,18 @@ impl Parts {
         let body = Bytes::copy_from_slice(&bytes[head..]);
         let verifier = Verifier {
             keys: CallbackKey::new(KEY).into_iter().collect(),
-            leeway: Duration::from_mins(20),
+            // The nested one is an example of the documents, signed long ago.
+            leeway: Duration::from_hours(24 * 365 * 100),
             unsigned: Unsigned::Refused,
         };
+        let nested =
+            Bytes::from_static(include_bytes!("../../tests/payloads/045_subtitle_338.json"));
         let now = Timestamp::now();
         let record = record(&body, &verifier, now);
         let mut buffer = BytesMut::with_capacity(2 * record.encoded_len());
         record.encode(&mut buffer);
         let encoded = Bytes::copy_from_slice(&buffer);
-        Self { body, verifier, now, record, encoded, buffer }
+        Self { body, nested, verifier, now, record, encoded, buffer }
     }
 
     fn verified(&self) -> Callback<'_> {

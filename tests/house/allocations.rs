@@ -10,19 +10,20 @@ use count::Allocations;
 use path::{PARTS, Parts, Whole};
 
 /// Allocations of each part, and their bytes. `benches/parts.rs` prints them.
-const LIMITS: [(&str, u64, u64); 6] = [
+const LIMITS: [(&str, u64, u64); 7] = [
     ("hash of the body", 0, 0),
     // The object's members.
     ("parse", 1, 960),
     ("parse, verify", 1, 960),
     ("parse, verify, record", 1, 960),
+    ("the same of a nested one", 14, 6944),
     ("encode", 0, 0),
     ("decode", 0, 0),
 ];
 /// Requests of which a mean is taken.
 const REQUESTS: u32 = 512;
 /// Allocations of the intake for a whole request, in hundredths: some happen once in many requests.
-const REQUEST_HUNDREDTHS: u64 = 305;
+const REQUEST_HUNDREDTHS: u64 = 306;
 
 #[test]
 fn a_callbacks_parts_allocate_no_more_than_they_did() {
