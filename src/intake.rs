@@ -26,6 +26,7 @@ mod connection;
 mod handler;
 mod listener;
 mod policy;
+mod rarely;
 mod rejection;
 mod rejection_log;
 mod stream;

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::mem;
 use std::net::{IpAddr, Ipv6Addr};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
+use super::rarely::Rarely;
 use crate::metrics::CloseReason;
 
 /// Requests on one connection. Then the sender must open another, which may be given to another core,
@@ -285,16 +286,13 @@ impl Activity {
     pub(super) async fn in_time<F: Future>(&self, future: F) -> Option<F::Output> {
         let mut future = pin!(future);
         let mut is_first = true;
+        let is_overdue = || self.phase_deadline().is_some_and(|(at, _)| self.now() >= at);
         poll_fn(|cx| match future.as_mut().poll(cx) {
             Poll::Ready(output) => Poll::Ready(Some(output)),
-            Poll::Pending if !mem::take(&mut is_first) && self.is_overdue() => Poll::Ready(None),
+            Poll::Pending if !mem::take(&mut is_first) && is_overdue() => Poll::Ready(None),
             Poll::Pending => Poll::Pending,
         })
         .await
-    }
-
-    fn is_overdue(&self) -> bool {
-        self.phase_deadline().is_some_and(|(deadline, _)| self.now() >= deadline)
     }
 
     /// Records how a request ended. Returns why the connection must end with its response, if it
@@ -365,17 +363,19 @@ impl Activity {
     /// serves the connection: each change of its phase then sets the timer.
     pub(super) async fn closed(&self) -> CloseReason {
         let mut timer = pin!(sleep(HEADER_TIMEOUT));
-        let mut evict = pin!(self.evict.notified());
+        let evicted = pin!(async {
+            self.evict.notified().await;
+            // A request may have come since it was chosen.
+            while self.idle_time() < EVICTABLE_AFTER {
+                self.evict.notified().await;
+            }
+        });
+        let mut evicted = Rarely::new(evicted);
         poll_fn(|cx| {
+            if Pin::new(&mut evicted).poll(cx).is_ready() {
+                return Poll::Ready(CloseReason::Evicted);
+            }
             loop {
-                if evict.as_mut().poll(cx).is_ready() {
-                    // A request may have come since it was chosen.
-                    if self.idle_time() >= EVICTABLE_AFTER {
-                        return Poll::Ready(CloseReason::Evicted);
-                    }
-                    evict.set(self.evict.notified());
-                    continue;
-                }
                 let Some((deadline, reason)) = self.deadline() else { return Poll::Pending };
                 let at =
                     tokio::time::Instant::from_std(self.created + Duration::from_millis(deadline));

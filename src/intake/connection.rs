@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::admission::Permit;
 use super::handler::{Caller, answer};
+use super::rarely::Rarely;
 use super::stream::{ClientStream, Transport};
 use super::{Access, Shared};
 use crate::metrics::{self, CloseReason};
@@ -123,7 +124,8 @@ async fn serve_http(stream: ClientStream, shared: &Shared, caller: Caller<'_>) {
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     let mut closed = pin!(caller.activity.closed());
-    let mut stopping = pin!(shutdown_grace(shared.stop.clone()));
+    let stopping = pin!(shutdown_grace(shared.stop.clone()));
+    let mut stopping = Rarely::new(stopping);
     let mut is_stopping = false;
     let ended = loop {
         tokio::select! {
