@@ -178,6 +178,8 @@ enum CliError {
     #[error(transparent)]
     Replay(#[from] crate::publisher::replay::ReplayError),
     #[error(transparent)]
+    Gaps(#[from] crate::gaps::GapsError),
+    #[error(transparent)]
     Recover(#[from] crate::recover::RecoverError),
     #[error(transparent)]
     Kafka(#[from] crate::kafka::KafkaError),

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::event::Timestamp;
+use crate::permission;
 use crate::wal::{create_dir_durably, sync_dir, write_durably};
 
 mod watch;
@@ -57,18 +58,35 @@ impl Gap {
     }
 }
 
+/// Why the recorded gaps cannot be read or changed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what} {path}: {cause}{}", permission::advice(path, cause), path = path.display())]
+pub struct GapsError {
+    what: &'static str,
+    path: PathBuf,
+    #[source]
+    cause: io::Error,
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> GapsError {
+    let path = path.to_owned();
+    move |cause| GapsError { what, path, cause }
+}
+
 /// The gaps that are recorded in the log's directory `dir`, oldest first.
 ///
 /// # Errors
 /// When the directory cannot be read; that there is none is no error.
-pub fn recorded(dir: &Path) -> io::Result<Vec<Gap>> {
-    let entries = match fs::read_dir(dir.join(GAPS)) {
+pub fn recorded(dir: &Path) -> Result<Vec<Gap>, GapsError> {
+    let dir = dir.join(GAPS);
+    let entries = match fs::read_dir(&dir) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
+        entries => entries.map_err(failed("read", &dir))?,
     };
     let mut gaps = Vec::new();
     for entry in entries {
-        gaps.extend(entry?.file_name().to_str().and_then(Gap::parse));
+        let entry = entry.map_err(failed("read", &dir))?;
+        gaps.extend(entry.file_name().to_str().and_then(Gap::parse));
     }
     gaps.sort_unstable();
     Ok(gaps)
@@ -79,7 +97,7 @@ pub fn recorded(dir: &Path) -> io::Result<Vec<Gap>> {
 ///
 /// # Errors
 /// As [`recorded`].
-pub fn all(dir: &Path, now: Timestamp) -> io::Result<Vec<Gap>> {
+pub fn all(dir: &Path, now: Timestamp) -> Result<Vec<Gap>, GapsError> {
     let mut gaps = recorded(dir)?;
     let lasting = read_last_accepting(dir).map(|begin| Gap { begin, end: now });
     gaps.extend(lasting.filter(|gap| gap.length() > GAP_MIN));
@@ -90,37 +108,41 @@ pub fn all(dir: &Path, now: Timestamp) -> io::Result<Vec<Gap>> {
 ///
 /// # Errors
 /// When a file cannot be read or removed.
-pub fn remove(dir: &Path, is_recovered: impl Fn(Gap) -> bool) -> io::Result<Vec<Gap>> {
+pub fn remove(dir: &Path, is_recovered: impl Fn(Gap) -> bool) -> Result<Vec<Gap>, GapsError> {
     let mut gaps = recorded(dir)?;
     gaps.retain(|gap| is_recovered(*gap));
     for gap in &gaps {
-        remove_file(gap.file(dir))?;
+        remove_file(&gap.file(dir))?;
     }
     Ok(gaps)
 }
 
 /// Another process may have removed it first.
-fn remove_file(path: PathBuf) -> io::Result<()> {
+fn remove_file(path: &Path) -> Result<(), GapsError> {
     match fs::remove_file(path) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(cause),
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(cause)),
         Ok(()) | Err(_) => Ok(()),
     }
 }
 
+fn create_file(path: &Path) -> Result<(), GapsError> {
+    File::create(path).and_then(|file| file.sync_all()).map_err(failed("write", path))
+}
+
 /// Records a gap, durably.
-fn record(dir: &Path, gap: Gap) -> io::Result<()> {
+fn record(dir: &Path, gap: Gap) -> Result<(), GapsError> {
     let gaps = dir.join(GAPS);
-    create_dir_durably(&gaps)?;
+    create_dir_durably(&gaps).map_err(failed("create", &gaps))?;
     let known = recorded(dir)?;
-    File::create(gap.file(dir))?.sync_all()?;
+    create_file(&gap.file(dir))?;
     if let (GAPS_MAX.., [first, second, ..]) = (known.len(), &known[..]) {
         let both = Gap { begin: first.begin, end: first.end.max(second.end) };
-        File::create(both.file(dir))?.sync_all()?;
+        create_file(&both.file(dir))?;
         for part in [first, second].into_iter().filter(|part| **part != both) {
-            remove_file(part.file(dir))?;
+            remove_file(&part.file(dir))?;
         }
     }
-    sync_dir(&gaps)
+    sync_dir(&gaps).map_err(failed("sync", &gaps))
 }
 
 /// `None` when callbacks were never accepted with this directory, or the file makes no sense.
@@ -128,8 +150,9 @@ fn read_last_accepting(dir: &Path) -> Option<Timestamp> {
     Timestamp::parse(fs::read_to_string(dir.join(LAST_ACCEPTING)).ok()?.trim())
 }
 
-fn write_last_accepting(dir: &Path, now: Timestamp) -> io::Result<()> {
-    write_durably(&dir.join(LAST_ACCEPTING), format!("{now}\n").as_bytes())
+fn write_last_accepting(dir: &Path, now: Timestamp) -> Result<(), GapsError> {
+    let path = dir.join(LAST_ACCEPTING);
+    write_durably(&path, format!("{now}\n").as_bytes()).map_err(failed("write", &path))
 }
 
 #[cfg(test)]

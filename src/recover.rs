@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use crate::callback::{CallbackError, Unsigned, Unverified, Verifier};
 use crate::event::{EventType, Timestamp};
 use crate::kafka;
+use crate::permission;
 use crate::record::Record;
 use crate::tencent::{CallbackRecord, TencentError};
 
@@ -41,7 +42,7 @@ pub enum RecoverError {
     #[error("cannot read from Kafka: {}", kafka::text(.0))]
     Kafka(#[from] kafka::KafkaError),
     /// The file of records that were not decoded.
-    #[error("cannot write {}: {cause}", path.display())]
+    #[error("cannot write {}: {cause}{}", path.display(), permission::advice(path, cause))]
     Undecoded {
         /// The file.
         path: PathBuf,
@@ -50,8 +51,13 @@ pub enum RecoverError {
         cause: io::Error,
     },
     /// The temporary file.
-    #[error("cannot use a temporary file in {dir}: {cause}", dir = std::env::temp_dir().display())]
+    #[error(
+        "cannot use a temporary file in {dir}: {cause}{advice}; --undecoded FILE chooses another directory",
+        dir = dir.display(), advice = permission::advice(dir, cause)
+    )]
     Spool {
+        /// Its directory.
+        dir: PathBuf,
         /// Why.
         #[source]
         cause: io::Error,

@@ -122,10 +122,9 @@ fn settle_gaps(dir: &Path, window: Window, now: Timestamp, yes: bool) {
                 print_out!("the gap from {begin} to {end} {how}");
             }
         }
-        Err(cause) => print_err!(
-            "cannot remove the recorded gaps in {}: {cause}; `livebridge wal gaps --drop` does, as the \
-             user who runs livebridge",
-            dir.display()
+        Err(error) => print_err!(
+            "{error}; the gaps stay recorded: `livebridge wal gaps --drop`, as the user who runs livebridge, \
+             ends the alert"
         ),
     }
 }
@@ -136,7 +135,7 @@ fn window(options: &Options, config: &Config, now: Timestamp) -> Result<Option<W
     if options.gap {
         let since = options.since.unwrap_or_else(|| now.before(GAP_SINCE)).max(earliest);
         let mut gaps = find_gaps(&config.kafka, config.topics.ledger(), since, now)?;
-        let recorded = gaps::all(&config.wal.dir, now).map_err(CliError::other("read the gaps"))?;
+        let recorded = gaps::all(&config.wal.dir, now)?;
         gaps.extend(
             recorded.into_iter().filter(|gap| gap.end >= options.since.unwrap_or(earliest)),
         );
@@ -180,7 +179,7 @@ fn recover(
 ) -> Result<(), CliError> {
     let verifier = verifier(&config.verifier);
     let mut undecoded = UndecodedFile::new(&options.undecoded);
-    let (mut spool, mut plan) = (Spool::new()?, Plan::default());
+    let (mut spool, mut plan) = (Spool::new(&options.undecoded)?, Plan::default());
     let (topics, instance) = (&config.topics, config.kafka.instance.as_str());
     let mut failed = 0_u64;
     let bar = Progress::count("reading the records of streams", streams.len() as u64);

@@ -272,9 +272,9 @@ fn damaged(options: &Damaged, out: &mut impl Write) -> Result<(), CliError> {
 fn gaps(options: &Gaps, out: &mut impl Write) -> Result<(), CliError> {
     let dir = options.report.dir.path()?;
     let found = if options.drop {
-        gaps::remove(&dir, |_| true).map_err(CliError::other("drop the gaps"))?
+        gaps::remove(&dir, |_| true)?
     } else {
-        gaps::all(&dir, Timestamp::now()).map_err(CliError::other("read the gaps"))?
+        gaps::all(&dir, Timestamp::now())?
     };
     if found.is_empty() && !options.report.json {
         return print(out, &"no gap is recorded");

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::write_last_accepting;
-use super::{GAP_MIN, Gap, RECOVERABLE, read_last_accepting, record, recorded, remove};
+use super::{GAP_MIN, Gap, GapsError, RECOVERABLE, read_last_accepting, record, recorded, remove};
 use crate::event::Timestamp;
 use crate::log_limit::LogLimiter;
 use crate::metrics;
@@ -106,7 +106,7 @@ impl Recorder {
             && let Some(suppressed) = LIMIT.permit()
         {
             tracing::warn!(
-                %error, dir = %self.dir.display(), suppressed,
+                %error, suppressed,
                 "cannot note when callbacks were accepted; a later start may take this time for a gap"
             );
         }
@@ -114,7 +114,7 @@ impl Recorder {
     }
 
     /// The gap first: without its file, the next start finds it by the time.
-    fn write(&mut self, accepting: bool, now: Timestamp) -> io::Result<()> {
+    fn write(&mut self, accepting: bool, now: Timestamp) -> Result<(), GapsError> {
         if let Some(gap) = self.unrecorded {
             record(&self.dir, gap)?;
             self.unrecorded = None;

@@ -21,22 +21,28 @@ const MODE: u32 = 0o600;
 /// Events in a file that has no name any more, so that it disappears with the process.
 #[derive(Debug)]
 pub struct Spool {
+    dir: PathBuf,
     file: BufWriter<File>,
     events: u64,
 }
 
 impl Spool {
-    /// An empty one, in the directory for temporary files.
+    /// An empty one, in the directory of the file at `undecoded`: a container has no other directory
+    /// that can be written, perhaps.
     ///
     /// # Errors
     /// [`RecoverError::Spool`]
-    pub fn new() -> Result<Self, RecoverError> {
-        let path = std::env::temp_dir().join(format!("livebridge-recover-{}", Uuid::new_v4()));
+    pub fn new(undecoded: &Path) -> Result<Self, RecoverError> {
+        let dir = undecoded.parent().filter(|dir| !dir.as_os_str().is_empty());
+        let dir = dir.unwrap_or(Path::new(".")).to_owned();
+        let path = dir.join(format!(".livebridge-recover-{}", Uuid::new_v4()));
         let mut options = OpenOptions::new();
         let opened = options.read(true).write(true).create_new(true).mode(MODE).open(&path);
         let file = opened.and_then(|file| std::fs::remove_file(&path).map(|()| file));
-        let file = file.map_err(|cause| RecoverError::Spool { cause })?;
-        Ok(Self { file: BufWriter::new(file), events: 0 })
+        match file {
+            Ok(file) => Ok(Self { dir, file: BufWriter::new(file), events: 0 }),
+            Err(cause) => Err(RecoverError::Spool { dir, cause }),
+        }
     }
 
     /// Adds an event.
@@ -50,7 +56,7 @@ impl Spool {
             self.file.write_all(&line)?;
             self.file.write_all(b"\n")
         });
-        written.map_err(|cause| RecoverError::Spool { cause })
+        written.map_err(|cause| RecoverError::Spool { dir: self.dir.clone(), cause })
     }
 
     /// How many events it has.
@@ -67,7 +73,8 @@ impl Spool {
         &mut self,
         mut visit: impl FnMut(&str) -> Result<(), E>,
     ) -> Result<(), E> {
-        let failed = |cause| RecoverError::Spool { cause };
+        let dir = self.dir.clone();
+        let failed = |cause| RecoverError::Spool { dir: dir.clone(), cause };
         self.file.flush().map_err(failed)?;
         let file = self.file.get_mut();
         file.rewind().map_err(failed)?;

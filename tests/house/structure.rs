@@ -33,7 +33,7 @@ const MAY_NAME: [(&str, &[&str]); 30] = [
     ("reloadable", &[]),
     ("heartbeat", &[]),
     ("health", &["heartbeat", "wal"]),
-    ("gaps", &["event", "log_limit", "metrics", "wal"]),
+    ("gaps", &["event", "log_limit", "metrics", "permission", "wal"]),
     ("descriptors", &[]),
     ("permission", &[]),
     ("proxy_protocol", &[]),
@@ -116,7 +116,17 @@ const MAY_NAME: [(&str, &[&str]); 30] = [
     ("tencent", &["event", "secret"]),
     (
         "recover",
-        &["callback", "event", "gaps", "kafka", "ledger", "publisher", "record", "tencent"],
+        &[
+            "callback",
+            "event",
+            "gaps",
+            "kafka",
+            "ledger",
+            "permission",
+            "publisher",
+            "record",
+            "tencent",
+        ],
     ),
     ("lib", &[]),
 ];

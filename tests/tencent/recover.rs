@@ -87,6 +87,8 @@ fn fill(tencent: &Tencent, streams: usize, records: usize) -> Lost {
 pub(super) fn command(bridge: &Bridge, tencent: &Tencent, arguments: &[&str]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_livebridge"));
     command.args(["recover", "--endpoint", &tencent.endpoint()]).args(arguments);
+    // In a container there is no other directory that can be written.
+    command.env("TMPDIR", "/nonexistent");
     command.arg("--undecoded").arg(bridge.wal().join("undecoded.jsonl"));
     command.envs(bridge.environment());
     command.env("TENCENTCLOUD_SECRET_ID", SECRET_ID).env("TENCENTCLOUD_SECRET_KEY", SECRET_KEY);
