@@ -196,7 +196,9 @@ impl Ledger {
             self.progress.advance(commit.writer, commit.last);
         }
         for id in &commit.ids {
-            self.window.insert(*id, commit.newest, now);
+            if self.window.insert(*id, commit.newest, now) {
+                metrics::dedup_window_truncated();
+            }
         }
         metrics::dedup_ids(self.window.len());
     }

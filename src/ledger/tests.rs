@@ -354,3 +354,67 @@ fn the_number_of_known_ids_counts_each_once() {
     ledger.apply(&commit(opening(2), last(2), at(0), vec![id(2, 2), id(4, 4)]), mono(0));
     assert_eq!(ledger.window.len(), 4);
 }
+
+#[test]
+fn the_publisher_of_a_commit_is_known_without_decoding_it() {
+    let bytes = commit(opening(1), Lsn::new(1, 1), at(0), vec![id(1, 1)]).encode();
+    assert!(Commit::is_published_by(&bytes, opening(1)));
+    assert!(!Commit::is_published_by(&bytes, opening(2)));
+    // Version 1 names a log in its place.
+    let version_1 = [&[VERSION_OF_LOG][..], &bytes[1..]].concat();
+    assert!(!Commit::is_published_by(&version_1, opening(1)));
+    assert!(!Commit::is_published_by(&[], opening(1)));
+}
+
+#[test]
+fn own_events_are_those_of_own_commits_each_counted_once() {
+    let mut ledger = ledger(100);
+    assert_eq!(ledger.own_events(), 0);
+    let first = commit(opening(1), Lsn::new(1, 2), at(0), vec![id(1, 1), id(2, 1)]);
+    for commit in [
+        &first,
+        &first,
+        &commit(opening(2), Lsn::new(1, 9), at(0), vec![id(3, 1)]),
+        &commit(opening(1), Lsn::new(1, 5), at(0), vec![id(4, 1), id(5, 1), id(6, 1)]),
+    ] {
+        ledger.apply(commit, mono(0));
+    }
+    assert_eq!(ledger.own_events(), 5);
+}
+
+#[test]
+fn an_id_is_known_until_it_is_older_than_the_window_to_the_millisecond() {
+    let mut ledger = ledger(100);
+    ledger.apply(&commit(opening(1), Lsn::new(1, 1), at(0), vec![id(1, 1)]), mono(0));
+    ledger.expire(at(3600), mono(100_000));
+    assert_eq!(ledger.known(id(1, 1)), Known::Retry);
+    ledger.expire(Timestamp::from_millis(3_600_001), mono(100_000));
+    assert_eq!(ledger.known(id(1, 1)), Known::New);
+}
+
+#[test]
+fn ids_learned_at_once_expire_by_when_their_records_were_received() {
+    let mut ledger = ledger(100);
+    for hour in 0..3 {
+        let last = Lsn::new(1, 1 + u32::try_from(hour).unwrap());
+        let ids = vec![id(u64::try_from(hour).unwrap(), 1)];
+        ledger.apply(&commit(opening(1), last, at(hour * 3600), ids), mono(0));
+    }
+    ledger.expire(at(2 * 3600 + 1), mono(3600));
+    let known = [0, 1, 2].map(|natural| ledger.known(id(natural, 1)));
+    assert_eq!(known, [Known::New, Known::New, Known::Retry]);
+}
+
+#[test]
+fn only_the_loss_of_ids_that_have_not_expired_truncates_the_window() {
+    let config = Config { window: HOUR, max_ids: 8 };
+    let mut window = Window::new(config);
+    window.expire(at(0), mono(0));
+    let truncated =
+        (0..9).map(|number| window.insert(id(number, 1), at(10), mono(0))).collect::<Vec<_>>();
+    assert_eq!(truncated.iter().position(|truncated| *truncated), Some(8), "the ninth id");
+    // Older than what a retry can still be of, though not yet dropped.
+    let mut window = Window::new(config);
+    window.expire(at(100), mono(0));
+    assert!(!(0..20).any(|number| window.insert(id(number, 1), at(10), mono(0))));
+}

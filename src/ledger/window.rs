@@ -11,7 +11,6 @@ use std::time::Instant;
 
 use super::{Config, Known};
 use crate::event::{EventId, Timestamp};
-use crate::metrics;
 
 /// The window is this many generations, and up to one more while the oldest expires.
 pub(super) const GENERATIONS: u32 = 8;
@@ -67,8 +66,9 @@ impl Window {
         known
     }
 
-    /// Adds the id of a record received at `received`; `now` is the monotonic clock's time.
-    pub(super) fn insert(&mut self, id: EventId, received: Timestamp, now: Instant) {
+    /// Adds the id of a record received at `received`; `now` is the monotonic clock's time. Returns
+    /// whether ids that have not expired were dropped for it.
+    pub(super) fn insert(&mut self, id: EventId, received: Timestamp, now: Instant) -> bool {
         let ids_max = (self.config.max_ids / GENERATIONS as usize).max(1);
         let span = self.config.window / GENERATIONS;
         let full = self.generations.back().is_none_or(|generation| {
@@ -82,16 +82,16 @@ impl Window {
             let expected = self.generations.back().map_or(0, Generation::len).min(ids_max);
             self.generations.push_back(Generation::new(received, now, expected));
         }
+        let mut truncated = false;
         while self.len >= self.config.max_ids && self.generations.len() > 1 {
-            if self.drop_oldest().is_some_and(|newest| newest >= self.horizon) {
-                metrics::dedup_window_truncated();
-            }
+            truncated |= self.drop_oldest().is_some_and(|newest| newest >= self.horizon);
         }
         if let Some(generation) = self.generations.back_mut() {
             let before = generation.len();
             generation.insert(id, received, now);
             self.len += generation.len() - before;
         }
+        truncated
     }
 
     /// Drops the generations whose records were all received before `horizon` and whose ids were
