@@ -12,6 +12,18 @@ pub(crate) fn cpu_time(pid: u32) -> io::Result<Duration> {
     cpu_time_in(&fs::read_to_string(format!("/proc/{pid}/stat"))?)
 }
 
+/// The same of a JVM, without its compiler: a new one compiles for minutes, an old one does not.
+pub(crate) fn jvm_cpu_time(pid: u32) -> io::Result<Duration> {
+    let mut time = cpu_time(pid)?;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = fs::read_to_string(task?.path().join("stat"))?;
+        if ["(C1 Compiler", "(C2 Compiler"].iter().any(|name| stat.contains(name)) {
+            time = time.saturating_sub(cpu_time_in(&stat)?);
+        }
+    }
+    Ok(time)
+}
+
 /// User and system time of the calling thread.
 pub(crate) fn thread_cpu_time() -> io::Result<Duration> {
     cpu_time_in(&fs::read_to_string("/proc/thread-self/stat")?)

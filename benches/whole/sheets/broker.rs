@@ -3,7 +3,7 @@
 //!
 //! The broker's processor time is compared with that of a plain idempotent producer which sends the
 //! same records at the same rate; rate and latency with those of bare hyper and of a raw log, beside
-//! which that producer runs. The broker has the JVM options of production. Requests are counted by a
+//! which that producer runs. The broker has the JVM options of production; its compiler does not count. Requests are counted by a
 //! proxy, in runs of their own, because a proxy takes part of the processor.
 
 use std::collections::BTreeMap;
@@ -314,7 +314,7 @@ fn livebridge(
     };
     let transactions = || bridge.metrics(["livebridge_transactions_total"]);
     let times = || -> Fallible<[Duration; 2]> {
-        Ok([process::cpu_time(cluster.pid(1))?, process::cpu_time(bridge.server.pid)?])
+        Ok([process::jvm_cpu_time(cluster.pid(1))?, process::cpu_time(bridge.server.pid)?])
     };
     let ([transactions_before], before, started) = (transactions()?, times()?, Instant::now());
     let seen = load::run(&plan)?;
@@ -375,15 +375,15 @@ impl PlainProducer {
 
 fn plain(bench: &Bench, cluster: &Cluster, rate: f64) -> Fallible<Cost> {
     let mut producer = PlainProducer::start(bench, cluster, rate)?;
-    let pids = [cluster.pid(1), producer.server.pid];
-    let before = pids.map(process::cpu_time);
+    let times = |pid: u32| -> Fallible<[Duration; 2]> {
+        Ok([process::jvm_cpu_time(cluster.pid(1))?, process::cpu_time(pid)?])
+    };
+    let before = times(producer.server.pid)?;
     producer.server.tell("go")?;
     let took = producer.finish()?;
-    let mut each = [0.0; 2];
-    for ((pid, before), each) in pids.into_iter().zip(before).zip(&mut each) {
-        *each = micros_each(process::cpu_time(pid)?.saturating_sub(before?), producer.count);
-    }
-    let [broker, own] = each;
+    let after = times(producer.server.pid)?;
+    let [broker, own] =
+        [0, 1].map(|of| micros_each(after[of].saturating_sub(before[of]), producer.count));
     Ok(Cost { rate: real(producer.count) / took.as_secs_f64(), broker, own, ..Cost::UNKNOWN })
 }
 

@@ -160,7 +160,7 @@ fn measure(
     let times = || -> Fallible<[Duration; 2]> {
         let mut brokers = Duration::ZERO;
         for node in 1..=NODES {
-            brokers += process::cpu_time(cluster.pid(node))?;
+            brokers += process::jvm_cpu_time(cluster.pid(node))?;
         }
         let own = bridges.iter().map(|bridge| process::cpu_time(bridge.server.pid));
         Ok([brokers, own.sum::<Result<_, _>>()?])
