@@ -163,7 +163,9 @@ fn keep_running(child: &mut Child, log: &Path, first: Option<Duration>) -> Falli
             return Err(format!("livebridge ended with {status}: {}", last_lines(log)).into());
         }
         if address.is_none() {
-            address = address_in(&fs::read_to_string(log)?, "intake listening");
+            let text = fs::read_to_string(log)?;
+            let admin = address_in(&text, "admin listening");
+            address = address_in(&text, "intake listening").filter(|_| admin.is_some());
             match &address {
                 Some(address) => match first {
                     Some(first) => {
