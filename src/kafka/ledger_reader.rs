@@ -29,6 +29,11 @@ const OPEN_LAG: i64 = 10_000;
 /// looks.
 const OPEN: Duration = Duration::from_millis(2);
 
+/// What is committed is fetched when there is so much of it, or after 50 ms ([`settings`]): own records
+/// would otherwise cause a request for each transaction, and those of others may be a little late, as
+/// [`LedgerReader::read_open`] sees them in time.
+const FETCH_BYTES_MIN: usize = 64 * 1024;
+
 /// Finds the first offset with a timestamp at a time or later.
 pub(super) type OffsetAt<'a> = dyn FnMut(Timestamp) -> KafkaResult<Option<i64>> + 'a;
 
@@ -66,13 +71,14 @@ impl LedgerReader {
         topic: &str,
         start: impl FnOnce((i64, i64), &mut OffsetAt<'_>) -> KafkaResult<i64>,
     ) -> Result<Self, SetupError> {
-        let consumer = |isolation: &str, statistics: &str| {
-            let client = settings(config, isolation, statistics);
+        let consumer = |isolation: &str, statistics: &str, min_bytes: usize| {
+            let mut client = settings(config, isolation, statistics);
+            client.set("fetch.min.bytes", min_bytes.to_string());
             client.create_with_context(Context).map_err(SetupError::Client)
         };
         let (consumer, open): (BaseConsumer<Context>, BaseConsumer<Context>) = (
-            consumer("read_committed", config.statistics_interval())?,
-            consumer("read_uncommitted", "0")?,
+            consumer("read_committed", config.statistics_interval(), FETCH_BYTES_MIN)?,
+            consumer("read_uncommitted", "0", 1)?,
         );
         let transactional = config.delivery == Delivery::ExactlyOnce;
         let topic = topic.to_owned();

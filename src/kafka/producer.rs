@@ -46,7 +46,7 @@ impl Message<'_> {
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long to leave librdkafka alone between two polls for delivery reports. `BaseProducer::poll`
 /// spins through what is left of its time-out below a millisecond, so its time-out is zero.
-const POLL_PAUSE: Duration = Duration::from_micros(200);
+const POLL_PAUSE: Duration = Duration::from_micros(500);
 /// How long the cause is waited for when librdkafka has dropped messages.
 const CAUSE_WAIT: Duration = Duration::from_secs(1);
 /// Without transactions: how long answers to requests under way are waited for after a failure.
