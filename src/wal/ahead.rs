@@ -10,7 +10,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// The least that is written ahead at once in the background.
+/// What is written ahead, and synced, at once in the background.
 pub(super) const PIECE_BYTES: u64 = 1024 * 1024;
 /// Zeros that [`trim`] leaves at a file's end, more than a frame can end with.
 const KEPT_BYTES: u64 = 1024 * 1024;

@@ -232,14 +232,14 @@ impl Maintenance {
         self.aheads.retain(|&number, ahead| {
             let wanted = if number == active { 4 * used } else { 2 * used };
             let wanted = wanted.min(AHEAD_BYTES);
-            let missing = wanted.saturating_sub(ahead.len());
-            if missing > 0 {
-                let len = ahead.len() + missing.next_multiple_of(PIECE_BYTES);
+            // Piece by piece: with many unwritten pages at once, the kernel has the writer wait too.
+            while ahead.len() < wanted {
+                let len = ahead.len() + PIECE_BYTES;
                 if let Err(error) = ahead.grow(len, len).and_then(|()| ahead.sync()) {
                     tracing::debug!(%error, number, "cannot write ahead in a segment");
                     return false;
                 }
-                metrics::flushed(missing);
+                metrics::flushed(PIECE_BYTES);
             }
             ahead.len() < AHEAD_BYTES
         });
