@@ -23,8 +23,7 @@ pub(crate) use watch::Watch;
 pub const GAP_MIN: Duration = Duration::from_mins(10);
 /// How long Tencent Cloud keeps its records of callbacks; older gaps cannot be recovered.
 pub const RECOVERABLE: Duration = Duration::from_hours(14 * 24);
-/// Gaps that are recorded: more than 14 days can have of gaps that somebody should look at one by one.
-/// For one more, the two oldest become one.
+/// Gaps that are kept. With one more, the two oldest are merged.
 const GAPS_MAX: usize = 64;
 
 const LAST_ACCEPTING: &str = "last-accepting";

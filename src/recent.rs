@@ -69,7 +69,7 @@ pub(crate) struct Pending {
 
 /// Starts to note `record`, if the interval has passed.
 #[must_use]
-pub(crate) fn due(record: &Record) -> Option<Pending> {
+pub(crate) fn start(record: &Record) -> Option<Pending> {
     let at = record.received_at.as_millis();
     is_due(&ACCEPTED_NEXT_AT, at).then(|| Pending {
         seen: Seen {
@@ -87,7 +87,7 @@ pub(crate) fn due(record: &Record) -> Option<Pending> {
 
 impl Pending {
     /// Notes that it is durable and answered 200.
-    pub(crate) fn accepted(mut self) {
+    pub(crate) fn finish(mut self) {
         self.seen.seconds = Some(self.started.elapsed().as_secs_f64());
         note(&CALLBACKS, self.seen);
     }

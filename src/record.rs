@@ -11,7 +11,7 @@ use crate::event::{EventId, EventType, Timestamp};
 
 /// The largest body a record may carry, in bytes.
 ///
-/// A chunk holding one such record stays, together with the small chunks that may share its tree,
+/// A frame with one such record stays, together with the small frames that may share its tree,
 /// well below the 1 MiB at which sled moves a value to a file that it never syncs.
 pub const BODY_MAX: usize = 512 * 1024;
 

@@ -63,7 +63,7 @@ pub(super) struct Options {
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  livebridge was away. What was lost, then publish it:
+  livebridge was stopped or rejected everything. What was lost, then publish it:
     livebridge recover --config livebridge.toml --gap
     livebridge recover --config livebridge.toml --gap --yes
   A time of which you know, and some streams:

@@ -94,7 +94,7 @@ impl Recorder {
                     begin = %gap.begin,
                     end = %gap.end,
                     "no callback was accepted for longer than Tencent retries, so that events may be \
-                     missing; `livebridge recover --gap` publishes them"
+                     missing; `livebridge recover --gap --yes` publishes them"
                 );
                 // Only one that cannot be written is followed by another one.
                 let begin = self.unrecorded.map_or(gap.begin, |earlier| earlier.begin);

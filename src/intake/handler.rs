@@ -188,12 +188,12 @@ async fn store(
     caller.activity.begin_append();
     let record = shared.policy.get().verify(body, Timestamp::now())?;
     let type_name = type_name(record.event_type);
-    let noted = recent::due(&record);
+    let noted = recent::start(&record);
     let appended = caller.activity.in_time(shared.appends.append(record)).await;
     // After a time-out the record may still become durable; the sender's retry is then absorbed.
     appended.ok_or(Rejection::Deadline)??;
     if let Some(noted) = noted {
-        noted.accepted();
+        noted.finish();
     }
     Ok(type_name)
 }

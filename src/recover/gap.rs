@@ -14,7 +14,8 @@ use crate::publisher::is_command;
 /// The events of a gap can be older than its beginning: a callback was tried for up to 16 minutes,
 /// and that of a recording comes minutes after its end.
 const MARGIN_BEFORE: Duration = Duration::from_mins(30);
-/// And later than its end, by as much as clocks differ, or until all senders are back.
+/// Events can also be later than the end of the gap, by as much as clocks differ, or until all senders
+/// are back.
 const MARGIN_AFTER: Duration = Duration::from_mins(10);
 
 /// The times after `since` in which no instance took a callback for longer than Tencent's retries last.

@@ -42,7 +42,7 @@ impl ReplyRoutes {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Replies the whole group.
+    /// Answers the whole group.
     pub(super) fn answer(&self, group: &mut Vec<Append>, mut outcome: impl FnMut() -> Outcome) {
         let size = group.len();
         let mut by_route: Vec<(usize, Replies)> = Vec::new();

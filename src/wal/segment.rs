@@ -313,8 +313,8 @@ mod tests {
             let name = fs::read_to_string(task.join("comm")).ok()?;
             let number: u32 = name.trim().strip_prefix("sled-io-")?.parse().ok()?;
             let status = fs::read_to_string(task.join("status")).ok()?;
-            let mut routes = status.lines();
-            let count = routes.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+            let mut lines = status.lines();
+            let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
             (number < 7).then(|| count.trim().parse().unwrap())
         };
         tasks.filter_map(of).collect()

@@ -329,7 +329,7 @@ impl State {
         (removable, position)
     }
 
-    /// Has the metrics say what is stored now, and the account of it.
+    /// Sets the metrics of what is stored, and of the self-audit.
     pub(super) fn show(&self) {
         let Stored { records, disk_bytes, segments, oldest } = self.stored();
         metrics::stored(records, disk_bytes, segments, oldest);

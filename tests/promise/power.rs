@@ -113,7 +113,7 @@ fn no_power_cut_loses_an_unpublished_record() {
     let mut rng = Rng::with_seed(seed);
     let kafka = Kafka::start();
     let brokers = kafka.brokers();
-    let options = Options { brokers, gate: Some(kafka.gate), ..PLAIN };
+    let options = Options { brokers, snapshot: Some(kafka.snapshot), ..PLAIN };
     let mut run = Run::new(Site::new(shim));
 
     for _ in 0..if is_long() { 4 } else { 1 } {

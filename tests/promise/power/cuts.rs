@@ -263,9 +263,10 @@ impl History<'_> {
         let stored = read(&site::export(dir)?)?;
         let end = self.acknowledged.partition_point(|(index, _)| *index < cut.index);
         let place = self.trace.events.get(cut.index).map_or(usize::MAX, |traced| traced.place);
-        let gate = self.kafka.and_then(|seen| Some((seen, seen.gate_before(place)?)));
+        let snapshot = self.kafka.and_then(|seen| Some((seen, seen.snapshot_before(place)?)));
         for (_, callback) in &self.acknowledged[..end] {
-            let published = || gate.is_some_and(|(seen, gate)| seen.had(gate, *callback));
+            let published =
+                || snapshot.is_some_and(|(seen, snapshot)| seen.had(snapshot, *callback));
             if !stored.contains_key(callback) && !published() {
                 let ever = self.kafka.is_some_and(|seen| seen.has(*callback));
                 let later = if ever { "; Kafka has it later" } else { "" };
@@ -273,10 +274,10 @@ impl History<'_> {
             }
         }
         // Records that Kafka and the log's own progress name as published are skipped.
-        let ledger = gate.map_or(Lsn::ZERO, |(_, gate)| gate.progress);
+        let ledger = snapshot.map_or(Lsn::ZERO, |(_, snapshot)| snapshot.progress);
         let noted = noted_progress(dir);
         let skipped = stored.iter().find(|(callback, number)| {
-            let in_ledger = gate.is_some_and(|(seen, gate)| seen.had(gate, **callback));
+            let in_ledger = snapshot.is_some_and(|(seen, snapshot)| seen.had(snapshot, **callback));
             let in_kafka = self.kafka.is_some_and(|seen| seen.has(**callback));
             **number <= ledger && !in_ledger || **number <= noted && !in_kafka
         });

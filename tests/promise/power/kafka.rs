@@ -36,12 +36,12 @@ pub(crate) struct Seen {
     commits: Vec<Commit>,
     /// The end of the last commit whose events have all been found.
     progress: Lsn,
-    gates: Vec<IntakePolicy>,
+    snapshots: Vec<RemovalSnapshot>,
 }
 
 /// The contents just before a segment was removed.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct IntakePolicy {
+pub(crate) struct RemovalSnapshot {
     /// The removal's offset in the trace.
     place: usize,
     /// The number of callbacks in Kafka.
@@ -57,13 +57,13 @@ impl Seen {
             ids: HashSet::new(),
             commits: Vec::new(),
             progress: Lsn::ZERO,
-            gates: Vec::new(),
+            snapshots: Vec::new(),
         }
     }
 
     /// The last state before `place` at which a segment was about to be removed.
-    pub(crate) fn gate_before(&self, place: usize) -> Option<IntakePolicy> {
-        self.gates.iter().rev().find(|gate| gate.place < place).copied()
+    pub(crate) fn snapshot_before(&self, place: usize) -> Option<RemovalSnapshot> {
+        self.snapshots.iter().rev().find(|snapshot| snapshot.place < place).copied()
     }
 
     /// Counts commits whose events have been found by now.
@@ -79,8 +79,8 @@ impl Seen {
     }
 
     /// Whether `callback` was in Kafka then.
-    pub(crate) fn had(&self, gate: IntakePolicy, callback: Callback) -> bool {
-        self.positions.get(&callback).is_some_and(|position| *position < gate.callbacks)
+    pub(crate) fn had(&self, snapshot: RemovalSnapshot, callback: Callback) -> bool {
+        self.positions.get(&callback).is_some_and(|position| *position < snapshot.callbacks)
     }
 
     pub(crate) fn has(&self, callback: Callback) -> bool {
@@ -96,7 +96,7 @@ impl Seen {
 /// An embedded Kafka for this test.
 pub(crate) struct Kafka {
     brokers: String,
-    pub(crate) gate: u16,
+    pub(crate) snapshot: u16,
     seen: Arc<Mutex<Seen>>,
     stop: Arc<AtomicBool>,
 }
@@ -105,7 +105,7 @@ impl Kafka {
     pub(crate) fn start() -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         listener.set_nonblocking(true).expect("a socket option");
-        let gate = listener.local_addr().expect("a bound socket").port();
+        let snapshot = listener.local_addr().expect("a bound socket").port();
         let seen = Arc::new(Mutex::new(Seen::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let (started, brokers) = mpsc::channel();
@@ -123,7 +123,7 @@ impl Kafka {
             }
         });
         let brokers = brokers.recv().expect("the embedded Kafka starts");
-        Self { brokers, gate, seen, stop }
+        Self { brokers, snapshot, seen, stop }
     }
 
     pub(crate) fn brokers(&self) -> &str {
@@ -206,12 +206,12 @@ impl Watcher {
                 self.catch_up();
                 let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
                 seen.settle();
-                let gate = IntakePolicy {
+                let snapshot = RemovalSnapshot {
                     place: usize::try_from(u64::from_le_bytes(place)).expect("an offset"),
                     callbacks: seen.positions.len(),
                     progress: seen.progress,
                 };
-                seen.gates.push(gate);
+                seen.snapshots.push(snapshot);
                 asker.write_all(b"y").is_ok()
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => true,

@@ -28,11 +28,11 @@ pub(crate) struct Options<'a> {
     /// Which syncs do nothing: `fdatasync`, those of `files`, or those of `directories`.
     pub(crate) swallow: Option<&'a str>,
     /// The socket on which it asks before it removes a segment.
-    pub(crate) gate: Option<u16>,
+    pub(crate) snapshot: Option<u16>,
 }
 
 pub(crate) const PLAIN: Options<'static> =
-    Options { brokers: NO_KAFKA, kill_at: None, swallow: None, gate: None };
+    Options { brokers: NO_KAFKA, kill_at: None, swallow: None, snapshot: None };
 
 /// The files of a directory while no process ran.
 pub(crate) type Image = BTreeMap<PathBuf, Option<(u64, u32)>>;
@@ -75,7 +75,7 @@ impl Site {
         if let Some(what) = options.swallow {
             command.env("POWER_SWALLOW", what);
         }
-        if let Some(port) = options.gate {
+        if let Some(port) = options.snapshot {
             command.env("POWER_GATE", port.to_string());
         }
         Bridge::spawn(command, &self.home.path().join("stderr"))
