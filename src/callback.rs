@@ -12,7 +12,7 @@ use bytes::Bytes;
 use md5::{Digest, Md5};
 use subtle::{ConditionallySelectable, ConstantTimeEq};
 
-use crate::event::{EventType, Timestamp};
+use crate::event::{EventType, Timestamp, hex_bytes};
 use crate::record::{KEY_MAX, Record};
 
 mod identity;
@@ -216,6 +216,12 @@ impl<'a> Unverified<'a> {
         Ok(Self { body, members, event_type })
     }
 
+    /// Whether it carries a part of a signature.
+    #[must_use]
+    pub fn is_signed(&self) -> bool {
+        self.members.get("t").is_some() || self.members.get("sign").is_some()
+    }
+
     /// Checks signature and expiry at `now`.
     ///
     /// A callback that may be unsigned is accepted whatever is wrong with its signature: a sender
@@ -230,11 +236,10 @@ impl<'a> Unverified<'a> {
         now: Timestamp,
     ) -> Result<Callback<'a>, CallbackError> {
         let signature = (self.members.get("t"), self.members.get("sign"));
-        let is_signed = signature.0.is_some() || signature.1.is_some();
         match check_signature(signature, verifier, now) {
             Ok(key) => Ok(Callback { content: self, key: Some(key), unverified: None }),
             Err(error) if verifier.unsigned.admits(self.event_type) => {
-                let unverified = is_signed.then_some(error);
+                let unverified = self.is_signed().then_some(error);
                 Ok(Callback { content: self, key: None, unverified })
             }
             Err(error) => Err(error),
@@ -255,7 +260,7 @@ fn check_signature(
     let Some(expiry) = t.parse().ok().and_then(Timestamp::from_secs) else {
         return Err(wrong);
     };
-    let sign = sign.text().as_deref().and_then(hex_digest).ok_or(CallbackError::BadSignature)?;
+    let sign = sign.text().as_deref().and_then(hex_bytes).ok_or(CallbackError::BadSignature)?;
     // Every key is tried: the time taken tells neither which one matched nor how nearly.
     let mut index = u64::MAX;
     for (at, key) in (0..).zip(&verifier.keys) {
@@ -268,25 +273,6 @@ fn check_signature(
         return Err(CallbackError::Expired(overdue));
     }
     Ok(key)
-}
-
-/// 32 hex digits of either case as the digest they spell.
-fn hex_digest(text: &str) -> Option<[u8; 16]> {
-    let digits: &[u8; 32] = text.as_bytes().try_into().ok()?;
-    let mut digest = [0; 16];
-    for (byte, pair) in digest.iter_mut().zip(digits.chunks_exact(2)) {
-        *byte = hex_digit(pair[0])? << 4 | hex_digit(pair[1])?;
-    }
-    Some(digest)
-}
-
-fn hex_digit(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        b'A'..=b'F' => Some(digit - b'A' + 10),
-        _ => None,
-    }
 }
 
 /// A callback whose sender proved to hold a key, or whose type may be unsigned.

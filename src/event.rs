@@ -162,9 +162,26 @@ impl EventId {
     /// The id that its [`fmt::Display`] form spells.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let digits = text.len() == 32 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
-        let number = digits.then(|| u128::from_str_radix(text, 16).ok())??;
-        Some(Self::from_bytes(number.to_be_bytes()))
+        hex_bytes(text).map(Self::from_bytes)
+    }
+}
+
+/// The 16 bytes that 32 hex digits of either case spell.
+pub(crate) fn hex_bytes(text: &str) -> Option<[u8; 16]> {
+    let digits: &[u8; 32] = text.as_bytes().try_into().ok()?;
+    let mut bytes = [0; 16];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = hex_digit(pair[0])? << 4 | hex_digit(pair[1])?;
+    }
+    Some(bytes)
+}
+
+fn hex_digit(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        b'A'..=b'F' => Some(digit - b'A' + 10),
+        _ => None,
     }
 }
 

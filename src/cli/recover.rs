@@ -3,15 +3,18 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::Args;
+
 use crate::config::Config;
 use crate::event::Timestamp;
 use crate::gaps::{self, Gap, RECOVERABLE};
 use crate::publisher::replay::{Event, Plan, Target};
+use crate::record::Record;
 use crate::recover::{
     Comparison, Finder, RecoverError, Report, Spool, UndecodedFile, Window, event_of, find_gaps,
     streams_of_file, verifier, window_of,
 };
-use clap::Args;
+use crate::tencent::CallbackRecord;
 
 use super::progress::Progress;
 use super::range::parse_time;
@@ -170,24 +173,25 @@ fn named_streams(options: &Options) -> Result<Option<Vec<String>>, CliError> {
     Ok(Some(names))
 }
 
-fn recover(
+/// Calls `visit` for each record of `streams` that yields an event, and writes the others to their file.
+/// Returns how many records there are, and those that yield none.
+fn read_events(
     options: &Options,
     config: &Config,
     finder: &Finder<'_>,
-    streams: &[String],
+    (streams, failed_only): (&[String], bool),
     now: Timestamp,
-) -> Result<(), CliError> {
+    mut visit: impl FnMut(&CallbackRecord, &Record) -> Result<(), RecoverError>,
+) -> Result<(u64, UndecodedFile), CliError> {
     let verifier = verifier(&config.verifier);
     let mut undecoded = UndecodedFile::new(&options.undecoded);
-    let (mut spool, mut plan) = (Spool::new(&options.undecoded)?, Plan::default());
-    let (topics, instance) = (&config.topics, config.kafka.instance.as_str());
-    let mut failed = 0_u64;
+    let mut records = 0;
     let bar = Progress::count("reading the records of streams", streams.len() as u64);
     for stream in streams {
-        finder.records(stream, true, |record| {
-            failed += 1;
+        finder.records(stream, failed_only, |record| {
+            records += 1;
             match event_of(&record, &verifier, &config.omit, now) {
-                Ok(event) => spool.push(&event),
+                Ok(event) => visit(&record, &event),
                 Err(error) => undecoded.push(&record, &error),
             }
         })?;
@@ -195,6 +199,20 @@ fn recover(
     }
     drop(bar);
     undecoded.finish()?;
+    Ok((records, undecoded))
+}
+
+fn recover(
+    options: &Options,
+    config: &Config,
+    finder: &Finder<'_>,
+    streams: &[String],
+    now: Timestamp,
+) -> Result<(), CliError> {
+    let (mut spool, mut plan) = (Spool::new(&options.undecoded)?, Plan::default());
+    let (topics, instance) = (&config.topics, config.kafka.instance.as_str());
+    let (failed, undecoded) =
+        read_events(options, config, finder, (streams, true), now, |_, event| spool.push(event))?;
     spool.each(|line| {
         let event = Event::of_recovered(line, topics, instance, now);
         if let Some(event) = event {
@@ -237,26 +255,14 @@ fn report(
     (streams, named): (&[String], Option<&[String]>),
     now: Timestamp,
 ) -> Result<(), CliError> {
-    let verifier = verifier(&config.verifier);
     let mut comparison = Comparison::default();
-    let mut undecoded = UndecodedFile::new(&options.undecoded);
-    let bar = Progress::count("reading the records of streams", streams.len() as u64);
-    for stream in streams {
-        finder.records(stream, false, |record| {
-            match event_of(&record, &verifier, &config.omit, now) {
-                Ok(event) => comparison.add(&record, &event),
-                Err(error) => {
-                    comparison.add_undecoded();
-                    undecoded.push(&record, &error)?;
-                }
-            }
-            Ok::<_, RecoverError>(())
-        })?;
-        bar.add(1);
-    }
-    drop(bar);
-    undecoded.finish()?;
-    let report = comparison.with_kafka(&config.kafka, &config.topics, window, named)?;
+    let add = |record: &CallbackRecord, event: &Record| {
+        comparison.add(record, event);
+        Ok(())
+    };
+    let (_, undecoded) = read_events(options, config, finder, (streams, false), now, add)?;
+    let report =
+        comparison.with_kafka(&config.kafka, &config.topics, window, named, undecoded.count)?;
     if options.json {
         let text = serde_json::to_string_pretty(&report).map_err(CliError::other("print"))?;
         print_out!("{text}");

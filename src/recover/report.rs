@@ -80,7 +80,6 @@ impl Report {
 #[derive(Debug, Default)]
 pub struct Comparison {
     events: HashMap<EventId, Recorded>,
-    undecoded: u64,
 }
 
 #[derive(Debug)]
@@ -104,12 +103,8 @@ impl Comparison {
         recorded.delivered |= record.is_delivered();
     }
 
-    /// Adds a record that yields no event.
-    pub fn add_undecoded(&mut self) {
-        self.undecoded += 1;
-    }
-
-    /// Reads Kafka and compares. Without `streams`, the events of any stream count.
+    /// Reads Kafka and compares; `undecoded` records yield no event. Without `streams`, the events of any
+    /// stream count.
     ///
     /// # Errors
     /// [`RecoverError::Kafka`]
@@ -119,8 +114,9 @@ impl Comparison {
         topics: &Topics,
         window: Window,
         streams: Option<&[String]>,
+        undecoded: u64,
     ) -> Result<Report, RecoverError> {
-        let mut report = Report { undecoded: self.undecoded, ..Report::default() };
+        let mut report = Report { undecoded, ..Report::default() };
         let own = RECORDED_TYPES.map(|event_type| topics.of(Some(event_type)));
         let names: BTreeSet<&str> = own.into_iter().chain([topics.dead_letter()]).collect();
         wait_until_decided(kafka, &names.iter().copied().collect::<Vec<_>>())?;

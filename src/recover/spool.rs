@@ -23,7 +23,6 @@ const MODE: u32 = 0o600;
 pub struct Spool {
     dir: PathBuf,
     file: BufWriter<File>,
-    events: u64,
 }
 
 impl Spool {
@@ -40,7 +39,7 @@ impl Spool {
         let opened = options.read(true).write(true).create_new(true).mode(MODE).open(&path);
         let file = opened.and_then(|file| std::fs::remove_file(&path).map(|()| file));
         match file {
-            Ok(file) => Ok(Self { dir, file: BufWriter::new(file), events: 0 }),
+            Ok(file) => Ok(Self { dir, file: BufWriter::new(file) }),
             Err(cause) => Err(RecoverError::Spool { dir, cause }),
         }
     }
@@ -50,19 +49,12 @@ impl Spool {
     /// # Errors
     /// [`RecoverError::Spool`]
     pub fn push(&mut self, record: &Record) -> Result<(), RecoverError> {
-        self.events += 1;
         let line = serde_json::to_vec(&Exported::of(record)).map_err(io::Error::from);
         let written = line.and_then(|line| {
             self.file.write_all(&line)?;
             self.file.write_all(b"\n")
         });
         written.map_err(|cause| RecoverError::Spool { dir: self.dir.clone(), cause })
-    }
-
-    /// How many events it has.
-    #[must_use]
-    pub fn events(&self) -> u64 {
-        self.events
     }
 
     /// Calls `visit` for each event, as a line of an export.
