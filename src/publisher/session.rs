@@ -226,10 +226,7 @@ impl Publisher {
             }
             failure @ Failure::TimestampRejected { .. } => {
                 self.kafka_outage.report(&failure);
-                if producer.has_ended() {
-                    return Attempt::End(SessionEnd::Lost { failure, late: false });
-                }
-                self.try_again()
+                self.try_again_after(failure, producer)
             }
             Failure::Retry(_) if self.give_up.is_cancelled() => Attempt::End(SessionEnd::Done),
             Failure::Retry(cause) => {
@@ -273,8 +270,12 @@ impl Publisher {
             kafka::text(&cause),
             self.topics.ledger()
         ));
+        self.try_again_after(Failure::Lost(cause), producer)
+    }
+
+    /// As [`Self::try_again`], unless the `failure` has ended the producer.
+    fn try_again_after(&self, failure: Failure, producer: &Producer) -> Attempt {
         if producer.has_ended() {
-            let failure = Failure::Lost(cause);
             return Attempt::End(SessionEnd::Lost { failure, late: false });
         }
         self.try_again()

@@ -47,7 +47,6 @@ pub(super) struct Maintenance {
     unprepared: Option<Segment>,
     /// Segments that are being written, or are about to be, in whose files space is written ahead.
     aheads: BTreeMap<u32, Ahead>,
-    free_bytes: Option<u64>,
     state: Arc<State>,
     totals: self_audit::TotalsFile,
     /// What was missing at the last look.
@@ -78,7 +77,6 @@ impl Maintenance {
             spares,
             unprepared: None,
             aheads: BTreeMap::new(),
-            free_bytes: None,
             state,
             totals,
             missing: 0,
@@ -95,10 +93,10 @@ impl Maintenance {
         let mut looked: Option<Instant> = None;
         loop {
             if looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
-                self.look();
+                let free_bytes = self.look();
                 looked = Some(Instant::now());
                 wanted = wanted && !self.make_spare();
-                self.write_ahead();
+                self.write_ahead(free_bytes);
             }
             match self.tasks.recv_timeout(LOOK) {
                 Ok(MaintenanceTask::MakeSpare) => wanted = !self.make_spare(),
@@ -134,14 +132,13 @@ impl Maintenance {
         }
     }
 
-    /// Whether the limits leave room, for the writer and the metrics.
-    fn look(&mut self) {
+    /// Whether the limits leave room, for the writer and the metrics. Returns the free bytes of the disk.
+    fn look(&mut self) -> Option<u64> {
         self.audit();
         if self.counted.is_none_or(|counted| counted.elapsed() >= COUNT) {
             self.count_damaged();
         }
         let free_bytes = free_bytes(&self.segments);
-        self.free_bytes = free_bytes;
         let stored = self.state.stored();
         self.state.show();
         let limits = self.state.limits();
@@ -161,7 +158,7 @@ impl Maintenance {
             Ok(())
         };
         if room == self.room {
-            return;
+            return free_bytes;
         }
         match room {
             Ok(()) => tracing::info!("the log takes callbacks again"),
@@ -175,6 +172,7 @@ impl Maintenance {
         }
         self.room = room;
         self.state.set_room(room);
+        free_bytes
     }
 
     /// Whether one is ready now.
@@ -222,11 +220,11 @@ impl Maintenance {
 
     /// Writes zeros ahead of the data, in the active segment and in its successor: as much faster
     /// than the segment is filled as it takes to stay ahead, and not at all without traffic.
-    fn write_ahead(&mut self) {
+    fn write_ahead(&mut self, free_bytes: Option<u64>) {
         let Some((active, used)) = self.state.active() else { return };
         self.aheads = self.aheads.split_off(&active);
         let floor = self.state.limits().min_free_bytes.saturating_add(AHEAD_FLOOR_BYTES);
-        if self.free_bytes.is_none_or(|free| free < floor) {
+        if free_bytes.is_none_or(|free| free < floor) {
             return;
         }
         self.aheads.retain(|&number, ahead| {

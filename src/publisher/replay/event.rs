@@ -81,8 +81,7 @@ impl Event {
     /// none.
     #[must_use]
     pub fn of_line(line: &str, topics: &Topics, instance: &str, now: Timestamp) -> Option<Self> {
-        let record = serde_json::from_str::<Exported>(line).ok()?.record()?;
-        Self::of_record(&record, topics, instance)?.with_time(REPLAYED_AT, now)
+        Some(Self::of_exported(line, topics, instance)?.with_time(REPLAYED_AT, now))
     }
 
     /// As [`Self::of_line`], of a callback that did not reach livebridge and is recovered `now`.
@@ -93,17 +92,17 @@ impl Event {
         instance: &str,
         now: Timestamp,
     ) -> Option<Self> {
-        let record = serde_json::from_str::<Exported>(line).ok()?.record()?;
-        Self::of_record(&record, topics, instance)?.with_time(RECOVERED_AT, now)
+        Some(Self::of_exported(line, topics, instance)?.with_time(RECOVERED_AT, now))
     }
 
-    fn of_record(record: &Record, topics: &Topics, instance: &str) -> Option<Self> {
+    fn of_exported(line: &str, topics: &Topics, instance: &str) -> Option<Self> {
+        let record = serde_json::from_str::<Exported>(line).ok()?.record()?;
         let topic = topics.of(record.event_type);
-        let headers = message::message(record, topic, instance, 0).headers;
+        let headers = message::message(&record, topic, instance, 0).headers;
         let owned = |(name, value): (&str, Cow<'_, str>)| (name.to_owned(), value.into_owned());
         let headers = headers.into_iter().map(owned).collect();
         let (key, value) = (record.key.clone(), record.body.clone());
-        Self::new(topic.to_owned(), key, value, message::time(record), headers)
+        Self::new(topic.to_owned(), key, value, message::time(&record), headers)
     }
 
     /// The event that a record of the dead-letter topic contains, to be sent again `now`; `None` when
@@ -114,7 +113,7 @@ impl Event {
         let topic = headers.iter().find(|(name, _)| name == DEAD_TOPIC)?.1.clone();
         headers.retain(|(name, _)| ![DEAD_TOPIC, DEAD_REASON, REPLAYED_AT].contains(&&**name));
         let event = Self::new(topic, key.map(Bytes::from), value.into(), timestamp?, headers);
-        event?.with_time(REPLAYED_AT, now)
+        Some(event?.with_time(REPLAYED_AT, now))
     }
 
     fn new(
@@ -132,10 +131,9 @@ impl Event {
         Some(Self { topic, id, received_at, type_name, key, value, timestamp, earliest, headers })
     }
 
-    #[expect(clippy::unnecessary_wraps, reason = "it ends the chains above")]
-    fn with_time(mut self, header: &str, now: Timestamp) -> Option<Self> {
+    fn with_time(mut self, header: &str, now: Timestamp) -> Self {
         self.headers.push((header.to_owned(), now.to_string()));
-        Some(self)
+        self
     }
 
     /// About as many bytes as it takes in memory.
