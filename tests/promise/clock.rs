@@ -71,10 +71,6 @@ fn wait_until(bridge: &Bridge, what: &str, is_so: impl Fn() -> bool) {
     }
 }
 
-fn is_connected(bridge: &Bridge) -> bool {
-    bridge.metric("livebridge_kafka_up") == Some(1.0)
-}
-
 /// What consumers see in all topics of events and dead letters.
 fn published(bootstrap: &str, prefix: &str) -> Vec<Message> {
     let topics = Topics::new(prefix, &BTreeMap::new()).unwrap();
@@ -94,7 +90,7 @@ fn assert_is_outage(bridge: &Bridge, topic: &str) {
     let says = format!("topic {topic} rejects a timestamp");
     // The log may have the same cause of an earlier outage: of two topics that reject one transaction,
     // either can be the first.
-    wait_until(bridge, "the outage begins", || !is_connected(bridge));
+    wait_until(bridge, "the outage begins", || !bridge.is_connected());
     wait_until(bridge, "the cause is logged", || bridge.log_text().contains(&says));
     let text = bridge.log_text();
     let line = text.lines().find(|line| line.contains(&says)).unwrap();
@@ -104,7 +100,7 @@ fn assert_is_outage(bridge: &Bridge, topic: &str) {
     for metric in ["livebridge_dead_letters_total", "livebridge_quarantined_total"] {
         assert_eq!(bridge.metric(metric), Some(0.0), "{metric}");
     }
-    assert!(!is_connected(bridge), "an outage shows in livebridge_kafka_up");
+    assert!(!bridge.is_connected(), "an outage shows in livebridge_kafka_up");
 }
 
 #[test]
@@ -116,7 +112,7 @@ fn a_topic_that_rejects_old_timestamps_delays_records_and_rejects_none() {
         let topic = format!("{prefix}.push");
         let bridge = bridge(kafka.bootstrap(), &prefix, delivery);
         bridge.start();
-        wait_until(&bridge, "Kafka is reachable", || is_connected(&bridge));
+        bridge.wait_until_connected(PATIENCE);
         let strict = [("message.timestamp.before.max.ms", "3600000")];
         kafka::configure_topic(kafka.bootstrap(), &topic, &strict);
         send(&bridge, &callback(1, 0));
@@ -144,7 +140,7 @@ fn a_topic_that_rejects_old_timestamps_delays_records_and_rejects_none() {
 
         kafka::configure_topic(kafka.bootstrap(), &topic, &[]);
         bridge.drain(PATIENCE);
-        assert!(is_connected(&bridge));
+        assert!(bridge.is_connected());
         assert!(bridge.log_text()[reported..].contains("publishing to Kafka again"));
         assert_eq!(bridge.metric("livebridge_dead_letters_total"), Some(0.0));
         let messages = published(kafka.bootstrap(), &prefix);
@@ -162,7 +158,7 @@ fn a_broker_clock_more_than_an_hour_behind_delays_records_and_rejects_none() {
         let prefix = support::unique("ahead");
         let bridge = shift.apply(bridge(kafka.bootstrap(), &prefix, delivery));
         bridge.start();
-        wait_until(&bridge, "Kafka is reachable", || is_connected(&bridge));
+        bridge.wait_until_connected(PATIENCE);
         send(&bridge, &callback(1, 0));
         bridge.drain(PATIENCE);
         shift.set(2 * HOUR);
@@ -171,7 +167,7 @@ fn a_broker_clock_more_than_an_hour_behind_delays_records_and_rejects_none() {
         send(&bridge, &callback(3, -2 * HOUR));
         shift.set(0);
         bridge.drain(PATIENCE);
-        assert!(is_connected(&bridge));
+        assert!(bridge.is_connected());
 
         // The ledger record bears the time of receipt, whatever the event's time is.
         shift.set(2 * HOUR);
@@ -308,7 +304,7 @@ fn an_event_of_last_week_survives_the_retention_that_deletes_a_record_with_its_t
     for delivery in DELIVERIES {
         let bridge = bridge(&bootstrap, &prefix, delivery);
         bridge.start();
-        wait_until(&bridge, "Kafka is reachable", || is_connected(&bridge));
+        bridge.wait_until_connected(PATIENCE);
         for topic in topics.all() {
             kafka::configure_topic(&bootstrap, topic, &retention);
         }
@@ -349,7 +345,7 @@ fn two_instances_with_one_name_that_publish_seldom_are_named_as_the_cause() {
     // The one that starts first is fenced by the start of the other.
     for bridge in &bridges {
         bridge.start();
-        wait_until(bridge, "Kafka is reachable", || is_connected(bridge));
+        bridge.wait_until_connected(PATIENCE);
     }
     // Whichever is fenced for the third time within six hours reports it.
     for number in 0..7 {

@@ -1,7 +1,7 @@
 //! `livebridge replay` publishes as one more instance: beside a bridge, twice at once, killed and run
 //! again, and on brokers without idempotent producers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -79,13 +79,7 @@ fn size(bootstrap: &str, topic: &str) -> i64 {
 fn assert_each_once(bootstrap: &str, topic: &str, bodies: &[String]) -> bool {
     let read = consumer::read_fields(bootstrap, &[topic], Isolation::Committed, ["value"]);
     let Some(found) = support::or_skip("replay", read) else { return false };
-    let mut counts: HashMap<&str, u32> = HashMap::new();
-    for [value] in &found {
-        *counts.entry(value).or_default() += 1;
-    }
-    let missing = bodies.iter().filter(|body| !counts.contains_key(body.as_str())).count();
-    let twice = counts.values().filter(|count| **count > 1).count();
-    assert_eq!((missing, twice, found.len()), (0, 0, bodies.len()), "missing, twice, all");
+    consumer::assert_each_once(found.iter().map(|[value]| value.as_bytes()), bodies);
     true
 }
 
@@ -93,11 +87,7 @@ fn assert_each_once(bootstrap: &str, topic: &str, bodies: &[String]) -> bool {
 fn ready_bridge(kafka: &Kafka, prefix: &str) -> Bridge {
     let bridge = Bridge::new(prefix, kafka.bootstrap(), prefix);
     bridge.start();
-    let started = Instant::now();
-    while bridge.metric("livebridge_kafka_up") != Some(1.0) {
-        assert!(started.elapsed() < DRAIN, "{}", bridge.last_lines());
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    bridge.wait_until_connected(DRAIN);
     bridge
 }
 

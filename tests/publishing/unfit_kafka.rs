@@ -67,11 +67,7 @@ fn a_ledger_topic_with_several_partitions_is_refused_and_callbacks_are_stored_me
         logs(&bridge, &says);
         // The remedy that the message names.
         kafka::delete_topic(kafka.bootstrap(), &ledger);
-        let started = Instant::now();
-        while bridge.metric("livebridge_kafka_up") != Some(1.0) {
-            assert!(started.elapsed() < PATIENCE, "{}", bridge.last_lines());
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        bridge.wait_until_connected(PATIENCE);
         assert_eq!(partitions(kafka.bootstrap(), &ledger), 1);
     }
 }
@@ -102,11 +98,7 @@ fn automatic_topic_creation_creates_no_topic_for_livebridge() {
     // Without a setting, the brokers choose the number of replicas; the ledger has one partition.
     bridge.start();
     bridge.drain(PATIENCE);
-    let started = Instant::now();
-    while bridge.metric("livebridge_kafka_up") != Some(1.0) {
-        assert!(started.elapsed() < PATIENCE, "{}", bridge.last_lines());
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    bridge.wait_until_connected(PATIENCE);
     assert_eq!(partitions(&bootstrap, &format!("{prefix}.ledger")), 1);
     let (code, text) = check(&bridge);
     assert_eq!(code, 0, "{text}");
@@ -208,11 +200,7 @@ fn dead_letters_go_to_event_topics_only_and_a_rejected_one_does_not_block_the_ot
         (topic("push"), topic("record"), topic("ledger"), topic("dead-letter"));
     let foreign = support::unique("foreign");
     kafka::create_topic(kafka.bootstrap(), &foreign, 1, 1);
-    let started = Instant::now();
-    while bridge.metric("livebridge_kafka_up") != Some(1.0) {
-        assert!(started.elapsed() < PATIENCE, "{}", bridge.last_lines());
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    bridge.wait_until_connected(PATIENCE);
     kafka::configure_topic(kafka.bootstrap(), &push, &[("max.message.bytes", "20000")]);
     write_dead_letters(
         kafka.bootstrap(),
@@ -433,11 +421,7 @@ fn check_names_the_topic_without_permissions() {
          sasl.username = \"bridge\"\nsasl.password = \"secret\"\n",
     );
     bridge.start();
-    let started = Instant::now();
-    while bridge.metric("livebridge_kafka_up") != Some(1.0) {
-        assert!(started.elapsed() < PATIENCE, "{}", bridge.last_lines());
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    bridge.wait_until_connected(PATIENCE);
     bridge.stop();
     rule("TOPIC", "rights.push", "WRITE", "DENY").add(&bootstrap).unwrap();
     let started = Instant::now();

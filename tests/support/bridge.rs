@@ -230,6 +230,21 @@ impl Bridge {
         Some(values.sum())
     }
 
+    /// Whether it publishes, as far as it knows.
+    pub fn is_connected(&self) -> bool {
+        self.metric("livebridge_kafka_up") == Some(1.0)
+    }
+
+    /// Waits until it publishes: its topics exist, and the ledger is read.
+    pub fn wait_until_connected(&self, within: Duration) {
+        let deadline = Instant::now() + within;
+        while !self.is_connected() {
+            self.assert_running();
+            assert!(Instant::now() < deadline, "{}", self.last_lines());
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Waits until everything stored is published.
     pub fn drain(&self, within: Duration) {
         let deadline = Instant::now() + within;

@@ -1,5 +1,6 @@
 //! An independent consumer without livebridge's code: `consume.py` with another client library.
 
+use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -89,6 +90,18 @@ pub fn read_fields<const N: usize>(
         messages.push(values.try_into().expect("as many values as fields"));
     })?;
     Ok(messages)
+}
+
+/// Each of `bodies` is among the `values` of messages once, and nothing else is.
+pub fn assert_each_once<'v>(values: impl IntoIterator<Item = &'v [u8]>, bodies: &[String]) {
+    let mut counts: HashMap<&[u8], usize> = HashMap::new();
+    for value in values {
+        *counts.entry(value).or_default() += 1;
+    }
+    let missing = bodies.iter().filter(|body| !counts.contains_key(body.as_bytes())).count();
+    let twice = counts.values().filter(|count| **count > 1).count();
+    let all: usize = counts.values().sum();
+    assert_eq!((missing, twice, all), (0, 0, bodies.len()), "missing, twice, all");
 }
 
 fn parse<'a, T: Deserialize<'a>>(line: &'a str) -> T {

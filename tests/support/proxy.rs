@@ -16,15 +16,39 @@ use tokio::sync::watch;
 /// Kafka's names for requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(i16)]
+#[expect(clippy::enum_variant_names, reason = "the name is Kafka's")]
 pub enum Api {
     Produce = 0,
     Fetch = 1,
     ListOffsets = 2,
     Metadata = 3,
+    FindCoordinator = 10,
+    ApiVersions = 18,
     CreateTopics = 19,
     InitProducerId = 22,
     AddPartitionsToTxn = 24,
     EndTxn = 26,
+}
+
+impl Api {
+    const ALL: [Self; 10] = [
+        Self::Produce,
+        Self::Fetch,
+        Self::ListOffsets,
+        Self::Metadata,
+        Self::FindCoordinator,
+        Self::ApiVersions,
+        Self::CreateTopics,
+        Self::InitProducerId,
+        Self::AddPartitionsToTxn,
+        Self::EndTxn,
+    ];
+
+    /// The name of a request, or its number if it has none here.
+    fn name(number: i16) -> String {
+        let named = Self::ALL.into_iter().find(|api| *api as i16 == number);
+        named.map_or_else(|| format!("api {number}"), |api| format!("{api:?}"))
+    }
 }
 
 /// The point on a request's way at which a trap triggers.
@@ -135,9 +159,10 @@ impl Proxy {
         self.shared.network.send_replace(network);
     }
 
-    /// Requests received so far, by the number of their API.
-    pub fn requests(&self) -> BTreeMap<i16, u64> {
-        self.shared.requests.lock().expect("no panic under the lock").clone()
+    /// Requests received so far, by their names.
+    pub fn requests(&self) -> BTreeMap<String, u64> {
+        let requests = self.shared.requests.lock().expect("no panic under the lock");
+        requests.iter().map(|(api, count)| (Api::name(*api), *count)).collect()
     }
 
     /// Sets a trap and replaces the previous one. The receiver gets a message when it triggers; its

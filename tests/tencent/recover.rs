@@ -1,7 +1,7 @@
 //! `livebridge recover` against a fake of the API and a real broker: each failed callback that can be
 //! decoded is in Kafka once, whatever runs beside it, and the others are listed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -113,11 +113,7 @@ fn ready_bridge(kafka: &Kafka, prefix: &str) -> Bridge {
 /// Starts it and waits until it publishes.
 pub(super) fn start(bridge: Bridge) -> Bridge {
     bridge.start();
-    let started = Instant::now();
-    while bridge.metric("livebridge_kafka_up") != Some(1.0) {
-        assert!(started.elapsed() < DRAIN, "{}", bridge.last_lines());
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    bridge.wait_until_connected(DRAIN);
     bridge
 }
 
@@ -127,13 +123,7 @@ pub(super) fn assert_each_once(kafka: &Kafka, prefix: &str, bodies: &[String]) -
     let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
     let read = consumer::read(kafka.bootstrap(), &topics, Isolation::Committed);
     let found = support::or_skip("recover", read)?;
-    let mut counts: HashMap<&[u8], u32> = HashMap::new();
-    for message in &found {
-        *counts.entry(message.value()).or_default() += 1;
-    }
-    let missing = bodies.iter().filter(|body| !counts.contains_key(body.as_bytes())).count();
-    let twice = counts.values().filter(|count| **count > 1).count();
-    assert_eq!((missing, twice, found.len()), (0, 0, bodies.len()), "missing, twice, all");
+    consumer::assert_each_once(found.iter().map(consumer::Message::value), bodies);
     for message in &found {
         let stream = message.header("ce_subject").unwrap();
         assert!(message.key() == Some(stream) && stream.ends_with("@x"), "{stream}");

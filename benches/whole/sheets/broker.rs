@@ -81,8 +81,8 @@ struct Cost {
 
 /// One per round.
 type Costs = BTreeMap<(Load, Who), Vec<Cost>>;
-/// Requests per thousand events, by the number of their API.
-type Requests = BTreeMap<i16, f64>;
+/// Requests per thousand events, by their names.
+type Requests = BTreeMap<String, f64>;
 
 /// Measures and prints.
 pub(crate) fn run(bench: &Bench, options: &Options) -> Fallible<Outcome> {
@@ -185,14 +185,13 @@ fn report(costs: &Costs, requests: &BTreeMap<Load, Requests>) -> Outcome {
     for (load, requests) in requests {
         let mut line = format!("requests per 1,000 events, {}:", load.name());
         for (api, count) in requests {
-            let _ = write!(line, " {} {count:.1}", api_name(*api));
+            let _ = write!(line, " {api} {count:.1}");
         }
         println!("{line}");
     }
-    let requests = requests.iter().map(|(load, requests)| {
-        let named = requests.iter().map(|(api, count)| (api_name(*api), *count));
-        json!({ "load": load.name(), "requests": named.collect::<BTreeMap<_, _>>() })
-    });
+    let requests = requests
+        .iter()
+        .map(|(load, requests)| json!({ "load": load.name(), "requests": requests }));
     outcome.figures = json!({ "table": rows, "requests": requests.collect::<Vec<_>>() });
     outcome
 }
@@ -213,23 +212,6 @@ fn targets(load: Load, cpu: f64, p99: f64, rate: f64) -> Vec<Target> {
         targets.push(Target::at_least(name, RATE_WANTED, rate, ""));
     }
     targets
-}
-
-/// Kafka's names of requests; the numbers are those of its protocol.
-fn api_name(api: i16) -> String {
-    match api {
-        0 => "Produce".into(),
-        1 => "Fetch".into(),
-        2 => "ListOffsets".into(),
-        3 => "Metadata".into(),
-        10 => "FindCoordinator".into(),
-        18 => "ApiVersions".into(),
-        19 => "CreateTopics".into(),
-        22 => "InitProducerId".into(),
-        24 => "AddPartitionsToTxn".into(),
-        26 => "EndTxn".into(),
-        other => format!("api {other}"),
-    }
 }
 
 impl Load {
