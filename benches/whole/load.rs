@@ -47,6 +47,8 @@ pub(crate) struct Plan {
     pub(crate) run: u32,
     /// When the events happened, in seconds: a load with the same `run` and time repeats them.
     pub(crate) time: u64,
+    /// Callbacks of each connection, at most.
+    pub(crate) each_max: u64,
     /// Whether [`Seen::sent`] is to be kept.
     pub(crate) trace: bool,
 }
@@ -63,6 +65,7 @@ impl Plan {
             rate: None,
             run,
             time: request::seconds_now(),
+            each_max: u64::MAX,
             trace: false,
         }
     }
@@ -200,6 +203,7 @@ fn run_share(
                 address: plan.address,
                 clock,
                 schedule: schedule.cloned(),
+                each_max: plan.each_max,
                 trace: plan.trace,
                 seen: Arc::clone(&seen),
             };
@@ -287,6 +291,7 @@ struct Caller {
     address: SocketAddr,
     clock: Clock,
     schedule: Option<Arc<Schedule>>,
+    each_max: u64,
     trace: bool,
     seen: Arc<Mutex<Seen>>,
 }
@@ -301,9 +306,9 @@ impl Caller {
 
     async fn call_until_end(&mut self) {
         let mut last_answer = Instant::now();
-        // On a busy machine a connection may begin late; each sends at least one.
-        let mut is_first = true;
-        loop {
+        for number in 0..self.each_max {
+            // On a busy machine a connection may begin late; each sends at least one.
+            let is_first = number == 0;
             let from = match &self.schedule {
                 None if is_first || last_answer < self.clock.end => last_answer,
                 None => return,
@@ -312,7 +317,6 @@ impl Caller {
                     None => return,
                 },
             };
-            is_first = false;
             let outcome = self.connection.exchange(self.request.next()).await;
             last_answer = Instant::now();
             match outcome {

@@ -23,8 +23,9 @@ use crate::whole::table::Table;
 
 const NODES: usize = 3;
 const PUBLISH_MAX: Duration = Duration::from_mins(2);
-/// How long each instance gets the callbacks of its neighbour again.
-const RETRIES: Duration = Duration::from_millis(300);
+/// How many of its callbacks each connection repeats to a neighbour, and the longest that it may take:
+/// few, so that none is sent that the neighbour did not get.
+const RETRIES: (u64, Duration) = (5, Duration::from_secs(1));
 
 /// The options of this sheet.
 #[derive(Debug, clap::Args)]
@@ -231,11 +232,13 @@ fn repeat_to_neighbours(
     let neighbours = plans.iter().cycle().skip(1);
     let repeat = |(own, neighbour): (&Plan, &Plan)| Plan {
         address: own.address,
-        duration: RETRIES,
+        duration: RETRIES.1,
+        each_max: RETRIES.0,
+        rate: None,
         ..neighbour.clone()
     };
     load_all(&plans.iter().zip(neighbours).map(repeat).collect::<Vec<_>>())?;
-    thread::sleep(RETRIES);
+    thread::sleep(RETRIES.1);
     let mut published = 0.0;
     for bridge in bridges {
         published += bridge.metrics(["livebridge_published_total"])?[0];
