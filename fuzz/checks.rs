@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use std::{fs, str};
 
 use bytes::{Bytes, BytesMut};
-use livebridge::callback::{CallbackError, CallbackKey, Unsigned, Unverified, Verifier};
+use livebridge::callback::{
+    CallbackError, CallbackKey, UnsignedPolicy, UnverifiedCallback, Verifier,
+};
 use livebridge::config::Config;
 use livebridge::event::Timestamp;
 use livebridge::intake::{Intake, IntakePolicy, Listener};
@@ -35,14 +37,14 @@ fn dir() -> TempDir {
 }
 
 fn take(body: &Bytes, verifier: &Verifier, omit: &[String]) -> Result<Record, CallbackError> {
-    Unverified::parse(body)?.verify(verifier, NOW)?.into_record(NOW, omit)
+    UnverifiedCallback::parse(body)?.verify(verifier, NOW)?.into_record(NOW, omit)
 }
 
 /// Any body: a record can be logged, is the same each time, and stays parseable and the same event
 /// when members are omitted. A body accepted as signed has a valid signature.
 pub fn callback(data: &[u8]) {
     let key = CallbackKey::new(KEY).expect("a key");
-    let any = Verifier { keys: vec![key.clone()], leeway: CENTURY, unsigned: Unsigned::All };
+    let any = Verifier { keys: vec![key.clone()], leeway: CENTURY, unsigned: UnsignedPolicy::All };
     let body = Bytes::copy_from_slice(data);
     let record = match take(&body, &any, &[]) {
         Ok(record) => record,
@@ -59,7 +61,7 @@ pub fn callback(data: &[u8]) {
     let kept = take(&shorter.body, &any, &[]).expect("still an object");
     assert_eq!((kept.event_type, &kept.key), (record.event_type, &record.key));
 
-    let strict = Verifier { unsigned: Unsigned::Refused, ..any };
+    let strict = Verifier { unsigned: UnsignedPolicy::Refused, ..any };
     if take(&body, &strict, &[]).is_ok()
         && let Ok(event) = serde_json::from_slice::<Value>(data)
     {
@@ -93,7 +95,7 @@ pub fn signature(data: &[u8]) {
     let shown = if is_number { t.to_owned() } else { Value::from(t).to_string() };
     let body = Bytes::from(format!(r#"{{"t":{shown},"sign":{}}}"#, Value::from(&*sign)));
     let leeway = Duration::from_mins(20);
-    let verifier = Verifier { keys: vec![key], leeway, unsigned: Unsigned::Refused };
+    let verifier = Verifier { keys: vec![key], leeway, unsigned: UnsignedPolicy::Refused };
     let taken = take(&body, &verifier, &[]);
     let expiry = seconds.and_then(Timestamp::from_secs);
     let in_time = expiry.is_some_and(|expiry| NOW.since(expiry) <= leeway);

@@ -1,6 +1,6 @@
 //! From bytes to an authentic callback: parse, verify, and only then a record.
 //!
-//! Trust is a type here: [`Unverified`] offers nothing but [`Unverified::verify`], only that makes
+//! Trust is a type here: [`UnverifiedCallback`] offers nothing but [`UnverifiedCallback::verify`], only that makes
 //! a [`Callback`], and only a callback becomes a [`Record`]. The body is never re-serialised; what
 //! is logged and published are the bytes as received, less the members that the configuration omits.
 
@@ -157,7 +157,7 @@ impl fmt::Debug for CallbackKey {
 
 /// Which callbacks are accepted without a valid signature, because their type carries none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Unsigned {
+pub enum UnsignedPolicy {
     /// None: the default.
     #[default]
     Refused,
@@ -167,7 +167,7 @@ pub enum Unsigned {
     All,
 }
 
-impl Unsigned {
+impl UnsignedPolicy {
     fn admits(&self, event_type: Option<EventType>) -> bool {
         match self {
             Self::Refused => false,
@@ -186,18 +186,18 @@ pub struct Verifier {
     /// are signed anew is not documented (protocol.md section 2).
     pub leeway: Duration,
     /// What needs no valid signature.
-    pub unsigned: Unsigned,
+    pub unsigned: UnsignedPolicy,
 }
 
 /// A parsed body whose signature is not checked yet.
 #[derive(Debug)]
-pub struct Unverified<'a> {
+pub struct UnverifiedCallback<'a> {
     body: &'a Bytes,
     members: Members<'a>,
     event_type: Option<EventType>,
 }
 
-impl<'a> Unverified<'a> {
+impl<'a> UnverifiedCallback<'a> {
     /// Reads the body's top level.
     ///
     /// # Errors
@@ -278,7 +278,7 @@ fn check_signature(
 /// A callback whose sender proved to hold a key, or whose type may be unsigned.
 #[derive(Debug)]
 pub struct Callback<'a> {
-    content: Unverified<'a>,
+    content: UnverifiedCallback<'a>,
     key: Option<usize>,
     unverified: Option<CallbackError>,
 }
@@ -306,7 +306,7 @@ impl Callback<'_> {
         received_at: Timestamp,
         omit: &[String],
     ) -> Result<Record, CallbackError> {
-        let Unverified { body, members, event_type } = self.content;
+        let UnverifiedCallback { body, members, event_type } = self.content;
         let facts = identity::Facts::of(&members, event_type)?;
         let has_stream = facts.stream.is_some();
         let key = facts.stream.or(facts.task).filter(|key| key.len() <= KEY_MAX);

@@ -316,7 +316,7 @@ impl Publisher {
             return Err(PublisherError::Fenced(instance.clone()));
         }
         match self.fences.record(Instant::now(), late) {
-            Fence::Namesake => return Err(PublisherError::Fenced(instance.clone())),
+            Fence::SameName => return Err(PublisherError::Fenced(instance.clone())),
             Fence::Repeated(times) => tracing::error!(
                 times,
                 instance,

@@ -7,7 +7,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::callback::{CallbackError, Unsigned, Unverified, Verifier};
+use crate::callback::{CallbackError, UnsignedPolicy, UnverifiedCallback, Verifier};
 use crate::event::{EventType, Timestamp};
 use crate::kafka;
 use crate::permission;
@@ -21,8 +21,8 @@ mod report;
 mod spool;
 
 pub use decode::{DecodeError, decode};
-pub use find::{Finder, Window, streams_of_file};
-pub use gap::{find_gaps, window_of};
+pub use find::{Finder, TimeRange, streams_of_file};
+pub use gap::{find_gaps, range_of};
 pub use report::{Comparison, Report};
 pub use spool::{Spool, Undecoded, UndecodedFile};
 
@@ -94,12 +94,12 @@ pub fn event_of(
     now: Timestamp,
 ) -> Result<Record, RecordError> {
     let body = decode(&record.request, record.event_type.map(EventType), &record.stream_id)?;
-    let content = Unverified::parse(&body)?;
+    let content = UnverifiedCallback::parse(&body)?;
     let callback = if content.is_signed() {
         content.verify(verifier, now)?
     } else {
         // The API is the proof of those that carry no signature.
-        content.verify(&Verifier { unsigned: Unsigned::All, ..verifier.clone() }, now)?
+        content.verify(&Verifier { unsigned: UnsignedPolicy::All, ..verifier.clone() }, now)?
     };
     let mut event = callback.into_record(now, omit)?;
     if event.occurred_at.is_none() {
@@ -130,7 +130,7 @@ mod tests {
         let configured = Verifier {
             keys: keys.iter().filter_map(|key| CallbackKey::new(key)).collect(),
             leeway: Duration::ZERO,
-            unsigned: Unsigned::Refused,
+            unsigned: UnsignedPolicy::Refused,
         };
         event_of(&record, &verifier(&configured), &[], now)
     }

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use livebridge::callback::{Callback, CallbackKey, Unsigned, Unverified, Verifier};
+use livebridge::callback::{Callback, CallbackKey, UnsignedPolicy, UnverifiedCallback, Verifier};
 use livebridge::event::Timestamp;
 use livebridge::record::Record;
 use sha2::Digest as _;
@@ -24,7 +24,7 @@ pub(crate) const PARTS: [Part; 7] = [
         black_box(sha2::Sha256::digest(black_box(&parts.body)));
     }),
     ("parse", |parts| {
-        black_box(Unverified::parse(black_box(&parts.body)).is_ok());
+        black_box(UnverifiedCallback::parse(black_box(&parts.body)).is_ok());
     }),
     ("parse, verify", |parts| {
         black_box(parts.verified());
@@ -68,7 +68,7 @@ impl Parts {
             keys: CallbackKey::new(KEY).into_iter().collect(),
             // The nested one is an example of the documents, signed long ago.
             leeway: Duration::from_hours(24 * 365 * 100),
-            unsigned: Unsigned::Refused,
+            unsigned: UnsignedPolicy::Refused,
         };
         let nested =
             Bytes::from_static(include_bytes!("../../tests/payloads/045_subtitle_338.json"));
@@ -90,7 +90,7 @@ impl Parts {
 }
 
 fn verified<'a>(body: &'a Bytes, verifier: &Verifier, now: Timestamp) -> Callback<'a> {
-    let unverified = Unverified::parse(body).expect("the body is JSON");
+    let unverified = UnverifiedCallback::parse(body).expect("the body is JSON");
     unverified.verify(verifier, now).expect("the body is signed")
 }
 

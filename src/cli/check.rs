@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::callback::Unsigned;
+use crate::callback::UnsignedPolicy;
 use crate::config::Config;
 use crate::descriptors;
 use crate::event::Timestamp;
@@ -210,16 +210,16 @@ fn keys(config: &Config, findings: &mut Findings) {
         );
     }
     match (&verifier.unsigned, verifier.keys.len()) {
-        (Unsigned::All, _) => findings.note(
+        (UnsignedPolicy::All, _) => findings.note(
             "keys",
             "callback.unsigned = [\"all\"]: any client that reaches the port can write to Kafka; \
              signatures are not required, and a wrong one is only counted",
         ),
-        (Unsigned::Types(types), keys) => findings.ok(
+        (UnsignedPolicy::Types(types), keys) => findings.ok(
             "keys",
             format_args!("{keys}; {} event types are taken without a signature", types.len()),
         ),
-        (Unsigned::Refused, keys) => {
+        (UnsignedPolicy::Refused, keys) => {
             findings.ok("keys", format_args!("{keys}; unsigned callbacks are refused"));
         }
     }

@@ -11,8 +11,8 @@ use crate::gaps::{self, Gap, RECOVERABLE};
 use crate::publisher::replay::{Event, Plan, Target};
 use crate::record::Record;
 use crate::recover::{
-    Comparison, Finder, RecoverError, Report, Spool, UndecodedFile, Window, event_of, find_gaps,
-    streams_of_file, verifier, window_of,
+    Comparison, Finder, RecoverError, Report, Spool, TimeRange, UndecodedFile, event_of, find_gaps,
+    range_of, streams_of_file, verifier,
 };
 use crate::tencent::CallbackRecord;
 
@@ -87,32 +87,31 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let config = Config::load(options.config.config.as_deref())?;
     let client = options.account.connect()?;
     let now = Timestamp::now();
-    let Some(window) = window(options, &config, now)? else {
+    let Some(range) = range(options, &config, now)? else {
         print_out!("No gap: callbacks came all the time.");
         return Ok(());
     };
-    print_err!("events from {} to {}", window.since, window.until);
-    let finder = Finder::new(&client, window);
+    print_err!("events from {} to {}", range.since, range.until);
+    let finder = Finder::new(&client, range);
     let named = named_streams(options)?;
     let streams = match &named {
         Some(streams) => streams.clone(),
         None => finder.streams(now)?,
     };
     if options.report {
-        return report(options, &config, &finder, window, (&streams, named.as_deref()), now);
+        return report(options, &config, &finder, range, (&streams, named.as_deref()), now);
     }
     recover(options, &config, &finder, &streams, now)?;
     if named.is_none() {
-        settle_gaps(&config.wal.dir, window, now, options.yes);
+        settle_gaps(&config.wal.dir, range, now, options.yes);
     }
     Ok(())
 }
 
-/// Removes the recorded gaps that `window` covers: they are recovered.
-fn settle_gaps(dir: &Path, window: Window, now: Timestamp, yes: bool) {
+/// Removes the recorded gaps that `range` covers: they are recovered.
+fn settle_gaps(dir: &Path, range: TimeRange, now: Timestamp, yes: bool) {
     let earliest = now.before(RECOVERABLE);
-    let is_recovered =
-        |gap: Gap| window.since <= gap.begin.max(earliest) && gap.end <= window.until;
+    let is_recovered = |gap: Gap| range.since <= gap.begin.max(earliest) && gap.end <= range.until;
     let done = if yes {
         gaps::remove(dir, is_recovered)
     } else {
@@ -133,7 +132,11 @@ fn settle_gaps(dir: &Path, window: Window, now: Timestamp, yes: bool) {
 }
 
 /// The time to recover; `None` when there is no gap.
-fn window(options: &Options, config: &Config, now: Timestamp) -> Result<Option<Window>, CliError> {
+fn range(
+    options: &Options,
+    config: &Config,
+    now: Timestamp,
+) -> Result<Option<TimeRange>, CliError> {
     let earliest = now.before(RECOVERABLE);
     if options.gap {
         let since = options.since.unwrap_or_else(|| now.before(GAP_SINCE)).max(earliest);
@@ -142,8 +145,8 @@ fn window(options: &Options, config: &Config, now: Timestamp) -> Result<Option<W
         gaps.extend(
             recorded.into_iter().filter(|gap| gap.end >= options.since.unwrap_or(earliest)),
         );
-        let window = window_of(&gaps, now);
-        return Ok(window.map(|window| Window { since: window.since.max(earliest), ..window }));
+        let range = range_of(&gaps, now);
+        return Ok(range.map(|range| TimeRange { since: range.since.max(earliest), ..range }));
     }
     let (since, until) = (options.since.unwrap_or(earliest), options.until.unwrap_or(now));
     if since < earliest {
@@ -154,7 +157,7 @@ fn window(options: &Options, config: &Config, now: Timestamp) -> Result<Option<W
     if since >= until {
         return Err(CliError::Usage("--since must be before --until".into()));
     }
-    Ok(Some(Window { since, until: until.min(now) }))
+    Ok(Some(TimeRange { since, until: until.min(now) }))
 }
 
 /// The streams that the options name; `None` for all.
@@ -251,7 +254,7 @@ fn report(
     options: &Options,
     config: &Config,
     finder: &Finder<'_>,
-    window: Window,
+    range: TimeRange,
     (streams, named): (&[String], Option<&[String]>),
     now: Timestamp,
 ) -> Result<(), CliError> {
@@ -262,7 +265,7 @@ fn report(
     };
     let (_, undecoded) = read_events(options, config, finder, (streams, false), now, add)?;
     let report =
-        comparison.with_kafka(&config.kafka, &config.topics, window, named, undecoded.count)?;
+        comparison.with_kafka(&config.kafka, &config.topics, range, named, undecoded.count)?;
     if options.json {
         let text = serde_json::to_string_pretty(&report).map_err(CliError::other("print"))?;
         print_out!("{text}");

@@ -12,7 +12,7 @@ use toml::Value;
 
 use super::access::{self, RawAccess, RawTls};
 use super::{Config, ConfigError, Settings, values};
-use crate::callback::{Unsigned, Verifier};
+use crate::callback::{UnsignedPolicy, Verifier};
 use crate::event::EventType;
 use crate::kafka::{self, Delivery};
 use crate::publisher::{self, Topics};
@@ -361,13 +361,13 @@ impl Raw {
 impl RawCallback {
     fn check(self, notes: &mut Vec<String>) -> Result<Verifier, ConfigError> {
         let keys = super::secrets::read(&self.keys, self.keys_file.as_deref(), notes)?;
-        let mut unsigned = Unsigned::Refused;
+        let mut unsigned = UnsignedPolicy::Refused;
         let mut types = Vec::new();
         for name in self.unsigned {
             let event_type = match name {
                 TypeName::Code(code) => Some(EventType(code)),
                 TypeName::Name(name) if name == "all" => {
-                    unsigned = Unsigned::All;
+                    unsigned = UnsignedPolicy::All;
                     continue;
                 }
                 TypeName::Name(name) => EventType::parse(&name),
@@ -381,10 +381,10 @@ impl RawCallback {
                 }
             })?);
         }
-        if unsigned == Unsigned::Refused && !types.is_empty() {
-            unsigned = Unsigned::Types(types);
+        if unsigned == UnsignedPolicy::Refused && !types.is_empty() {
+            unsigned = UnsignedPolicy::Types(types);
         }
-        if keys.is_empty() && unsigned != Unsigned::All {
+        if keys.is_empty() && unsigned != UnsignedPolicy::All {
             return Err(ConfigError::Value {
                 key: "callback.keys",
                 problem: "is empty: put in the CallbackKey of the callback template, or, if the \

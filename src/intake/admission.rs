@@ -98,15 +98,22 @@ pub(super) struct Activity {
 
 const NEVER: u64 = u64::MAX;
 
-/// The phases of a connection, in their order.
-const OPENED: u8 = 0;
-/// A part of a request's header is here.
-const HEADER: u8 = 1;
-const BODY: u8 = 2;
-/// The whole request is here and not answered.
-const APPEND: u8 = 3;
-const RESPONSE: u8 = 4;
-const IDLE: u8 = 5;
+/// The phases of a connection, in their order; after `Idle` comes `Header` again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Opened,
+    /// A part of a request's header is here.
+    Header,
+    Body,
+    /// The whole request is here and not answered.
+    Storing,
+    Response,
+    Idle,
+}
+
+/// Every phase at its number, which is what an atomic holds.
+const PHASES: [Phase; 6] =
+    [Phase::Opened, Phase::Header, Phase::Body, Phase::Storing, Phase::Response, Phase::Idle];
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,7 +233,7 @@ impl Activity {
             created,
             timeouts,
             productive_at: AtomicU64::default(),
-            phase: AtomicU8::new(OPENED),
+            phase: AtomicU8::new(Phase::Opened as u8),
             phase_since: AtomicU64::default(),
             blocked_since: AtomicU64::new(NEVER),
             requests: AtomicU32::default(),
@@ -236,7 +243,7 @@ impl Activity {
         };
         let now = activity.now();
         activity.productive_at.store(now, Ordering::Relaxed);
-        activity.enter(OPENED, now);
+        activity.enter(Phase::Opened, now);
         activity
     }
 
@@ -244,44 +251,44 @@ impl Activity {
         millis(self.created.elapsed())
     }
 
-    fn enter(&self, phase: u8, since: u64) {
-        self.phase.store(phase, Ordering::Relaxed);
+    fn enter(&self, phase: Phase, since: u64) {
+        self.phase.store(phase as u8, Ordering::Relaxed);
         self.phase_since.store(since, Ordering::Relaxed);
     }
 
-    fn is_in(&self, phase: u8) -> bool {
-        self.phase.load(Ordering::Relaxed) == phase
+    fn phase(&self) -> Phase {
+        PHASES[usize::from(self.phase.load(Ordering::Relaxed))]
     }
 
     /// The handshake is done; a request may begin.
     pub(super) fn handshake_completed(&self) {
-        self.enter(OPENED, self.now());
+        self.enter(Phase::Opened, self.now());
     }
 
     /// Bytes of a request came.
     pub(super) fn bytes_received(&self) {
-        if self.is_in(OPENED) {
+        if self.phase() == Phase::Opened {
             // The first request's time counts from the opening.
-            self.phase.store(HEADER, Ordering::Relaxed);
-        } else if self.is_in(IDLE) {
-            self.enter(HEADER, self.now());
+            self.phase.store(Phase::Header as u8, Ordering::Relaxed);
+        } else if self.phase() == Phase::Idle {
+            self.enter(Phase::Header, self.now());
         }
     }
 
     /// The header is complete; returns the time of now.
     pub(super) fn begin_request(&self) -> Instant {
         let now = Instant::now();
-        self.enter(BODY, millis(now.saturating_duration_since(self.created)));
+        self.enter(Phase::Body, millis(now.saturating_duration_since(self.created)));
         now
     }
 
     /// The body is complete.
-    pub(super) fn begin_append(&self) {
-        self.enter(APPEND, self.now());
+    pub(super) fn begin_storing(&self) {
+        self.enter(Phase::Storing, self.now());
     }
 
     /// The output of `future`, or `None` when the time of the present phase is over. The timer is
-    /// that of [`Activity::closed`], which the same task polls: one of its own for every request
+    /// that of [`Activity::wait_for_close`], which the same task polls: one of its own for every request
     /// would cost more than all else that is done here.
     pub(super) async fn in_time<F: Future>(&self, future: F) -> Option<F::Output> {
         let mut future = pin!(future);
@@ -299,7 +306,7 @@ impl Activity {
     /// must.
     pub(super) fn record_response(&self, outcome: RequestOutcome) -> Option<CloseReason> {
         let now = self.now();
-        self.enter(RESPONSE, now);
+        self.enter(Phase::Response, now);
         let requests = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
         let rejections = match outcome {
             RequestOutcome::Accepted => {
@@ -332,7 +339,7 @@ impl Activity {
             Linger::Long
         } else if set == Linger::Short as u8 {
             Linger::Short
-        } else if self.is_in(HEADER) {
+        } else if self.phase() == Phase::Header {
             Linger::Long
         } else {
             Linger::No
@@ -352,16 +359,16 @@ impl Activity {
         if was_blocked {
             self.blocked_since.store(NEVER, Ordering::Relaxed);
         }
-        if self.is_in(RESPONSE) {
+        if self.phase() == Phase::Response {
             // Otherwise the response was made just now.
             let since = if was_blocked { self.now() } else { self.phase_since() };
-            self.enter(IDLE, since);
+            self.enter(Phase::Idle, since);
         }
     }
 
     /// Completes when the connection must be closed, and says why. To be polled by the task that
     /// serves the connection: each change of its phase then sets the timer.
-    pub(super) async fn closed(&self) -> CloseReason {
+    pub(super) async fn wait_for_close(&self) -> CloseReason {
         let mut timer = pin!(sleep(HEADER_TIMEOUT));
         let evicted = pin!(async {
             self.evict.notified().await;
@@ -406,12 +413,12 @@ impl Activity {
     /// When the present phase must end, and why the connection is closed then; without a reason,
     /// the handler ends the request.
     fn phase_deadline(&self) -> Option<(u64, Option<CloseReason>)> {
-        let (timeout, reason) = match self.phase.load(Ordering::Relaxed) {
-            OPENED | HEADER => (HEADER_TIMEOUT, Some(CloseReason::HeaderTimeout)),
-            BODY => (BODY_TIMEOUT, None),
-            APPEND => (self.timeouts.append, None),
-            IDLE => (self.timeouts.keep_alive, Some(CloseReason::IdleTimeout)),
-            _ => return None,
+        let (timeout, reason) = match self.phase() {
+            Phase::Opened | Phase::Header => (HEADER_TIMEOUT, Some(CloseReason::HeaderTimeout)),
+            Phase::Body => (BODY_TIMEOUT, None),
+            Phase::Storing => (self.timeouts.append, None),
+            Phase::Idle => (self.timeouts.keep_alive, Some(CloseReason::IdleTimeout)),
+            Phase::Response => return None,
         };
         Some((self.phase_since() + millis(timeout), reason))
     }
@@ -424,14 +431,14 @@ impl Activity {
         let unproductive = [rejected.then_some(productive_at), Some(blocked_since)]
             .into_iter()
             .flatten()
-            .filter(|since| *since != NEVER && !self.is_in(APPEND))
+            .filter(|since| *since != NEVER && self.phase() != Phase::Storing)
             .map(|since| (since + millis(UNPRODUCTIVE_MAX), Some(CloseReason::IdleTimeout)));
         self.phase_deadline().into_iter().chain(unproductive).min_by_key(|(deadline, _)| *deadline)
     }
 
     /// How long ago it was opened or had a callback accepted; zero while a request is being stored.
     fn idle_time(&self) -> Duration {
-        if self.is_in(APPEND) {
+        if self.phase() == Phase::Storing {
             return Duration::ZERO;
         }
         let since = Duration::from_millis(self.productive_at.load(Ordering::Relaxed));
@@ -477,7 +484,7 @@ mod tests {
         assert_eq!(left(), Some((15, Some(CloseReason::HeaderTimeout))));
         activity.begin_request();
         assert_eq!(left(), Some((10, None)), "the body");
-        activity.begin_append();
+        activity.begin_storing();
         assert_eq!(left(), Some((5, None)), "the log");
         activity.record_response(RequestOutcome::Accepted);
         activity.write_blocked();

@@ -44,7 +44,7 @@ pub(super) async fn serve(
     let policy = Arc::clone(&shared.policy.get());
     let outcome = tokio::select! {
         outcome = timeout(HANDSHAKE_TIMEOUT, handshake(stream, peer, policy.access(), &mut permit)) => outcome,
-        reason = activity.closed() => Ok(Err(reason)),
+        reason = activity.wait_for_close() => Ok(Err(reason)),
         () = shutdown_grace(shared.stop.clone()) => return metrics::connection_closed(),
     };
     match outcome {
@@ -123,7 +123,7 @@ async fn serve_http(stream: ClientStream, shared: &Shared, caller: Caller<'_>) {
         .max_buf_size(HEADER_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
-    let mut closed = pin!(caller.activity.closed());
+    let mut closed = pin!(caller.activity.wait_for_close());
     let stopping = pin!(shutdown_grace(shared.stop.clone()));
     let mut stopping = Rarely::new(stopping);
     let mut is_stopping = false;

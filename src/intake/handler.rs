@@ -185,7 +185,7 @@ async fn store(
     caller: Caller<'_>,
     body: &Bytes,
 ) -> Result<&'static str, Rejection> {
-    caller.activity.begin_append();
+    caller.activity.begin_storing();
     let record = shared.policy.get().verify(body, Timestamp::now())?;
     let type_name = type_name(record.event_type);
     let noted = recent::start(&record);

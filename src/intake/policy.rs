@@ -8,7 +8,7 @@ use hyper::HeaderMap;
 
 use super::Access;
 use super::rejection::Rejection;
-use crate::callback::{CallbackError, Unverified, Verifier};
+use crate::callback::{CallbackError, UnverifiedCallback, Verifier};
 use crate::event::Timestamp;
 use crate::log_limit::LogLimiter;
 use crate::metrics::KeyUse;
@@ -65,7 +65,7 @@ impl IntakePolicy {
         body: &Bytes,
         received_at: Timestamp,
     ) -> Result<Record, CallbackError> {
-        let callback = Unverified::parse(body)?.verify(&self.verifier, received_at)?;
+        let callback = UnverifiedCallback::parse(body)?.verify(&self.verifier, received_at)?;
         if let Some(used) = callback.key().and_then(|key| self.uses.get(key)) {
             used.count(received_at);
         }

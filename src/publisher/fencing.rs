@@ -24,7 +24,7 @@ pub(super) enum Fence {
     /// It happened so often within hours that another process probably has this name.
     Repeated(usize),
     /// Another process has this name.
-    Namesake,
+    SameName,
 }
 
 impl Fences {
@@ -38,7 +38,7 @@ impl Fences {
         let again = self.0.back().is_some_and(|last| now.duration_since(*last) < AGAIN);
         self.0.push_back(now);
         match self.0.len() {
-            _ if again => Fence::Namesake,
+            _ if again => Fence::SameName,
             count if count >= SUSPICIOUS => Fence::Repeated(count),
             _ => Fence::Single,
         }
@@ -56,8 +56,8 @@ mod tests {
     }
 
     #[test]
-    fn two_fences_within_a_minute_are_a_namesakes() {
-        assert_eq!(fences(&[0, 0], false), [Fence::Single, Fence::Namesake]);
+    fn two_fences_within_a_minute_mean_that_another_process_has_the_name() {
+        assert_eq!(fences(&[0, 0], false), [Fence::Single, Fence::SameName]);
         assert_eq!(fences(&[0, 2], false), [Fence::Single, Fence::Single]);
     }
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use crate::callback::Unverified;
+use crate::callback::UnverifiedCallback;
 use crate::event::EventType;
 use crate::record::BODY_MAX;
 
@@ -118,7 +118,7 @@ enum Fit {
 
 fn fits(object: &str, event_type: Option<EventType>, stream: &str) -> Fit {
     let body = Bytes::copy_from_slice(object.as_bytes());
-    if Unverified::parse(&body).is_err() {
+    if UnverifiedCallback::parse(&body).is_err() {
         return Fit::No;
     }
     let Some((found_type, found_stream)) = claims(object) else { return Fit::No };
@@ -256,7 +256,7 @@ mod tests {
                 let body = std::str::from_utf8(&body).unwrap();
                 let plain = text.contains(body);
                 prop_assert!(plain || percent_decoded(&text).unwrap().contains(body));
-                prop_assert!(Unverified::parse(&Bytes::copy_from_slice(body.as_bytes())).is_ok());
+                prop_assert!(UnverifiedCallback::parse(&Bytes::copy_from_slice(body.as_bytes())).is_ok());
             }
         }
 

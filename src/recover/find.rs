@@ -10,7 +10,7 @@ use crate::tencent::{
     StreamQuery,
 };
 
-/// Streams are listed from this long before the window: one that is pushed all through it began
+/// Streams are listed from this long before the range: one that is pushed all through it began
 /// earlier. Streams that are pushed for longer are to be named.
 const LISTED_BEFORE: Duration = Duration::from_hours(7 * 24);
 /// And this long after it, for those that end later.
@@ -22,14 +22,14 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// A range of time, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
+pub struct TimeRange {
     /// From here.
     pub since: Timestamp,
     /// To here.
     pub until: Timestamp,
 }
 
-impl Window {
+impl TimeRange {
     /// Ranges that one query of callback records may have. They share the second at which they meet:
     /// whether the API compares fractions of it is not documented. What happened in it counts twice.
     pub fn days(self) -> impl Iterator<Item = Self> {
@@ -57,28 +57,28 @@ impl Window {
 pub struct Finder<'a> {
     client: &'a Client,
     /// The time of the events.
-    window: Window,
+    range: TimeRange,
 }
 
 impl<'a> Finder<'a> {
-    /// For the events of `window`. Its seconds are whole, because the API's times are.
+    /// For the events of `range`. Its seconds are whole, because the API's times are.
     #[must_use]
-    pub fn new(client: &'a Client, window: Window) -> Self {
+    pub fn new(client: &'a Client, range: TimeRange) -> Self {
         let second = |time: Timestamp| Timestamp::from_secs(time.as_millis().div_euclid(1000));
-        let since = second(window.since).unwrap_or(window.since);
-        let until = second(window.until).unwrap_or(window.until);
-        Self { client, window: Window { since, until } }
+        let since = second(range.since).unwrap_or(range.since);
+        let until = second(range.until).unwrap_or(range.until);
+        Self { client, range: TimeRange { since, until } }
     }
 
-    /// The names of the streams that may have had events in the window, each once.
+    /// The names of the streams that may have had events in the range, each once.
     ///
     /// # Errors
     /// [`RecoverError`]
     pub fn streams(&self, now: Timestamp) -> Result<Vec<String>, RecoverError> {
-        let Window { since, until } = self.window;
+        let TimeRange { since, until } = self.range;
         let until = until.after(LISTED_AFTER).min(now).max(since);
         let mut names = BTreeSet::new();
-        let mut ranges = vec![Window { since: since.before(LISTED_BEFORE), until }];
+        let mut ranges = vec![TimeRange { since: since.before(LISTED_BEFORE), until }];
         while let Some(range) = ranges.pop() {
             let mut page = 1;
             loop {
@@ -111,12 +111,12 @@ impl<'a> Finder<'a> {
     }
 
     fn is_wanted(&self, stream: &StreamEvent) -> bool {
-        let started = stream.stream_start_time.is_none_or(|time| time <= self.window.until);
-        let ended_before = |time: Timestamp| time.after(REPORTED_AFTER_END) < self.window.since;
+        let started = stream.stream_start_time.is_none_or(|time| time <= self.range.until);
+        let ended_before = |time: Timestamp| time.after(REPORTED_AFTER_END) < self.range.since;
         started && !stream.stream_end_time.is_some_and(ended_before)
     }
 
-    /// Calls `visit` for every record of `stream` in the window; with `failed_only`, for those of
+    /// Calls `visit` for every record of `stream` in the range; with `failed_only`, for those of
     /// callbacks that were not delivered.
     ///
     /// # Errors
@@ -127,7 +127,7 @@ impl<'a> Finder<'a> {
         failed_only: bool,
         mut visit: impl FnMut(CallbackRecord) -> Result<(), E>,
     ) -> Result<(), E> {
-        for Window { since, until } in self.window.days() {
+        for TimeRange { since, until } in self.range.days() {
             let mut page = 1;
             loop {
                 let query = RecordQuery {
@@ -161,17 +161,17 @@ pub fn streams_of_file(text: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn window(since: i64, until: i64) -> Window {
+    fn range(since: i64, until: i64) -> TimeRange {
         let at = |secs| Timestamp::from_secs(1_800_000_000 + secs).unwrap();
-        Window { since: at(since), until: at(until) }
+        TimeRange { since: at(since), until: at(until) }
     }
 
     #[test]
-    fn days_cover_the_window_without_a_gap_and_none_is_longer_than_a_day() {
+    fn days_cover_the_range_without_a_gap_and_none_is_longer_than_a_day() {
         for length in [0, 1, 3600, 86_399, 86_400, 86_401, 3 * 86_400, 14 * 86_400 - 7] {
-            let days: Vec<Window> = window(0, length).days().collect();
-            assert_eq!(days.first().unwrap().since, window(0, 0).since);
-            assert_eq!(days.last().unwrap().until, window(0, length).until);
+            let days: Vec<TimeRange> = range(0, length).days().collect();
+            assert_eq!(days.first().unwrap().since, range(0, 0).since);
+            assert_eq!(days.last().unwrap().until, range(0, length).until);
             for pair in days.windows(2) {
                 assert_eq!(pair[0].until, pair[1].since);
             }
@@ -181,9 +181,9 @@ mod tests {
 
     #[test]
     fn halves_cover_the_range_down_to_a_second() {
-        assert_eq!(window(0, 1).halves(), None);
-        assert_eq!(window(0, 2).halves(), Some((window(0, 1), window(1, 2))));
-        assert_eq!(window(0, 9).halves(), Some((window(0, 4), window(4, 9))));
+        assert_eq!(range(0, 1).halves(), None);
+        assert_eq!(range(0, 2).halves(), Some((range(0, 1), range(1, 2))));
+        assert_eq!(range(0, 9).halves(), Some((range(0, 4), range(4, 9))));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{RecoverError, Window};
+use super::{RecoverError, TimeRange};
 use crate::event::Timestamp;
 use crate::gaps::{GAP_MIN, Gap};
 use crate::kafka;
@@ -52,10 +52,10 @@ fn gaps_of(mut received: Vec<Timestamp>, since: Timestamp, now: Timestamp) -> Ve
 
 /// The time from the first of `gaps` to the last, widened by a margin; `None` when there is none.
 #[must_use]
-pub fn window_of(gaps: &[Gap], now: Timestamp) -> Option<Window> {
+pub fn range_of(gaps: &[Gap], now: Timestamp) -> Option<TimeRange> {
     let begin = gaps.iter().map(|gap| gap.begin).min()?;
     let end = gaps.iter().map(|gap| gap.end).max()?;
-    Some(Window { since: begin.before(MARGIN_BEFORE), until: end.after(MARGIN_AFTER).min(now) })
+    Some(TimeRange { since: begin.before(MARGIN_BEFORE), until: end.after(MARGIN_AFTER).min(now) })
 }
 
 #[cfg(test)]
@@ -69,12 +69,12 @@ mod tests {
     fn gap(received: &[i64], since: i64, now: i64) -> Option<(i64, i64)> {
         let received = received.iter().copied().map(at).collect();
         let minute = |time: Timestamp| (time.as_millis() - at(0).as_millis()) / 60_000;
-        let found = window_of(&gaps_of(received, at(since), at(now)), at(now))?;
+        let found = range_of(&gaps_of(received, at(since), at(now)), at(now))?;
         Some((minute(found.since), minute(found.until)))
     }
 
     #[test]
-    fn the_window_reaches_from_the_first_gap_to_the_last_with_a_margin() {
+    fn the_range_reaches_from_the_first_gap_to_the_last_with_a_margin() {
         let steady: Vec<i64> = (0..600).collect();
         assert_eq!(gap(&steady, 0, 600), None);
         let away: Vec<i64> = (0..300).chain(320..600).collect();

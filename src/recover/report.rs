@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{RecoverError, Window};
+use super::{RecoverError, TimeRange};
 use crate::event::{EventId, EventType, Timestamp};
 use crate::kafka;
 use crate::kafka::topic_reader::{ConsumedRecord, read_to_end, wait_until_decided};
@@ -112,7 +112,7 @@ impl Comparison {
         mut self,
         kafka: &kafka::Config,
         topics: &Topics,
-        window: Window,
+        range: TimeRange,
         streams: Option<&[String]>,
         undecoded: u64,
     ) -> Result<Report, RecoverError> {
@@ -122,12 +122,12 @@ impl Comparison {
         wait_until_decided(kafka, &names.iter().copied().collect::<Vec<_>>())?;
         let mut others = HashMap::new();
         for topic in names {
-            read_to_end(kafka, topic, window.since.before(SLACK), |consumed| {
+            read_to_end(kafka, topic, range.since.before(SLACK), |consumed| {
                 let Some(id) = id_of(&consumed.headers) else { return Ok(()) };
                 match self.events.get_mut(&id) {
                     Some(recorded) => recorded.in_kafka = true,
                     None if topic != topics.dead_letter()
-                        && is_within(&consumed, window, streams) =>
+                        && is_within(&consumed, range, streams) =>
                     {
                         others.insert(id, named(id, topic, topics, &consumed));
                     }
@@ -156,10 +156,10 @@ impl Comparison {
     }
 }
 
-fn is_within(consumed: &ConsumedRecord, window: Window, streams: Option<&[String]>) -> bool {
+fn is_within(consumed: &ConsumedRecord, range: TimeRange, streams: Option<&[String]>) -> bool {
     let time = occurred_at(&consumed.headers);
     let stream = subject(&consumed.headers).unwrap_or_default();
-    time.is_some_and(|time| (window.since..=window.until).contains(&time))
+    time.is_some_and(|time| (range.since..=range.until).contains(&time))
         && streams.is_none_or(|streams| streams.iter().any(|name| name == stream))
 }
 

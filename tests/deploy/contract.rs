@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use bytes::Bytes;
-use livebridge::callback::{Unsigned, Unverified, Verifier};
+use livebridge::callback::{UnsignedPolicy, UnverifiedCallback, Verifier};
 use livebridge::event::{EventType, Timestamp};
 use livebridge::publisher::Topics;
 use livebridge::record::Record;
@@ -34,11 +34,16 @@ fn record(body: &Value) -> Record {
     let verifier = Verifier {
         keys: vec![livebridge::callback::CallbackKey::new("callbackKey0123456789").unwrap()],
         leeway: Duration::from_hours(24 * 365 * 100),
-        unsigned: Unsigned::All,
+        unsigned: UnsignedPolicy::All,
     };
     let body = Bytes::from(body.to_string());
     let now = Timestamp::now();
-    Unverified::parse(&body).unwrap().verify(&verifier, now).unwrap().into_record(now, &[]).unwrap()
+    UnverifiedCallback::parse(&body)
+        .unwrap()
+        .verify(&verifier, now)
+        .unwrap()
+        .into_record(now, &[])
+        .unwrap()
 }
 
 /// Every channel with its single message.

@@ -8,7 +8,9 @@ use std::fs;
 use std::time::Duration;
 
 use bytes::Bytes;
-use livebridge::callback::{CallbackError, CallbackKey, Unsigned, Unverified, Verifier};
+use livebridge::callback::{
+    CallbackError, CallbackKey, UnsignedPolicy, UnverifiedCallback, Verifier,
+};
 use livebridge::event::{EventType, Timestamp};
 use livebridge::publisher::Topics;
 use livebridge::record::{KEY_MAX, Record};
@@ -24,17 +26,17 @@ fn key(secret: &str) -> CallbackKey {
     CallbackKey::new(secret).unwrap()
 }
 
-fn verifier(unsigned: Unsigned) -> Verifier {
+fn verifier(unsigned: UnsignedPolicy) -> Verifier {
     Verifier { keys: vec![key(KEY)], leeway: CENTURY, unsigned }
 }
 
 fn take(body: &[u8], verifier: &Verifier, now: Timestamp) -> Result<Record, CallbackError> {
     let body = Bytes::copy_from_slice(body);
-    Unverified::parse(&body)?.verify(verifier, now)?.into_record(now, &[])
+    UnverifiedCallback::parse(&body)?.verify(verifier, now)?.into_record(now, &[])
 }
 
 fn take_any(body: &[u8]) -> Result<Record, CallbackError> {
-    take(body, &verifier(Unsigned::All), NOW)
+    take(body, &verifier(UnsignedPolicy::All), NOW)
 }
 
 fn refusal(body: &[u8], verifier: &Verifier) -> &'static str {
@@ -188,7 +190,7 @@ fn every_payload_is_accepted_or_rejected_as_documented() {
     let topics = Topics::new("live", &std::collections::BTreeMap::new()).unwrap();
     for (name, expect) in &EXPECTED {
         let body = payload(name);
-        let strict = take(&body, &verifier(Unsigned::Refused), NOW);
+        let strict = take(&body, &verifier(UnsignedPolicy::Refused), NOW);
         let lenient = take_any(&body);
         let wanted = match expect {
             Refused(reason) => {
@@ -290,11 +292,11 @@ mod signature {
         let two = Verifier {
             keys: vec![key("old"), key("new")],
             leeway: MINUTES_20,
-            unsigned: Unsigned::Refused,
+            unsigned: UnsignedPolicy::Refused,
         };
         for (place, secret) in ["old", "new"].into_iter().enumerate() {
             let body = Bytes::from(signed(push(), secret, T));
-            let callback = Unverified::parse(&body).unwrap().verify(&two, NOW).unwrap();
+            let callback = UnverifiedCallback::parse(&body).unwrap().verify(&two, NOW).unwrap();
             assert_eq!(callback.key(), Some(place), "{secret}");
         }
         assert_eq!(refusal(&signed(push(), "older", T), &two), "bad_signature");
@@ -303,13 +305,13 @@ mod signature {
 
     #[test]
     fn without_any_key_matches_nothing() {
-        let none = Verifier { keys: vec![], leeway: CENTURY, unsigned: Unsigned::Refused };
+        let none = Verifier { keys: vec![], leeway: CENTURY, unsigned: UnsignedPolicy::Refused };
         assert_eq!(refusal(&signed(push(), KEY, T), &none), "bad_signature");
     }
 
     #[test]
     fn that_is_not_a_digest_is_rejected() {
-        let strict = verifier(Unsigned::Refused);
+        let strict = verifier(UnsignedPolicy::Refused);
         let right = key(KEY).sign_hex(&T.to_string());
         let mut odd = vec![
             json!(""),
@@ -340,7 +342,7 @@ mod signature {
 
     #[test]
     fn of_a_t_in_a_string_covers_its_exact_text() {
-        let strict = verifier(Unsigned::Refused);
+        let strict = verifier(UnsignedPolicy::Refused);
         for text in ["1767225600", "01767225600", "+1767225600"] {
             let mut body = push();
             body["t"] = text.into();
@@ -353,7 +355,7 @@ mod signature {
 
     #[test]
     fn over_a_t_that_is_not_a_time_is_rejected_even_if_it_matches() {
-        let strict = verifier(Unsigned::Refused);
+        let strict = verifier(UnsignedPolicy::Refused);
         for text in ["", "soon", "1.5", "1e9", "9223372036854775807", "99999999999999999999"] {
             let mut body = push();
             body["t"] = text.into();
@@ -369,8 +371,11 @@ mod signature {
 
     #[test]
     fn expires_only_after_the_leeway() {
-        let strict =
-            Verifier { keys: vec![key(KEY)], leeway: MINUTES_20, unsigned: Unsigned::Refused };
+        let strict = Verifier {
+            keys: vec![key(KEY)],
+            leeway: MINUTES_20,
+            unsigned: UnsignedPolicy::Refused,
+        };
         let body = signed(push(), KEY, T);
         let at = |millis: i64| {
             take(&body, &strict, Timestamp::from_millis(T * 1000 + millis))
@@ -393,8 +398,11 @@ mod signature {
 
     #[test]
     fn expired_is_reported_differently_from_wrong() {
-        let strict =
-            Verifier { keys: vec![key(KEY)], leeway: MINUTES_20, unsigned: Unsigned::Refused };
+        let strict = Verifier {
+            keys: vec![key(KEY)],
+            leeway: MINUTES_20,
+            unsigned: UnsignedPolicy::Refused,
+        };
         assert_eq!(refusal(&payload("069_expired_t.json"), &strict), "expired");
         assert_eq!(refusal(&signed(push(), "other", 1), &strict), "bad_signature");
         // The largest and smallest times do not overflow.
@@ -408,16 +416,19 @@ mod signature {
         let relay = json!({"event_type": 314, "msg": "{}"}).to_string();
         let nameless = json!({"stream_id": "a"}).to_string();
         let unknown = json!({"event_type": 999}).to_string();
-        let taken = |policy: &Unsigned| {
+        let taken = |policy: &UnsignedPolicy| {
             [&push, &relay, &nameless, &unknown]
                 .map(|body| take(body.as_bytes(), &verifier(policy.clone()), NOW).is_ok())
         };
-        assert_eq!(taken(&Unsigned::Refused), [false; 4]);
-        assert_eq!(taken(&Unsigned::Types(vec![])), [false; 4]);
-        assert_eq!(taken(&Unsigned::Types(vec![EventType(314)])), [false, true, false, false]);
-        let two = Unsigned::Types(vec![EventType(1), EventType(999)]);
+        assert_eq!(taken(&UnsignedPolicy::Refused), [false; 4]);
+        assert_eq!(taken(&UnsignedPolicy::Types(vec![])), [false; 4]);
+        assert_eq!(
+            taken(&UnsignedPolicy::Types(vec![EventType(314)])),
+            [false, true, false, false]
+        );
+        let two = UnsignedPolicy::Types(vec![EventType(1), EventType(999)]);
         assert_eq!(taken(&two), [true, false, false, true]);
-        assert_eq!(taken(&Unsigned::All), [true; 4]);
+        assert_eq!(taken(&UnsignedPolicy::All), [true; 4]);
     }
 
     #[test]
@@ -430,7 +441,7 @@ mod signature {
             json!({"t": null, "sign": null}),
         ] {
             let body = body.to_string();
-            let strict = verifier(Unsigned::Refused);
+            let strict = verifier(UnsignedPolicy::Refused);
             assert_eq!(refusal(body.as_bytes(), &strict), "unsigned", "{body}");
             assert!(take_any(body.as_bytes()).is_ok(), "{body}");
         }
@@ -439,7 +450,7 @@ mod signature {
     /// The reason why `body` counts as unverified; `None` if it is verified or has no signature.
     fn unverified(body: &[u8], verifier: &Verifier) -> Option<&'static str> {
         let body = Bytes::copy_from_slice(body);
-        let callback = Unverified::parse(&body).unwrap().verify(verifier, NOW).unwrap();
+        let callback = UnverifiedCallback::parse(&body).unwrap().verify(verifier, NOW).unwrap();
         let reason = callback.unverified().map(CallbackError::reason);
         assert!(
             reason.is_none() || callback.key().is_none(),
@@ -452,7 +463,7 @@ mod signature {
     /// console.
     #[test]
     fn without_keys_and_all_unsigned_signed_callbacks_are_accepted_and_reported() {
-        let all = Verifier { keys: vec![], leeway: MINUTES_20, unsigned: Unsigned::All };
+        let all = Verifier { keys: vec![], leeway: MINUTES_20, unsigned: UnsignedPolicy::All };
         for (event_type, _) in EventType::known() {
             let event = json!({"event_type": event_type.0, "stream_id": "a"});
             assert_eq!(unverified(event.to_string().as_bytes(), &all), None, "{event}");
@@ -477,9 +488,9 @@ mod signature {
             (json!({"t": T}), Some("unsigned")),
             (json!({"sign": right}), Some("unsigned")),
         ];
-        let relays = Unsigned::Types(vec![EventType(314)]);
+        let relays = UnsignedPolicy::Types(vec![EventType(314)]);
         for (mut event, expected) in cases {
-            for policy in [Unsigned::All, relays.clone()] {
+            for policy in [UnsignedPolicy::All, relays.clone()] {
                 let policy =
                     Verifier { keys: vec![key(KEY)], leeway: MINUTES_20, unsigned: policy };
                 event["event_type"] = 314.into();
@@ -500,15 +511,18 @@ mod signature {
     fn below_the_top_level_is_ignored() {
         let t = T.to_string();
         let inner = json!({"data": {"t": T, "sign": key(KEY).sign_hex(&t)}}).to_string();
-        assert_eq!(refusal(inner.as_bytes(), &verifier(Unsigned::Refused)), "unsigned");
+        assert_eq!(refusal(inner.as_bytes(), &verifier(UnsignedPolicy::Refused)), "unsigned");
     }
 
     #[test]
     fn keys_are_never_printed() {
         let secret = "s3cretCallbackKey";
         let key = key(secret);
-        let verifier =
-            Verifier { keys: vec![key.clone()], leeway: CENTURY, unsigned: Unsigned::Refused };
+        let verifier = Verifier {
+            keys: vec![key.clone()],
+            leeway: CENTURY,
+            unsigned: UnsignedPolicy::Refused,
+        };
         for shown in [
             format!("{key:?}"),
             format!("{key:#?}"),
@@ -780,8 +794,12 @@ mod omitting {
     fn of(body: &[u8], names: &[&str]) -> Record {
         let body = Bytes::copy_from_slice(body);
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let parsed = Unverified::parse(&body).unwrap();
-        parsed.verify(&verifier(Unsigned::All), NOW).unwrap().into_record(NOW, &names).unwrap()
+        let parsed = UnverifiedCallback::parse(&body).unwrap();
+        parsed
+            .verify(&verifier(UnsignedPolicy::All), NOW)
+            .unwrap()
+            .into_record(NOW, &names)
+            .unwrap()
     }
 
     fn text(body: &str, names: &[&str]) -> String {

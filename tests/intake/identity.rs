@@ -8,7 +8,9 @@ use std::fs;
 use std::time::Duration;
 
 use bytes::Bytes;
-use livebridge::callback::{CallbackError, CallbackKey, Unsigned, Unverified, Verifier};
+use livebridge::callback::{
+    CallbackError, CallbackKey, UnsignedPolicy, UnverifiedCallback, Verifier,
+};
 use livebridge::event::{EventId, EventType, Timestamp};
 use livebridge::sample::Samples;
 use proptest::prelude::*;
@@ -27,10 +29,10 @@ fn try_id(body: &[u8]) -> Result<EventId, CallbackError> {
     let verifier = Verifier {
         keys: vec![CallbackKey::new("callbackKey0123456789").unwrap()],
         leeway: Duration::from_hours(24 * 365 * 100),
-        unsigned: Unsigned::All,
+        unsigned: UnsignedPolicy::All,
     };
     let body = Bytes::copy_from_slice(body);
-    let callback = Unverified::parse(&body)?.verify(&verifier, NOW)?;
+    let callback = UnverifiedCallback::parse(&body)?.verify(&verifier, NOW)?;
     Ok(callback.into_record(NOW, &[])?.id)
 }
 

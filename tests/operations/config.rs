@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use livebridge::callback::Unsigned;
+use livebridge::callback::UnsignedPolicy;
 use livebridge::config::{Config, ConfigError};
 use livebridge::event::EventType;
 use livebridge::kafka::{Delivery, settings};
@@ -49,7 +49,7 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(config.verifier.keys.len(), 1);
     assert!(config.files.is_empty());
     assert_eq!(config.verifier.leeway, Duration::from_mins(20));
-    assert_eq!(config.verifier.unsigned, Unsigned::Refused);
+    assert_eq!(config.verifier.unsigned, UnsignedPolicy::Refused);
     assert_eq!(config.wal.dir, Path::new("data"));
     assert_eq!(config.wal.max_bytes, 10 << 30);
     assert_eq!(config.wal.min_free_bytes, 1 << 30);
@@ -906,12 +906,13 @@ fn short_forms_of_addresses_are_accepted() {
 #[test]
 fn unsigned_types_are_numbers_names_or_all() {
     let unsigned = |text: &str| file(&format!("{LEAST}unsigned = {text}")).verifier.unsigned;
-    let types = |codes: &[i64]| Unsigned::Types(codes.iter().copied().map(EventType).collect());
-    assert_eq!(unsigned("[]"), Unsigned::Refused);
+    let types =
+        |codes: &[i64]| UnsignedPolicy::Types(codes.iter().copied().map(EventType).collect());
+    assert_eq!(unsigned("[]"), UnsignedPolicy::Refused);
     assert_eq!(unsigned("[314, 315]"), types(&[314, 315]));
     assert_eq!(unsigned("[\"314\", \"audio-moderation\", 999, 0]"), types(&[314, 315, 999, 0]));
-    assert_eq!(unsigned("[\"all\"]"), Unsigned::All);
-    assert_eq!(unsigned("[314, \"all\", \"push\"]"), Unsigned::All);
+    assert_eq!(unsigned("[\"all\"]"), UnsignedPolicy::All);
+    assert_eq!(unsigned("[314, \"all\", \"push\"]"), UnsignedPolicy::All);
 }
 
 mod kafka {

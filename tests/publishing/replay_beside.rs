@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use livebridge::callback::{CallbackKey, Unsigned, Unverified, Verifier};
+use livebridge::callback::{CallbackKey, UnsignedPolicy, UnverifiedCallback, Verifier};
 use livebridge::event::{EventType, Timestamp};
 use livebridge::publisher::{Exported, Topics};
 use livebridge::sample::Samples;
@@ -39,11 +39,11 @@ fn bodies(count: usize, bytes: usize) -> Vec<String> {
 fn export(dir: &Path, bodies: &[String]) -> PathBuf {
     let keys = CallbackKey::new(KEY).into_iter().collect();
     let verifier =
-        Verifier { keys, leeway: Duration::from_hours(1), unsigned: Unsigned::default() };
+        Verifier { keys, leeway: Duration::from_hours(1), unsigned: UnsignedPolicy::default() };
     let line = |body: &String| {
         let body = Bytes::from(body.clone());
         let now = Timestamp::now();
-        let callback = Unverified::parse(&body).unwrap().verify(&verifier, now).unwrap();
+        let callback = UnverifiedCallback::parse(&body).unwrap().verify(&verifier, now).unwrap();
         let record = callback.into_record(now, &[]).unwrap();
         serde_json::to_string(&Exported::of(&record)).unwrap() + "\n"
     };

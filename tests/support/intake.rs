@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use livebridge::callback::{CallbackKey, Unsigned, Verifier};
+use livebridge::callback::{CallbackKey, UnsignedPolicy, Verifier};
 use livebridge::event::EventType;
 use livebridge::intake::{Access, Config, Intake, IntakePolicy, Listener};
 use livebridge::record::Entry;
@@ -34,7 +34,7 @@ fn policy(access: Access) -> IntakePolicy {
     let verifier = Verifier {
         keys: vec![CallbackKey::new(KEY).unwrap()],
         leeway: Duration::from_mins(20),
-        unsigned: Unsigned::Types(vec![EventType(1)]),
+        unsigned: UnsignedPolicy::Types(vec![EventType(1)]),
     };
     IntakePolicy::new(verifier, access, Vec::new())
 }

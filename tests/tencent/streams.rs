@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use livebridge::event::Timestamp;
-use livebridge::recover::{Finder, RecoverError, Window};
+use livebridge::recover::{Finder, RecoverError, TimeRange};
 
 use crate::api::client_of;
 use crate::support::tencent::{Stream, Tencent};
@@ -16,9 +16,9 @@ fn stream(name: String, started: i64, ended: Option<i64>) -> Stream {
     Stream { domain: "push.example.com".into(), app: "live".into(), name, started, ended }
 }
 
-fn hours_before(now: Timestamp, since: u64, until: u64) -> Window {
+fn hours_before(now: Timestamp, since: u64, until: u64) -> TimeRange {
     let ago = |hours| now.before(Duration::from_hours(hours));
-    Window { since: ago(since), until: ago(until) }
+    TimeRange { since: ago(since), until: ago(until) }
 }
 
 #[test]

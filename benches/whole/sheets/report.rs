@@ -36,6 +36,8 @@ struct Row {
     max: f64,
     memory: f64,
     cpu: f64,
+    /// The processor time as a multiple of [`Results::cpu_limit`].
+    of_limit: Option<f64>,
     load_busy: f64,
     /// The share of accepted callbacks in Kafka at the end of the load, and the seconds until all
     /// were there.
@@ -116,6 +118,7 @@ impl Results {
             max: of(|seen| millis(seen.max)),
             memory: rounds.values().map(|seen| mib(seen.peak_memory)).fold(0.0, f64::max),
             cpu: of(|seen| seen.cpu.as_secs_f64() * 1e6),
+            of_limit: self.of_limit(subject.system, connections),
             load_busy: of(|seen| seen.load_busy),
             in_kafka: (!kafka.is_empty()).then(|| {
                 let share =
@@ -142,6 +145,29 @@ impl Results {
         (!ratios.is_empty()).then(|| median(ratios))
     }
 
+    /// Processor time per callback, in seconds, that remains when nothing is done beside: that of HTTP
+    /// and a synced log, and of a Kafka producer as long as Kafka is there.
+    fn cpu_limit(&self, system: System, connections: u32, round: u32) -> Option<f64> {
+        let cpu = |system| Some(self.rounds(system, connections)?.get(&round)?.cpu.as_secs_f64());
+        match system {
+            System::Livebridge => {
+                Some(cpu(System::RawLog)? + cpu(System::DirectKafka)? - cpu(System::Bare)?)
+            }
+            System::LivebridgeKafkaAway => cpu(System::RawLog),
+            System::Bare | System::RawLog | System::DirectKafka => None,
+        }
+    }
+
+    fn of_limit(&self, system: System, connections: u32) -> Option<f64> {
+        let rounds = self.rounds(system, connections)?.iter();
+        let ratios: Vec<f64> = rounds
+            .filter_map(|(round, seen)| {
+                Some(seen.cpu.as_secs_f64() / self.cpu_limit(system, connections, *round)?)
+            })
+            .collect();
+        (!ratios.is_empty()).then(|| median(ratios))
+    }
+
     pub(crate) fn table(&self) -> Table {
         let mut table = Table::new([
             "system",
@@ -153,6 +179,7 @@ impl Results {
             "p99 ms",
             "RSS MiB",
             "CPU us",
+            "of limit",
             "load",
             "in Kafka at end",
             "all after",
@@ -176,6 +203,7 @@ impl Results {
                 format!("{:.3}", row.p99),
                 format!("{:.1}", row.memory),
                 format!("{:.1}", row.cpu),
+                ratio(row.of_limit),
                 format!("{:.0} %", row.load_busy * 100.0),
                 share,
                 drain,
@@ -193,23 +221,21 @@ impl Results {
         let bridge = System::Livebridge;
         for connections in [64, 512] {
             let Some(rounds) = self.rounds(bridge, connections) else { continue };
-            let at = format!("intake, {connections} connections");
+            let name = |what| format!("intake, {connections} connections: {what}");
             if let Some(ratio) = self.ratio(rounds, connections, System::Bare, |seen| seen.rate) {
-                targets.push(Target::at_least(
-                    format!("{at}: rate of bare hyper's"),
-                    0.65,
-                    ratio,
-                    "",
-                ));
+                targets.push(Target::at_least(name("rate of bare hyper's"), 0.65, ratio, ""));
             }
             let p99 = |seen: &Measured| millis(seen.p99);
             if let Some(ratio) = self.ratio(rounds, connections, System::RawLog, p99) {
-                targets.push(Target::at_most(
-                    format!("{at}: p99 of the raw log's"),
-                    2.0,
-                    ratio,
-                    "",
-                ));
+                targets.push(Target::at_most(name("p99 of the raw log's"), 2.0, ratio, ""));
+            }
+            for (system, what, wanted) in [
+                (bridge, "CPU of log, producer and HTTP alone", 1.15),
+                (System::LivebridgeKafkaAway, "CPU of the raw log's, Kafka away", 1.2),
+            ] {
+                if let Some(ratio) = self.of_limit(system, connections) {
+                    targets.push(Target::at_most(name(what), wanted, ratio, ""));
+                }
             }
         }
         if let Some(rounds) = self.rounds(bridge, 1) {
@@ -258,6 +284,7 @@ impl Row {
             "max_ms": self.max,
             "peak_memory_mib": self.memory,
             "cpu_us_per_callback": self.cpu,
+            "cpu_of_limit": self.of_limit,
             "load_busy": self.load_busy,
             "in_kafka_at_end": self.in_kafka.map(|(share, _)| share),
             "drain_seconds": self.in_kafka.map(|(_, drain)| drain),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::callback::{CallbackKey, Unsigned};
+use crate::callback::{CallbackKey, UnsignedPolicy};
 use crate::config::Config;
 use crate::tencent::{
     CallbackRule, CallbackTemplate, Client, PushDomain, TemplateUrl, TencentError, UrlKind,
@@ -337,7 +337,7 @@ impl TemplateReport {
                 "{of}: its key is none of those in callback.keys and callback.keys_file: every \
                  callback would be rejected with 401"
             )),
-            KeyMatch::None if config.verifier.unsigned == Unsigned::All => {
+            KeyMatch::None if config.verifier.unsigned == UnsignedPolicy::All => {
                 notes.push(format!("{of}: it has no key, so its callbacks are not signed"));
             }
             KeyMatch::None => problems.push(format!(
