@@ -20,6 +20,7 @@ use crate::wal::{AppendHandle, Appender, Probe};
 
 mod acceptor;
 mod access;
+mod activity;
 mod admission;
 mod body;
 mod connection;
@@ -34,7 +35,8 @@ mod tls;
 mod worker;
 
 pub use access::{Access, Networks};
-use admission::{ConnectionLimiter, Timeouts};
+use activity::Timeouts;
+use admission::ConnectionLimiter;
 pub use listener::Listener;
 pub use policy::IntakePolicy;
 use rejection_log::RejectionLog;

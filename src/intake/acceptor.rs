@@ -126,7 +126,7 @@ fn place(workers: &[WorkerHandle], stream: std::net::TcpStream, from: SocketAddr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::intake::admission::Timeouts;
+    use crate::intake::activity::Timeouts;
 
     #[tokio::test]
     async fn a_connection_goes_to_the_worker_with_the_fewest() {

@@ -7,7 +7,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 
 use super::Shared;
-use super::admission::Activity;
+use super::activity::Activity;
 use super::rejection::Rejection;
 
 /// Bytes of bodies of which a part has arrived, over all connections. Of each body,

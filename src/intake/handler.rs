@@ -13,7 +13,7 @@ use hyper::header::{self, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 
-use super::admission::{Activity, Linger, RequestOutcome};
+use super::activity::{Activity, Linger, RequestOutcome};
 use super::rejection::{Rejection, response, set_content_type};
 use super::rejection_log::Example;
 use super::{IntakePolicy, Shared, body};

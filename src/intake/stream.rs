@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_rustls::server::TlsStream;
 
-use super::admission::{Activity, Linger};
+use super::activity::{Activity, Linger};
 use crate::metrics::{self, CloseReason};
 
 /// The longest that a connection is read after a rejection: enough for [`LINGER_BYTES_MAX`] at
