@@ -49,11 +49,19 @@ pub(crate) struct Launch<'a> {
     pub(crate) instance: &'a str,
     pub(crate) delivery: &'a str,
     pub(crate) replication: usize,
+    /// `compression.type` of its producers.
+    pub(crate) compression: &'a str,
 }
 
 impl Default for Launch<'_> {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:0", instance: "bench", delivery: "exactly-once", replication: 1 }
+        Self {
+            listen: "127.0.0.1:0",
+            instance: "bench",
+            delivery: "exactly-once",
+            replication: 1,
+            compression: "none",
+        }
     }
 }
 
@@ -166,7 +174,7 @@ impl Bridge {
 }
 
 fn configuration(data: &Path, brokers: &Brokers, launch: &Launch<'_>) -> String {
-    let Launch { listen, instance, delivery, replication } = launch;
+    let Launch { listen, instance, delivery, replication, compression } = launch;
     let data = toml::Value::from(data.display().to_string());
     let (bootstrap, topics) = match brokers {
         Brokers::Mock(bootstrap) | Brokers::Away(bootstrap) => {
@@ -183,7 +191,8 @@ fn configuration(data: &Path, brokers: &Brokers, launch: &Launch<'_>) -> String 
          [callback]\nkeys = [\"{KEY}\"]\n\n\
          [wal]\ndir = {data}\nmax_bytes = \"100GiB\"\n\n\
          [kafka]\nbrokers = \"{bootstrap}\"\ninstance = \"{instance}\"\n\
-         delivery = \"{delivery}\"\nreplication = {replication}\npartitions = {}\n{topics}",
+         delivery = \"{delivery}\"\nreplication = {replication}\npartitions = {}\n{topics}\n\
+         [kafka.client]\n\"compression.type\" = \"{compression}\"\n",
         kafka::PARTITIONS
     )
 }

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
+use std::io;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -47,6 +48,15 @@ pub(crate) struct Options {
     /// Callbacks per second of loads at a fixed rate.
     #[arg(long, value_delimiter = ',', default_values_t = [1000, 5000])]
     rates: Vec<u32>,
+    /// Compression to measure beside none.
+    #[arg(long, value_delimiter = ',')]
+    compression: Vec<Codec>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+enum Codec {
+    Lz4,
+    Zstd,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,6 +68,8 @@ enum Load {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Who {
     ExactlyOnce,
+    /// Exactly once, compressed.
+    Compressed(Codec),
     AtLeastOnce,
     Plain,
     Bare,
@@ -73,6 +85,8 @@ struct Cost {
     broker: f64,
     own: f64,
     transactions: f64,
+    /// On the broker's disk.
+    bytes: f64,
     /// Of the 200, in milliseconds.
     p50: f64,
     p99: f64,
@@ -108,7 +122,8 @@ pub(crate) fn run(bench: &Bench, options: &Options) -> Fallible<Outcome> {
     }
     for round in 1..=rounds {
         for load in loads.iter().copied() {
-            for who in [Who::ExactlyOnce, Who::AtLeastOnce] {
+            let compressed = options.compression.iter().copied().map(Who::Compressed);
+            for who in [Who::ExactlyOnce].into_iter().chain(compressed).chain([Who::AtLeastOnce]) {
                 eprint!("round {round}/{rounds}, {}, {}: ", load.name(), who.name());
                 let cost = livebridge(bench, &cluster, &cluster.bootstrap(), load, who)?;
                 eprintln!("{:.0}/s, broker {:.1} us", cost.rate, cost.broker);
@@ -143,6 +158,7 @@ fn report(costs: &Costs, requests: &BTreeMap<Load, Requests>) -> Outcome {
         "broker CPU us",
         "of plain",
         "events/transaction",
+        "bytes/event",
     ];
     let (mut table, mut outcome, mut rows) = (Table::new(head), Outcome::default(), Vec::new());
     for ((load, who), rounds) in costs {
@@ -168,6 +184,7 @@ fn report(costs: &Costs, requests: &BTreeMap<Load, Requests>) -> Outcome {
             shown(of(|cost| cost.broker), 1),
             shown(of_plain, 2),
             shown(of(|cost| 1.0 / cost.transactions), 0),
+            shown(of(|cost| cost.bytes), 0),
         ]);
         rows.push(json!({
             "load": load.name(),
@@ -235,6 +252,8 @@ impl Who {
     fn name(self) -> &'static str {
         match self {
             Self::ExactlyOnce => "exactly once",
+            Self::Compressed(Codec::Lz4) => "exactly once, lz4",
+            Self::Compressed(Codec::Zstd) => "exactly once, zstd",
             Self::AtLeastOnce => "at least once",
             Self::Plain => "plain producer",
             Self::Bare => "bare hyper",
@@ -249,6 +268,7 @@ impl Cost {
         broker: f64::NAN,
         own: f64::NAN,
         transactions: f64::NAN,
+        bytes: f64::NAN,
         p50: f64::NAN,
         p99: f64::NAN,
         p999: f64::NAN,
@@ -260,6 +280,7 @@ impl Cost {
             "broker_cpu_us": self.broker,
             "own_cpu_us": self.own,
             "transactions_per_event": self.transactions,
+            "bytes_per_event": self.bytes,
             "p50_ms": self.p50,
             "p99_ms": self.p99,
             "p999_ms": self.p999,
@@ -283,7 +304,12 @@ fn livebridge(
     let prefix = unique("cost");
     let brokers = Brokers::Real { bootstrap: bootstrap.to_owned(), prefix: prefix.clone() };
     let delivery = if who == Who::AtLeastOnce { "at-least-once" } else { "exactly-once" };
-    let launch = Launch { delivery, ..Launch::default() };
+    let compression = match who {
+        Who::Compressed(Codec::Lz4) => "lz4",
+        Who::Compressed(Codec::Zstd) => "zstd",
+        _ => "none",
+    };
+    let launch = Launch { delivery, compression, ..Launch::default() };
     let bridge = Bridge::start_as(bench, &directory, &brokers, &launch)?;
     let warm_up = bridge.warm_up(bench)?;
     bridge.wait_until_published(warm_up, PUBLISH_MAX)?;
@@ -304,7 +330,10 @@ fn livebridge(
     let (after, [transactions_after]) = (times()?, transactions()?);
     drop(bridge);
     fs::remove_dir_all(directory)?;
-    delete_topic(&cluster.bootstrap(), &format!("{prefix}.push"));
+    let topic = format!("{prefix}.push");
+    let sizes = (0..PARTITIONS).map(|number| cluster.bytes_of(&format!("{topic}-{number}")));
+    let bytes = sizes.sum::<io::Result<u64>>()?;
+    delete_topic(&cluster.bootstrap(), &topic);
     if let Some((what, count)) = seen.errors.first_key_value() {
         return Err(format!("{count} x {what}").into());
     }
@@ -316,6 +345,7 @@ fn livebridge(
         broker,
         own,
         transactions: (transactions_after - transactions_before) / real(seen.accepted),
+        bytes: real(bytes) / real(warm_up + seen.accepted),
         p50: millis(seen.latency.quantile(500)),
         p99: millis(seen.latency.quantile(990)),
         p999: millis(seen.latency.quantile(999)),
