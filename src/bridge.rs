@@ -201,8 +201,8 @@ impl Bridge {
         let stop = async {
             stop.await;
             service::tell(Stage::Stopping);
-            probe.leave();
-            intake.leave();
+            probe.drain();
+            intake.drain();
             if !drain.is_zero() {
                 tracing::info!(seconds = drain.as_secs_f64(), "stopping soon; not ready any more");
                 tokio::time::sleep(drain).await;
@@ -229,7 +229,7 @@ impl Bridge {
         if timeout(GAPS_TIMEOUT, gaps).await.is_err() {
             tracing::debug!("the disk is too slow to note when callbacks were accepted");
         }
-        self.intake.leave();
+        self.intake.drain();
         self.stop_intake.cancel();
         let intake = self.intake;
         let intake = tokio::task::spawn_blocking(move || intake.join());

@@ -67,7 +67,7 @@ pub struct Config {
 #[derive(Debug)]
 pub struct Intake {
     threads: Vec<thread::JoinHandle<()>>,
-    leaving: Arc<AtomicBool>,
+    draining: Arc<AtomicBool>,
     heartbeat: Heartbeat,
     rejections: Arc<RejectionLog>,
 }
@@ -82,7 +82,7 @@ struct Shared {
     /// Of all cores; see [`body`].
     body_bytes: Arc<AtomicUsize>,
     /// Every response closes its connection.
-    leaving: Arc<AtomicBool>,
+    draining: Arc<AtomicBool>,
     stop: CancellationToken,
 }
 
@@ -105,7 +105,7 @@ impl Intake {
             Timeouts { keep_alive: config.keep_alive, append: config.deadline },
         );
         let body_bytes = Arc::new(AtomicUsize::new(0));
-        let leaving = Arc::new(AtomicBool::new(false));
+        let draining = Arc::new(AtomicBool::new(false));
         let rejections = Arc::new(RejectionLog::default());
         let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let heartbeat = Heartbeat::new(cores);
@@ -127,7 +127,7 @@ impl Intake {
                 health: Health::new(heartbeat.clone(), log.clone()),
                 rejections: Arc::clone(&rejections),
                 body_bytes: Arc::clone(&body_bytes),
-                leaving: Arc::clone(&leaving),
+                draining: Arc::clone(&draining),
                 // A token of its own: every check of a token locks it.
                 stop: stop.child_token(),
             });
@@ -139,7 +139,7 @@ impl Intake {
             })
         };
         let threads = inboxes.into_iter().enumerate().map(start).collect::<io::Result<_>>()?;
-        Ok(Self { threads, leaving, heartbeat, rejections })
+        Ok(Self { threads, draining, heartbeat, rejections })
     }
 
     /// The heartbeats of its threads.
@@ -150,8 +150,8 @@ impl Intake {
 
     /// From now on, responses carry `Connection: close`, so that clients with keep-alive connections
     /// reconnect elsewhere before the listener closes.
-    pub fn leave(&self) {
-        self.leaving.store(true, Ordering::Relaxed);
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
     }
 
     /// Waits until every request is answered, after `stop`.

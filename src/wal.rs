@@ -182,8 +182,8 @@ impl Probe {
     /// # Errors
     /// Why not.
     pub fn ready(&self) -> Result<(), Unready> {
-        if self.0.is_leaving() {
-            return Err(Unready::Leaving);
+        if self.0.is_draining() {
+            return Err(Unready::Draining);
         }
         self.0.ready().map_err(Unready::Refuses)
     }
@@ -196,8 +196,8 @@ impl Probe {
 
     /// From now on readiness checks fail, so that balancers choose another instance; appends are
     /// still accepted.
-    pub fn leave(&self) {
-        self.0.leave();
+    pub fn drain(&self) {
+        self.0.drain();
     }
 
     /// How many records are in the log and not released.

@@ -286,54 +286,24 @@ fn settings<'de, D: Deserializer<'de>>(
     Ok(out)
 }
 
+fn bad(key: &'static str, problem: impl Into<String>) -> ConfigError {
+    ConfigError::Value { key, problem: problem.into() }
+}
+
 impl Raw {
     pub(super) fn check(self) -> Result<Config, ConfigError> {
-        let bad = |key, problem: String| ConfigError::Value { key, problem };
-        let max_body = usize::try_from(self.http.max_body.as_u64()).unwrap_or(usize::MAX);
-        if !(1024..=BODY_MAX).contains(&max_body) {
-            return Err(bad("http.max_body", format!("must be 1 KiB to {} KiB", BODY_MAX / 1024)));
-        }
-        let path = values::path(&self.http.path)
-            .map_err(|problem| bad("http.path", problem.to_owned()))?;
-        if self.http.max_connections == 0 {
-            return Err(bad("http.max_connections", "must be at least 1".into()));
-        }
-        if self.http.max_connections_per_address == 0 {
-            let problem = "must be at least 1; the value of http.max_connections means no limit";
-            return Err(bad("http.max_connections_per_address", problem.into()));
-        }
-        let keep_alive = Duration::from_secs(1)..=Duration::from_hours(1);
-        if !keep_alive.contains(&self.http.keep_alive.0) {
-            return Err(bad("http.keep_alive", "must be 1s to 1h".into()));
-        }
-        if self.http.deadline.0.is_zero() || self.http.deadline.0 > Duration::from_secs(15) {
-            let problem = "must be up to 15s: Tencent gives up a call after 20s";
-            return Err(bad("http.deadline", problem.into()));
-        }
-        if self.http.drain.0 > Duration::from_mins(10) {
-            return Err(bad("http.drain", "must be up to 10m".into()));
-        }
         if self.dedup.window.0 < Duration::from_secs(10) {
             let problem = "must be at least 10s; Tencent's retries come up to 16m late";
-            return Err(bad("dedup.window", problem.into()));
+            return Err(bad("dedup.window", problem));
         }
         if self.dedup.max_ids < 1000 {
-            return Err(bad("dedup.max_ids", "must be at least 1000".into()));
+            return Err(bad("dedup.max_ids", "must be at least 1000"));
         }
         let kafka = self.kafka;
         let mut notes = Vec::new();
         let files = self.callback.keys_file.iter().cloned().chain(self.tls.files()).collect();
         Ok(Config {
-            http: intake::Config {
-                listen: self.http.listen,
-                path,
-                max_body,
-                max_connections: self.http.max_connections,
-                max_connections_per_address: self.http.max_connections_per_address,
-                keep_alive: self.http.keep_alive.0,
-                deadline: self.http.deadline.0,
-                drain: self.http.drain.0,
-            },
+            http: self.http.check()?,
             omit: self.callback.omit.clone(),
             access: self.access.check(&self.tls)?,
             admin: admin::Config {
@@ -358,6 +328,44 @@ impl Raw {
     }
 }
 
+impl RawHttp {
+    fn check(self) -> Result<intake::Config, ConfigError> {
+        let max_body = usize::try_from(self.max_body.as_u64()).unwrap_or(usize::MAX);
+        if !(1024..=BODY_MAX).contains(&max_body) {
+            return Err(bad("http.max_body", format!("must be 1 KiB to {} KiB", BODY_MAX / 1024)));
+        }
+        let path = values::path(&self.path).map_err(|problem| bad("http.path", problem))?;
+        if self.max_connections == 0 {
+            return Err(bad("http.max_connections", "must be at least 1"));
+        }
+        if self.max_connections_per_address == 0 {
+            let problem = "must be at least 1; the value of http.max_connections means no limit";
+            return Err(bad("http.max_connections_per_address", problem));
+        }
+        let keep_alive = Duration::from_secs(1)..=Duration::from_hours(1);
+        if !keep_alive.contains(&self.keep_alive.0) {
+            return Err(bad("http.keep_alive", "must be 1s to 1h"));
+        }
+        if self.deadline.0.is_zero() || self.deadline.0 > Duration::from_secs(15) {
+            let problem = "must be up to 15s: Tencent gives up a call after 20s";
+            return Err(bad("http.deadline", problem));
+        }
+        if self.drain.0 > Duration::from_mins(10) {
+            return Err(bad("http.drain", "must be up to 10m"));
+        }
+        Ok(intake::Config {
+            listen: self.listen,
+            path,
+            max_body,
+            max_connections: self.max_connections,
+            max_connections_per_address: self.max_connections_per_address,
+            keep_alive: self.keep_alive.0,
+            deadline: self.deadline.0,
+            drain: self.drain.0,
+        })
+    }
+}
+
 impl RawCallback {
     fn check(self, notes: &mut Vec<String>) -> Result<Verifier, ConfigError> {
         let keys = super::secrets::read(&self.keys, self.keys_file.as_deref(), notes)?;
@@ -372,25 +380,17 @@ impl RawCallback {
                 }
                 TypeName::Name(name) => EventType::parse(&name),
             };
-            types.push(event_type.ok_or_else(|| {
-                ConfigError::Value {
-                    key: "callback.unsigned",
-                    problem: "names an unknown event type; use numbers, names such as \"relay\", \
-                          or \"all\""
-                        .into(),
-                }
-            })?);
+            let problem =
+                "names an unknown event type; use numbers, names such as \"relay\", or \"all\"";
+            types.push(event_type.ok_or_else(|| bad("callback.unsigned", problem))?);
         }
         if unsigned == UnsignedPolicy::Refused && !types.is_empty() {
             unsigned = UnsignedPolicy::Types(types);
         }
         if keys.is_empty() && unsigned != UnsignedPolicy::All {
-            return Err(ConfigError::Value {
-                key: "callback.keys",
-                problem: "is empty: put in the CallbackKey of the callback template, or, if the \
-                          template has none, set callback.unsigned = [\"all\"]"
-                    .into(),
-            });
+            let problem = "is empty: put in the CallbackKey of the callback template, or, if the \
+                           template has none, set callback.unsigned = [\"all\"]";
+            return Err(bad("callback.keys", problem));
         }
         Ok(Verifier { keys, leeway: self.expiry_leeway.0, unsigned })
     }
@@ -398,14 +398,13 @@ impl RawCallback {
 
 impl RawKafka {
     fn check(self, notes: &mut Vec<String>) -> Result<kafka::Config, ConfigError> {
-        let bad = |key, problem: String| ConfigError::Value { key, problem };
         values::brokers(&self.brokers).map_err(|problem| bad("kafka.brokers", problem))?;
         if self.partitions < 1 {
-            return Err(bad("kafka.partitions", "must be at least 1".into()));
+            return Err(bad("kafka.partitions", "must be at least 1"));
         }
         if self.replication < 1 && self.replication != BROKER_DEFAULT {
             let problem = "must be at least 1, or -1 for the brokers' default";
-            return Err(bad("kafka.replication", problem.into()));
+            return Err(bad("kafka.replication", problem));
         }
         let instance = self.instance.unwrap_or_else(|| {
             let name = host_name();
@@ -413,7 +412,7 @@ impl RawKafka {
             name
         });
         if instance.trim().is_empty() {
-            return Err(bad("kafka.instance", "is empty; give every instance its own name".into()));
+            return Err(bad("kafka.instance", "is empty; give every instance its own name"));
         }
         if publisher::is_command(instance.as_bytes()) {
             let problem =

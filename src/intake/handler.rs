@@ -49,7 +49,7 @@ pub(super) async fn answer(
     }
     // The connection was accepted under a policy that is replaced.
     let outdated = !shared.policy.is(caller.policy);
-    if last.is_some() || outdated || shared.leaving.load(Ordering::Relaxed) {
+    if last.is_some() || outdated || shared.draining.load(Ordering::Relaxed) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     if response.headers().contains_key(header::CONNECTION) {

@@ -90,7 +90,7 @@ pub enum Unready {
     Refuses(AppendError),
     /// The process stops soon.
     #[error("stopping soon; callbacks are accepted until then")]
-    Leaving,
+    Draining,
 }
 
 /// Why the log cannot be read on.

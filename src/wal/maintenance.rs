@@ -180,7 +180,7 @@ impl Maintenance {
         match self.create() {
             Ok(segment) => {
                 if std::mem::take(&mut self.failing) {
-                    self.state.set_spareless(false);
+                    self.state.set_spare_missing(false);
                     tracing::info!("segments can be made again");
                 }
                 match segment.ahead(&self.segments) {
@@ -194,7 +194,7 @@ impl Maintenance {
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.failing, true) {
-                    self.state.set_spareless(true);
+                    self.state.set_spare_missing(true);
                     tracing::error!(%error, "cannot make a segment; trying again until it works");
                 }
                 false

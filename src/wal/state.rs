@@ -44,10 +44,10 @@ pub struct Stored {
 pub(super) struct State {
     inner: Mutex<Inner>,
     changed: Condvar,
-    made: Instant,
-    /// When the writer began with its group, in milliseconds after `made`; 0 when it waits for one.
+    created: Instant,
+    /// When the writer began with its group, in milliseconds after `created`; 0 when it waits for one.
     busy_since: AtomicU64,
-    leaving: AtomicBool,
+    draining: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -66,7 +66,7 @@ struct Inner {
     damaged_bytes: u64,
     room: Result<(), AppendError>,
     limits: Limits,
-    spareless: bool,
+    spare_missing: bool,
     /// When a segment last could not grow.
     full: Option<Instant>,
     /// No record will be added.
@@ -128,7 +128,7 @@ impl State {
             damaged_bytes: 0,
             room: Ok(()),
             limits,
-            spareless: false,
+            spare_missing: false,
             full: None,
             ended: false,
         };
@@ -141,9 +141,9 @@ impl State {
         Self {
             inner: Mutex::new(inner),
             changed: Condvar::new(),
-            made: Instant::now(),
+            created: Instant::now(),
             busy_since: AtomicU64::new(0),
-            leaving: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
         }
     }
 
@@ -208,17 +208,17 @@ impl State {
     }
 
     /// From now on readiness checks fail; appends are still accepted.
-    pub(super) fn leave(&self) {
-        self.leaving.store(true, Ordering::Relaxed);
+    pub(super) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::Relaxed)
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
     }
 
     /// Never 0.
     fn now(&self) -> u64 {
-        u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
+        u64::try_from(self.created.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
     }
 
     pub(super) fn limits(&self) -> Limits {
@@ -230,8 +230,8 @@ impl State {
     }
 
     /// Whether no segment can be made.
-    pub(super) fn set_spareless(&self, spareless: bool) {
-        self.lock().spareless = spareless;
+    pub(super) fn set_spare_missing(&self, spare_missing: bool) {
+        self.lock().spare_missing = spare_missing;
     }
 
     /// When the segment being written could not grow; `None` while it can.
@@ -258,7 +258,7 @@ impl State {
         }
         let last = inner.segments.values().next_back();
         let takes = last.is_some_and(|last| !last.ended && last.disk_bytes < OVERGROWN_BYTES);
-        if inner.spareless && !takes { Err(AppendError::DiskFull) } else { Ok(()) }
+        if inner.spare_missing && !takes { Err(AppendError::DiskFull) } else { Ok(()) }
     }
 
     pub(super) fn set_damaged_bytes(&self, bytes: u64) {
