@@ -308,13 +308,12 @@ impl Batch {
     /// Counts what became of the entries.
     pub(super) fn count(&self) -> Outcomes {
         let now = Timestamp::now();
-        let (mut outcomes, mut conflicts) = (Outcomes::default(), 0);
+        let mut outcomes = Outcomes::default();
         for item in &self.items {
             let record = &item.entry.record;
             match item.disposition {
                 Disposition::Absorb => outcomes.absorbed += 1,
-                Disposition::Publish { conflict } => {
-                    conflicts += u64::from(conflict);
+                Disposition::Publish { .. } => {
                     outcomes.published += 1;
                     metrics::published(type_name(record.event_type), now.since(record.received_at));
                 }
@@ -330,8 +329,14 @@ impl Batch {
             }
         }
         metrics::duplicates(outcomes.absorbed);
-        metrics::conflicts(conflicts);
+        metrics::conflicts(self.conflicts());
         outcomes
+    }
+
+    /// Published events with the natural key of another event.
+    fn conflicts(&self) -> u64 {
+        let conflict = Disposition::Publish { conflict: true };
+        self.items.iter().map(|item| u64::from(item.disposition == conflict)).sum()
     }
 }
 

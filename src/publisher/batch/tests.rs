@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::*;
 use crate::event::EventType;
 use crate::ledger;
+use crate::publisher::Exported;
 use crate::record::Record;
 
 const OWN: OpeningId = OpeningId::from_bytes([1; 16]);
@@ -160,6 +161,7 @@ fn only_an_event_with_the_natural_key_of_another_is_marked_as_a_conflict() {
     let dispositions: Vec<_> = batch.items.iter().map(|item| item.disposition.clone()).collect();
     let publish = |conflict| Disposition::Publish { conflict };
     assert_eq!(dispositions, [publish(true), publish(false)]);
+    assert_eq!((published.conflicts(), batch.conflicts()), (0, 1));
 }
 
 #[test]
@@ -187,4 +189,40 @@ fn what_became_of_each_entry_is_counted() {
     }
     let Outcomes { published, absorbed, dead_lettered, quarantined } = batch.count();
     assert_eq!((published, absorbed, dead_lettered, quarantined), (2, 1, 2, 2));
+}
+
+/// Entries 1, 2, 3, … that a command gave, one for each event, of these event types.
+fn given(types: &[i64]) -> Batch {
+    let topics = Topics::new("t", &std::collections::BTreeMap::new()).unwrap();
+    let event = |number: u32, event_type: i64| {
+        let mut record = entry(number, number.into()).record;
+        record.event_type = Some(EventType(event_type));
+        let line = serde_json::to_string(&Exported::of(&record)).unwrap();
+        (Lsn::new(1, number), Event::of_line(&line, &topics, "test", Timestamp::now()).unwrap())
+    };
+    Batch::given(OWN, (1..).zip(types).map(|(number, event_type)| event(number, *event_type)))
+}
+
+#[test]
+fn a_given_event_that_its_topic_rejects_is_reported_and_not_dead_lettered() {
+    let mut batch = given(&[1, 1]);
+    assert_eq!(batch.reject(1, &"too large"), Some(Destination::Report));
+    assert_eq!(sent(&batch), [push(0)]);
+    assert_eq!(batch.event(1).map(|event| event.id.natural), Some(2));
+    assert!(batch.event(2).is_none());
+    assert!(self::batch(&[1]).event(0).is_none(), "no command gave it");
+}
+
+#[test]
+fn the_given_events_for_a_topic_that_cannot_be_written_are_reported_once_each() {
+    let mut batch = given(&[1, 0, 1]);
+    batch.reject(2, &"too large");
+    let reported = |batch: &mut Batch| {
+        batch.report_topic("t.push").iter().map(|id| id.natural).collect::<Vec<_>>()
+    };
+    assert_eq!(reported(&mut batch), [1], "2 is for another topic, 3 is reported already");
+    assert_eq!(sent(&batch), [(1, "t.interrupt".to_owned())]);
+    assert_eq!(reported(&mut batch), [] as [u64; 0]);
+    let mut own = self::batch(&[1]);
+    assert_eq!(reported(&mut own), [] as [u64; 0], "no command gave it");
 }
