@@ -266,7 +266,7 @@ fn check_signature(
     for (at, key) in (0..).zip(&verifier.keys) {
         index.conditional_assign(&at, key.sign(&t).ct_eq(&sign));
     }
-    let key = usize::try_from(index).ok().filter(|key| *key < verifier.keys.len());
+    let key = usize::try_from(index).ok().filter(|key| verifier.keys.get(*key).is_some());
     let key = key.ok_or(CallbackError::BadSignature)?;
     let overdue = now.since(expiry);
     if overdue > verifier.leeway {

@@ -541,6 +541,37 @@ mod signature {
     }
 
     #[test]
+    fn that_is_missing_wrong_or_expired_fails_authentication_and_nothing_else_does() {
+        let strict = Verifier {
+            keys: vec![key(KEY)],
+            leeway: MINUTES_20,
+            unsigned: UnsignedPolicy::Refused,
+        };
+        let fails = |body: &[u8]| take(body, &strict, NOW).unwrap_err().is_authentication();
+        let unsigned = push().to_string();
+        for body in [unsigned.as_bytes(), &signed(push(), "other", T), &signed(push(), KEY, 1)] {
+            assert!(fails(body), "{}", String::from_utf8_lossy(body));
+        }
+        for body in ["{", "[]", r#"{"a":1,"a":1}"#, r#"{"event_type":[]}"#] {
+            assert!(!fails(body.as_bytes()), "{body}");
+        }
+    }
+
+    #[test]
+    fn keys_have_a_name_and_are_the_same_if_their_secrets_are() {
+        let (old, new) = (key("secret").named("old"), key("secret").named("new"));
+        assert_eq!((old.name(), old.reveal()), ("old", "secret"));
+        assert!(old.same_secret(&new));
+        assert!(!old.same_secret(&key("other").named("old")));
+    }
+
+    #[test]
+    fn only_the_key_in_the_documentation_is_an_example() {
+        assert!(key("change-me").is_example());
+        assert!(!key("changed").is_example());
+    }
+
+    #[test]
     fn keys_are_trimmed_and_blank_keys_are_rejected() {
         for blank in ["", " ", "\t\r\n"] {
             assert!(CallbackKey::new(blank).is_none(), "{blank:?}");
@@ -598,6 +629,9 @@ mod body {
         for body in ["[]", "[{}]", "null", "true", "0", "\"{}\"", " [1] "] {
             assert_eq!(reason(body.as_bytes()), Err("not_an_object"), "{body}");
         }
+        let cut = take_any(b"[1").unwrap_err();
+        assert_eq!(cut.reason(), "malformed");
+        assert!(cut.to_string().contains("expected an object"), "{cut}");
     }
 
     #[test]
@@ -676,6 +710,7 @@ mod record {
         assert_eq!(key(&json!({"stream_id": null, "task_id": "t"})), (some("t"), false));
         assert_eq!(key(&json!({"stream_id": [], "task_id": 5})), (some("5"), false));
         assert_eq!(key(&json!({"stream_id": 119})), (some("119"), true));
+        assert_eq!(key(&json!({"stream_id": true, "streamId": false})), (None, false));
         assert_eq!(key(&json!({"channel_id": "c"})), (None, false));
     }
 

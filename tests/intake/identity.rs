@@ -444,6 +444,14 @@ fn known_types_without_their_time_or_number_are_distinguished_by_t() {
 }
 
 #[test]
+fn known_types_are_not_dated_by_a_field_that_dates_unknown_types() {
+    let mut event = event("001_push_1");
+    event.as_object_mut().unwrap().remove("event_time");
+    event["timestamp"] = 1_703_732_000.into();
+    assert_eq!(events_of_five_deliveries(&event), 5);
+}
+
+#[test]
 fn t_and_sign_below_the_top_level_belong_to_the_event() {
     assert_ne!(id(r#"{"data":{"t":1}}"#), id(r#"{"data":{"t":2}}"#));
     assert_ne!(id(r#"{"data":[{"sign":"a"}]}"#), id(r#"{"data":[{"sign":"b"}]}"#));
