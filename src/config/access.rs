@@ -1,6 +1,5 @@
 //! `[access]`, `[tls]` and the admin listener's token, as written in the configuration.
 
-use std::fmt;
 use std::path::PathBuf;
 
 use serde::de::Error as _;
@@ -21,17 +20,11 @@ pub(super) struct RawAccess {
     secret: Option<String>,
 }
 
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawTls {
     certificate: Option<PathBuf>,
     private_key: Option<PathBuf>,
-}
-
-impl fmt::Debug for RawAccess {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RawAccess").finish_non_exhaustive()
-    }
 }
 
 /// A secret word. What stands there instead is not repeated: it may be a secret all the same.

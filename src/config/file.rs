@@ -19,7 +19,8 @@ use crate::publisher::{self, Topics};
 use crate::record::BODY_MAX;
 use crate::{admin, intake, ledger, logging, wal};
 
-#[derive(Debug, Default, Deserialize, Serialize)]
+// No `Debug`: there are secrets among the values.
+#[derive(Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Raw {
     http: RawHttp,
@@ -33,7 +34,7 @@ pub(super) struct Raw {
     log: RawLog,
 }
 
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawHttp {
     #[serde(deserialize_with = "listen")]
@@ -68,7 +69,7 @@ struct RawCallback {
     omit: Vec<String>,
 }
 
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawWal {
     dir: PathBuf,
@@ -93,36 +94,18 @@ struct RawKafka {
     topics: BTreeMap<String, String>,
 }
 
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawDedup {
     window: Span,
     max_ids: usize,
 }
 
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawLog {
     level: String,
     format: logging::Format,
-}
-
-impl std::fmt::Debug for RawAdmin {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RawAdmin").finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for RawCallback {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RawCallback").finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for RawKafka {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RawKafka").finish_non_exhaustive()
-    }
 }
 
 impl Default for RawHttp {
@@ -197,7 +180,7 @@ impl Default for RawLog {
 }
 
 /// A duration as `"30s"` or `"20m"`.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[derive(Clone, Copy, Deserialize, Serialize)]
 #[serde(try_from = "String", into = "String")]
 struct Span(Duration);
 
@@ -234,7 +217,7 @@ fn short<S: Serializer>(size: &ByteSize, serializer: S) -> Result<S::Ok, S::Erro
 }
 
 /// An event type as a number or as text.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(untagged)]
 enum TypeName {
     Code(i64),

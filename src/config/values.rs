@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn brokers_that_cannot_be_addresses_are_refused() {
         for text in
-            ["a:1,b:2", "kafka", "kafka:9092, kafka2:9092", "[::1]:9092", "SASL_SSL://a:9093"]
+            ["a:1,b:2", "kafka", "kafka:9092, kafka2:9092", "[::1]:9092,[::2]", "SASL_SSL://a:9093"]
         {
             assert_eq!(brokers(text), Ok(()), "{text}");
         }
@@ -211,6 +211,18 @@ mod tests {
         ] {
             let problem = brokers(text).expect_err(text);
             assert!(problem.contains(says), "{text}: {problem}");
+        }
+    }
+
+    #[test]
+    fn only_keys_that_the_console_cannot_have_are_noted() {
+        let longest = "k".repeat(KEY_MAX);
+        for key in ["k", "\"", "\"a", "a\"", "'a", "a'", "$a{", &longest] {
+            assert_eq!(key_problem(key), None, "{key}");
+        }
+        let longer = "k".repeat(KEY_MAX + 1);
+        for key in ["\"\"", "\"a\"", "'a'", "${KEY}", "$(KEY)", "{{ key }}", &longer] {
+            assert!(key_problem(key).is_some(), "{key}");
         }
     }
 

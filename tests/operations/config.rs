@@ -4,12 +4,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::Once;
 use std::time::Duration;
 
 use livebridge::callback::UnsignedPolicy;
-use livebridge::config::{Config, ConfigError};
+use livebridge::config::{Config, ConfigError, ConfigLayers, Settings};
 use livebridge::event::EventType;
 use livebridge::kafka::{Delivery, settings};
+use livebridge::secret::redact;
 
 use crate::support::process;
 
@@ -54,7 +56,8 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(config.wal.max_bytes, 10 << 30);
     assert_eq!(config.wal.min_free_bytes, 1 << 30);
     assert_eq!(config.kafka.brokers, "localhost:9092");
-    assert!(!config.kafka.instance.is_empty(), "the host's name");
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    assert_eq!(config.kafka.instance, host.trim_end());
     assert_eq!(config.kafka.delivery, Delivery::ExactlyOnce);
     assert!(config.kafka.create_topics);
     assert_eq!((config.kafka.partitions, config.kafka.replication), (6, 1));
@@ -81,19 +84,17 @@ fn without_keys_serve_does_not_start_and_says_what_to_do() {
 /// The directory of the certificates for these tests.
 const TLS: &str = "target/tmp/config-tls";
 
-/// Creates a certificate with its key, and a second key.
+/// Creates a certificate with its key, and a second key, once: tests in parallel use the same files.
 fn certificate() {
-    fs::create_dir_all(TLS).unwrap();
-    let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let write = |name: &str, text: String| {
-        let path = Path::new(TLS).join(name);
-        let partial = path.with_extension(std::process::id().to_string());
-        fs::write(&partial, text).unwrap();
-        fs::rename(partial, path).unwrap();
-    };
-    write("a.pem", pair.cert.pem());
-    write("a.key", pair.signing_key.serialize_pem());
-    write("b.key", rcgen::KeyPair::generate().unwrap().serialize_pem());
+    static CREATED: Once = Once::new();
+    CREATED.call_once(|| {
+        fs::create_dir_all(TLS).unwrap();
+        let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let write = |name: &str, text: String| fs::write(Path::new(TLS).join(name), text).unwrap();
+        write("a.pem", pair.cert.pem());
+        write("a.key", pair.signing_key.serialize_pem());
+        write("b.key", rcgen::KeyPair::generate().unwrap().serialize_pem());
+    });
 }
 
 /// Every key: its path, a value for the file, the same value for the environment, another value for
@@ -237,6 +238,11 @@ mod an_unknown {
             "LIVEBRIDGE_HTTP",
             "LIVEBRIDGE_HTTP_PORT",
             "LIVEBRIDGE_HTTP_REPORT_ONLY",
+            // Not quite what Kubernetes sets.
+            "LIVEBRIDGE_HTTP_PORT_HTTP_TCP",
+            "LIVEBRIDGE_HTTP_PORT_8080_QUIC",
+            "LIVEBRIDGE_HTTP_PORT_8080_TCP_NAME",
+            "LIVEBRIDGE_HTTP_8080_TCP",
             "LIVEBRIDGE_HTP_LISTEN",
         ] {
             let message = refusal(LEAST, &[(name, "s3cret")]);
@@ -450,6 +456,27 @@ mod a_bad_value {
     }
 
     #[test]
+    fn begins_just_beyond_a_limit() {
+        for text in [
+            "[http]\nmax_body = \"1KiB\"",
+            "[http]\nmax_body = \"512KiB\"",
+            "[http]\nmax_connections = 1",
+            "[http]\nmax_connections_per_address = 1",
+            "[http]\nkeep_alive = \"1s\"",
+            "[http]\nkeep_alive = \"1h\"",
+            "[http]\ndeadline = \"15s\"",
+            "[http]\ndrain = \"10m\"",
+            "[kafka]\npartitions = 1",
+            "[kafka]\nreplication = 1",
+            "[dedup]\nwindow = \"10s\"",
+            "[dedup]\nmax_ids = 1000",
+        ] {
+            let accepted = load(&format!("{LEAST}{text}"), &[]);
+            assert!(accepted.is_ok(), "{text}: {accepted:?}");
+        }
+    }
+
+    #[test]
     fn of_a_topic_is_rejected() {
         for text in [
             "topic_prefix = \"a b\"",
@@ -581,6 +608,26 @@ mod a_secret {
     use super::*;
 
     #[test]
+    fn is_masked_in_every_text_as_soon_as_it_is_read() {
+        let text = "[access]\nsecret = [\"MaskedInList\"]\n[admin]\ntoken = { a = \"MaskedInTable\" }\n\
+            [callback]\nkeys = [\"new MaskedKey\"]\n[kafka.client]\nsasl.password = \"mp7\"\n\
+            ssl.key.password = 20264711\nunknown.long = \"Masked 8\"\nunknown.short = \"Shown77\"\n";
+        let _ =
+            ConfigLayers::from_parts(text.parse().unwrap(), std::iter::empty()).unwrap().settings();
+        for (text, masked) in [
+            ("MaskedInList", "(hidden)"),
+            ("MaskedInTable", "(hidden)"),
+            ("the new key is MaskedKey", "the new key is (hidden)"),
+            ("mp7", "(hidden)"),
+            ("20264711", "(hidden)"),
+            ("Masked 8", "(hidden)"),
+            ("Shown77", "Shown77"),
+        ] {
+            assert_eq!(redact(text), masked);
+        }
+    }
+
+    #[test]
     fn is_not_printed_when_it_has_the_wrong_type() {
         for text in [
             "[callback]\nkeys = \"s3cret\"",
@@ -674,6 +721,13 @@ mod a_secret {
             assert!(!text.contains("s3cret"), "{text}");
             assert!(text.contains("sasl.password"), "the names are worth showing: {text}");
         }
+        // Equal values are printed alike, wherever they come from.
+        assert_eq!(format!("{:?}", config.settings), "Settings { .. }");
+        let variable = ("LIVEBRIDGE_ADMIN_TOKEN".to_owned(), "s3cret".to_owned());
+        let layers = ConfigLayers::from_parts(toml::Table::new(), [variable].into_iter()).unwrap();
+        let layers = format!("{layers:?}");
+        assert!(layers.contains("LIVEBRIDGE_ADMIN_TOKEN"), "{layers}");
+        assert!(!layers.contains("s3cret"), "{layers}");
     }
 }
 
@@ -754,6 +808,40 @@ mod access {
     }
 }
 
+/// The names of the files that only livebridge should be able to read, each with its key, when
+/// `text` is in the file `configuration`.
+fn secret_files(text: &str) -> Vec<(String, String)> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("configuration");
+    fs::write(&path, text).unwrap();
+    let settings = Settings(ConfigLayers::read(Some(&path)).unwrap().settings());
+    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    settings.secret_files().into_iter().map(|(path, key)| (name(&path), key)).collect()
+}
+
+#[test]
+fn files_that_contain_secrets_are_known_by_the_first_key_that_makes_them_secret() {
+    let owned = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+        pairs.iter().map(|&(file, key)| (file.to_owned(), key.to_owned())).collect()
+    };
+    let harmless = "[tls]\ncertificate = \"/tls.pem\"\n[kafka.client]\nssl.ca.location = \"/ca\"\n";
+    assert_eq!(secret_files(harmless), []);
+    let named = "[callback]\nkeys_file = \"/keys\"\n[tls]\nprivate_key = \"/tls.key\"\n\
+        [kafka.client]\nssl.key.location = \"/a.key\"\nssl.keystore.location = \"/store\"\n";
+    let expected = [
+        ("a.key", "kafka.client.ssl.key.location"),
+        ("keys", "callback.keys_file"),
+        ("store", "kafka.client.ssl.keystore.location"),
+        ("tls.key", "tls.private_key"),
+    ];
+    assert_eq!(secret_files(named), owned(&expected));
+    let inside = "[http]\npath = \"/a\"\n[callback]\nkeys = [\"k\"]\n\
+        [kafka.client]\nsasl.password = \"p\"\n";
+    assert_eq!(secret_files(inside), owned(&[("configuration", "callback.keys")]));
+    let path = "[kafka.client]\nssl.key.pem = \"/looks/like/a/path\"\n";
+    assert_eq!(secret_files(path), owned(&[("configuration", "kafka.client.ssl.key.pem")]));
+}
+
 #[test]
 fn an_empty_variable_does_not_open_the_intake() {
     for empty in ["", " ", ","] {
@@ -830,6 +918,7 @@ mod keys_of_a_file {
             ("new", "s3cretS3CRET"),
             ("production-2026.11_b", "s3cretS3CRETs3cretS3CRET"),
             ("abc", "s3cr"),
+            ("abcdefghijklmnopqrstuvwxyz-01234", "s3cretS3CRETs3cretS3CRETs3cretS3C"),
         ] {
             fs::write(&path, format!("\nfirst another-key\n{name} {key}\n")).unwrap();
             assert_eq!(file(&text).verifier.keys[1].name(), name);
