@@ -1,5 +1,5 @@
-//! Kafka over `SASL_SSL` against a real broker: each mechanism works, and failed authentication is
-//! reported.
+//! Kafka over `SASL_SSL` against a real broker: each mechanism works, failed authentication is
+//! reported, and a certificate file that was missing for a while is read when it is back.
 
 use std::fs;
 use std::path::Path;
@@ -101,10 +101,11 @@ fn scram_user(bootstrap: &str) -> Result<(), Unavailable> {
 }
 
 #[test]
-fn every_sasl_mechanism_works_and_failed_authentication_is_reported() {
-    let Some(rig) = Rig::start() else { return };
+fn every_sasl_mechanism_works_and_failures_are_reported_and_survived() {
+    let Some(mut rig) = Rig::start() else { return };
     every_mechanism(&rig);
     rejects_failed_authentication(&rig);
+    publishes_once_a_lost_certificate_file_is_back(&mut rig);
 }
 
 fn every_mechanism(rig: &Rig) {
@@ -148,16 +149,43 @@ fn rejects_failed_authentication(rig: &Rig) {
         assert!(!check.contains(wrong) && !check.contains(PASSWORD), "{check}");
         // Nothing is lost: callbacks are accepted and stored.
         bridge.start();
-        let started = Instant::now();
-        let told = || bridge.log_text().lines().any(|l| l.contains("ERROR") && l.contains(says));
-        while !told() {
-            assert!(started.elapsed() < PATIENCE, "{}", bridge.last_lines());
-            thread::sleep(Duration::from_millis(50));
-        }
+        wait_for_error(&bridge, says);
         bridge.assert_running();
         let up = bridge.metric("livebridge_kafka_up").expect("an answer");
         assert!(up < 0.5, "{up}");
         assert!(!bridge.log_text().contains(wrong) && !bridge.log_text().contains(PASSWORD));
+    }
+}
+
+fn publishes_once_a_lost_certificate_file_is_back(rig: &mut Rig) {
+    let ca = rig.dir.path().join("mounted.pem");
+    let content = fs::read(rig.dir.path().join("kafka.pem")).expect("the certificate");
+    fs::write(&ca, &content).expect("a writable directory");
+    rig.cluster.stop(1);
+    let bridge = rig.bridge("mounted", "mounted.pem", "sasl.mechanisms = \"PLAIN\"");
+    bridge.start();
+    wait_for_error(&bridge, "Kafka does not answer");
+    fs::remove_file(&ca).expect("the file");
+    wait_for_error(&bridge, "ssl.ca.location");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let load =
+        Load::start(runtime.handle(), Plan::new(bridge.intake()), &mut Random::new("mounted"));
+    load.wait_for(20, PATIENCE);
+    let acknowledged = load.finish(PATIENCE);
+    rig.cluster.start_again(1);
+    fs::write(&ca, &content).expect("a writable directory");
+    bridge.drain(PATIENCE);
+    bridge.stop();
+    let verdict = acknowledged.check(&rig.cluster.bootstrap(), "mounted");
+    let Some(verdict) = support::or_skip(TEST, verdict) else { return };
+    verdict.assert_clean();
+}
+
+fn wait_for_error(bridge: &Bridge, says: &str) {
+    let started = Instant::now();
+    while !bridge.log_text().lines().any(|line| line.contains("ERROR") && line.contains(says)) {
+        assert!(started.elapsed() < PATIENCE, "no {says:?} in {}", bridge.last_lines());
+        thread::sleep(Duration::from_millis(50));
     }
 }
 
