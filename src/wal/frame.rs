@@ -169,10 +169,28 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
+/// What a scan reads: a file, and in tests one on a disk that fails.
+pub(super) trait Source {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// The length in bytes; 0 if it is unknown.
+    fn size(&self) -> u64;
+}
+
+impl Source for File {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        FileExt::read_at(self, buffer, offset)
+    }
+
+    fn size(&self) -> u64 {
+        self.metadata().map_or(0, |metadata| metadata.len())
+    }
+}
+
 /// Finds a file's frames, front to back.
 #[derive(Debug)]
-pub(super) struct Scanner {
-    file: File,
+pub(super) struct Scanner<S = File> {
+    file: S,
     log: LogId,
     finder: Finder<'static>,
     /// What was read and not yet looked at.
@@ -202,8 +220,8 @@ pub(super) fn is_unreadable(error: &io::Error) -> bool {
     Errno::from_io_error(error).is_some_and(|errno| UNREADABLE.contains(&errno))
 }
 
-impl Scanner {
-    pub(super) fn new(file: File, log: LogId) -> Self {
+impl<S: Source> Scanner<S> {
+    pub(super) fn new(file: S, log: LogId) -> Self {
         let finder = Finder::new(&MAGIC).into_owned();
         Self {
             file,
@@ -232,8 +250,8 @@ impl Scanner {
                 self.passed_over_damage = true;
                 let _ = self.window.split_to(1);
             } else {
-                // A magic may begin in the last seven bytes.
-                let keep = self.window.len().min(MAGIC.len() - 1);
+                // A magic may begin in the last bytes.
+                let keep = self.window.len().min(MAGIC.len());
                 let _ = self.window.split_to(self.window.len() - keep);
                 if self.fill(keep + READ_BYTES)? == 0 {
                     return Ok(None);
@@ -330,9 +348,8 @@ impl Scanner {
                 Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
                 Err(cause) if is_unreadable(&cause) => {
                     // Zeros in its place: a frame that it belongs to fails its checksum.
-                    let size = self.file.metadata().map_or(0, |metadata| metadata.len());
                     let block = BLOCK_BYTES - self.end % BLOCK_BYTES;
-                    let block = block.min(size.saturating_sub(self.end));
+                    let block = block.min(self.file.size().saturating_sub(self.end));
                     let skipped = (window.len() - filled).min(usize::try_from(block).unwrap_or(0));
                     if skipped == 0 {
                         break;

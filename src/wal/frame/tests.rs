@@ -1,8 +1,10 @@
 //! Frames are found whatever lies between them, wherever the read window ends, and whatever
 //! happened to their neighbours.
 
+use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::ops::Range;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -55,7 +57,7 @@ fn file_of(bytes: &[u8]) -> File {
 }
 
 /// The first LSN of every frame that a scan of `file` finds.
-fn firsts(scanner: &mut Scanner) -> Vec<Lsn> {
+fn firsts(scanner: &mut Scanner<impl Source>) -> Vec<Lsn> {
     std::iter::from_fn(|| scanner.next().unwrap().map(|frame| frame.first())).collect()
 }
 
@@ -282,10 +284,30 @@ fn a_frame_with_places_or_records_that_cannot_be_is_none_though_its_checksum_is_
     assert_eq!(scan(&sealed(1, 1)), [1, 7]);
     assert_eq!(scan(&sealed(u32::MAX - 1, 1)), [u32::MAX - 1, 7]);
     for (index, count) in
-        [(0, 1), (1, 0), (u32::MAX, 1), (1, u32::MAX), (u32::MAX - 5, 6), (1, 999)]
+        [(0, 1), (1, 0), (u32::MAX, 1), (1, u32::MAX), (u32::MAX - 5, 6), (1, 999), (1, 15)]
     {
         assert_eq!(scan(&sealed(index, count)), [7], "{count} from {index}");
     }
+}
+
+#[test]
+fn damage_is_what_began_like_a_frame_and_was_none() {
+    let whole = [small_frame(1, 10), vec![0; 100], small_frame(2, 10)].concat();
+    for (bytes, is_damaged) in [(&whole[..], false), (&whole[..whole.len() - 1], true)] {
+        let mut scanner = Scanner::new(file_of(bytes), LOG);
+        firsts(&mut scanner);
+        assert_eq!(scanner.passed_over_damage(), is_damaged);
+    }
+}
+
+#[test]
+fn frames_behind_the_limit_are_found_once_it_is_raised() {
+    let (one, two) = (small_frame(1, 10), small_frame(2, 10));
+    let mut scanner = Scanner::new(file_of(&[&one[..], &two].concat()), LOG);
+    scanner.limit(one.len() as u64);
+    assert_eq!(firsts(&mut scanner), [Lsn::new(1, 1)]);
+    scanner.limit(u64::MAX);
+    assert_eq!(firsts(&mut scanner), [Lsn::new(1, 2)]);
 }
 
 #[test]
@@ -302,6 +324,7 @@ fn entries_start_where_they_are_wanted() {
     let bytes = frame(LOG, Lsn::new(3, 10), &[vec![b'a'], vec![b'b'], vec![b'c']]);
     let frame = Scanner::new(file_of(&bytes), LOG).next().unwrap().unwrap();
     assert_eq!((frame.first(), frame.last(), frame.count()), (Lsn::new(3, 10), Lsn::new(3, 12), 3));
+    assert_eq!((frame.writer(), frame.len()), (WRITER, bytes.len()));
     for (from, wanted) in [(0, 3), (10, 3), (11, 2), (12, 1), (13, 0)] {
         let mut entries = Vec::new();
         frame.entries(Lsn::new(3, from), &mut entries).unwrap();
@@ -332,4 +355,119 @@ fn format_2_has_these_bytes() {
     // CRC-32 (IEEE) of the log's id, the header between magic and CRC, and the payload.
     golden[40..44].copy_from_slice(&0x3D64_A051_u32.to_be_bytes());
     assert_eq!(frame(LOG, Lsn::new(1, 2), &[b"{}".to_vec()]), golden);
+}
+
+#[test]
+fn a_builder_is_empty_until_a_record_is_added_and_after_each_frame() {
+    let mut builder = Builder::new();
+    assert!(builder.is_empty());
+    builder.push(&record(1, Vec::new()));
+    assert!(!builder.is_empty());
+    let keep = |kept: &[u8]| Ok::<_, ()>(Bytes::copy_from_slice(kept));
+    builder.finish(LOG, WRITER, Lsn::new(1, 1), keep).unwrap();
+    assert!(builder.is_empty());
+}
+
+#[test]
+fn only_errors_of_the_medium_mean_that_data_is_unreadable() {
+    use rustix::io::Errno;
+    for errno in [Errno::IO, Errno::BADMSG, Errno::NODATA] {
+        assert!(is_unreadable(&errno.into()), "{errno}");
+    }
+    for errno in [Errno::NOMEM, Errno::MFILE, Errno::ACCESS, Errno::INTR] {
+        assert!(!is_unreadable(&errno.into()), "{errno}");
+    }
+    assert!(!is_unreadable(&io::Error::other("not of the system")));
+}
+
+/// A file on a disk that returns `errors`, one for each of the first reads, and cannot read `lost`.
+struct FailingDisk {
+    bytes: Vec<u8>,
+    errors: RefCell<Vec<rustix::io::Errno>>,
+    lost: Range<u64>,
+}
+
+impl FailingDisk {
+    fn scanner(bytes: &[u8], lost: Range<u64>) -> Scanner<Self> {
+        let errors = RefCell::default();
+        Scanner::new(Self { bytes: bytes.to_vec(), errors, lost }, LOG)
+    }
+}
+
+impl Source for FailingDisk {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        if let Some(errno) = self.errors.borrow_mut().pop() {
+            return Err(errno.into());
+        }
+        if self.lost.contains(&offset) && !buffer.is_empty() {
+            return Err(rustix::io::Errno::IO.into());
+        }
+        let end = if offset < self.lost.start { self.lost.start } else { u64::MAX };
+        let end = self.bytes.len().min(usize::try_from(end).unwrap_or(usize::MAX));
+        let left = self.bytes.get(usize::try_from(offset).unwrap()..end).unwrap_or_default();
+        let read = left.len().min(buffer.len());
+        buffer[..read].copy_from_slice(&left[..read]);
+        Ok(read)
+    }
+
+    fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+}
+
+#[test]
+fn unreadable_blocks_cost_the_frames_in_them_and_no_others() {
+    let frames: Vec<Vec<u8>> = (1..=40).map(|index| small_frame(index, 1000)).collect();
+    let (bytes, frame_len) = (frames.concat(), frames[0].len() as u64);
+    let size = bytes.len() as u64;
+    for lost in [
+        0..1,
+        0..BLOCK_BYTES,
+        BLOCK_BYTES..BLOCK_BYTES + 1,
+        // Reading fails from the middle of a block on.
+        5000..5001,
+        5000..2 * BLOCK_BYTES,
+        2 * BLOCK_BYTES..5 * BLOCK_BYTES,
+        size - 1..size,
+        0..size,
+    ] {
+        let mut scanner = FailingDisk::scanner(&bytes, lost.clone());
+        // What cannot be read ends with its block.
+        let end = lost.end.next_multiple_of(BLOCK_BYTES).min(size);
+        let hit = |index: u32| {
+            let from = u64::from(index - 1) * frame_len;
+            from < end && from + frame_len > lost.start
+        };
+        let left = (1..=40).filter(|index| !hit(*index)).map(|index| Lsn::new(1, index));
+        let left: Vec<Lsn> = left.collect();
+        assert_eq!(firsts(&mut scanner), left, "{lost:?} cannot be read");
+        assert_eq!(scanner.unreadable_bytes(), end - lost.start, "{lost:?}");
+        scanner.seek(size);
+        assert_eq!(scanner.unreadable_bytes(), 0);
+    }
+}
+
+#[test]
+fn nothing_behind_the_end_or_the_limit_is_unreadable() {
+    let bytes = small_frame(1, 10);
+    let end = bytes.len() as u64;
+    let mut scanner = FailingDisk::scanner(&bytes, end..u64::MAX);
+    assert_eq!(firsts(&mut scanner), [Lsn::new(1, 1)]);
+    assert_eq!(scanner.unreadable_bytes(), 0);
+    let mut limited = FailingDisk::scanner(&bytes, end - 1..end);
+    limited.limit(end - 1);
+    assert_eq!(firsts(&mut limited), []);
+    assert_eq!(limited.unreadable_bytes(), 0);
+}
+
+#[test]
+fn an_interrupted_read_is_repeated_and_any_other_error_is_returned() {
+    use rustix::io::Errno;
+    let mut scanner = FailingDisk::scanner(&small_frame(1, 10), 0..0);
+    scanner.file.errors = RefCell::new(vec![Errno::INTR, Errno::INTR]);
+    assert_eq!(firsts(&mut scanner), [Lsn::new(1, 1)]);
+    scanner.seek(0);
+    scanner.file.errors = RefCell::new(vec![Errno::NOMEM]);
+    assert_eq!(Errno::from_io_error(&scanner.next().unwrap_err()), Some(Errno::NOMEM));
+    assert_eq!(firsts(&mut scanner), [Lsn::new(1, 1)], "once memory is there");
 }
