@@ -38,6 +38,11 @@ fn shown(config: &Config) -> String {
     format!("{config:?}")
 }
 
+/// The name of this machine.
+fn host() -> String {
+    fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim_end().to_owned()
+}
+
 #[test]
 fn defaults_are_the_documented_ones() {
     let config = file(LEAST);
@@ -56,8 +61,7 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(config.wal.max_bytes, 10 << 30);
     assert_eq!(config.wal.min_free_bytes, 1 << 30);
     assert_eq!(config.kafka.brokers, "localhost:9092");
-    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
-    assert_eq!(config.kafka.instance, host.trim_end());
+    assert_eq!(config.kafka.instance, host());
     assert_eq!(config.kafka.delivery, Delivery::ExactlyOnce);
     assert!(config.kafka.create_topics);
     assert_eq!((config.kafka.partitions, config.kafka.replication), (6, 1));
@@ -558,6 +562,7 @@ mod what_is_in_effect {
             ("# keys_file is not set", "default"),
             ("max_bytes = \"10GiB\"", "default"),
             ("brokers = \"a:1,b:2\"", "LIVEBRIDGE_KAFKA_BROKERS"),
+            (&format!("instance = \"{}\"", host()), "default"),
             ("\"sasl.username\" = \"me\"", &format!("{path}:7")),
             ("\"sasl.password\" = \"(hidden)\"", variable),
             ("\"ssl.key.location\" = \"/key.pem\"", &format!("{path}:9")),
