@@ -238,7 +238,7 @@ impl Publisher {
         let mut reader = if let Some(reader) = self.ledger_reader.take() {
             reader
         } else {
-            let oldest = self.oldest();
+            let oldest = self.read_oldest();
             self.open_commits = OpenCommits::default();
             let (window, given) = (self.ledger.window(), self.given.as_mut());
             LedgerReader::open(&self.kafka, self.topics.ledger(), |bounds, offset_at| {
@@ -295,12 +295,16 @@ impl Publisher {
         Ok(())
     }
 
-    /// When the oldest record that is still to be published was received, as far as can be told.
-    fn oldest(&mut self) -> Timestamp {
-        if self.queue.is_empty()
-            && let Ok(Input::Batch(batch)) = self.reader.next(1, Duration::ZERO)
-        {
-            self.queue.push_back(batch);
+    /// When the oldest record that is still to be published was received; the records that tell it
+    /// are then in the queue.
+    fn read_oldest(&mut self) -> Timestamp {
+        if self.queue.is_empty() {
+            match self.reader.next(1, Duration::ZERO) {
+                Ok(Input::Batch(batch)) => self.queue.push_back(batch),
+                Ok(Input::Idle | Input::End) => {}
+                // What cannot be read now may be of any age.
+                Err(_) => return Timestamp::from_millis(0),
+            }
         }
         let entries = self.queue.iter().flat_map(Batch::entries);
         let oldest = entries.map(|entry| entry.record.received_at).min();

@@ -217,6 +217,24 @@ fn version_2_has_these_bytes() {
     }
 }
 
+/// As after an outage in which the position in the topic was lost.
+#[test]
+fn reading_the_ledger_once_more_takes_no_place_of_other_ids() {
+    let mut ledger = ledger(800);
+    let ids = |part: u64| (0..90).map(|number| id(part * 100 + number, 1)).collect::<Vec<_>>();
+    let foreign =
+        |part: u64| commit(opening(7), Lsn::new(1, 1), at(500 * part.cast_signed()), ids(part));
+    for (round, now) in [0, 30, 60].into_iter().enumerate() {
+        for part in 0..7 {
+            ledger.apply(&foreign(part), mono(now));
+        }
+        assert_eq!(ledger.window.len(), 7 * 90, "after reading it {} times", round + 1);
+    }
+    for part in 0..7 {
+        assert!(ids(part).iter().all(|id| ledger.known(*id) == Known::Retry), "part {part}");
+    }
+}
+
 #[test]
 fn version_1_tells_ids_and_no_progress() {
     let mut ledger = Ledger::new(&[opening(1)], Config { window: HOUR, max_ids: 10 });

@@ -57,8 +57,7 @@ impl Window {
         let mut known = Known::New;
         for generation in self.generations.iter().rev() {
             match generation.ids.get(&id.natural) {
-                Some(content) if *content == id.content => return Known::Retry,
-                Some(_) if generation.conflicts.contains(&id) => return Known::Retry,
+                Some(_) if generation.contains(id) => return Known::Retry,
                 Some(_) => known = Known::Conflict,
                 None => {}
             }
@@ -68,7 +67,15 @@ impl Window {
 
     /// Adds the id of a record received at `received`; `now` is the monotonic clock's time. Returns
     /// whether ids that have not expired were dropped for it.
+    ///
+    /// An id that is there is not added again: the ledger is read once more after an outage, and
+    /// copies would take the place of other ids.
     pub(super) fn insert(&mut self, id: EventId, received: Timestamp, now: Instant) -> bool {
+        let mut as_new = self.generations.iter_mut().rev().filter(|kept| kept.newest >= received);
+        if let Some(generation) = as_new.find(|generation| generation.contains(id)) {
+            generation.learned = generation.learned.max(now);
+            return false;
+        }
         let ids_max = (self.config.max_ids / GENERATIONS as usize).max(1);
         let span = self.config.window / GENERATIONS;
         let full = self.generations.back().is_none_or(|generation| {
@@ -127,6 +134,10 @@ impl Generation {
 
     fn len(&self) -> usize {
         self.ids.len() + self.conflicts.len()
+    }
+
+    fn contains(&self, id: EventId) -> bool {
+        self.ids.get(&id.natural) == Some(&id.content) || self.conflicts.contains(&id)
     }
 
     fn insert(&mut self, id: EventId, received: Timestamp, now: Instant) {

@@ -51,6 +51,8 @@ enum Attempt {
 enum Work {
     Batch(Batch),
     Idle,
+    /// The source cannot be read: how old its records are is unknown.
+    Unreadable,
     End,
 }
 
@@ -78,6 +80,10 @@ impl Publisher {
                 Work::Idle => {
                     producer.serve();
                     self.ledger.expire(Timestamp::now(), Instant::now());
+                    continue;
+                }
+                Work::Unreadable => {
+                    producer.serve();
                     continue;
                 }
                 Work::End => return SessionEnd::Done,
@@ -126,7 +132,7 @@ impl Publisher {
                 Err(cause) => {
                     self.log_outage.report(&cause);
                     self.wait(&mut BACKOFF.1.clone());
-                    return Work::Idle;
+                    return Work::Unreadable;
                 }
             },
         };
@@ -406,3 +412,6 @@ impl Publisher {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
