@@ -461,6 +461,11 @@ fn nothing_behind_the_end_or_the_limit_is_unreadable() {
 }
 
 #[test]
+fn the_size_of_a_file_is_that_of_its_content() {
+    assert_eq!(file_of(b"abc").size(), 3);
+}
+
+#[test]
 fn an_interrupted_read_is_repeated_and_any_other_error_is_returned() {
     use rustix::io::Errno;
     let mut scanner = FailingDisk::scanner(&small_frame(1, 10), 0..0);
