@@ -91,7 +91,7 @@ pub enum Delivery {
 /// The one partition of the ledger topic: the order of its records is the order of commits.
 const LEDGER_PARTITION: i32 = 0;
 /// Statistics are about as old as a scrape of them.
-const STATISTICS_INTERVAL_MS: &str = "5000";
+const STATISTICS_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a look at Kafka's metadata may take.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
 /// After so long it is asked whether waiting is of any use.
@@ -128,13 +128,6 @@ impl ClientContext for Context {
         }
         tracing::debug!(error = text(&error), reason = %redact(reason), "librdkafka");
     }
-
-    // Asked for by the reader of the ledger only.
-    fn stats_raw(&self, statistics: &[u8]) {
-        if let Some(lag) = stats::lag(statistics) {
-            metrics::ledger_lag(lag);
-        }
-    }
 }
 
 impl ConsumerContext for Context {}
@@ -161,9 +154,11 @@ impl Config {
         client
     }
 
-    /// How often a client that we look at says how it is.
-    fn statistics_interval(&self) -> &str {
-        self.client.get("statistics.interval.ms").map_or(STATISTICS_INTERVAL_MS, String::as_str)
+    /// How often the producer reports statistics, and the lag of the ledger's reader is looked at.
+    fn statistics_interval(&self) -> Duration {
+        let set =
+            self.client.get("statistics.interval.ms").and_then(|text| text.trim().parse().ok());
+        set.map_or(STATISTICS_INTERVAL, Duration::from_millis)
     }
 
     /// Whether librdkafka takes the settings, as far as that can be known without Kafka: it loads the
@@ -182,7 +177,7 @@ impl Config {
         let producer: BaseProducer<DefaultProducerContext> =
             producer.remove("bootstrap.servers").create().map_err(refused)?;
         drop(producer);
-        let mut consumer = ledger_reader::settings(self, "read_committed", "0");
+        let mut consumer = ledger_reader::settings(self, "read_committed");
         let consumer: BaseConsumer =
             consumer.remove("bootstrap.servers").create().map_err(refused)?;
         drop(consumer);

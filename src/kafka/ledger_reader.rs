@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Config, Context, Delivery, LEDGER_PARTITION, METADATA_TIMEOUT, SetupError, text};
 use crate::event::Timestamp;
+use crate::metrics;
 
 /// How long one poll waits for a record.
 const POLL: Duration = Duration::from_millis(100);
@@ -52,6 +53,43 @@ pub struct LedgerReader {
     /// Everything before this offset is read.
     next: i64,
     transactional: bool,
+    lag: Lag,
+}
+
+/// What the metric of the reader's lag needs. librdkafka's statistics would tell it too, but it keeps
+/// them until the reader is polled, which it is not in an outage.
+struct Lag {
+    /// `None` when it is not wanted.
+    interval: Option<Duration>,
+    updated: Instant,
+    /// Whether the end was reached since then.
+    at_end: bool,
+    /// Everything before this offset was read, though its last offsets may hold no record.
+    read: i64,
+}
+
+impl Lag {
+    /// How long Kafka may take to tell where the topic ends.
+    const TIMEOUT: Duration = Duration::from_millis(500);
+
+    fn new(interval: Duration) -> Self {
+        let interval = Some(interval).filter(|interval| !interval.is_zero());
+        Self { interval, updated: Instant::now(), at_end: false, read: 0 }
+    }
+
+    fn is_due(&self) -> bool {
+        self.interval.is_some_and(|interval| self.updated.elapsed() >= interval)
+    }
+
+    /// How many offsets are decided and not read, when the next one to read is `next`.
+    fn update(&mut self, next: i64, decided: i64) -> u64 {
+        self.updated = Instant::now();
+        if std::mem::take(&mut self.at_end) || decided <= self.read {
+            self.read = decided;
+            return 0;
+        }
+        u64::try_from(decided - next).unwrap_or(0)
+    }
 }
 
 impl std::fmt::Debug for LedgerReader {
@@ -71,15 +109,13 @@ impl LedgerReader {
         topic: &str,
         start: impl FnOnce((i64, i64), &mut OffsetAt<'_>) -> KafkaResult<i64>,
     ) -> Result<Self, SetupError> {
-        let consumer = |isolation: &str, statistics: &str, min_bytes: usize| {
-            let mut client = settings(config, isolation, statistics);
+        let consumer = |isolation: &str, min_bytes: usize| {
+            let mut client = settings(config, isolation);
             client.set("fetch.min.bytes", min_bytes.to_string());
             client.create_with_context(Context).map_err(SetupError::Client)
         };
-        let (consumer, open): (BaseConsumer<Context>, BaseConsumer<Context>) = (
-            consumer("read_committed", config.statistics_interval(), FETCH_BYTES_MIN)?,
-            consumer("read_uncommitted", "0", 1)?,
-        );
+        let (consumer, open): (BaseConsumer<Context>, BaseConsumer<Context>) =
+            (consumer("read_committed", FETCH_BYTES_MIN)?, consumer("read_uncommitted", 1)?);
         let transactional = config.delivery == Delivery::ExactlyOnce;
         let topic = topic.to_owned();
         let mut reader = Self {
@@ -90,6 +126,7 @@ impl LedgerReader {
             topic,
             next: 0,
             transactional,
+            lag: Lag::new(config.statistics_interval()),
         };
         reader.start(start).map_err(|cause| reader.error(cause))?;
         Ok(reader)
@@ -269,6 +306,17 @@ impl LedgerReader {
     /// Reads what has arrived by itself.
     pub fn read_arrived(&mut self, mut apply: impl FnMut(&[u8])) {
         while !matches!(self.step(Duration::ZERO, &mut apply), Step::Nothing) {}
+        if self.lag.is_due() {
+            let bounds =
+                self.consumer.fetch_watermarks(&self.topic, LEDGER_PARTITION, Lag::TIMEOUT);
+            match bounds {
+                Ok((_, decided)) => metrics::ledger_lag(self.lag.update(self.next, decided)),
+                Err(error) => {
+                    self.lag.updated = Instant::now();
+                    tracing::debug!(error = text(&error), "where the ledger ends is unknown");
+                }
+            }
+        }
     }
 
     fn step(&mut self, wait: Duration, apply: &mut impl FnMut(&[u8])) -> Step {
@@ -279,7 +327,10 @@ impl LedgerReader {
                 apply(message.payload().unwrap_or_default());
                 Step::Record
             }
-            Some(Err(KafkaError::PartitionEOF(_))) => Step::End,
+            Some(Err(KafkaError::PartitionEOF(_))) => {
+                self.lag.at_end = true;
+                Step::End
+            }
             // librdkafka goes on by itself; what does not pass shows as a stall.
             Some(Err(error)) => {
                 tracing::debug!(error = text(&error), "reading the ledger");
@@ -294,14 +345,13 @@ impl LedgerReader {
 }
 
 /// librdkafka's settings for a consumer of the ledger topic.
-pub(super) fn settings(config: &Config, isolation: &str, statistics: &str) -> ClientConfig {
+pub(super) fn settings(config: &Config, isolation: &str) -> ClientConfig {
     let mut client = config.base();
     client
         // Required by librdkafka; nothing is ever committed to it.
         .set("group.id", format!("livebridge-{}", config.instance))
         .set("enable.auto.commit", "false")
         .set("isolation.level", isolation)
-        .set("statistics.interval.ms", statistics)
         .set("enable.partition.eof", "true")
         .set("auto.offset.reset", "earliest")
         // Neither a jump nor the end of the topic waits longer for a fetch.
@@ -315,4 +365,20 @@ enum Step {
     Record,
     Nothing,
     End,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lag_is_none_at_the_end_and_counts_what_is_decided_before_it() {
+        let mut lag = Lag::new(Duration::from_secs(5));
+        assert_eq!(lag.update(4, 10), 6);
+        lag.at_end = true;
+        assert_eq!(lag.update(9, 10), 0, "a marker at the end is not behind");
+        assert_eq!(lag.update(9, 10), 0, "nothing came since");
+        assert_eq!(lag.update(9, 12), 3);
+        assert_eq!(lag.update(13, 12), 0, "it is read meanwhile");
+    }
 }

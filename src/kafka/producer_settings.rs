@@ -64,7 +64,7 @@ impl ProducerSettings {
         client
             .set("acks", "all")
             .set("enable.idempotence", idempotent.to_string())
-            .set("statistics.interval.ms", config.statistics_interval())
+            .set("statistics.interval.ms", config.statistics_interval().as_millis().to_string())
             .set_log_level(RDKafkaLogLevel::Warning);
         let socket_timeout =
             if transactional { scaled(SOCKET_TIMEOUT) } else { PATIENT_SOCKET_TIMEOUT };

@@ -16,7 +16,6 @@ struct Statistics {
     #[serde(default)]
     msg_size: u64,
     brokers: HashMap<String, Broker>,
-    topics: HashMap<String, Topic>,
 }
 
 #[derive(Deserialize)]
@@ -34,36 +33,6 @@ struct Broker {
 #[derive(Deserialize)]
 struct Window {
     avg: i64,
-}
-
-#[derive(Deserialize)]
-struct Topic {
-    partitions: HashMap<String, Partition>,
-}
-
-#[derive(Deserialize)]
-struct Partition {
-    #[serde(rename = "app_offset")]
-    read: i64,
-    #[serde(rename = "eof_offset")]
-    end: i64,
-    #[serde(rename = "ls_offset")]
-    decided: i64,
-}
-
-/// How far a consumer of one partition is behind what is decided there; `None` when that is not
-/// known yet.
-pub(super) fn lag(statistics: &[u8]) -> Option<u64> {
-    let statistics: Statistics = serde_json::from_slice(statistics).ok()?;
-    let partitions = statistics.topics.values().flat_map(|topic| topic.partitions.values());
-    let read = partitions.filter(|partition| partition.decided >= 0).map(|partition| {
-        // The last offset may be a marker, which consumers do not receive: only the end tells.
-        if partition.end >= partition.decided {
-            return 0;
-        }
-        u64::try_from(partition.decided - partition.read.max(0)).unwrap_or(0)
-    });
-    read.max()
 }
 
 /// Turns totals since a producer was made into what happened between two reports.
@@ -120,7 +89,7 @@ mod tests {
         let stats = ProducerStats::default();
         let report = |errors| {
             let text = format!(
-                r#"{{"name":"x","msg_cnt":3,"msg_size":300,"topics":{{}},"brokers":{{
+                r#"{{"name":"x","msg_cnt":3,"msg_size":300,"brokers":{{
                     "a":{},"b":{},"c":{},"boot":{}}}}}"#,
                 broker(1, "UP", errors, 1500),
                 broker(2, "UP", 0, 700),
@@ -140,22 +109,5 @@ mod tests {
         };
         assert_eq!(report(5), first);
         assert_eq!(report(7), ProducerState { errors: 2, timeouts: 0, ..first });
-    }
-
-    #[test]
-    fn lag_is_none_at_the_end_and_counts_what_is_decided_before_it() {
-        let lag_at = |app: i64, eof: i64, stable: i64| {
-            let text = format!(
-                r#"{{"brokers":{{}},"topics":{{"live.ledger":{{"partitions":{{
-                "0":{{"app_offset":{app},"eof_offset":{eof},"ls_offset":{stable}}},
-                "-1":{{"app_offset":-1001,"eof_offset":-1001,"ls_offset":-1001}}}}}}}}}}"#
-            );
-            lag(text.as_bytes())
-        };
-        assert_eq!(lag_at(9, 10, 10), Some(0), "a marker at the end is not behind");
-        assert_eq!(lag_at(4, 2, 10), Some(6));
-        assert_eq!(lag_at(-1001, -1001, 10), Some(10));
-        assert_eq!(lag_at(-1001, -1001, -1001), None);
-        assert_eq!(lag(b"{"), None);
     }
 }

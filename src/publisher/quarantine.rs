@@ -62,11 +62,13 @@ pub(super) struct Quarantine {
     dir: PathBuf,
     /// Records stored and not yet decided on; `None` until the directory is read.
     pending: Option<HashSet<Key>>,
+    /// Whether decisions are not on disk for certain.
+    unsynced: bool,
 }
 
 impl Quarantine {
     pub(super) fn new(dir: PathBuf) -> Self {
-        Self { dir, pending: None }
+        Self { dir, pending: None, unsynced: false }
     }
 
     /// Stores `entry` durably as pending, with the reason.
@@ -102,23 +104,23 @@ impl Quarantine {
     }
 
     fn decide(&mut self, decision: impl Fn(Key) -> Decision) -> Result<(), QuarantineError> {
-        let decided: Vec<Key> = self.read_pending()?.iter().copied().collect();
-        let mut changed = Vec::new();
-        for key in decided {
+        let keys: Vec<Key> = self.read_pending()?.iter().copied().collect();
+        for key in keys {
             let path = self.path(key, PENDING);
             let done = match decision(key) {
                 Decision::Wait => continue,
-                Decision::Keep => fs::rename(&path, path.with_extension(RECORD)),
+                Decision::Keep => keep(&path),
                 Decision::Remove => remove_files(&path),
             };
             done.map_err(|cause| QuarantineError { path, cause })?;
-            changed.push(key);
+            // One by one: an error of the next must not have this one decided again.
+            self.pending.get_or_insert_default().remove(&key);
+            self.unsynced = true;
         }
-        if !changed.is_empty() {
+        if self.unsynced {
             let synced = wal::sync_dir(&self.dir);
             synced.map_err(|cause| QuarantineError { path: self.dir.clone(), cause })?;
-            let pending = self.pending.get_or_insert_default();
-            pending.retain(|key| !changed.contains(key));
+            self.unsynced = false;
         }
         Ok(())
     }
@@ -145,6 +147,17 @@ enum Decision {
     Wait,
     Keep,
     Remove,
+}
+
+/// Gives a pending record its final name; one that was removed by hand needs none.
+fn keep(path: &Path) -> io::Result<()> {
+    match fs::rename(path, path.with_extension(RECORD)) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+            tracing::error!(path = %path.display(), "a record was removed from the quarantine by hand");
+            Ok(())
+        }
+        renamed => renamed,
+    }
 }
 
 /// The files of a kind in `dir`; none when there is no such directory.

@@ -79,6 +79,7 @@ impl Publisher {
                 Work::Batch(batch) => batch,
                 Work::Idle => {
                     producer.serve();
+                    self.finalize_quarantine(producer, None);
                     self.ledger.expire(Timestamp::now(), Instant::now());
                     continue;
                 }
@@ -86,13 +87,16 @@ impl Publisher {
                     producer.serve();
                     continue;
                 }
-                Work::End => return SessionEnd::Done,
+                Work::End => {
+                    self.finalize_quarantine(producer, None);
+                    return SessionEnd::Done;
+                }
             };
             self.pace.begin(batch.len(), Instant::now());
             batch.deduplicate(&self.ledger);
             let attempt = self.attempt(producer, &mut batch);
             if let Attempt::Published(commit) = attempt {
-                self.finish(&batch, commit.as_ref());
+                self.finish(producer, &batch, commit.as_ref());
                 pause = BACKOFF.0;
                 continue;
             }
@@ -126,7 +130,6 @@ impl Publisher {
                 Ok(Input::Batch(batch)) => batch,
                 Ok(idle_or_end) => {
                     self.log_outage.resolved();
-                    self.finalize_quarantine(None);
                     return if matches!(idle_or_end, Input::End) { Work::End } else { Work::Idle };
                 }
                 Err(cause) => {
@@ -376,14 +379,14 @@ impl Publisher {
     }
 
     /// The batch is published, for good: counts it and releases its space in the log (I3).
-    fn finish(&mut self, batch: &Batch, commit: Option<&Commit>) {
+    fn finish(&mut self, producer: &Producer, batch: &Batch, commit: Option<&Commit>) {
         if let Some(commit) = commit {
             self.ledger.apply(commit, Instant::now());
         }
         if let Some(given) = &self.given {
             given.progressed();
         }
-        self.finalize_quarantine(Some(batch));
+        self.finalize_quarantine(producer, Some(batch));
         let outcomes = batch.count();
         if let Some(last) = batch.entries().last() {
             self.ledger.expire(last.record.received_at, Instant::now());
@@ -393,7 +396,7 @@ impl Publisher {
 
     /// Gives quarantined records of published batches their final names. What `give_up` leaves is
     /// done after the next start.
-    fn finalize_quarantine(&mut self, batch: Option<&Batch>) {
+    fn finalize_quarantine(&mut self, producer: &Producer, batch: Option<&Batch>) {
         let mut pause = BACKOFF.0;
         loop {
             let Some(quarantine) = &mut self.quarantine else { return };
@@ -408,6 +411,8 @@ impl Publisher {
             if self.give_up.is_cancelled() {
                 return;
             }
+            // Its statistics would fill the memory.
+            producer.serve();
             self.wait(&mut pause);
         }
     }

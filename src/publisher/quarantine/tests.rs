@@ -169,3 +169,29 @@ fn a_record_with_the_lsn_of_another_replaces_nothing() {
     quarantine.finalize(&restarted).unwrap();
     assert_eq!(held(&dir), [1, 2, 8], "9 was published, and nothing else is gone");
 }
+
+#[test]
+fn an_error_at_one_record_does_not_have_the_others_decided_again() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("quarantine");
+    let mut quarantine = Quarantine::new(dir.clone());
+    let numbers: Vec<u32> = (1..=20).collect();
+    for number in &numbers {
+        quarantine.store(&entry(*number), "too large").unwrap();
+    }
+    // Nothing can be renamed to a directory with a file in it.
+    let Entry { lsn, record } = entry(7);
+    let in_the_way = quarantine.path((lsn, record.id), RECORD);
+    fs::create_dir_all(in_the_way.join("file")).unwrap();
+    for _ in 0..3 {
+        quarantine.finalize_all().unwrap_err();
+    }
+    fs::remove_dir_all(in_the_way).unwrap();
+    let Entry { lsn, record } = entry(9);
+    let by_hand = quarantine.path((lsn, record.id), PENDING);
+    let _ =
+        fs::remove_file(&by_hand).and_then(|()| fs::remove_file(by_hand.with_extension(REASON)));
+    quarantine.finalize_all().unwrap();
+    assert!(held(&dir).len() >= 19, "{:?}", all_files(&dir));
+    assert!(all_files(&dir).iter().all(|name| !name.ends_with(PENDING)), "{:?}", all_files(&dir));
+}
