@@ -813,6 +813,20 @@ mod access {
     }
 }
 
+#[test]
+fn every_file_that_is_read_is_listed() {
+    certificate();
+    let dir = tempfile::tempdir().unwrap();
+    let (path, keys) = (dir.path().join("livebridge.toml"), dir.path().join("keys"));
+    fs::write(&keys, "k").unwrap();
+    let (certificate, key) = (format!("{TLS}/a.pem"), format!("{TLS}/a.key"));
+    let tls = format!("[tls]\ncertificate = \"{certificate}\"\nprivate_key = \"{key}\"\n");
+    let callback = format!("[callback]\nkeys_file = \"{}\"\n", keys.display());
+    fs::write(&path, tls + &callback).unwrap();
+    let expected = [&keys, Path::new(&certificate), Path::new(&key), &path];
+    assert_eq!(Config::load(Some(&path)).unwrap().files, expected);
+}
+
 /// The names of the files that only livebridge should be able to read, each with its key, when
 /// `text` is in the file `configuration`.
 fn secret_files(text: &str) -> Vec<(String, String)> {
