@@ -200,6 +200,7 @@ mod tests {
         let (sender, receiver) = channel(CAPACITY);
         let pause = Duration::from_millis(20);
         assert_eq!(receiver.wait(1, Some(Instant::now() + pause)), 0);
+        let start = Instant::now();
         let sending = thread::spawn(move || {
             for item in 0..3 {
                 thread::sleep(pause);
@@ -207,8 +208,7 @@ mod tests {
             }
             thread::sleep(pause);
         });
-        let start = Instant::now();
-        assert_eq!(receiver.wait(2, None), 2);
+        assert!(receiver.wait(2, None) >= 2);
         assert!(start.elapsed() >= 2 * pause);
         assert_eq!(receiver.wait(9, None), 3, "the sender is gone");
         sending.join().unwrap();
