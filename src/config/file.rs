@@ -269,6 +269,11 @@ fn settings<'de, D: Deserializer<'de>>(
     Ok(out)
 }
 
+/// Two segments: one is written, and one may still have to be published.
+const WAL_BYTES_RECOMMENDED: ByteSize = ByteSize::mib(64);
+/// From a callback to its last retry.
+const RETRIES_SPAN: Duration = Duration::from_mins(16);
+
 fn bad(key: &'static str, problem: impl Into<String>) -> ConfigError {
     ConfigError::Value { key, problem: problem.into() }
 }
@@ -282,8 +287,8 @@ impl Raw {
         if self.dedup.max_ids < 1000 {
             return Err(bad("dedup.max_ids", "must be at least 1000"));
         }
+        let mut notes = self.contradictions();
         let kafka = self.kafka;
-        let mut notes = Vec::new();
         let files = self.callback.keys_file.iter().cloned().chain(self.tls.files()).collect();
         Ok(Config {
             http: self.http.check()?,
@@ -308,6 +313,41 @@ impl Raw {
             notes,
             settings: Settings::default(),
         })
+    }
+}
+
+impl Raw {
+    /// Values that are possible and defeat each other.
+    fn contradictions(&self) -> Vec<String> {
+        let (window, leeway) = (self.dedup.window, self.callback.expiry_leeway);
+        let notes = [
+            (
+                self.wal.max_bytes < WAL_BYTES_RECOMMENDED,
+                format!(
+                    "wal.max_bytes: below {WAL_BYTES_RECOMMENDED}, two segments, callbacks get 503 \
+                     now and then although Kafka takes everything"
+                ),
+            ),
+            (
+                window.0 < RETRIES_SPAN,
+                format!(
+                    "dedup.window: Tencent's retries come up to {} late; those that come later than \
+                     {} are published again",
+                    String::from(Span(RETRIES_SPAN)),
+                    String::from(window)
+                ),
+            ),
+            (
+                window.0 < leeway.0,
+                format!(
+                    "callback.expiry_leeway: of the retries that are accepted for {}, those that come \
+                     later than dedup.window, {}, are published again",
+                    String::from(leeway),
+                    String::from(window)
+                ),
+            ),
+        ];
+        notes.into_iter().filter_map(|(applies, note)| applies.then_some(note)).collect()
     }
 }
 

@@ -1288,3 +1288,17 @@ fn every_key_is_in_the_sample_configuration() {
         assert!(there.iter().any(|line| own.contains(line)), "{section}.{key}");
     }
 }
+
+#[test]
+fn values_that_defeat_each_other_are_noted() {
+    let cases = [
+        ("[wal]\nmax_bytes = \"16MiB\"", "wal.max_bytes: below 64.0 MiB"),
+        ("[dedup]\nwindow = \"15m\"\n[callback]\nexpiry_leeway = \"5m\"", "dedup.window: "),
+        ("[callback]\nexpiry_leeway = \"2h\"", "later than dedup.window, 1h, are published again"),
+    ];
+    for (text, says) in cases {
+        let environment = [("LIVEBRIDGE_CALLBACK_KEYS", "a-key-of-the-console")];
+        let notes = load(text, &environment).unwrap().notes;
+        assert!(notes.len() == 1 && notes[0].contains(says), "{text}: {notes:?}");
+    }
+}
