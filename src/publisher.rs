@@ -284,6 +284,16 @@ impl Publisher {
         let given = self.given.as_ref();
         reader.read_arrived(|bytes| apply(&mut self.ledger, given, bytes));
         self.open_commits.forget(reader.next());
+        if let Some(hidden) = reader.hidden() {
+            static LIMIT: LogLimiter = LogLimiter::new();
+            if let Some(suppressed) = LIMIT.permit() {
+                tracing::error!(
+                    suppressed,
+                    "events are still published, until this instance restarts or meets an event of \
+                     another one: {hidden}"
+                );
+            }
+        }
     }
 
     /// Waits until every transaction in the ledger topic is decided, and applies it.

@@ -54,6 +54,8 @@ pub struct LedgerReader {
     next: i64,
     transactional: bool,
     lag: Lag,
+    /// An own record that is committed and not read yet, and since when.
+    unread: Option<(i64, Instant)>,
 }
 
 /// What the metric of the reader's lag needs. librdkafka's statistics would tell it too, but it keeps
@@ -127,6 +129,7 @@ impl LedgerReader {
             next: 0,
             transactional,
             lag: Lag::new(config.statistics_interval()),
+            unread: None,
         };
         reader.start(start).map_err(|cause| reader.error(cause))?;
         Ok(reader)
@@ -263,6 +266,19 @@ impl LedgerReader {
     /// This instance's record at `mine` is committed.
     pub fn committed(&mut self, mine: i64) {
         self.expected = mine + 1..=mine + 1 + i64::from(self.transactional);
+        if self.unread.is_none_or(|(offset, _)| offset < self.next) {
+            self.unread = Some((mine, Instant::now()));
+        }
+    }
+
+    /// An error when a record that this instance committed can not be read for longer than Kafka lets
+    /// a transaction stay open: one that it does not end hides it.
+    #[must_use]
+    pub fn hidden(&self) -> Option<SetupError> {
+        let (_, since) = self.unread.filter(|(offset, _)| *offset >= self.next)?;
+        let open = since.elapsed();
+        let (topic, stable) = (self.topic.clone(), self.next);
+        (open > STALLED).then_some(SetupError::Hidden { topic, stable, open })
     }
 
     /// Everything before this offset is decided and read.

@@ -11,9 +11,16 @@ use crate::event::EventId;
 use crate::ledger::Commit;
 use crate::wal::OpeningId;
 
+/// Ids that are kept before a decision is waited for: 16 MB. They pile up only behind a transaction
+/// that Kafka does not end.
+const IDS_MAX: usize = 1_000_000;
+
 /// Ledger records by offset whose transactions are not known to be committed or aborted.
 #[derive(Debug, Default)]
-pub struct OpenCommits(VecDeque<(i64, Commit)>);
+pub struct OpenCommits {
+    commits: VecDeque<(i64, Commit)>,
+    ids: usize,
+}
 
 impl OpenCommits {
     /// Adds a record of the topic, read whether or not it is committed, unless `own` published it.
@@ -24,15 +31,25 @@ impl OpenCommits {
         }
         // What cannot be decoded is reported when it is read as committed.
         if let Ok(commit) = Commit::decode(bytes) {
-            self.0.push_back((offset, commit));
+            self.ids += commit.ids.len();
+            self.commits.push_back((offset, commit));
         }
     }
 
     /// Drops what is before this offset: it is decided, and the ledger has applied it.
     pub fn forget(&mut self, before: i64) {
-        while self.0.front().is_some_and(|(offset, _)| *offset < before) {
-            self.0.pop_front();
+        while let Some((offset, _)) = self.commits.front()
+            && *offset < before
+        {
+            let decided = self.commits.pop_front();
+            self.ids -= decided.map_or(0, |(_, commit)| commit.ids.len());
         }
+    }
+
+    /// Whether so many commits are undecided that they must be waited for.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.ids >= IDS_MAX
     }
 
     /// Whether another publisher came first with an event of `own`, whose record is at `mine`.
@@ -40,7 +57,7 @@ impl OpenCommits {
     /// Publishers are distinguished by their openings: two clones of a directory have one log id.
     #[must_use]
     pub fn is_contended(&self, own: &Commit, mine: i64) -> bool {
-        let mut earlier = self.0.iter().take_while(|(offset, _)| *offset < mine).peekable();
+        let mut earlier = self.commits.iter().take_while(|(offset, _)| *offset < mine).peekable();
         if earlier.peek().is_none() {
             return false;
         }
@@ -80,6 +97,20 @@ mod tests {
         let open_commits = open_commits(&[(10, THEM, 7), (12, US, 7)]);
         assert!(open_commits.is_contended(&commit(US, 7), 12));
         assert!(!open_commits.is_contended(&commit(THEM, 7), 10));
+    }
+
+    #[test]
+    fn ids_of_undecided_commits_are_limited() {
+        let mut open_commits = OpenCommits::default();
+        let ids = (0..1000).map(|number| EventId { natural: number, content: 0 }).collect();
+        let thousand = Commit { ids, ..commit(THEM, 0) }.encode();
+        for offset in 0..1000 {
+            assert!(!open_commits.is_full(), "{offset}");
+            open_commits.take(US, offset, &thousand);
+        }
+        assert!(open_commits.is_full());
+        open_commits.forget(1);
+        assert!(!open_commits.is_full(), "one of them is decided");
     }
 
     #[test]

@@ -163,6 +163,11 @@ impl Publisher {
             self.kafka_outage.resolved();
             return Attempt::Published(None);
         };
+        if self.open_commits.is_full()
+            && let Err(cause) = self.await_ledger()
+        {
+            return Attempt::End(SessionEnd::Setup(cause));
+        }
         let started = Instant::now();
         let handed = self.hand_over(producer, batch, &commit);
         batch.delivered(&producer.take_delivered());

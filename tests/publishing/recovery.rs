@@ -14,6 +14,7 @@ use livebridge::publisher::Topics;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::mocking::MockCluster;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
 use crate::support;
@@ -310,4 +311,36 @@ fn a_full_disk_and_a_rejected_record_stop_publishing_until_there_is_space() {
     let numbers: Vec<u32> = messages.iter().map(sequence).collect();
     assert_eq!(numbers, (0..30).filter(|number| *number != 1).collect::<Vec<_>>());
     assert!(back.stop().success());
+}
+
+/// As when a producer is killed and Kafka loses track of its transaction: consumers see nothing behind
+/// it, and neither does the instance when it connects the next time.
+#[test]
+fn a_transaction_that_stays_open_in_the_ledger_is_reported_while_events_are_published() {
+    let Some(kafka) = Kafka::shared_or_skip("open transaction") else { return };
+    let bridge = bridge("hung", kafka.bootstrap(), "exactly-once");
+    bridge.start();
+    send(&bridge, 0..1, 0);
+    bridge.drain(DRAIN);
+    let hung: BaseProducer = kafka::client(kafka.bootstrap())
+        .set("transactional.id", "another-producer")
+        .set("transaction.timeout.ms", "900000")
+        .create()
+        .unwrap();
+    hung.init_transactions(DRAIN).unwrap();
+    hung.begin_transaction().unwrap();
+    hung.send(BaseRecord::to("hung.ledger").key("foreign").payload("no commit").partition(0))
+        .map_err(|(error, _)| error)
+        .unwrap();
+    hung.flush(DRAIN).unwrap();
+    send(&bridge, 1..2, 0);
+    bridge.drain(DRAIN);
+    let started = Instant::now();
+    while !bridge.log_text().lines().any(|line| line.contains("hides what is behind it")) {
+        assert!(started.elapsed() < 2 * DRAIN, "{}", bridge.last_lines());
+        thread::sleep(Duration::from_millis(200));
+    }
+    send(&bridge, 2..3, 0);
+    bridge.drain(DRAIN);
+    hung.abort_transaction(DRAIN).unwrap();
 }
