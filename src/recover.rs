@@ -22,7 +22,7 @@ mod spool;
 
 pub use decode::{DecodeError, decode};
 pub use find::{Finder, TimeRange, streams_of_file};
-pub use gap::{find_gaps, range_of};
+pub use gap::{covers, find_gaps, range_of};
 pub use report::{Comparison, Report};
 pub use spool::{Spool, Undecoded, UndecodedFile};
 

@@ -11,8 +11,8 @@ use crate::gaps::{self, Gap, RECOVERABLE};
 use crate::publisher::replay::{Event, Plan, Target};
 use crate::record::Record;
 use crate::recover::{
-    Comparison, Finder, RecoverError, Report, Spool, TimeRange, UndecodedFile, event_of, find_gaps,
-    range_of, streams_of_file, verifier,
+    Comparison, Finder, RecoverError, Report, Spool, TimeRange, UndecodedFile, covers, event_of,
+    find_gaps, range_of, streams_of_file, verifier,
 };
 use crate::tencent::CallbackRecord;
 
@@ -110,8 +110,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
 
 /// Removes the recorded gaps that `range` covers: they are recovered.
 fn settle_gaps(dir: &Path, range: TimeRange, now: Timestamp, yes: bool) {
-    let earliest = now.before(RECOVERABLE);
-    let is_recovered = |gap: Gap| range.since <= gap.begin.max(earliest) && gap.end <= range.until;
+    let is_recovered = |gap: Gap| covers(range, gap, now);
     let done = if yes {
         gaps::remove(dir, is_recovered)
     } else {

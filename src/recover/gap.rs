@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{RecoverError, TimeRange};
 use crate::event::Timestamp;
-use crate::gaps::{GAP_MIN, Gap};
+use crate::gaps::{GAP_MIN, Gap, RECOVERABLE};
 use crate::kafka;
 use crate::kafka::topic_reader::{read_to_end, wait_until_decided};
 use crate::ledger::Commit;
@@ -58,9 +58,30 @@ pub fn range_of(gaps: &[Gap], now: Timestamp) -> Option<TimeRange> {
     Some(TimeRange { since: begin.before(MARGIN_BEFORE), until: end.after(MARGIN_AFTER).min(now) })
 }
 
+/// Whether a recovery of `range` at `now` includes what Tencent still has of `gap`. A gap that ends in
+/// the future, because of a clock that was ahead, ends now.
+#[must_use]
+pub fn covers(range: TimeRange, gap: Gap, now: Timestamp) -> bool {
+    let begin = gap.begin.max(now.before(RECOVERABLE));
+    range.since <= begin && gap.end.min(now) <= range.until
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gap_is_covered_as_far_as_it_can_be_recovered_and_is_not_in_the_future() {
+        let now = at(60);
+        let range = TimeRange { since: at(0), until: now };
+        let covered = |begin, end| covers(range, Gap { begin: at(begin), end: at(end) }, now);
+        assert!(covered(0, 60) && covered(10, 600), "ends within the range, or later than now");
+        assert!(!covered(-1, 50), "began before the range");
+        let earliest = TimeRange { since: now.before(RECOVERABLE), until: now };
+        let old = Gap { begin: at(-1_000_000), end: at(50) };
+        assert!(covers(earliest, old, now), "nothing earlier can be recovered");
+        assert!(!covers(TimeRange { until: at(40), ..earliest }, old, now));
+    }
 
     fn at(minute: i64) -> Timestamp {
         Timestamp::from_millis(1_800_000_000_000 + minute * 60_000)
