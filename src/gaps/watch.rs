@@ -1,5 +1,6 @@
 //! Watches whether callbacks are accepted, and records gaps.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -16,6 +17,9 @@ use crate::metrics;
 const INTERVAL: Duration = Duration::from_secs(10);
 /// How often the time is written: it is synced, and a gap may seem longer by as much after a crash.
 const WRITE_INTERVAL: Duration = Duration::from_secs(30);
+/// How long, by the monotonic clock, the wall clock has to say the same before something is deleted
+/// because of it: a clock that is set wrong is noticed and corrected within a day.
+const CLOCK_TRUSTED_AFTER: Duration = Duration::from_hours(24);
 
 /// The thread that watches.
 #[derive(Debug)]
@@ -72,14 +76,44 @@ struct Recorder {
     written: Duration,
     /// A gap that could not be recorded yet.
     unrecorded: Option<Gap>,
+    /// What an earlier process wrote, while the clock is before that.
+    ahead_of_clock: Option<AheadOfClock>,
+    /// For how long the clock has said that a gap is too old to be recovered.
+    too_old: BTreeMap<Gap, Duration>,
+}
+
+/// A time in `last-accepting` that is later than the clock of this process. Either this clock is
+/// behind, and a gap shows when it is corrected, or the clock of the earlier process was ahead. Until
+/// that is known, the time is not overwritten.
+#[derive(Debug)]
+struct AheadOfClock {
+    last: Timestamp,
+    /// How long this process has run.
+    running: Duration,
+    /// How long ago this process first accepted.
+    accepting: Option<Duration>,
 }
 
 impl Recorder {
     fn new(dir: PathBuf, now: Timestamp) -> Self {
         // A first start is no gap.
         let last = read_last_accepting(&dir);
-        let not_accepting = last.map_or(Duration::ZERO, |last| now.since(last));
-        Self { dir, not_accepting, written: WRITE_INTERVAL, unrecorded: None }
+        let ahead_of_clock = last.filter(|last| now < *last).map(|last| {
+            tracing::warn!(
+                %now, last_accepting = %last,
+                "callbacks were last accepted at a time that is in the future: the clock is behind, or \
+                 was ahead; a gap before this start is recorded when the clock is corrected"
+            );
+            AheadOfClock { last, running: Duration::ZERO, accepting: None }
+        });
+        Self {
+            dir,
+            not_accepting: last.map_or(Duration::ZERO, |last| now.since(last)),
+            written: WRITE_INTERVAL,
+            unrecorded: None,
+            ahead_of_clock,
+            too_old: BTreeMap::new(),
+        }
     }
 
     /// Looks, `elapsed` after the last time.
@@ -87,22 +121,13 @@ impl Recorder {
         static LIMIT: LogLimiter = LogLimiter::new();
         self.not_accepting += elapsed;
         self.written += elapsed;
+        self.compare_with_clock(accepting, elapsed, now);
         if accepting {
-            let gap = Gap { begin: now.before(self.not_accepting), end: now };
-            if gap.length() > GAP_MIN {
-                tracing::warn!(
-                    begin = %gap.begin,
-                    end = %gap.end,
-                    "no callback was accepted for longer than Tencent retries, so that events may be \
-                     missing; `livebridge recover --gap --yes` publishes them"
-                );
-                // Only one that cannot be written is followed by another one.
-                let begin = self.unrecorded.map_or(gap.begin, |earlier| earlier.begin);
-                self.unrecorded = Some(Gap { begin, end: gap.end });
-            }
+            self.note(Gap { begin: now.before(self.not_accepting), end: now });
             self.not_accepting = Duration::ZERO;
         }
-        if let Err(error) = self.write(accepting, now)
+        let written = self.write(accepting, now).and_then(|()| self.expire(elapsed, now));
+        if let Err(error) = written
             && let Some(suppressed) = LIMIT.permit()
         {
             tracing::warn!(
@@ -113,6 +138,44 @@ impl Recorder {
         metrics::gap_not_recovered(self.not_recovered());
     }
 
+    /// Finds the gap before this process once the clock has reached the time that an earlier process
+    /// wrote. If it has not after a day, the earlier clock was ahead.
+    fn compare_with_clock(&mut self, accepting: bool, elapsed: Duration, now: Timestamp) {
+        let Some(ahead) = &mut self.ahead_of_clock else { return };
+        ahead.running += elapsed;
+        ahead.accepting = ahead.accepting.map(|since| since + elapsed);
+        if now >= ahead.last {
+            let (last, accepting) = (ahead.last, ahead.accepting);
+            self.ahead_of_clock = None;
+            if let Some(since) = accepting {
+                self.note(Gap { begin: last, end: now.before(since) });
+            } else {
+                self.not_accepting = self.not_accepting.max(now.since(last));
+            }
+        } else if ahead.running >= CLOCK_TRUSTED_AFTER {
+            self.ahead_of_clock = None;
+        } else if accepting {
+            ahead.accepting.get_or_insert(Duration::ZERO);
+        }
+    }
+
+    /// Has a gap recorded if Tencent's retries did not outlast it.
+    fn note(&mut self, gap: Gap) {
+        if gap.length() <= GAP_MIN {
+            return;
+        }
+        tracing::warn!(
+            begin = %gap.begin,
+            end = %gap.end,
+            "no callback was accepted for longer than Tencent retries, so that events may be \
+             missing; `livebridge recover --gap --yes` publishes them"
+        );
+        // Without a file of its own, the earlier gap must not be forgotten.
+        let earlier = self.unrecorded.unwrap_or(gap);
+        let (begin, end) = (gap.begin.min(earlier.begin), gap.end.max(earlier.end));
+        self.unrecorded = Some(Gap { begin, end });
+    }
+
     /// The gap first: without its file, the next start finds it by the time.
     fn write(&mut self, accepting: bool, now: Timestamp) -> Result<(), GapsError> {
         if let Some(gap) = self.unrecorded {
@@ -120,12 +183,24 @@ impl Recorder {
             self.unrecorded = None;
             self.written = WRITE_INTERVAL;
         }
-        if accepting && self.written >= WRITE_INTERVAL {
+        if accepting && self.ahead_of_clock.is_none() && self.written >= WRITE_INTERVAL {
             write_last_accepting(&self.dir, now)?;
             self.written = Duration::ZERO;
         }
-        let expired = remove(&self.dir, |gap| now.since(gap.end) > RECOVERABLE)?;
-        for gap in expired {
+        Ok(())
+    }
+
+    /// Removes gaps that Tencent Cloud has no records of, when the clock has said so for a day: one
+    /// that is set forward for a short time removes nothing.
+    fn expire(&mut self, elapsed: Duration, now: Timestamp) -> Result<(), GapsError> {
+        let mut known = recorded(&self.dir)?;
+        known.retain(|gap| now.since(gap.end) > RECOVERABLE);
+        let before = std::mem::take(&mut self.too_old);
+        let age = |gap| before.get(&gap).map_or(Duration::ZERO, |age| *age + elapsed);
+        self.too_old = known.into_iter().map(|gap| (gap, age(gap))).collect();
+        let is_expired =
+            |gap| self.too_old.get(&gap).is_some_and(|age| *age >= CLOCK_TRUSTED_AFTER);
+        for gap in remove(&self.dir, is_expired)? {
             tracing::error!(
                 begin = %gap.begin,
                 end = %gap.end,
@@ -243,14 +318,84 @@ mod tests {
         assert_eq!(recorder.not_recovered(), MINUTE * 20);
     }
 
+    const EXPIRED: i64 = 21 + 14 * 24 * 60;
+
     #[test]
-    fn a_gap_of_which_there_are_no_records_any_more_is_removed() {
+    fn a_gap_is_removed_when_it_has_been_too_old_for_a_day() {
         let dir = tempfile::tempdir().unwrap();
         let mut recorder = recorder(&dir);
         recorder.look(true, MINUTE * 20, at(20));
-        recorder.look(true, MINUTE, at(20 + 14 * 24 * 60));
+        recorder.look(true, MINUTE, at(EXPIRED - 1));
         assert_eq!(recorder.not_recovered(), MINUTE * 20);
-        recorder.look(true, MINUTE, at(21 + 14 * 24 * 60));
+        for minute in 0..24 * 60 {
+            recorder.look(true, MINUTE, at(EXPIRED + minute));
+            assert_eq!(recorder.not_recovered(), MINUTE * 20, "minute {minute}");
+        }
+        recorder.look(true, MINUTE, at(EXPIRED + 24 * 60));
         assert_eq!(recorder.not_recovered(), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_forward_and_back_removes_no_gap() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut recorder = recorder(&dir);
+        recorder.look(true, MINUTE * 20, at(20));
+        for _ in 0..5 {
+            recorder.look(true, SECOND * 10, at(EXPIRED + 24 * 60));
+        }
+        recorder.look(true, SECOND * 10, at(21));
+        assert_eq!(recorded(dir.path()).unwrap(), [gap(0, 20)]);
+        // What counts is one time without interruption.
+        for day in 0..10 {
+            recorder.look(true, MINUTE, at(EXPIRED + day));
+            recorder.look(true, MINUTE * 9, at(EXPIRED + day));
+            recorder.look(true, MINUTE, at(22));
+        }
+        assert_eq!(recorded(dir.path()).unwrap(), [gap(0, 20)]);
+    }
+
+    #[test]
+    fn a_start_with_a_clock_that_is_behind_finds_the_gap_when_the_clock_is_corrected() {
+        let dir = tempfile::tempdir().unwrap();
+        recorder(&dir).look(true, MINUTE, at(100));
+        let mut behind = Recorder::new(dir.path().to_owned(), at(50));
+        behind.look(true, Duration::ZERO, at(50));
+        behind.look(true, MINUTE, at(51));
+        assert_eq!(read_last_accepting(dir.path()), Some(at(100)), "for the next start");
+        let mut again = Recorder::new(dir.path().to_owned(), at(52));
+        for minute in 0..=4 {
+            again.look(true, if minute == 0 { Duration::ZERO } else { MINUTE }, at(52 + minute));
+        }
+        again.look(true, MINUTE, at(200));
+        assert_eq!(recorded(dir.path()).unwrap(), [gap(100, 195)]);
+        assert_eq!(read_last_accepting(dir.path()), Some(at(200)));
+
+        remove(dir.path(), |_| true).unwrap();
+        let mut rejecting = Recorder::new(dir.path().to_owned(), at(150));
+        rejecting.look(false, Duration::ZERO, at(150));
+        rejecting.look(false, MINUTE, at(230));
+        assert_eq!(rejecting.not_recovered(), MINUTE * 30, "while it lasts");
+        rejecting.look(true, MINUTE, at(231));
+        assert_eq!(recorded(dir.path()).unwrap(), [gap(200, 231)]);
+    }
+
+    #[test]
+    fn a_time_from_a_clock_that_was_ahead_is_no_gap_and_is_replaced_after_a_day() {
+        let dir = tempfile::tempdir().unwrap();
+        recorder(&dir).look(true, MINUTE, at(100));
+        let mut right = Recorder::new(dir.path().to_owned(), at(80));
+        for minute in 80..120 {
+            right.look(true, if minute == 80 { Duration::ZERO } else { MINUTE }, at(minute));
+        }
+        assert_eq!(recorded(dir.path()).unwrap(), []);
+        assert_eq!(read_last_accepting(dir.path()), Some(at(119)));
+
+        write_last_accepting(dir.path(), at(1_000_000)).unwrap();
+        let mut far = Recorder::new(dir.path().to_owned(), at(0));
+        far.look(true, MINUTE, at(1));
+        far.look(true, MINUTE * (24 * 60 - 2), at(24 * 60 - 1));
+        assert_eq!(read_last_accepting(dir.path()), Some(at(1_000_000)));
+        far.look(true, MINUTE, at(24 * 60));
+        assert_eq!(read_last_accepting(dir.path()), Some(at(24 * 60)));
     }
 }
