@@ -180,6 +180,8 @@ enum CliError {
     #[error(transparent)]
     Gaps(#[from] crate::gaps::GapsError),
     #[error(transparent)]
+    Quarantine(#[from] crate::publisher::quarantine::QuarantineError),
+    #[error(transparent)]
     Recover(#[from] crate::recover::RecoverError),
     #[error(transparent)]
     Kafka(#[from] crate::kafka::KafkaError),

@@ -89,6 +89,9 @@ fn show(report: &Report) {
     if log.damaged > 0 {
         print_out!("damaged      {} records of the log cannot be read", log.damaged);
     }
+    for damaged in &report.quarantine_damaged {
+        print_out!("damaged      {damaged}");
+    }
     list("missing", &report.missing);
     list("doubled", &report.doubled);
     list("unaccounted", &report.unaccounted);

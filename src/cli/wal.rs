@@ -9,7 +9,7 @@ use crate::config::ConfigLayers;
 use crate::event::{Timestamp, type_name};
 use crate::gaps::{self, Gap};
 use crate::publisher::Exported;
-use crate::publisher::quarantine::{self, QuarantinedRecord};
+use crate::publisher::quarantine::{self, DamagedFile};
 use crate::record::{Entry, Lsn};
 use crate::wal::{self, LogView, SegmentView};
 use bytesize::ByteSize;
@@ -156,12 +156,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
         Command::Verify(Report { dir, json }) => verify(&dir.path()?, *json, &mut out),
         Command::Damaged(options) => damaged(options, &mut out),
         Command::Gaps(options) => gaps(options, &mut out),
-        Command::Quarantine(dir) => held(&dir.path()?)?.iter().try_for_each(|held| {
-            let mut line = json!(Exported::of(&held.record));
-            line["reason"] = held.reason.clone().into();
-            line["file"] = held.path.display().to_string().into();
-            print(&mut out, &line)
-        }),
+        Command::Quarantine(dir) => quarantined(&dir.path()?, &mut out),
         Command::Release(dir) => release(&dir.path()?, &mut out),
     };
     let flushed = out.flush().map_err(CliError::other("print"));
@@ -290,8 +285,23 @@ fn gaps(options: &Gaps, out: &mut impl Write) -> Result<(), CliError> {
     Ok(())
 }
 
-fn held(dir: &Path) -> Result<Vec<QuarantinedRecord>, CliError> {
-    quarantine::list(&quarantine::dir_of(dir)).map_err(CliError::other("read the quarantine"))
+fn quarantined(dir: &Path, out: &mut impl Write) -> Result<(), CliError> {
+    let quarantine::Contents { records, damaged } = quarantine::list(&quarantine::dir_of(dir))?;
+    for held in records {
+        let mut line = json!(Exported::of(&held.record));
+        line["reason"] = held.reason.into();
+        line["file"] = held.path.display().to_string().into();
+        print(out, &line)?;
+    }
+    report_damaged(&damaged)
+}
+
+/// Names the files that cannot be read, which makes the command fail.
+fn report_damaged(damaged: &[DamagedFile]) -> Result<(), CliError> {
+    for file in damaged {
+        print_err!("{file}");
+    }
+    if damaged.is_empty() { Ok(()) } else { Err(CliError::Found) }
 }
 
 fn status(dir: &Path, json: bool, out: &mut impl Write) -> Result<(), CliError> {
@@ -313,7 +323,8 @@ fn status(dir: &Path, json: bool, out: &mut impl Write) -> Result<(), CliError> 
     drop(bar);
     let records: u64 = counts.values().sum();
     let bytes: u64 = view.segments.iter().map(|segment| segment.bytes).sum();
-    let quarantined = held(dir)?.len();
+    let quarantine = quarantine::list(&quarantine::dir_of(dir))?;
+    let (quarantined, quarantine_damaged) = (quarantine.records.len(), quarantine.damaged.len());
     if json {
         let times = times.map(|(first, last)| [first.to_string(), last.to_string()]);
         return print(
@@ -322,6 +333,7 @@ fn status(dir: &Path, json: bool, out: &mut impl Write) -> Result<(), CliError> 
                 "log": view.id.to_string(), "records": records, "unpublished": unpublished,
                 "by_event_type": counts, "received": times, "segments": view.segments.len(),
                 "disk_bytes": bytes, "quarantined": quarantined,
+                "quarantine_damaged": quarantine_damaged,
             }),
         );
     }
@@ -335,7 +347,12 @@ fn status(dir: &Path, json: bool, out: &mut impl Write) -> Result<(), CliError> 
     }
     let segments = view.segments.len();
     print(out, &format_args!("on disk      {}, {segments} segments", ByteSize(bytes)))?;
-    print(out, &format_args!("quarantined  {quarantined}"))
+    print(out, &format_args!("quarantined  {quarantined}"))?;
+    if quarantine_damaged > 0 {
+        let advice = "`livebridge wal quarantine` names them";
+        print(out, &format_args!("  unreadable {quarantine_damaged} more files; {advice}"))?;
+    }
+    Ok(())
 }
 
 fn list(dir: &Path, json: bool, out: &mut impl Write) -> Result<(), CliError> {
@@ -412,21 +429,24 @@ fn verify(dir: &Path, json: bool, out: &mut impl Write) -> Result<(), CliError> 
 }
 
 fn release(dir: &Path, out: &mut impl Write) -> Result<(), CliError> {
-    let held = held(dir)?;
-    if held.is_empty() {
-        return print(out, &"nothing is in quarantine");
+    let quarantine::Contents { records, damaged } = quarantine::list(&quarantine::dir_of(dir))?;
+    if records.is_empty() {
+        if damaged.is_empty() {
+            return print(out, &"nothing is in quarantine");
+        }
+        return report_damaged(&damaged);
     }
     // No limits: what is in quarantine takes its space already.
     let config = wal::Config { dir: dir.to_owned(), max_bytes: u64::MAX, min_free_bytes: 0 };
     let (appender, reader, mut log) = wal::open(&config)?;
-    let bar = Progress::count("releasing", held.len() as u64);
+    let bar = Progress::count("releasing", records.len() as u64);
     let released = block_on(async {
         let appends = appender.handle();
         drop(appender);
-        for held in &held {
+        for held in &records {
             let append = appends.append(held.record.clone()).await;
             append.map_err(CliError::other("append to the log"))?;
-            quarantine::remove(held).map_err(CliError::other("empty the quarantine"))?;
+            quarantine::remove(held)?;
             bar.add(1);
         }
         drop(appends);
@@ -435,5 +455,6 @@ fn release(dir: &Path, out: &mut impl Write) -> Result<(), CliError> {
     drop(reader);
     log.close();
     released?;
-    print(out, &format_args!("{} records are back in the log", held.len()))
+    print(out, &format_args!("{} records are back in the log", records.len()))?;
+    report_damaged(&damaged)
 }

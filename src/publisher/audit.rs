@@ -5,7 +5,6 @@
 //! then knows of all that left the log, then the topics, which then have all that the ledger names.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -36,14 +35,8 @@ pub enum AuditError {
     #[error("cannot read from Kafka: {}", kafka::text(.0))]
     Kafka(#[from] KafkaError),
     /// The quarantine cannot.
-    #[error("cannot read the quarantine {path}: {cause}", path = path.display())]
-    Quarantine {
-        /// Which.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        cause: io::Error,
-    },
+    #[error(transparent)]
+    Quarantine(#[from] quarantine::QuarantineError),
 }
 
 /// What to compare.
@@ -78,6 +71,8 @@ pub struct Report {
     pub dead_letters: u64,
     /// Records in quarantine.
     pub quarantined: u64,
+    /// Files in quarantine that cannot be read, and why not.
+    pub quarantine_damaged: Vec<String>,
     /// Acknowledged or published, and nowhere.
     pub missing: Findings,
     /// In the topics more than once, and not sent again on purpose.
@@ -179,8 +174,11 @@ impl Audit<'_> {
             self.read_topic(topic, self.since.before(SLACK), &mut seen, &mut report)?;
             step();
         }
-        let held = self.quarantine()?;
+        let quarantine::Contents { records, damaged } =
+            quarantine::list(&quarantine::dir_of(&self.dir))?;
+        let held: HashSet<EventId> = records.into_iter().map(|held| held.record.id).collect();
         report.quarantined = held.len() as u64;
+        report.quarantine_damaged = damaged.iter().map(ToString::to_string).collect();
 
         let (done, pending): (Vec<_>, Vec<_>) =
             stored.into_iter().partition(|&Stored { lsn, writer, .. }| {
@@ -204,7 +202,7 @@ impl Audit<'_> {
         report.cut = partitions.into_iter().filter(|held| held.begin > 0).collect();
         let doubled = report.doubled.count > 0 && self.kafka.delivery == Delivery::ExactlyOnce;
         let wrong = report.missing.count + report.unaccounted.count + report.log.damaged > 0;
-        report.ok = !wrong && !doubled;
+        report.ok = !wrong && !doubled && report.quarantine_damaged.is_empty();
         Ok(report)
     }
 
@@ -289,14 +287,6 @@ impl Audit<'_> {
             report.topics.insert(topic.to_owned(), count);
         }
         Ok(())
-    }
-
-    fn quarantine(&self) -> Result<HashSet<EventId>, AuditError> {
-        let path = quarantine::dir_of(&self.dir);
-        match quarantine::list(&path) {
-            Ok(held) => Ok(held.into_iter().map(|held| held.record.id).collect()),
-            Err(cause) => Err(AuditError::Quarantine { path, cause }),
-        }
     }
 
     /// What is in the topics twice, or without the ledger's knowledge.

@@ -38,14 +38,48 @@ pub struct QuarantinedRecord {
     pub reason: String,
 }
 
-/// The quarantine cannot be read or written.
+/// A file whose record cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot write to the quarantine {path}: {cause}{}", permission::advice(path, cause), path = path.display())]
+#[error(
+    "the quarantined record in {path} cannot be read: {cause}{}; restore the file, or move it out of \
+     this directory if its callback is given up",
+    permission::advice(path, cause), path = path.display()
+)]
+pub struct DamagedFile {
+    /// Which.
+    pub path: PathBuf,
+    /// Why not; [`io::ErrorKind::InvalidData`] when it is not a whole record.
+    #[source]
+    pub cause: io::Error,
+}
+
+/// What the quarantine holds.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// Records, the oldest first.
+    pub records: Vec<QuarantinedRecord>,
+    /// Files whose records cannot be read: they must not keep the others from being released.
+    pub damaged: Vec<DamagedFile>,
+}
+
+/// The quarantine cannot be read or changed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what} the quarantine {path}: {cause}{}", permission::advice(path, cause), path = path.display())]
 pub struct QuarantineError {
+    what: &'static str,
     path: PathBuf,
     #[source]
     cause: io::Error,
 }
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> QuarantineError {
+    let path = path.to_owned();
+    move |cause| QuarantineError { what, path, cause }
+}
+
+const READ: &str = "read";
+const WRITE: &str = "write to";
+const REMOVE: &str = "remove a record from";
 
 /// The quarantine of the log in `dir`.
 #[must_use]
@@ -82,7 +116,7 @@ impl Quarantine {
             .and_then(|()| wal::write_durably(&path.with_extension(REASON), reason.as_bytes()))
             .and_then(|()| wal::write_durably(&path, &bytes))
             .and_then(|()| wal::sync_dir(&self.dir));
-        stored.map_err(|cause| QuarantineError { path, cause })?;
+        stored.map_err(failed(WRITE, &path))?;
         self.pending.get_or_insert_default().insert(key);
         Ok(())
     }
@@ -112,14 +146,13 @@ impl Quarantine {
                 Decision::Keep => keep(&path),
                 Decision::Remove => remove_files(&path),
             };
-            done.map_err(|cause| QuarantineError { path, cause })?;
+            done.map_err(failed(WRITE, &path))?;
             // One by one: an error of the next must not have this one decided again.
             self.pending.get_or_insert_default().remove(&key);
             self.unsynced = true;
         }
         if self.unsynced {
-            let synced = wal::sync_dir(&self.dir);
-            synced.map_err(|cause| QuarantineError { path: self.dir.clone(), cause })?;
+            wal::sync_dir(&self.dir).map_err(failed(WRITE, &self.dir))?;
             self.unsynced = false;
         }
         Ok(())
@@ -127,8 +160,7 @@ impl Quarantine {
 
     fn read_pending(&mut self) -> Result<&HashSet<Key>, QuarantineError> {
         if self.pending.is_none() {
-            let names = files(&self.dir, PENDING);
-            let names = names.map_err(|cause| QuarantineError { path: self.dir.clone(), cause })?;
+            let names = files(&self.dir, PENDING).map_err(failed(READ, &self.dir))?;
             let key = |path: &PathBuf| {
                 let (lsn, id) = path.file_stem()?.to_str()?.split_once('-')?;
                 Some((Lsn::parse(lsn)?, EventId::parse(id)?))
@@ -179,27 +211,39 @@ fn files(dir: &Path, extension: &str) -> io::Result<Vec<PathBuf>> {
 /// What is in the quarantine `dir`; nothing when there is no such directory.
 ///
 /// # Errors
-/// The file system's; that a file is not a record is [`io::ErrorKind::InvalidData`].
-pub fn list(dir: &Path) -> io::Result<Vec<QuarantinedRecord>> {
-    let mut held = Vec::new();
-    for path in files(dir, RECORD)? {
-        let record = Record::decode(Bytes::from(fs::read(&path)?))
-            .map_err(|cause| io::Error::new(io::ErrorKind::InvalidData, cause))?;
-        let reason = fs::read_to_string(path.with_extension(REASON)).unwrap_or_default();
-        held.push(QuarantinedRecord { path, record, reason });
+/// When the directory cannot be read. A file that cannot be read is in [`Contents::damaged`].
+pub fn list(dir: &Path) -> Result<Contents, QuarantineError> {
+    let mut contents = Contents::default();
+    for path in files(dir, RECORD).map_err(failed(READ, dir))? {
+        let record = fs::read(&path).and_then(|bytes| {
+            let record = Record::decode(Bytes::from(bytes));
+            record.map_err(|cause| io::Error::new(io::ErrorKind::InvalidData, cause))
+        });
+        match record {
+            Ok(record) => {
+                let reason = fs::read_to_string(path.with_extension(REASON)).unwrap_or_default();
+                contents.records.push(QuarantinedRecord { path, record, reason });
+            }
+            // Released since the directory was read.
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
+            Err(cause) => contents.damaged.push(DamagedFile { path, cause }),
+        }
     }
-    held.sort_unstable_by_key(|held| held.record.received_at);
-    Ok(held)
+    contents.records.sort_unstable_by_key(|held| held.record.received_at);
+    contents.damaged.sort_unstable_by(|one, other| one.path.cmp(&other.path));
+    Ok(contents)
 }
 
 /// Removes a record that is in the log again, durably: after a power cut it must not be there to be
 /// released once more.
 ///
 /// # Errors
-/// The file system's.
-pub fn remove(held: &QuarantinedRecord) -> io::Result<()> {
-    remove_files(&held.path)?;
-    held.path.parent().map_or(Ok(()), wal::sync_dir)
+/// When its files cannot be removed.
+pub fn remove(held: &QuarantinedRecord) -> Result<(), QuarantineError> {
+    let removed = remove_files(&held.path);
+    removed
+        .and_then(|()| held.path.parent().map_or(Ok(()), wal::sync_dir))
+        .map_err(failed(REMOVE, &held.path))
 }
 
 /// The record first: a reason without a record is not listed.

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use livebridge::callback::CallbackKey;
 use livebridge::event::{EventType, Timestamp};
 use livebridge::kafka::embedded::Embedded;
@@ -23,7 +24,7 @@ use tempfile::TempDir;
 
 use crate::support::process::{Finished, Running, livebridge, run};
 use crate::support::wire::{exchange, post};
-use crate::support::{metrics, wire};
+use crate::support::{log, metrics, wire};
 
 /// An address without Kafka: an unprivileged process cannot listen on this port.
 const UNREACHABLE: &str = "127.0.0.1:1";
@@ -787,6 +788,38 @@ mod wal {
             assert_eq!(refused.code, Some(64), "{refused:?}");
             assert!(refused.stderr.contains(says), "{refused:?}");
         }
+    }
+
+    #[test]
+    fn a_damaged_quarantined_record_is_named_and_the_others_are_released() {
+        let home = Home::new(UNREACHABLE, "");
+        let dir = at_rest(&home);
+        let quarantine = dir.join("quarantine");
+        fs::create_dir(&quarantine).unwrap();
+        let mut bytes = BytesMut::new();
+        log::record(7, 100).encode(&mut bytes);
+        fs::write(quarantine.join("good.record"), &bytes).unwrap();
+        let damaged = quarantine.join("damaged.record");
+        fs::write(&damaged, vec![0; bytes.len()]).unwrap();
+        let names_it = |finished: &Finished| {
+            assert_eq!(finished.code, Some(1), "{finished:?}");
+            let line = format!("the quarantined record in {} cannot be read", damaged.display());
+            assert!(finished.stderr.contains(&line), "{finished:?}");
+        };
+
+        let listed = wal(&dir, &["quarantine"]);
+        names_it(&listed);
+        assert_eq!(listed.stdout.lines().count(), 1, "{listed:?}");
+        let status = json(&dir, &["status", "--json"]);
+        assert_eq!((&status["quarantined"], &status["quarantine_damaged"]), (&1.into(), &1.into()));
+        let released = wal(&dir, &["release"]);
+        names_it(&released);
+        assert_eq!(released.stdout, "1 records are back in the log\n");
+        assert_eq!(json(&dir, &["status", "--json"])["records"], 4);
+        assert!(damaged.exists());
+        names_it(&wal(&dir, &["release"]));
+        fs::remove_file(&damaged).unwrap();
+        assert_eq!(wal(&dir, &["release"]).stdout, "nothing is in quarantine\n");
     }
 
     #[test]

@@ -45,7 +45,7 @@ fn reject(quarantine: &mut Quarantine, numbers: &[u32], index: usize) -> Batch {
 }
 
 fn held(dir: &Path) -> Vec<u64> {
-    list(dir).unwrap().iter().map(|held| held.record.id.natural).collect()
+    list(dir).unwrap().records.iter().map(|held| held.record.id.natural).collect()
 }
 
 fn all_files(dir: &Path) -> Vec<String> {
@@ -66,7 +66,7 @@ fn a_record_is_in_quarantine_once_its_transaction_is_committed() {
     assert_eq!(all_files(&dir), [format!("{stem}.pending"), format!("{stem}.reason")]);
     quarantine.finalize(&batch).unwrap();
     assert_eq!(held(&dir), [2]);
-    assert_eq!(list(&dir).unwrap()[0].reason, "too large there as well");
+    assert_eq!(list(&dir).unwrap().records[0].reason, "too large there as well");
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn a_removed_record_leaves_nothing() {
     let mut quarantine = Quarantine::new(dir.clone());
     let batch = reject(&mut quarantine, &[1], 0);
     quarantine.finalize(&batch).unwrap();
-    remove(&list(&dir).unwrap()[0]).unwrap();
+    remove(&list(&dir).unwrap().records[0]).unwrap();
     assert_eq!(all_files(&dir), [] as [&str; 0]);
 }
 
@@ -194,4 +194,48 @@ fn an_error_at_one_record_does_not_have_the_others_decided_again() {
     quarantine.finalize_all().unwrap();
     assert!(held(&dir).len() >= 19, "{:?}", all_files(&dir));
     assert!(all_files(&dir).iter().all(|name| !name.ends_with(PENDING)), "{:?}", all_files(&dir));
+}
+
+#[test]
+fn a_damaged_file_is_named_and_the_others_are_listed() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = dir_of(home.path());
+    let mut quarantine = Quarantine::new(dir.clone());
+    for number in [1, 2, 3] {
+        let batch = reject(&mut quarantine, &[number], 0);
+        quarantine.finalize(&batch).unwrap();
+    }
+    let files: Vec<_> = list(&dir).unwrap().records.into_iter().map(|held| held.path).collect();
+    fs::write(&files[0], "no record").unwrap();
+    // A directory cannot be read as a file.
+    fs::remove_file(&files[2]).unwrap();
+    fs::create_dir(&files[2]).unwrap();
+    assert_eq!(held(&dir), [2]);
+    let damaged = list(&dir).unwrap().damaged;
+    let paths: Vec<_> = damaged.iter().map(|file| &file.path).collect();
+    assert_eq!(paths, [&files[0], &files[2]]);
+    for file in damaged {
+        let text = file.to_string();
+        assert!(text.contains(file.path.to_str().unwrap()), "{text}");
+        assert!(text.contains("restore the file"), "{text}");
+    }
+}
+
+#[test]
+fn an_error_says_whether_the_quarantine_was_read_or_written() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = dir_of(home.path());
+    fs::write(&dir, "in the way").unwrap();
+    let name = dir.to_str().unwrap();
+    for error in [Quarantine::new(dir.clone()).finalize_all().unwrap_err(), list(&dir).unwrap_err()]
+    {
+        let text = error.to_string();
+        assert!(text.starts_with(&format!("cannot read the quarantine {name}: ")), "{text}");
+    }
+    fs::remove_file(&dir).unwrap();
+    let mut quarantine = Quarantine::new(dir.clone());
+    quarantine.finalize_all().unwrap();
+    fs::write(&dir, "in the way").unwrap();
+    let text = quarantine.store(&entry(1), "too large").unwrap_err().to_string();
+    assert!(text.starts_with(&format!("cannot write to the quarantine {name}")), "{text}");
 }
