@@ -183,7 +183,7 @@ impl Maintenance {
                     self.state.set_spare_missing(false);
                     tracing::info!("segments can be made again");
                 }
-                match segment.ahead(&self.segments) {
+                match segment.ahead() {
                     Ok(ahead) => _ = self.aheads.insert(self.next_number, ahead),
                     Err(error) => tracing::debug!(%error, "cannot write ahead in a segment"),
                 }
@@ -209,7 +209,7 @@ impl Maintenance {
             Some(segment) => segment,
             None => Segment::create(&self.segments, self.next_number)?,
         };
-        match segment.prepare(&self.segments) {
+        match segment.prepare() {
             Ok(()) => Ok(segment),
             Err(error) => {
                 self.unprepared = Some(segment);

@@ -82,11 +82,21 @@ pub enum StoreError {
     Panicked(&'static str),
 }
 
+fn io_error(what: &'static str, path: &Path) -> impl Fn(io::Error) -> StoreError + Copy {
+    move |cause| StoreError::Io { what, path: path.to_owned(), cause }
+}
+
+fn sled_error(what: &'static str, path: &Path) -> impl Fn(sled::Error) -> StoreError + Copy {
+    move |cause| StoreError::Sled { what, path: path.to_owned(), cause }
+}
+
 const DROPPED_LAST: &str = "the database is there until the segment is dropped";
 
 /// The segment being written.
 pub(super) struct Segment {
     number: u32,
+    /// Its directory.
+    dir: PathBuf,
     /// There until the segment is dropped.
     database: Option<Database>,
     data: File,
@@ -112,8 +122,8 @@ impl Segment {
     /// Makes an empty segment, which has to be [prepared](Self::prepare).
     pub(super) fn create(segments: &Path, number: u32) -> Result<Self, StoreError> {
         let dir = segment_dir(segments, number);
-        let io = |cause| StoreError::Io { what: "create segment", path: dir.clone(), cause };
-        let sled = |cause| StoreError::Sled { what: "create segment", path: dir.clone(), cause };
+        let io = io_error("create segment", &dir);
+        let sled = sled_error("create segment", &dir);
         // What a failed attempt left, sled may refuse to open for good.
         match fs::remove_dir_all(&dir) {
             Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(io(cause)),
@@ -135,21 +145,21 @@ impl Segment {
         let ahead = Ahead::open(&path).map_err(io)?;
         let end = ahead.len() + TREE_BYTES;
         let database = Some(Database { db, tree });
-        Ok(Self { number, database, data, ahead, end, tree_values: 0, trees: 1 })
+        Ok(Self { number, dir, database, data, ahead, end, tree_values: 0, trees: 1 })
     }
 
     /// Gives a new segment the space for its first group, and makes its files and their directories
     /// durable. After an error it can be called again.
-    pub(super) fn prepare(&mut self, segments: &Path) -> Result<(), StoreError> {
-        let dir = segment_dir(segments, self.number);
-        let io = |cause| StoreError::Io { what: "prepare segment", path: dir.clone(), cause };
+    pub(super) fn prepare(&mut self) -> Result<(), StoreError> {
+        let io = io_error("prepare segment", &self.dir);
         let len = self.end + RESERVE_BYTES + GROWTH_BYTES;
         self.ahead.grow(len, len).map_err(io)?;
-        for entry in fs::read_dir(&dir).map_err(io)? {
+        for entry in fs::read_dir(&self.dir).map_err(io)? {
             let path = entry.map_err(io)?.path();
             File::open(path).and_then(|file| file.sync_all()).map_err(io)?;
         }
-        sync_dir(&dir).and_then(|()| sync_dir(segments)).map_err(io)
+        let segments = self.dir.parent().unwrap_or(&self.dir);
+        sync_dir(&self.dir).and_then(|()| sync_dir(segments)).map_err(io)
     }
 
     pub(super) fn number(&self) -> u32 {
@@ -162,8 +172,8 @@ impl Segment {
     }
 
     /// The file once more, to write zeros ahead of the data.
-    pub(super) fn ahead(&self, segments: &Path) -> io::Result<Ahead> {
-        Ahead::open(&data_file(&segment_dir(segments, self.number)))
+    pub(super) fn ahead(&self) -> io::Result<Ahead> {
+        Ahead::open(&data_file(&self.dir))
     }
 
     /// Makes sure that a group with records of this many bytes fits in the file, so that it cannot
@@ -176,11 +186,7 @@ impl Segment {
         match self.ahead.grow(wanted, wanted + GROWTH_BYTES) {
             Ok(()) => Ok(true),
             Err(cause) if is_lack_of_space(&cause) => Ok(false),
-            Err(cause) => Err(StoreError::Io {
-                what: "write ahead in segment",
-                path: PathBuf::from(self.number.to_string()),
-                cause,
-            }),
+            Err(cause) => Err(io_error("preallocate space in segment", &self.dir)(cause)),
         }
     }
 
@@ -196,11 +202,7 @@ impl Segment {
 
     /// Hands a frame to sled and returns the copy that sled keeps. Durable after [`Self::sync`].
     pub(super) fn append(&mut self, first: Lsn, frame: &[u8]) -> Result<Bytes, StoreError> {
-        let sled = |cause| StoreError::Sled {
-            what: "append to segment",
-            path: PathBuf::from(self.number.to_string()),
-            cause,
-        };
+        let sled = sled_error("append to segment", &self.dir);
         let Database { db, tree } = self.database.as_mut().expect(DROPPED_LAST);
         let value = sled::IVec::from(frame);
         let new_tree = self.tree_values == TREE_VALUES_MAX;
@@ -221,21 +223,12 @@ impl Segment {
     /// Has sled write everything appended to the file.
     pub(super) fn flush(&self) -> Result<(), StoreError> {
         let Database { db, .. } = self.database.as_ref().expect(DROPPED_LAST);
-        let flushed = db.flush().map(|_| ());
-        flushed.map_err(|cause| StoreError::Sled {
-            what: "flush segment",
-            path: PathBuf::from(self.number.to_string()),
-            cause,
-        })
+        db.flush().map(|_| ()).map_err(sled_error("flush segment", &self.dir))
     }
 
     /// Makes everything written durable.
     pub(super) fn sync(&self) -> Result<(), StoreError> {
-        self.data.sync_data().map_err(|cause| StoreError::Io {
-            what: "sync segment",
-            path: PathBuf::from(self.number.to_string()),
-            cause,
-        })
+        self.data.sync_data().map_err(io_error("sync segment", &self.dir))
     }
 
     /// Whether the next frame should go to another segment.
@@ -304,6 +297,8 @@ fn open_tree(db: &sled::Db, number: u32) -> Result<sled::Tree, sled::Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
+
     use super::*;
 
     /// How often each of the threads that sled's pool starts with has gone to sleep.
@@ -324,7 +319,7 @@ mod tests {
     fn a_commit_wakes_two_threads_of_sleds_pool_at_most() {
         let dir = tempfile::tempdir().unwrap();
         let mut segment = Segment::create(dir.path(), 1).unwrap();
-        segment.prepare(dir.path()).unwrap();
+        segment.prepare().unwrap();
         for index in 1..=50 {
             segment.append(Lsn::new(1, index), b"a frame").unwrap();
             segment.flush().unwrap();
@@ -337,13 +332,25 @@ mod tests {
     }
 
     #[test]
+    fn errors_name_the_segments_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segment = Segment::create(dir.path(), 1).unwrap();
+        let path = segment_dir(dir.path(), 1);
+        // A pipe cannot be synced.
+        let (pipe, _writer) = io::pipe().unwrap();
+        segment.data = File::from(OwnedFd::from(pipe));
+        let error = segment.sync().unwrap_err().to_string();
+        assert!(error.starts_with(&format!("cannot sync segment {}: ", path.display())), "{error}");
+    }
+
+    #[test]
     fn what_a_segment_uses_is_never_more_than_it_counts_and_hardly_less() {
         let mut random = fastrand::Rng::with_seed(3);
         for largest in [100, 3000, 60_000, 700_000] {
             let dir = tempfile::tempdir().unwrap();
             let mut segment = Segment::create(dir.path(), 1).unwrap();
-            segment.prepare(dir.path()).unwrap();
-            segment.prepare(dir.path()).unwrap();
+            segment.prepare().unwrap();
+            segment.prepare().unwrap();
             let mut index = 1;
             while !segment.is_full() {
                 let len = random.usize(1..largest);

@@ -48,6 +48,14 @@ struct Active {
     next: Lsn,
 }
 
+/// What became of a group.
+enum Stored {
+    /// It is durable; its first record has this LSN.
+    From(Lsn),
+    /// Nothing was written and nothing has failed.
+    Rejected(AppendError),
+}
+
 impl Writer {
     pub(super) fn new(
         (log, opening): (LogId, OpeningId),
@@ -93,29 +101,39 @@ impl Writer {
         let mut gathering = Gathering::new(Instant::now());
         while self.gather(&mut gathering, &mut group) {
             self.state.set_busy(true);
-            self.rotate()?;
             let bytes = group.iter().map(|append| append.bytes).sum();
-            let committed = match self.room(bytes) {
-                Ok(Ok(())) => self.commit(&group).map(Ok),
-                refused => refused.map(|full| full.map(|()| Lsn::ZERO)),
-            };
+            let stored = self.store(&group, bytes);
             self.inbox.discount(bytes);
             gathering.end(self.inbox.len());
-            match committed {
-                Ok(Ok(mut next)) => self.routes.answer(&mut group, || {
-                    let lsn = next;
-                    next = lsn.next();
-                    Ok(lsn)
-                }),
-                Ok(Err(full)) => self.routes.answer(&mut group, || Err(full)),
-                Err(error) => {
-                    self.routes.answer(&mut group, || Err(AppendError::Failed));
-                    return Err(error);
-                }
-            }
+            let mut answer = match stored {
+                Ok(Stored::From(first)) => Ok(first),
+                Ok(Stored::Rejected(reason)) => Err(reason),
+                Err(_) => Err(AppendError::Failed),
+            };
+            self.routes.answer(&mut group, || {
+                let lsn = answer?;
+                answer = Ok(lsn.next());
+                Ok(lsn)
+            });
+            stored?;
             self.state.set_busy(false);
         }
         Ok(())
+    }
+
+    /// Makes the group durable, if there is space for its `bytes`.
+    fn store(&mut self, group: &[Append], bytes: usize) -> Result<Stored, StoreError> {
+        self.rotate()?;
+        let Some(active) = self.active.as_mut().filter(|active| !active.is_overgrown()) else {
+            return Ok(Stored::Rejected(AppendError::DiskFull));
+        };
+        if let Err(reason) = self.state.room() {
+            return Ok(Stored::Rejected(reason));
+        }
+        if !reserve(&mut active.segment, bytes as u64, &mut self.full, &self.state)? {
+            return Ok(Stored::Rejected(AppendError::DiskFull));
+        }
+        active.commit(group, &mut self.builder, (self.log, self.opening), &self.state)
     }
 
     /// Takes the next group; `false` when every appender is gone and nothing is left.
@@ -130,88 +148,6 @@ impl Writer {
         !group.is_empty()
     }
 
-    /// Whether there is room for a group of `bytes`; if so, it will not fail for lack of space.
-    fn room(&mut self, bytes: usize) -> Result<Result<(), AppendError>, StoreError> {
-        if self.needs_segment() {
-            return Ok(Err(AppendError::DiskFull));
-        }
-        if let Err(full) = self.state.room() {
-            return Ok(Err(full));
-        }
-        let Some(Active { segment, .. }) = &mut self.active else { return Ok(Ok(())) };
-        if self.full.is_some_and(|since| since.elapsed() < FULL_PAUSE) {
-            return Ok(Err(AppendError::DiskFull));
-        }
-        let deadline = Instant::now() + SPARE_WAIT;
-        let mut reserved = segment.reserve(bytes as u64)?;
-        while !reserved && self.full.is_none() && Instant::now() < deadline {
-            thread::sleep(FULL_PAUSE);
-            reserved = segment.reserve(bytes as u64)?;
-        }
-        if reserved && self.full.take().is_some() {
-            tracing::info!("the log takes callbacks again: its segment can grow");
-            self.state.set_full(None);
-        }
-        if reserved {
-            return Ok(Ok(()));
-        }
-        if self.full.replace(Instant::now()).is_none() {
-            tracing::error!(
-                "callbacks are rejected with 503 until the disk has space for them; what is stored \
-                 is still published"
-            );
-        }
-        self.state.set_full(self.full);
-        Ok(Err(AppendError::DiskFull))
-    }
-
-    /// Whether there is no segment that could take a group.
-    fn needs_segment(&self) -> bool {
-        self.active.as_ref().is_none_or(|active| active.segment.used_bytes() >= OVERGROWN_BYTES)
-    }
-
-    /// Makes the group durable and returns the first record's place.
-    fn commit(&mut self, group: &[Append]) -> Result<Lsn, StoreError> {
-        let Some(Active { segment, next }) = &mut self.active else {
-            return Err(StoreError::Panicked("maintenance"));
-        };
-        let started = Instant::now();
-        let first = *next;
-        let mut frames = Vec::new();
-        let mut close = |builder: &mut Builder, next: &mut Lsn| -> Result<(), StoreError> {
-            let frame: Frame = builder
-                .finish(self.log, self.opening, *next, |bytes| segment.append(*next, bytes))?;
-            *next = frame.last().next();
-            frames.push(frame);
-            Ok(())
-        };
-        for append in group {
-            self.builder.push(&append.record);
-            if self.builder.is_full() {
-                close(&mut self.builder, next)?;
-            }
-        }
-        if !self.builder.is_empty() {
-            close(&mut self.builder, next)?;
-        }
-        let appended = Instant::now();
-        segment.flush()?;
-        let written = Instant::now();
-        segment.sync()?;
-        let synced = Instant::now();
-        let bytes = frames.iter().map(Frame::len).sum();
-        metrics::committed(group.len(), bytes, synced - started, synced - appended);
-        if synced - started > SLOW {
-            tracing::debug!(
-                records = group.len(), bytes, append = ?appended - started,
-                write = ?written - appended, sync = ?synced - written, "a slow commit"
-            );
-        }
-        let oldest = group[0].record.received_at;
-        self.state.committed(frames, oldest, segment.used_bytes());
-        Ok(first)
-    }
-
     /// Goes on to the spare segment when there is none yet or the active one is full.
     ///
     /// A spare that is not ready is waited for only when nothing can be written without it.
@@ -219,7 +155,7 @@ impl Writer {
         if self.active.as_ref().is_some_and(|active| !active.segment.is_full()) {
             return Ok(());
         }
-        let needed = self.needs_segment();
+        let needed = self.active.as_ref().is_none_or(Active::is_overgrown);
         let wait = if needed && !self.starving { SPARE_WAIT } else { Duration::ZERO };
         let spare = match self.spares.recv_timeout(wait) {
             Ok(spare) => spare,
@@ -246,4 +182,89 @@ impl Writer {
         let (writer, records) = (self.opening, next.index() - 1);
         let _ = self.tasks.send(MaintenanceTask::Close { segment, writer, records });
     }
+}
+
+impl Active {
+    /// Whether it takes no further group, even if there is no other segment.
+    fn is_overgrown(&self) -> bool {
+        self.segment.used_bytes() >= OVERGROWN_BYTES
+    }
+
+    /// Makes the group durable.
+    fn commit(
+        &mut self,
+        group: &[Append],
+        builder: &mut Builder,
+        (log, opening): (LogId, OpeningId),
+        state: &State,
+    ) -> Result<Stored, StoreError> {
+        let Self { segment, next } = self;
+        let started = Instant::now();
+        let first = *next;
+        let mut frames = Vec::new();
+        let mut close = |builder: &mut Builder, next: &mut Lsn| -> Result<(), StoreError> {
+            let frame: Frame =
+                builder.finish(log, opening, *next, |bytes| segment.append(*next, bytes))?;
+            *next = frame.last().next();
+            frames.push(frame);
+            Ok(())
+        };
+        for append in group {
+            builder.push(&append.record);
+            if builder.is_full() {
+                close(builder, next)?;
+            }
+        }
+        if !builder.is_empty() {
+            close(builder, next)?;
+        }
+        let appended = Instant::now();
+        segment.flush()?;
+        let written = Instant::now();
+        segment.sync()?;
+        let synced = Instant::now();
+        let bytes = frames.iter().map(Frame::len).sum();
+        metrics::committed(group.len(), bytes, synced - started, synced - appended);
+        if synced - started > SLOW {
+            tracing::debug!(
+                records = group.len(), bytes, append = ?appended - started,
+                write = ?written - appended, sync = ?synced - written, "a slow commit"
+            );
+        }
+        let oldest = group[0].record.received_at;
+        state.committed(frames, oldest, segment.used_bytes());
+        Ok(Stored::From(first))
+    }
+}
+
+/// Reserves space for a group of `bytes`, so that it does not fail for lack of it. `false` when there
+/// is none, at once if the last attempt, at `full`, found none either.
+fn reserve(
+    segment: &mut Segment,
+    bytes: u64,
+    full: &mut Option<Instant>,
+    state: &State,
+) -> Result<bool, StoreError> {
+    if full.is_some_and(|since| since.elapsed() < FULL_PAUSE) {
+        return Ok(false);
+    }
+    let deadline = Instant::now() + SPARE_WAIT;
+    let mut reserved = segment.reserve(bytes)?;
+    while !reserved && full.is_none() && Instant::now() < deadline {
+        thread::sleep(FULL_PAUSE);
+        reserved = segment.reserve(bytes)?;
+    }
+    let was_full = full.is_some();
+    *full = (!reserved).then(Instant::now);
+    match (was_full, reserved) {
+        (false, true) => return Ok(true),
+        (true, true) => tracing::info!("the log accepts callbacks again: its segment can grow"),
+        (false, false) => tracing::error!(
+            "callbacks are rejected with 503 until the disk has space for them; what is stored is \
+             still published"
+        ),
+        (true, false) => {}
+    }
+    state.set_full(*full);
+    Ok(reserved)
 }
