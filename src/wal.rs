@@ -23,7 +23,6 @@ use uuid::Uuid;
 use crate::event::Timestamp;
 use crate::record::Lsn;
 
-mod ahead;
 mod appender;
 mod dir;
 mod error;
@@ -33,6 +32,7 @@ mod inbox;
 mod inspect;
 mod maintenance;
 mod opening;
+mod preallocation;
 mod progress;
 mod reader;
 mod segment;

@@ -130,7 +130,7 @@ declare! {
     WAL_FLUSHES: Counter = counter("livebridge_wal_flushes_total",
         "Flushes of the log to disk, each of one write or more");
     WAL_WRITTEN_BYTES: Counter = bytes("livebridge_wal_written_bytes_total",
-        "Bytes written to the log, with the zeros that are written ahead");
+        "Bytes written to the log, including preallocated zeros");
     WAL_RECORDS: Gauge = gauge("livebridge_wal_records", Unit::Count,
         "Records in the log that are not published yet");
     WAL_DISK_BYTES: Gauge = gauge("livebridge_wal_disk_bytes", Unit::Bytes,

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use super::ahead;
 use super::frame::{Scanner, is_unreadable};
 use super::opening::{Extent, OpeningId, Position};
+use super::preallocation;
 use super::{LogId, OpenError};
 use crate::event::Timestamp;
 use crate::metrics;
@@ -247,12 +247,12 @@ pub(super) fn recover(segments: &Path, id: LogId) -> Result<Recovered, OpenError
     let listed = list(segments).map_err(io("list", segments))?;
     let next_number = listed.last().map_or(1, |(number, _)| number + 1);
     for (number, dir) in listed {
-        // A process that was killed leaves the space that it wrote ahead.
+        // A process that was killed leaves the space that it preallocated.
         if read_closed(&dir, number).is_none()
-            && let Err(error) = ahead::trim(&data_file(&dir))
+            && let Err(error) = preallocation::trim(&data_file(&dir))
             && error.kind() != io::ErrorKind::NotFound
         {
-            tracing::debug!(%error, path = %dir.display(), "cannot return space written ahead");
+            tracing::debug!(%error, path = %dir.display(), "cannot return preallocated space");
         }
         let disk_bytes = fs::metadata(data_file(&dir)).map_or(0, |meta| meta.len());
         let contents = examine(number, &dir, id).map_err(io("read", &dir))?;

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use super::ahead::{self, Ahead, PIECE_BYTES};
 use super::dir::{self, Closed, GONE, SEGMENTS};
-use super::segment::{AHEAD_BYTES, SEGMENT_BYTES, Segment, StoreError};
+use super::preallocation::{self, PIECE_BYTES, Preallocation};
+use super::segment::{PREALLOCATED_BYTES, SEGMENT_BYTES, Segment, StoreError};
 use super::self_audit;
 use super::state::State;
 use super::{AppendError, Audit, Config, OpeningId, free_bytes};
@@ -23,8 +23,8 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How often the damaged segments that are kept are counted: they change by an operator's hand.
 const COUNT: Duration = Duration::from_secs(10);
 
-/// Free space below which nothing is written ahead, above `wal.min_free_bytes`.
-const AHEAD_FLOOR_BYTES: u64 = 4 * SEGMENT_BYTES;
+/// Free space below which nothing is preallocated, above `wal.min_free_bytes`.
+const PREALLOCATION_FLOOR_BYTES: u64 = 4 * SEGMENT_BYTES;
 
 pub(super) enum MaintenanceTask {
     /// The spare was taken: make another.
@@ -45,8 +45,8 @@ pub(super) struct Maintenance {
     spares: SyncSender<Segment>,
     /// The next segment, when it could not be prepared.
     unprepared: Option<Segment>,
-    /// Segments that are being written, or are about to be, in whose files space is written ahead.
-    aheads: BTreeMap<u32, Ahead>,
+    /// Segments that are being written, or are about to be, in whose files space is preallocated.
+    preallocations: BTreeMap<u32, Preallocation>,
     state: Arc<State>,
     totals: self_audit::TotalsFile,
     /// What was missing at the last look.
@@ -76,7 +76,7 @@ impl Maintenance {
             tasks,
             spares,
             unprepared: None,
-            aheads: BTreeMap::new(),
+            preallocations: BTreeMap::new(),
             state,
             totals,
             missing: 0,
@@ -96,7 +96,7 @@ impl Maintenance {
                 let free_bytes = self.look();
                 looked = Some(Instant::now());
                 wanted = wanted && !self.make_spare();
-                self.write_ahead(free_bytes);
+                self.preallocate(free_bytes);
             }
             match self.tasks.recv_timeout(LOOK) {
                 Ok(MaintenanceTask::MakeSpare) => wanted = !self.make_spare(),
@@ -183,9 +183,9 @@ impl Maintenance {
                     self.state.set_spare_missing(false);
                     tracing::info!("segments can be made again");
                 }
-                match segment.ahead() {
-                    Ok(ahead) => _ = self.aheads.insert(self.next_number, ahead),
-                    Err(error) => tracing::debug!(%error, "cannot write ahead in a segment"),
+                match segment.open_preallocation() {
+                    Ok(file) => _ = self.preallocations.insert(self.next_number, file),
+                    Err(error) => tracing::debug!(%error, "cannot preallocate space in a segment"),
                 }
                 self.next_number += 1;
                 // The channel has room for the one spare; without a writer it is not wanted.
@@ -218,28 +218,29 @@ impl Maintenance {
         }
     }
 
-    /// Writes zeros ahead of the data, in the active segment and in its successor: as much faster
-    /// than the segment is filled as it takes to stay ahead, and not at all without traffic.
-    fn write_ahead(&mut self, free_bytes: Option<u64>) {
+    /// Preallocates space in the active segment, up to four times what is used, and half as much in
+    /// its successor: about as fast as records come, and not at all without traffic.
+    fn preallocate(&mut self, free_bytes: Option<u64>) {
         let Some((active, used)) = self.state.active() else { return };
-        self.aheads = self.aheads.split_off(&active);
-        let floor = self.state.limits().min_free_bytes.saturating_add(AHEAD_FLOOR_BYTES);
+        self.preallocations = self.preallocations.split_off(&active);
+        let floor = self.state.limits().min_free_bytes.saturating_add(PREALLOCATION_FLOOR_BYTES);
         if free_bytes.is_none_or(|free| free < floor) {
             return;
         }
-        self.aheads.retain(|&number, ahead| {
+        self.preallocations.retain(|&number, preallocation| {
             let wanted = if number == active { 4 * used } else { 2 * used };
-            let wanted = wanted.min(AHEAD_BYTES);
+            let wanted = wanted.min(PREALLOCATED_BYTES);
             // Piece by piece: with many unwritten pages at once, the kernel has the writer wait too.
-            while ahead.len() < wanted {
-                let len = ahead.len() + PIECE_BYTES;
-                if let Err(error) = ahead.grow(len, len).and_then(|()| ahead.sync()) {
-                    tracing::debug!(%error, number, "cannot write ahead in a segment");
+            while preallocation.len() < wanted {
+                let len = preallocation.len() + PIECE_BYTES;
+                if let Err(error) = preallocation.grow(len, len).and_then(|()| preallocation.sync())
+                {
+                    tracing::debug!(%error, number, "cannot preallocate space in a segment");
                     return false;
                 }
                 metrics::flushed(PIECE_BYTES);
             }
-            ahead.len() < AHEAD_BYTES
+            preallocation.len() < PREALLOCATED_BYTES
         });
     }
 
@@ -247,8 +248,8 @@ impl Maintenance {
         let number = segment.number();
         drop(segment);
         let dir = dir::segment_dir(&self.segments, number);
-        if let Err(error) = ahead::trim(&dir::data_file(&dir)) {
-            tracing::debug!(%error, path = %dir.display(), "cannot return space written ahead");
+        if let Err(error) = preallocation::trim(&dir::data_file(&dir)) {
+            tracing::debug!(%error, path = %dir.display(), "cannot return preallocated space");
         }
         if let Err(error) = dir::mark_closed(&dir, number, Closed { writer, records }) {
             tracing::debug!(%error, path = %dir.display(), "cannot mark a segment as closed");

@@ -17,8 +17,8 @@ use std::thread;
 
 use bytes::Bytes;
 
-use super::ahead::Ahead;
 use super::dir::{data_file, segment_dir, sync_dir};
+use super::preallocation::Preallocation;
 use crate::permission;
 use crate::record::Lsn;
 
@@ -32,8 +32,8 @@ const TREES_MAX: u32 = 256;
 pub(super) const SEGMENT_BYTES: u64 = 32 * 1024 * 1024;
 /// A segment grows beyond its size while no other can be made, and takes no more at this one.
 pub(super) const OVERGROWN_BYTES: u64 = 4 * SEGMENT_BYTES;
-/// A segment's length when all of it is written ahead: with what its last groups reserve.
-pub(super) const AHEAD_BYTES: u64 = SEGMENT_BYTES + 2 * RESERVE_BYTES;
+/// A segment's length when all of it is preallocated: with what its last groups reserve.
+pub(super) const PREALLOCATED_BYTES: u64 = SEGMENT_BYTES + 2 * RESERVE_BYTES;
 /// sled's unit of allocation; a quarter of it is what a value must stay below.
 const SLED_SEGMENT_BYTES: usize = 4 * 1024 * 1024;
 /// The most that sled adds to a value: the headers of its message, the key and the lengths.
@@ -46,7 +46,7 @@ const TREE_LISTED_BYTES: u64 = 16;
 const SLED_HEADER_BYTES: u64 = 64;
 /// Space that a group is given for what sled leaves empty, beside a quarter of its bytes.
 const RESERVE_BYTES: u64 = 1024 * 1024;
-/// By how much a segment grows when nothing was written ahead.
+/// By how much a segment grows when nothing was preallocated.
 const GROWTH_BYTES: u64 = 256 * 1024;
 /// sled's cache, in bytes: nothing is read through it.
 const SLED_CACHE_BYTES: u64 = 4 * 1024 * 1024;
@@ -100,7 +100,7 @@ pub(super) struct Segment {
     /// There until the segment is dropped.
     database: Option<Database>,
     data: File,
-    ahead: Ahead,
+    preallocation: Preallocation,
     /// Where sled's next message is at most.
     end: u64,
     tree_values: u32,
@@ -142,10 +142,10 @@ impl Segment {
         db.flush().map_err(sled)?;
         let path = data_file(&dir);
         let data = File::open(&path).map_err(io)?;
-        let ahead = Ahead::open(&path).map_err(io)?;
-        let end = ahead.len() + TREE_BYTES;
+        let preallocation = Preallocation::open(&path).map_err(io)?;
+        let end = preallocation.len() + TREE_BYTES;
         let database = Some(Database { db, tree });
-        Ok(Self { number, dir, database, data, ahead, end, tree_values: 0, trees: 1 })
+        Ok(Self { number, dir, database, data, preallocation, end, tree_values: 0, trees: 1 })
     }
 
     /// Gives a new segment the space for its first group, and makes its files and their directories
@@ -153,7 +153,7 @@ impl Segment {
     pub(super) fn prepare(&mut self) -> Result<(), StoreError> {
         let io = io_error("prepare segment", &self.dir);
         let len = self.end + RESERVE_BYTES + GROWTH_BYTES;
-        self.ahead.grow(len, len).map_err(io)?;
+        self.preallocation.grow(len, len).map_err(io)?;
         for entry in fs::read_dir(&self.dir).map_err(io)? {
             let path = entry.map_err(io)?.path();
             File::open(path).and_then(|file| file.sync_all()).map_err(io)?;
@@ -171,19 +171,19 @@ impl Segment {
         self.end
     }
 
-    /// The file once more, to write zeros ahead of the data.
-    pub(super) fn ahead(&self) -> io::Result<Ahead> {
-        Ahead::open(&data_file(&self.dir))
+    /// The file once more, to preallocate space in the background.
+    pub(super) fn open_preallocation(&self) -> io::Result<Preallocation> {
+        Preallocation::open(&data_file(&self.dir))
     }
 
     /// Makes sure that a group with records of this many bytes fits in the file, so that it cannot
     /// fail for lack of space. `false` when there is not enough.
     pub(super) fn reserve(&mut self, bytes: u64) -> Result<bool, StoreError> {
         let wanted = self.end + bytes + bytes / 4 + RESERVE_BYTES;
-        if wanted <= self.ahead.len() {
+        if wanted <= self.preallocation.len() {
             return Ok(true);
         }
-        match self.ahead.grow(wanted, wanted + GROWTH_BYTES) {
+        match self.preallocation.grow(wanted, wanted + GROWTH_BYTES) {
             Ok(()) => Ok(true),
             Err(cause) if is_lack_of_space(&cause) => Ok(false),
             Err(cause) => Err(io_error("preallocate space in segment", &self.dir)(cause)),

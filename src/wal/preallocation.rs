@@ -1,4 +1,4 @@
-//! Space of a segment's file that is written ahead, as zeros.
+//! Preallocation: zeros at the end of a segment's file, which commits overwrite.
 //!
 //! A commit into such space cannot fail for lack of space, and changes neither the file's size nor
 //! its blocks: its `fdatasync` writes the data only, where a growing file takes two more writes, of
@@ -10,7 +10,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// What is written ahead, and synced, at once in the background.
+/// What is preallocated and synced at once in the background.
 pub(super) const PIECE_BYTES: u64 = 1024 * 1024;
 /// Zeros that [`trim`] leaves at a file's end, more than a frame can end with.
 const KEPT_BYTES: u64 = 1024 * 1024;
@@ -22,12 +22,12 @@ static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 /// It must be opened for this purpose alone: the kernel reports an error of writing back once for
 /// each time the file is opened, and the segment's own descriptor must see it.
 #[derive(Debug)]
-pub(super) struct Ahead {
+pub(super) struct Preallocation {
     file: File,
     len: u64,
 }
 
-impl Ahead {
+impl Preallocation {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let file = File::options().append(true).open(path)?;
         let len = file.metadata()?.len();
@@ -61,7 +61,7 @@ impl Ahead {
     }
 }
 
-/// Returns the space that was written ahead in a file that will not be written again.
+/// Returns the preallocated space of a file that will not be written again.
 pub(super) fn trim(path: &Path) -> io::Result<()> {
     let file = File::options().read(true).write(true).open(path)?;
     let len = file.metadata()?.len();
@@ -92,15 +92,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
         fs::write(&path, "data").unwrap();
-        let mut ahead = Ahead::open(&path).unwrap();
-        ahead.grow(100_000, 100_000).unwrap();
-        ahead.sync().unwrap();
-        assert_eq!(ahead.len(), 100_000);
+        let mut preallocation = Preallocation::open(&path).unwrap();
+        preallocation.grow(100_000, 100_000).unwrap();
+        preallocation.sync().unwrap();
+        assert_eq!(preallocation.len(), 100_000);
         let mut expected = b"data".to_vec();
         expected.resize(100_000, 0);
         assert_eq!(fs::read(&path).unwrap(), expected);
-        ahead.grow(50, 200_000).unwrap();
-        assert_eq!(ahead.len(), 100_000, "it has enough");
+        preallocation.grow(50, 200_000).unwrap();
+        assert_eq!(preallocation.len(), 100_000, "it has enough");
     }
 
     #[test]
