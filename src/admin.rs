@@ -242,7 +242,7 @@ fn route(
         }
         (&Method::GET | &Method::HEAD, "/metrics") => {
             // The log updates its metrics ten times a second only.
-            shared.probe.show();
+            shared.probe.update_metrics();
             metrics::log_lines_dropped(logging::dropped_lines());
             (StatusCode::OK, "text/plain; version=0.0.4", shared.exporter.render())
         }

@@ -257,7 +257,7 @@ pub fn producer(state: &ProducerState) {
     table::KAFKA_REQUEST_FAILURES.get("retry").increment(state.retries);
 }
 
-/// What the log's account of itself says; see `wal/account.rs`.
+/// The totals of the self-audit; see `wal/self_audit.rs`.
 #[derive(Clone, Copy, Debug)]
 pub struct SelfAuditTotals {
     /// Records accepted.
@@ -273,14 +273,14 @@ pub struct SelfAuditTotals {
     pub since: Timestamp,
 }
 
-/// The log's account of itself.
+/// Sets the metrics of the self-audit.
 #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; 2^53 is enough")]
-pub fn audit(account: &SelfAuditTotals) {
-    table::AUDIT_ACCEPTED.absolute(account.accepted);
-    for (outcome, records) in OUTCOMES.into_iter().zip(account.settled) {
+pub fn audit(totals: &SelfAuditTotals) {
+    table::AUDIT_ACCEPTED.absolute(totals.accepted);
+    for (outcome, records) in OUTCOMES.into_iter().zip(totals.settled) {
         table::AUDIT_SETTLED.get(outcome).absolute(records);
     }
-    table::AUDIT_PENDING_RECORDS.set(float(account.pending));
-    table::AUDIT_MISSING_RECORDS.set(account.missing as f64);
-    table::AUDIT_SINCE_TIMESTAMP_SECONDS.set(account.since.as_millis() as f64 / 1000.0);
+    table::AUDIT_PENDING_RECORDS.set(float(totals.pending));
+    table::AUDIT_MISSING_RECORDS.set(totals.missing as f64);
+    table::AUDIT_SINCE_TIMESTAMP_SECONDS.set(totals.since.as_millis() as f64 / 1000.0);
 }

@@ -24,10 +24,10 @@ use crate::event::Timestamp;
 use crate::record::Lsn;
 
 mod appender;
+mod commit_delay;
 mod dir;
 mod error;
 mod frame;
-mod gathering;
 mod inbox;
 mod inspect;
 mod maintenance;
@@ -41,8 +41,9 @@ mod state;
 mod writer;
 
 pub use appender::{AppendHandle, Appender};
+pub use dir::remove_damaged;
 pub use error::{AppendError, OpenError, ReadError, Unready};
-pub use inspect::{LogView, SegmentContents, SegmentView, drop_damaged, visit};
+pub use inspect::{LogView, SegmentContents, SegmentView, visit};
 pub use opening::{OpeningId, Progress};
 // Public so that tests/promise/protocol_model.rs checks these decisions and not a copy of them.
 #[doc(hidden)]
@@ -68,9 +69,9 @@ use writer::Writer;
 pub struct Config {
     /// The log's directory; made when missing.
     pub dir: PathBuf,
-    /// Appends are refused while the log takes more than this many bytes of disk.
+    /// Appends are rejected while the log takes more than this many bytes of disk.
     pub max_bytes: u64,
-    /// Appends are refused while the file system has less than this many bytes free.
+    /// Appends are rejected while the file system has less than this many bytes free.
     pub min_free_bytes: u64,
 }
 
@@ -177,7 +178,7 @@ impl Log {
 pub struct Probe(Arc<State>);
 
 impl Probe {
-    /// Whether an append would be taken now.
+    /// Whether an append would be accepted now.
     ///
     /// # Errors
     /// Why not.
@@ -185,10 +186,10 @@ impl Probe {
         if self.0.is_draining() {
             return Err(Unready::Draining);
         }
-        self.0.ready().map_err(Unready::Refuses)
+        self.0.ready().map_err(Unready::Rejecting)
     }
 
-    /// Whether an append would be taken now, also while the process stops.
+    /// Whether an append would be accepted now, also while the process stops.
     #[must_use]
     pub fn accepts(&self) -> bool {
         self.0.ready().is_ok()
@@ -212,7 +213,7 @@ impl Probe {
         self.0.busy()
     }
 
-    /// From now on the log may become so large.
+    /// Replaces the limits of the open log.
     pub fn set_limits(&self, limits: Limits) {
         self.0.set_limits(limits);
     }
@@ -223,12 +224,12 @@ impl Probe {
         self.0.stored()
     }
 
-    /// Has the metrics say what the log holds now.
-    pub fn show(&self) {
-        self.0.show();
+    /// Sets the metrics of what is stored, and of the self-audit.
+    pub fn update_metrics(&self) {
+        self.0.update_metrics();
     }
 
-    /// The log's account of itself.
+    /// The totals of the self-audit.
     #[must_use]
     pub fn audit(&self) -> Audit {
         self.0.totals().1
@@ -290,7 +291,7 @@ pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
             let state = Arc::clone(&state);
             move || {
                 let end = writer.run();
-                state.end();
+                state.close();
                 // The receiver is gone when the process is already exiting.
                 let _ = ended.send(end);
             }

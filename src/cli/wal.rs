@@ -129,14 +129,14 @@ struct Gaps {
 struct Export {
     #[command(flatten)]
     dir: Dir,
-    /// Only from this place on, such as 12.7: segment 12, record 7.
+    /// Only from this LSN on, such as 12.7: segment 12, record 7.
     #[arg(long, value_name = "LSN", value_parser = parse_lsn, default_value = "0.0",
           hide_default_value = true)]
     from: Lsn,
-    /// Only up to this place and with it.
+    /// Only up to this LSN and with it.
     #[arg(long, value_name = "LSN", value_parser = parse_lsn)]
     to: Option<Lsn>,
-    /// Only what is not published, by the log's own account; the ledger in Kafka may know of more.
+    /// Only what is not published, by the log's own files; the ledger in Kafka may know of more.
     #[arg(long)]
     unpublished: bool,
     #[command(flatten)]
@@ -144,7 +144,7 @@ struct Export {
 }
 
 fn parse_lsn(text: &str) -> Result<Lsn, String> {
-    Lsn::parse(text).ok_or_else(|| "is no place such as 12.7".to_owned())
+    Lsn::parse(text).ok_or_else(|| "is no LSN such as 12.7".to_owned())
 }
 
 pub(super) fn run(options: &Options) -> Result<(), CliError> {
@@ -233,7 +233,7 @@ fn damaged(options: &Damaged, out: &mut impl Write) -> Result<(), CliError> {
     }
     if let Some(name) = &options.drop {
         for segment in meant(&view, name)? {
-            wal::drop_damaged(segment)?;
+            wal::remove_damaged(segment)?;
             print(out, &format_args!("{} is removed", segment.name()))?;
         }
         return Ok(());

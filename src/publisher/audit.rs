@@ -94,7 +94,7 @@ pub struct LogPart {
     pub records: u64,
     /// Those that are not published yet.
     pub pending: u64,
-    /// Places of the log whose records cannot be read, and that are not published.
+    /// Records of the log that cannot be read and are not published.
     pub damaged: u64,
 }
 

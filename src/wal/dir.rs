@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::frame::{Scanner, is_unreadable};
 use super::opening::{Extent, OpeningId, Position};
 use super::preallocation;
-use super::{LogId, OpenError};
+use super::{LogId, OpenError, SegmentView};
 use crate::event::Timestamp;
 use crate::metrics;
 use crate::record::Lsn;
@@ -20,8 +20,8 @@ pub(super) const FORMAT: u32 = 2;
 /// Names the format and the log's id.
 pub(super) const IDENTITY: &str = "log";
 pub(super) const SEGMENTS: &str = "segments";
-/// A segment's directory on its way out: what is left of it is not looked at.
-pub(super) const GONE: &str = "gone";
+/// Extension of a segment's directory while it is being removed: what is left of it is not read.
+pub(super) const REMOVING: &str = "gone";
 /// A segment with records that could not be published because they cannot be read; kept until an
 /// operator drops it. Within a segment's directory: marks it as such before its removal.
 pub(super) const DAMAGED: &str = "damaged";
@@ -106,6 +106,16 @@ pub(super) fn list_damaged(segments: &Path) -> io::Result<Vec<(u32, PathBuf)>> {
     }
     found.sort_unstable();
     Ok(found)
+}
+
+/// Removes a damaged segment that is kept ([`LogView::damaged`](super::LogView::damaged)).
+///
+/// # Errors
+/// [`OpenError`]
+pub fn remove_damaged(segment: &SegmentView) -> Result<(), OpenError> {
+    let dir = segment.path.parent().unwrap_or(&segment.path);
+    let io = |cause| OpenError::Io { what: "remove", path: dir.to_owned(), cause };
+    fs::remove_dir_all(dir).map_err(io)
 }
 
 /// Removes all that is in a segment's directory, but not the directory.
@@ -308,7 +318,7 @@ pub(super) fn list(segments: &Path) -> io::Result<Vec<(u32, PathBuf)>> {
 fn finish_removals(segments: &Path) -> io::Result<()> {
     for entry in fs::read_dir(segments)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == GONE)
+        if path.extension().is_some_and(|extension| extension == REMOVING)
             && let Err(error) = fs::remove_dir_all(&path)
         {
             tracing::warn!(%error, path = %path.display(), "cannot remove a published segment");

@@ -61,7 +61,7 @@ pub enum AppendError {
     /// `wal.max_bytes` is reached.
     #[error("the log has reached wal.max_bytes")]
     LogFull,
-    /// The file system has less than `wal.min_free_bytes` left, or takes no further segment.
+    /// The file system has less than `wal.min_free_bytes` left, or has no space for a further segment.
     #[error("the log has no room left on its disk")]
     DiskFull,
     /// The log stopped, by order or by an error.
@@ -70,6 +70,9 @@ pub enum AppendError {
 }
 
 impl AppendError {
+    /// Every value of [`Self::reason`].
+    pub const REASONS: [&str; 4] = ["busy", "log_full", "disk_full", "log_failed"];
+
     /// The metrics label.
     #[must_use]
     pub fn reason(self) -> &'static str {
@@ -85,9 +88,9 @@ impl AppendError {
 /// Why callbacks should go to another instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unready {
-    /// An append would be refused.
+    /// An append would be rejected.
     #[error(transparent)]
-    Refuses(AppendError),
+    Rejecting(AppendError),
     /// The process stops soon.
     #[error("stopping soon; callbacks are accepted until then")]
     Draining,

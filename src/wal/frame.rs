@@ -60,7 +60,7 @@ impl Frame {
         self.count
     }
 
-    /// The last record's place.
+    /// The last record's LSN.
     pub(super) fn last(&self) -> Lsn {
         Lsn::new(self.first.segment(), self.first.index() + self.count - 1)
     }
@@ -317,7 +317,7 @@ impl<S: Source> Scanner<S> {
         }
         let (index, count) = (u32_at(&self.window, FIRST + 4), u32_at(&self.window, COUNT));
         let payload = u32_at(&self.window, PAYLOAD) as usize;
-        // The checksum keeps out chance, not intent: places must not run out of a segment, nor
+        // The checksum keeps out chance, not intent: LSNs must not run out of a segment, nor
         // records out of the payload, of which each takes four bytes and more.
         let counts = index > 0 && index.checked_add(count).is_some();
         let fits = count > 0 && count as usize <= payload / 4;

@@ -1,5 +1,5 @@
-//! A look at a log from outside: nothing is locked, opened or changed, so that it is safe beside a
-//! running instance.
+//! Reads a log from outside. Nothing is locked or changed, so that it is safe beside a running
+//! instance.
 
 use std::fs::{self, File};
 use std::io;
@@ -140,7 +140,7 @@ impl LogView {
         Ok(SegmentContents { last, missing, torn })
     }
 
-    /// How many places of one segment from `from` to before `to` are not published.
+    /// How many LSNs of one segment from `from` to before `to` are not published.
     fn unpublished(&self, from: Lsn, to: Lsn) -> u32 {
         let from = from.max(self.published.next());
         if from.segment() == to.segment() { to.index().saturating_sub(from.index()) } else { 0 }
@@ -166,16 +166,6 @@ impl SegmentView {
         let dir = self.path.parent().and_then(Path::file_name);
         dir.and_then(|name| name.to_str()).unwrap_or_default()
     }
-}
-
-/// Removes a damaged segment that is kept ([`LogView::damaged`]).
-///
-/// # Errors
-/// [`OpenError`]
-pub fn drop_damaged(segment: &SegmentView) -> Result<(), OpenError> {
-    let dir = segment.path.parent().unwrap_or(&segment.path);
-    let io = |cause| OpenError::Io { what: "remove", path: dir.to_owned(), cause };
-    fs::remove_dir_all(dir).map_err(io)
 }
 
 /// The opening of the first frame of segment `number`.

@@ -1,5 +1,5 @@
-//! Makes segments before they are needed, closes them when they are full, removes them when they
-//! are published, and watches the space: all that must not hold up the writer or the publisher.
+//! Creates segments before they are needed, closes them when they are full, removes them when they
+//! are published, and checks the space: all that must not delay the writer or the publisher.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use super::dir::{self, Closed, GONE, SEGMENTS};
+use super::dir::{self, Closed, REMOVING, SEGMENTS};
 use super::preallocation::{self, PIECE_BYTES, Preallocation};
 use super::segment::{PREALLOCATED_BYTES, SEGMENT_BYTES, Segment, StoreError};
 use super::self_audit;
@@ -17,18 +17,18 @@ use super::state::State;
 use super::{AppendError, Audit, Config, OpeningId, free_bytes};
 use crate::metrics;
 
-/// How often the space is looked at, and a segment that could not be made is tried again: short
+/// How often the space is checked, and a segment that could not be created is tried again: short
 /// against the time in which senders could fill the floor that `wal.min_free_bytes` leaves.
-const LOOK: Duration = Duration::from_millis(100);
-/// How often the damaged segments that are kept are counted: they change by an operator's hand.
-const COUNT: Duration = Duration::from_secs(10);
+const SPACE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
+/// How often the damaged segments that are kept are counted: an operator removes them.
+const DAMAGED_COUNT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Free space below which nothing is preallocated, above `wal.min_free_bytes`.
 const PREALLOCATION_FLOOR_BYTES: u64 = 4 * SEGMENT_BYTES;
 
 pub(super) enum MaintenanceTask {
-    /// The spare was taken: make another.
-    MakeSpare,
+    /// The spare is in use: create another.
+    CreateSpare,
     /// Close a segment into which `writer` put this many records.
     Close { segment: Segment, writer: OpeningId, records: u32 },
     /// Keep a segment's data when it would be removed: some of its records cannot be read.
@@ -37,7 +37,7 @@ pub(super) enum MaintenanceTask {
     Remove(u32),
 }
 
-/// Runs until every sender of jobs is gone.
+/// Runs until every sender of tasks is dropped.
 pub(super) struct Maintenance {
     segments: PathBuf,
     next_number: u32,
@@ -49,14 +49,14 @@ pub(super) struct Maintenance {
     preallocations: BTreeMap<u32, Preallocation>,
     state: Arc<State>,
     totals: self_audit::TotalsFile,
-    /// What was missing at the last look.
+    /// What was missing at the last audit.
     missing: i64,
     /// Segments with damage. The marker in each tells the next process.
     damaged: HashSet<u32>,
     /// When the damaged segments that are kept were counted.
     counted: Option<Instant>,
     room: Result<(), AppendError>,
-    /// Whether the last attempt to make a segment failed, and was reported.
+    /// Whether the last attempt to create a segment failed, and was logged.
     failing: bool,
 }
 
@@ -90,16 +90,17 @@ impl Maintenance {
 
     pub(super) fn run(mut self) {
         let mut wanted = true;
-        let mut looked: Option<Instant> = None;
+        let mut checked: Option<Instant> = None;
         loop {
-            if looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
-                let free_bytes = self.look();
-                looked = Some(Instant::now());
-                wanted = wanted && !self.make_spare();
+            if checked.is_none_or(|checked| checked.elapsed() >= SPACE_CHECK_INTERVAL) {
+                let free_bytes = free_bytes(&self.segments);
+                self.check(free_bytes);
+                checked = Some(Instant::now());
+                wanted = wanted && !self.create_spare();
                 self.preallocate(free_bytes);
             }
-            match self.tasks.recv_timeout(LOOK) {
-                Ok(MaintenanceTask::MakeSpare) => wanted = !self.make_spare(),
+            match self.tasks.recv_timeout(SPACE_CHECK_INTERVAL) {
+                Ok(MaintenanceTask::CreateSpare) => wanted = !self.create_spare(),
                 Ok(MaintenanceTask::Close { segment, writer, records }) => {
                     self.close(segment, writer, records);
                 }
@@ -112,10 +113,19 @@ impl Maintenance {
         if let Some(segment) = self.unprepared.take() {
             segment.abandon();
         }
-        self.look();
+        self.check(free_bytes(&self.segments));
     }
 
-    /// Keeps the copy of the account, and says when it does not add up.
+    fn check(&mut self, free_bytes: Option<u64>) {
+        self.audit();
+        if self.counted.is_none_or(|counted| counted.elapsed() >= DAMAGED_COUNT_INTERVAL) {
+            self.count_damaged();
+        }
+        self.export_metrics(free_bytes);
+        self.check_space(free_bytes);
+    }
+
+    /// Saves the totals of the self-audit, and logs when records are missing.
     fn audit(&mut self) {
         let (totals, audit) = self.state.totals();
         self.totals.save(&totals);
@@ -132,22 +142,18 @@ impl Maintenance {
         }
     }
 
-    /// Whether the limits leave room, for the writer and the metrics. Returns the free bytes of the disk.
-    fn look(&mut self) -> Option<u64> {
-        self.audit();
-        if self.counted.is_none_or(|counted| counted.elapsed() >= COUNT) {
-            self.count_damaged();
-        }
-        let free_bytes = free_bytes(&self.segments);
-        let stored = self.state.stored();
-        self.state.show();
+    fn export_metrics(&self, free_bytes: Option<u64>) {
+        self.state.update_metrics();
         let limits = self.state.limits();
-        let room_bytes = limits.max_bytes.saturating_sub(stored.disk_bytes);
-        let floor = |free: u64| free.saturating_sub(limits.min_free_bytes);
-        metrics::disk(
-            free_bytes,
-            free_bytes.map_or(room_bytes, |free| room_bytes.min(floor(free))),
-        );
+        let below_max = limits.max_bytes.saturating_sub(self.state.stored().disk_bytes);
+        let room_bytes = free_bytes
+            .map_or(below_max, |free| below_max.min(free.saturating_sub(limits.min_free_bytes)));
+        metrics::disk(free_bytes, room_bytes);
+    }
+
+    /// Has callbacks rejected while a limit is exceeded.
+    fn check_space(&mut self, free_bytes: Option<u64>) {
+        let (stored, limits) = (self.state.stored(), self.state.limits());
         let room = if free_bytes.is_some_and(|bytes| bytes < limits.min_free_bytes) {
             Err(AppendError::DiskFull)
         } else if stored.records > 0 && stored.disk_bytes >= limits.max_bytes {
@@ -158,30 +164,29 @@ impl Maintenance {
             Ok(())
         };
         if room == self.room {
-            return free_bytes;
+            return;
         }
         match room {
-            Ok(()) => tracing::info!("the log takes callbacks again"),
+            Ok(()) => tracing::info!("the log accepts callbacks again"),
             Err(reason) => tracing::error!(
                 %reason,
                 stored_bytes = stored.disk_bytes,
                 free_bytes,
-                "callbacks are refused with 503 until there is room; \
+                "callbacks are rejected with 503 until there is space; \
                  what is stored is still published"
             ),
         }
         self.room = room;
         self.state.set_room(room);
-        free_bytes
     }
 
     /// Whether one is ready now.
-    fn make_spare(&mut self) -> bool {
+    fn create_spare(&mut self) -> bool {
         match self.create() {
             Ok(segment) => {
                 if std::mem::take(&mut self.failing) {
                     self.state.set_spare_missing(false);
-                    tracing::info!("segments can be made again");
+                    tracing::info!("segments can be created again");
                 }
                 match segment.open_preallocation() {
                     Ok(file) => _ = self.preallocations.insert(self.next_number, file),
@@ -195,7 +200,7 @@ impl Maintenance {
             Err(error) => {
                 if !std::mem::replace(&mut self.failing, true) {
                     self.state.set_spare_missing(true);
-                    tracing::error!(%error, "cannot make a segment; trying again until it works");
+                    tracing::error!(%error, "cannot create a segment; trying again until it works");
                 }
                 false
             }
@@ -266,7 +271,7 @@ impl Maintenance {
         }
     }
 
-    /// Counts the damaged segments that are kept; an operator may have dropped some.
+    /// Counts the damaged segments that are kept; an operator may have removed some.
     fn count_damaged(&mut self) {
         self.counted = Some(Instant::now());
         let kept = dir::list_damaged(&self.segments).unwrap_or_default();
@@ -283,13 +288,13 @@ impl Maintenance {
         let dir = dir::segment_dir(&self.segments, number);
         let is_last = number + 1 == self.next_number;
         let damaged = self.damaged.remove(&number) || dir::is_marked_damaged(&dir);
-        let gone = dir.with_extension(GONE);
+        let removing = dir.with_extension(REMOVING);
         let removed: io::Result<()> = if damaged {
             self.keep(&dir, is_last)
         } else if is_last {
             dir::empty(&dir)
         } else {
-            fs::rename(&dir, &gone).and_then(|()| fs::remove_dir_all(&gone))
+            fs::rename(&dir, &removing).and_then(|()| fs::remove_dir_all(&removing))
         };
         if let Err(error) = removed {
             tracing::warn!(%error, path = %dir.display(), "cannot remove a published segment");
@@ -304,7 +309,7 @@ impl Maintenance {
         let kept = dir::keep_damaged(dir)?;
         tracing::error!(
             path = %kept.display(),
-            "everything readable in a damaged segment is published; it is kept until it is dropped \
+            "everything readable in a damaged segment is published; it is kept until it is removed \
              with `livebridge wal damaged --drop`"
         );
         self.count_damaged();
@@ -338,10 +343,10 @@ mod tests {
         let limits = Limits { max_bytes: u64::MAX, min_free_bytes: 0 };
         let (mut maintenance, _ready) = maintenance(dir.path(), limits);
         fs::write(dir.path().join(SEGMENTS), "in the way").unwrap();
-        assert!(!maintenance.make_spare());
+        assert!(!maintenance.create_spare());
         assert_eq!(maintenance.state.ready(), Err(AppendError::DiskFull));
         fs::remove_file(dir.path().join(SEGMENTS)).unwrap();
-        assert!(maintenance.make_spare());
+        assert!(maintenance.create_spare());
         assert_eq!(maintenance.state.ready(), Ok(()));
     }
 
@@ -351,12 +356,12 @@ mod tests {
         fs::create_dir(dir.path().join(SEGMENTS)).unwrap();
         let limits = Limits { max_bytes: u64::MAX, min_free_bytes: 0 };
         let (mut maintenance, _ready) = maintenance(dir.path(), limits);
-        assert!(maintenance.make_spare());
+        assert!(maintenance.create_spare());
         for (min_free_bytes, room) in
             [(0, Ok(())), (u64::MAX, Err(AppendError::DiskFull)), (0, Ok(()))]
         {
             maintenance.state.set_limits(Limits { max_bytes: u64::MAX, min_free_bytes });
-            maintenance.look();
+            maintenance.check_space(free_bytes(&maintenance.segments));
             assert_eq!(maintenance.state.room(), room);
         }
     }

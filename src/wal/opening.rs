@@ -89,7 +89,7 @@ impl Progress {
     }
 }
 
-/// A place in one directory: everything before it in the directory's order is published. By
+/// A position in one directory: everything before it in the directory's order is published. By
 /// default before everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {

@@ -176,7 +176,7 @@ impl Reader {
 
     /// Goes on behind what the ledger says is published, and returns the last such record.
     pub fn resume(&mut self, progress: &Progress) -> Lsn {
-        let done = self.state.published(progress);
+        let done = self.state.apply_progress(progress);
         self.skip(done);
         done
     }
@@ -189,13 +189,13 @@ impl Reader {
         self.release(done, None);
     }
 
-    /// Everything up to `through` is done with, by the ledger's account: it may be removed.
+    /// Everything up to `through` is done with, by the ledger: it may be removed.
     /// `newest` is when the record at `through` was received.
     pub fn release(&mut self, through: Lsn, newest: Option<Timestamp>) {
         self.release_up_to(through, newest, ReleasedBy::Ledger);
     }
 
-    /// As [`Self::release`], by the publisher's account: this became of the records since the last
+    /// As [`Self::release`], by the publisher: this became of the records since the last
     /// time, none left out.
     pub fn settle(&mut self, through: Lsn, newest: Option<Timestamp>, outcomes: Outcomes) {
         self.release_up_to(through, newest, ReleasedBy::Publisher(outcomes));

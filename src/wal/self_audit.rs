@@ -17,8 +17,8 @@ use super::opening::{OpeningId, Position, Progress};
 use crate::event::Timestamp;
 use crate::record::Lsn;
 
-const NAME: &str = "account";
-const HEADING: &str = "livebridge account 2";
+const NAME: &str = "self-audit";
+const HEADING: &str = "livebridge self-audit 2";
 
 /// What became of records, by the publisher.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,7 +77,7 @@ pub(super) struct AuditTotals {
     pub(super) accepted: u64,
     /// The last of them.
     pub(super) through: Position,
-    /// Released by the log, or found to be gone at a start.
+    /// Released by the log, or found to be missing at a start.
     released: u64,
     /// The last that was released.
     pub(super) done: Position,
@@ -88,7 +88,7 @@ pub(super) struct AuditTotals {
 
 /// Records that a start expected behind [`AuditTotals::done`] and did not find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Gone {
+pub(super) struct MissingRecords {
     records: u64,
     /// The last of them.
     last: Position,
@@ -108,26 +108,31 @@ impl AuditTotals {
         }
     }
 
-    /// Goes on in a new process, which has to deal with `expected` records that these totals
-    /// counted as accepted and not as released, and with `further` ones that they did not.
+    /// Reconciles the totals with what a start found: `expected` records that they counted as
+    /// accepted and not as released, and `further` ones that they did not count.
     ///
-    /// Records that are expected and not there are missing, unless the ledger knows of them.
-    pub(super) fn go_on(&mut self, expected: u64, further: u64) -> Option<Gone> {
-        let gone = self.accepted.saturating_sub(self.released).saturating_sub(expected);
-        self.released += gone;
+    /// Returns the records that they counted and the start did not find. They are missing, unless
+    /// the ledger knows of them.
+    pub(super) fn reconcile(&mut self, expected: u64, further: u64) -> Option<MissingRecords> {
+        let missing = self.accepted.saturating_sub(self.released).saturating_sub(expected);
+        self.released += missing;
         self.accepted = self.accepted.max(self.released + expected) + further;
-        (gone > 0).then_some(Gone { records: gone, last: self.through })
+        (missing > 0).then_some(MissingRecords { records: missing, last: self.through })
     }
 
-    /// Counts `gone` as published when the ledger says so: a copy of a log whose segments were
+    /// Counts `missing` as published when the ledger says so: a copy of a log whose segments were
     /// copied before its totals lacks records that the original has published.
     ///
     /// Returns what is still missing.
-    pub(super) fn find_gone(&mut self, gone: Gone, progress: &Progress) -> Option<Gone> {
-        if !progress.covers(gone.last.writer, gone.last.lsn) {
-            return Some(gone);
+    pub(super) fn find_missing(
+        &mut self,
+        missing: MissingRecords,
+        progress: &Progress,
+    ) -> Option<MissingRecords> {
+        if !progress.covers(missing.last.writer, missing.last.lsn) {
+            return Some(missing);
         }
-        self.by_ledger += gone.records;
+        self.by_ledger += missing.records;
         None
     }
 
@@ -250,7 +255,8 @@ impl TotalsFile {
         (Self { log, path, saved: found, file: file.ok() }, found)
     }
 
-    /// Not synced: a kill does not undo it, and after a power cut an older one does.
+    /// Not synced. After a kill the page cache has the newest totals; after a power cut an older copy
+    /// is read.
     pub(super) fn save(&mut self, totals: &AuditTotals) {
         if self.saved.as_ref() == Some(totals) {
             return;
@@ -260,7 +266,7 @@ impl TotalsFile {
         self.write(|file| file.write_all_at(line.as_bytes(), 0));
     }
 
-    /// Before records are removed: an older copy would miss them.
+    /// Synced before segments are removed: an older copy would report their records as missing.
     pub(super) fn save_durably(&mut self, totals: &AuditTotals) {
         self.save(totals);
         self.write(File::sync_data);
@@ -311,23 +317,27 @@ mod tests {
     }
 
     #[test]
-    fn a_start_counts_new_records_and_misses_those_that_are_gone() {
+    fn a_start_counts_new_records_and_reports_missing_ones() {
         let mut whole = totals();
-        assert_eq!(whole.go_on(3, 5), None);
+        assert_eq!(whole.reconcile(3, 5), None);
         assert_eq!((whole.audit(8).missing(), whole.accepted), (0, 15));
         let mut short = totals();
-        let gone = short.go_on(1, 0).unwrap();
+        let missing = short.reconcile(1, 0).unwrap();
         assert_eq!(short.audit(1).missing(), 2);
-        assert_eq!(short.go_on(1, 0), None, "gone once");
+        assert_eq!(short.reconcile(1, 0), None, "missing once");
         assert_eq!(short.audit(1).missing(), 2);
 
         let mut progress = Progress::default();
         progress.advance(OpeningId::unique(), Lsn::new(9, 9));
         progress.advance(at(Lsn::ZERO).writer, Lsn::new(1, 9));
-        assert_eq!(short.find_gone(gone, &progress), Some(gone), "one of them is unpublished");
+        assert_eq!(
+            short.find_missing(missing, &progress),
+            Some(missing),
+            "one of them is unpublished"
+        );
         assert_eq!(short.audit(1).missing(), 2);
         progress.advance(at(Lsn::ZERO).writer, Lsn::new(1, 10));
-        assert_eq!(short.find_gone(gone, &progress), None);
+        assert_eq!(short.find_missing(missing, &progress), None);
         assert_eq!(short.audit(1).missing(), 0);
     }
 

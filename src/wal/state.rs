@@ -1,6 +1,7 @@
 //! What writer, reader and maintenance share: which records there are, the newest of them in memory.
 //!
-//! Locked once per commit and once per batch; nothing slow happens under the lock.
+//! Everything is under one lock, which commits, batches, readiness checks and maintenance take for
+//! short: no I/O happens under it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,7 +12,7 @@ use super::dir::FoundSegment;
 use super::frame::Frame;
 use super::opening::{self, Extent, OpeningId, Position, Progress};
 use super::segment::OVERGROWN_BYTES;
-use super::self_audit::{Audit, AuditTotals, Gone, Outcomes, ReleasedBy};
+use super::self_audit::{Audit, AuditTotals, MissingRecords, Outcomes, ReleasedBy};
 use super::{AppendError, Limits};
 use crate::event::Timestamp;
 use crate::metrics;
@@ -61,7 +62,8 @@ struct Inner {
     totals: AuditTotals,
     /// Records up to here were counted as released before this process.
     counted: Lsn,
-    gone: Option<Gone>,
+    /// Records that this start expected and did not find.
+    missing: Option<MissingRecords>,
     /// Bytes of the damaged segments that are kept.
     damaged_bytes: u64,
     room: Result<(), AppendError>,
@@ -124,7 +126,7 @@ impl State {
             oldest,
             totals,
             counted: done.min(totals.done.lsn),
-            gone: None,
+            missing: None,
             damaged_bytes: 0,
             room: Ok(()),
             limits,
@@ -134,7 +136,7 @@ impl State {
         };
         let expected = inner.count_between(totals.done.lsn, totals.through.lsn);
         let further = inner.count_between(inner.counted, LAST) - expected;
-        inner.gone = inner.totals.go_on(expected, further);
+        inner.missing = inner.totals.reconcile(expected, further);
         let last = found.last().map(FoundSegment::last).unwrap_or_default();
         inner.totals.through = last;
         inner.totals.done = inner.position(inner.counted).unwrap_or_default();
@@ -152,16 +154,16 @@ impl State {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A segment takes the place of the one before it.
-    pub(super) fn started(&self, number: u32, writer: OpeningId) {
+    /// From now on records are added to this segment.
+    pub(super) fn begin_segment(&self, number: u32, writer: OpeningId) {
         let mut inner = self.lock();
-        inner.end_last();
+        inner.close_last();
         let segment = SegmentState { writer, records: 0, disk_bytes: 0, ended: false };
         inner.segments.insert(number, segment);
     }
 
-    /// `frames` became durable; the first of them was received at `oldest`.
-    pub(super) fn committed(&self, frames: Vec<Frame>, oldest: Timestamp, disk_bytes: u64) {
+    /// Adds `frames`, which are durable; the first record was received at `oldest`.
+    pub(super) fn append_frames(&self, frames: Vec<Frame>, oldest: Timestamp, disk_bytes: u64) {
         let mut inner = self.lock();
         if inner.pending == 0 {
             inner.oldest = Some(oldest);
@@ -185,9 +187,9 @@ impl State {
     }
 
     /// No record will be added.
-    pub(super) fn end(&self) {
+    pub(super) fn close(&self) {
         let mut inner = self.lock();
-        inner.end_last();
+        inner.close_last();
         inner.ended = true;
         drop(inner);
         self.changed.notify_one();
@@ -229,7 +231,7 @@ impl State {
         self.lock().limits = limits;
     }
 
-    /// Whether no segment can be made.
+    /// Whether no segment can be created.
     pub(super) fn set_spare_missing(&self, spare_missing: bool) {
         self.lock().spare_missing = spare_missing;
     }
@@ -246,9 +248,8 @@ impl State {
         (!last.ended).then_some((*number, last.disk_bytes))
     }
 
-    /// Whether an append would be taken. Unlike [`State::room`] this tells also of the disk that has
-    /// room and takes no file, for lack of inodes, say: the writer finds out itself, and may be given
-    /// a segment while it waits.
+    /// As [`State::room`], and also an error when no segment can be created although there is space
+    /// (no inodes).
     pub(super) fn ready(&self) -> Result<(), AppendError> {
         self.room()?;
         let inner = self.lock();
@@ -286,11 +287,12 @@ impl State {
         inner.locate(cursor)
     }
 
-    /// Takes in what the ledger says: returns the last record of this log that is published.
-    pub(super) fn published(&self, progress: &Progress) -> Lsn {
+    /// Applies what the ledger says to the self-audit. Returns the last record of this log that is
+    /// published.
+    pub(super) fn apply_progress(&self, progress: &Progress) -> Lsn {
         let mut inner = self.lock();
-        let gone = inner.gone.take();
-        inner.gone = gone.and_then(|gone| inner.totals.find_gone(gone, progress));
+        let missing = inner.missing.take();
+        inner.missing = missing.and_then(|missing| inner.totals.find_missing(missing, progress));
         let extent = |(&number, segment): (&u32, &SegmentState)| {
             let &SegmentState { writer, records, .. } = segment;
             Extent { number, writer, records }
@@ -301,8 +303,8 @@ impl State {
     /// Everything up to `through` is published. Returns the segments that can be removed, and the
     /// position to keep.
     ///
-    /// `newest` is when the record at `through` was received: later records are no older. So many
-    /// of the records were `damaged`.
+    /// `newest` is when the record at `through` was received: later records are no older. `damaged`
+    /// of them could not be read.
     pub(super) fn release(
         &self,
         through: Lsn,
@@ -330,7 +332,7 @@ impl State {
     }
 
     /// Sets the metrics of what is stored, and of the self-audit.
-    pub(super) fn show(&self) {
+    pub(super) fn update_metrics(&self) {
         let Stored { records, disk_bytes, segments, oldest } = self.stored();
         metrics::stored(records, disk_bytes, segments, oldest);
         let (_, audit) = self.totals();
@@ -354,7 +356,7 @@ impl State {
 }
 
 impl State {
-    /// The account, to be kept, and what it says.
+    /// The totals to be saved, and the audit that they give.
     pub(super) fn totals(&self) -> (AuditTotals, Audit) {
         let inner = self.lock();
         let before = inner.released.max(inner.counted);
@@ -364,7 +366,7 @@ impl State {
 }
 
 impl Inner {
-    fn end_last(&mut self) {
+    fn close_last(&mut self) {
         if let Some(mut last) = self.segments.last_entry() {
             last.get_mut().ended = true;
         }

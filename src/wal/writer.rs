@@ -6,8 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::appender::{Append, Inbox, ReplyRoutes};
+use super::commit_delay::{CommitDelay, Wait};
 use super::frame::{Builder, Frame};
-use super::gathering::{Gathering, Wait};
 use super::maintenance::MaintenanceTask;
 use super::segment::{OVERGROWN_BYTES, Segment};
 use super::state::State;
@@ -17,12 +17,12 @@ use crate::record::Lsn;
 
 /// Records committed at once. More would only make the first of them wait longer.
 const GROUP_MAX: usize = 2048;
-/// Senders are refused when there is no segment, or no space in it, within this time, and then at
+/// Callbacks are rejected when there is no segment, or no space in it, within this time, and then at
 /// once until there is.
 const SPARE_WAIT: Duration = Duration::from_secs(1);
 
 /// A commit that takes longer is logged at debug level, with its steps.
-const SLOW: Duration = Duration::from_millis(20);
+const SLOW_COMMIT: Duration = Duration::from_millis(20);
 /// The pause between attempts to reserve space.
 const FULL_PAUSE: Duration = Duration::from_millis(100);
 
@@ -36,13 +36,13 @@ pub(super) struct Writer {
     tasks: Sender<MaintenanceTask>,
     builder: Builder,
     active: Option<Active>,
-    /// Whether a segment was waited for in vain.
+    /// Whether the last wait for a segment brought none.
     starving: bool,
-    /// When space was last asked for in vain.
+    /// When space could last not be reserved; `None` while it can.
     full: Option<Instant>,
 }
 
-/// The segment that takes records now.
+/// The segment that records are added to.
 struct Active {
     segment: Segment,
     next: Lsn,
@@ -80,7 +80,7 @@ impl Writer {
     }
 
     /// Commits groups until every appender is gone, or until a commit fails: then its group and
-    /// whatever waits are answered with an error, and the log takes nothing more (I6).
+    /// what is queued are answered with an error, and the log accepts nothing more (I6).
     pub(super) fn run(mut self) -> Result<(), StoreError> {
         let end = self.commit_groups();
         self.routes.close();
@@ -98,13 +98,13 @@ impl Writer {
 
     fn commit_groups(&mut self) -> Result<(), StoreError> {
         let mut group = Vec::with_capacity(GROUP_MAX);
-        let mut gathering = Gathering::new(Instant::now());
-        while self.gather(&mut gathering, &mut group) {
+        let mut delay = CommitDelay::new(Instant::now());
+        while self.take_group(&mut delay, &mut group) {
             self.state.set_busy(true);
             let bytes = group.iter().map(|append| append.bytes).sum();
             let stored = self.store(&group, bytes);
             self.inbox.discount(bytes);
-            gathering.end(self.inbox.len());
+            delay.record_end(self.inbox.len());
             let mut answer = match stored {
                 Ok(Stored::From(first)) => Ok(first),
                 Ok(Stored::Rejected(reason)) => Err(reason),
@@ -137,14 +137,14 @@ impl Writer {
     }
 
     /// Takes the next group; `false` when every appender is gone and nothing is left.
-    fn gather(&self, gathering: &mut Gathering, group: &mut Vec<Append>) -> bool {
+    fn take_group(&self, delay: &mut CommitDelay, group: &mut Vec<Append>) -> bool {
         let queued = self.inbox.wait(1, None);
-        if let Some(Wait { count, until }) = gathering.wait(Instant::now(), queued) {
+        if let Some(Wait { count, until }) = delay.next_wait(Instant::now(), queued) {
             let count = count.min(GROUP_MAX);
-            gathering.waited(self.inbox.wait(count, Some(until)) - queued);
+            delay.record_wait(self.inbox.wait(count, Some(until)) - queued);
         }
         self.inbox.take(group, GROUP_MAX);
-        gathering.start(Instant::now(), group.len());
+        delay.record_start(Instant::now(), group.len());
         !group.is_empty()
     }
 
@@ -168,13 +168,13 @@ impl Writer {
         self.starving = false;
         let number = spare.number();
         // A maintenance that is gone shows at the next rotation.
-        let _ = self.tasks.send(MaintenanceTask::MakeSpare);
+        let _ = self.tasks.send(MaintenanceTask::CreateSpare);
         let active = Active { segment: spare, next: Lsn::new(number, 1) };
         if let Some(full) = self.active.replace(active) {
             self.retire(full);
         }
         // Last: from here on the reader may have the full segment removed, which must be closed.
-        self.state.started(number, self.opening);
+        self.state.begin_segment(number, self.opening);
         Ok(())
     }
 
@@ -225,14 +225,14 @@ impl Active {
         let synced = Instant::now();
         let bytes = frames.iter().map(Frame::len).sum();
         metrics::committed(group.len(), bytes, synced - started, synced - appended);
-        if synced - started > SLOW {
+        if synced - started > SLOW_COMMIT {
             tracing::debug!(
                 records = group.len(), bytes, append = ?appended - started,
                 write = ?written - appended, sync = ?synced - written, "a slow commit"
             );
         }
         let oldest = group[0].record.received_at;
-        state.committed(frames, oldest, segment.used_bytes());
+        state.append_frames(frames, oldest, segment.used_bytes());
         Ok(Stored::From(first))
     }
 }

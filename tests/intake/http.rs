@@ -889,7 +889,7 @@ mod a_log {
         while log.probe().ready().is_ok() {
             assert!(started.elapsed() < PATIENCE);
         }
-        assert_eq!(log.probe().ready(), Err(Unready::Refuses(AppendError::DiskFull)));
+        assert_eq!(log.probe().ready(), Err(Unready::Rejecting(AppendError::DiskFull)));
         let answer = bed.send(post("/callback", &push()));
         assert_rejected(&answer, 503, "no room left on its disk");
         assert_eq!(answer.header("retry-after"), Some("10"));
@@ -915,7 +915,7 @@ mod a_log {
             assert_eq!(answer.header("retry-after"), Some("10"));
             assert_eq!(bed.stored().len(), stored);
             let probe = bed.log.as_ref().unwrap().probe();
-            assert_eq!(probe.ready(), Err(Unready::Refuses(AppendError::LogFull)));
+            assert_eq!(probe.ready(), Err(Unready::Rejecting(AppendError::LogFull)));
 
             let reader = bed.reader.as_mut().unwrap();
             let mut last = None;

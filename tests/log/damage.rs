@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use livebridge::metrics::{self, Exporter};
 use livebridge::record::{Entry, Lsn};
-use livebridge::wal::{self, LogView, OpenError, drop_damaged};
+use livebridge::wal::{self, LogView, OpenError, remove_damaged};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -323,7 +323,7 @@ fn a_damaged_segment_is_kept_when_the_rest_of_it_is_released_also_by_a_later_pro
             thread::sleep(Duration::from_millis(10));
         }
         log.close().unwrap();
-        drop_damaged(segment).unwrap();
+        remove_damaged(segment).unwrap();
         assert_eq!(self::kept(copy.path()), Vec::<PathBuf>::new());
     }
 }

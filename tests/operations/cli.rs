@@ -780,7 +780,7 @@ mod wal {
         assert_eq!(numbers(&["--since", "2100-01-01T00:00:00Z"]), [0; 0]);
         assert_eq!(numbers(&["--unpublished"]), [0, 1, 2]);
         for (option, wrong, says) in [
-            ("--from", "twelve", "is no place such as 12.7"),
+            ("--from", "twelve", "is no LSN such as 12.7"),
             ("--since", "yesterday", "nor a duration such as 2h"),
             ("--event-type", "pull", "there are interrupt, push, "),
         ] {
@@ -951,7 +951,7 @@ mod ready {
             .unwrap();
         let serving = Running::start(&mut home.command("serve"));
         let admin = serving.address("admin listening").to_string();
-        serving.stderr.wait_for(|line| line.contains("are refused with 503").then_some(()));
+        serving.stderr.wait_for(|line| line.contains("are rejected with 503").then_some(()));
         let ready = run(&mut livebridge(&["ready", "--admin", &admin]));
         assert_eq!(ready.code, Some(1), "{ready:?}");
         assert_eq!(ready.stdout, "not ready: the log has no room left on its disk\n");

@@ -125,15 +125,15 @@ fn low_disk_space_and_its_end_are_one_line_each() {
     let bed = TestBed::new("127.0.0.1:1", "min_free_bytes = 0");
     for round in 1..=2 {
         bed.reload("min_free_bytes = \"1EiB\"");
-        bed.wait_until(|bed| bed.lines_about("refused with 503").len() == round);
+        bed.wait_until(|bed| bed.lines_about("rejected with 503").len() == round);
         // Several checks happen in this time.
         thread::sleep(Duration::from_millis(400));
         bed.reload("min_free_bytes = 0");
-        bed.wait_until(|bed| bed.lines_about("takes callbacks again").len() == round);
+        bed.wait_until(|bed| bed.lines_about("accepts callbacks again").len() == round);
         thread::sleep(Duration::from_millis(400));
     }
-    let low = bed.lines_about("refused with 503");
-    let fine = bed.lines_about("takes callbacks again");
+    let low = bed.lines_about("rejected with 503");
+    let fine = bed.lines_about("accepts callbacks again");
     assert_eq!((low.len(), fine.len()), (2, 2));
     assert!(low.iter().all(|(level, _)| level == "ERROR"));
     assert!(fine.iter().all(|(level, _)| level == "INFO"));

@@ -135,7 +135,7 @@ fn appends_are_rejected_before_the_disk_is_full_and_accepted_again_when_there_is
         let (acknowledged, refused) = append_until_refused(&log, number, 4000);
         number += 4000;
         assert_eq!(refused, Some(AppendError::DiskFull));
-        assert_eq!(log.log.probe().ready(), Err(Unready::Refuses(AppendError::DiskFull)));
+        assert_eq!(log.log.probe().ready(), Err(Unready::Rejecting(AppendError::DiskFull)));
         assert!(mount.free_bytes() < floor, "there was free space");
         assert!(mount.free_bytes() > MIB, "{} bytes are left", mount.free_bytes());
         // Stored records can still be published, which frees space.
@@ -183,7 +183,7 @@ fn a_full_disk_rejects_until_there_is_space_and_loses_nothing() {
             acknowledged.extend(more);
             assert_eq!(refused, Some(AppendError::DiskFull), "with {left} bytes left");
             let ready = log.log.probe().ready();
-            assert_eq!(ready, Err(Unready::Refuses(AppendError::DiskFull)));
+            assert_eq!(ready, Err(Unready::Rejecting(AppendError::DiskFull)));
             // Space is asked for again after a pause.
             thread::sleep(Duration::from_millis(150));
         }

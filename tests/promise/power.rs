@@ -272,7 +272,7 @@ fn assert_new_files_are_durable(trace: &Trace, first: usize) {
     // The time of the last acceptance is written every so often, beside the answers.
     let may_wait = |path: &str| {
         let rest = path.strip_prefix(LOG).unwrap_or(path);
-        matches!(rest, "/lock" | "/progress" | "/account" | "/last-accepting")
+        matches!(rest, "/lock" | "/progress" | "/self-audit" | "/last-accepting")
             || rest.starts_with("/segments/0000000002")
     };
     let missing: Vec<String> = unsynced.keys().chain(unnamed.keys()).map(path).collect();

@@ -273,7 +273,7 @@ fn a_whole_frame_within_a_body_is_part_of_the_body() {
 
 #[test]
 fn a_frame_with_places_or_records_that_cannot_be_is_none_though_its_checksum_is_right() {
-    // Found by fuzzing: the place of its last record was not to be reckoned.
+    // Found by fuzzing: the LSN of its last record overflowed.
     let sealed = |index: u32, count: u32| {
         let mut bytes = frame(LOG, Lsn::new(1, index), &[b"{}".to_vec()]);
         bytes[COUNT..PAYLOAD].copy_from_slice(&count.to_be_bytes());

@@ -312,14 +312,14 @@ fn noted_progress(dir: &Path) -> Lsn {
         let (_writer, lsn) = position.split_once(' ')?;
         sums_up(position, checksum).then(|| Lsn::parse(lsn)).flatten()
     };
-    let account = || {
-        let note = text("account");
+    let self_audit = || {
+        let note = text("self-audit");
         let (figures, checksum) = note.trim().split_once("checksum ")?;
         let done = figures.lines().find_map(|line| line.strip_prefix("done "))?;
         let (lsn, _writer) = done.split_once(' ')?;
         sums_up(figures, checksum).then(|| Lsn::parse(lsn)).flatten()
     };
-    progress().max(account()).unwrap_or(Lsn::ZERO)
+    progress().max(self_audit()).unwrap_or(Lsn::ZERO)
 }
 
 /// Starts a bridge after the cut, which must lose nothing and accept a callback under an LSN that

@@ -37,12 +37,12 @@ impl Simulated {
     }
 }
 
-/// Simulates `end` microseconds in which every commit takes `commit`; `gathers` as the writer does,
-/// or commits whatever is there at once.
-fn simulate(senders: &Senders, commit: Micros, end: Micros, gathers: bool) -> Simulated {
+/// Simulates `end` microseconds in which every commit takes `commit`; `delays` as the writer does,
+/// or commits what is queued at once.
+fn simulate(senders: &Senders, commit: Micros, end: Micros, delays: bool) -> Simulated {
     let origin = Instant::now();
     let at = |micros: Micros| origin + Duration::from_micros(micros);
-    let mut gathering = Gathering::new(origin);
+    let mut delay = CommitDelay::new(origin);
     // Arrivals to come and their senders.
     let mut arrivals: BinaryHeap<Reverse<(Micros, usize)>> = match senders {
         Senders::Open(times) => times.iter().map(|time| Reverse((*time, 0))).collect(),
@@ -72,7 +72,7 @@ fn simulate(senders: &Senders, commit: Micros, end: Micros, gathers: bool) -> Si
             now = *next;
             continue;
         }
-        let wait = if gathers { gathering.wait(at(now), queued.len()) } else { None };
+        let wait = if delays { delay.next_wait(at(now), queued.len()) } else { None };
         if let Some(Wait { count, until }) = wait {
             simulated.waits += 1;
             let before = queued.len();
@@ -81,13 +81,13 @@ fn simulate(senders: &Senders, commit: Micros, end: Micros, gathers: bool) -> Si
                 now = arrivals.peek().map_or(until, |next| next.0.0.min(until));
                 admit(&mut arrivals, &mut queued, now);
             }
-            gathering.waited(queued.len() - before);
+            delay.record_wait(queued.len() - before);
         }
-        gathering.start(at(now), queued.len());
+        delay.record_start(at(now), queued.len());
         now += commit;
         let group = std::mem::take(&mut queued);
         admit(&mut arrivals, &mut queued, now);
-        gathering.end(queued.len());
+        delay.record_end(queued.len());
         simulated.commits += 1;
         for (arrived, sender) in group {
             simulated.latencies.push(now - arrived);
@@ -161,11 +161,8 @@ fn a_few_senders_that_wait_for_each_answer_are_not_slowed_down() {
         for thinking in [20, 100, 400] {
             let senders = Senders::Closed((0..count).map(|extra| thinking + extra).collect());
             let at_once = simulate(&senders, 300, END, false).latencies.len();
-            let gathered = simulate(&senders, 300, END, true).latencies.len();
-            assert!(
-                gathered * 100 >= at_once * 95,
-                "{count}, {thinking} µs: {gathered}, {at_once}"
-            );
+            let delayed = simulate(&senders, 300, END, true).latencies.len();
+            assert!(delayed * 100 >= at_once * 95, "{count}, {thinking} µs: {delayed}, {at_once}");
         }
     }
 }
@@ -174,34 +171,34 @@ fn a_few_senders_that_wait_for_each_answer_are_not_slowed_down() {
 fn a_quick_sender_hardly_waits_for_a_slow_one() {
     let senders = Senders::Closed(vec![50, 8000]);
     let at_once = simulate(&senders, 300, END, false).answered_by_sender;
-    let gathered = simulate(&senders, 300, END, true).answered_by_sender;
-    assert!(gathered[0] * 100 >= at_once[0] * 85, "{gathered:?}, {at_once:?}");
+    let delayed = simulate(&senders, 300, END, true).answered_by_sender;
+    assert!(delayed[0] * 100 >= at_once[0] * 85, "{delayed:?}, {at_once:?}");
 }
 
 #[test]
 fn a_sender_that_is_left_alone_waits_no_more_after_some_groups() {
-    let mut gathering = Gathering::new(Instant::now());
+    let mut delay = CommitDelay::new(Instant::now());
     let mut now = Instant::now();
     let mut waits = Vec::new();
     for group in 0..200 {
         let several = group < 50;
         let queued = if several { 10 } else { 1 };
         now += Duration::from_micros(50);
-        if let Some(wait) = gathering.wait(now, queued) {
+        if let Some(wait) = delay.next_wait(now, queued) {
             now = wait.until;
-            gathering.waited(0);
+            delay.record_wait(0);
             waits.push(group);
         }
-        gathering.start(now, queued);
+        delay.record_start(now, queued);
         now += Duration::from_micros(300);
-        gathering.end(if several { 10 } else { 0 });
+        delay.record_end(if several { 10 } else { 0 });
     }
     assert!(waits.iter().filter(|group| **group >= 50).count() <= 6, "{waits:?}");
     assert!(waits.iter().all(|group| *group < 50 + REMEMBERED), "{waits:?}");
 }
 
 #[test]
-fn a_burst_after_idle_time_is_gathered_soon() {
+fn a_burst_after_idle_time_soon_shares_commits() {
     let mut times: Vec<Micros> = vec![0, 5_000_000];
     times.extend((0..5000).map(|index| 5_000_000 + index * 200));
     let simulated = simulate(&Senders::Open(times), 300, 6_000_000, true);

@@ -1,4 +1,5 @@
-//! How long the writer gathers records before it commits them.
+//! How long the writer waits for further records before it commits those that are queued, as with
+//! `commit_delay` of `PostgreSQL`.
 //!
 //! A commit costs a write and a flush of the disk and some 200 µs of processor time, however many
 //! records it has. Volumes sell such operations, so records that arrive soon after each other should
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 /// records a second, make records wait `r * t / 2` in each second and cost `COST / t`; the sum is
 /// smallest at `t = sqrt(2 * COST / r)`.
 const COMMIT_COST: f64 = 0.003;
-/// The shortest interval between the starts of two commits, when records are gathered: 800 commits a
+/// The shortest interval between the starts of two commits, when records are waited for: 800 commits a
 /// second, which a usual cloud volume sustains.
 const INTERVAL_MIN: Duration = Duration::from_micros(1250);
 /// The longest one: half of it is what the median answer waits.
@@ -24,7 +25,7 @@ const DECAY: f64 = 7.0 / 8.0;
 /// Groups whose outstanding records tell how many senders are active.
 const REMEMBERED: usize = 16;
 /// Waits in a row that may bring no record before some are left out.
-const VAIN_MAX: u32 = 3;
+const FRUITLESS_WAITS_MAX: u32 = 3;
 /// At most 2 to this power of groups are committed without a wait, until one is tried again.
 const SKIPS_LOG_MAX: u32 = 6;
 
@@ -37,7 +38,7 @@ pub(super) struct Wait {
 
 /// Decides from the groups so far.
 #[derive(Debug)]
-pub(super) struct Gathering {
+pub(super) struct CommitDelay {
     /// When the last commit started.
     started: Instant,
     /// Records of recent groups and the seconds in which they came, the older the less.
@@ -49,12 +50,12 @@ pub(super) struct Gathering {
     outstanding: [usize; REMEMBERED],
     groups: usize,
     /// Waits in a row that brought nothing.
-    vain: u32,
+    fruitless_waits: u32,
     /// Groups to commit without a wait.
     skips: u32,
 }
 
-impl Gathering {
+impl CommitDelay {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             started: now,
@@ -63,13 +64,13 @@ impl Gathering {
             size: 0,
             outstanding: [0; REMEMBERED],
             groups: 0,
-            vain: 0,
+            fruitless_waits: 0,
             skips: 0,
         }
     }
 
     /// Whether to wait before committing the `queued` records.
-    pub(super) fn wait(&mut self, now: Instant, queued: usize) -> Option<Wait> {
+    pub(super) fn next_wait(&mut self, now: Instant, queued: usize) -> Option<Wait> {
         // A lone sender has one record outstanding at any time.
         let count = self.outstanding.into_iter().max().unwrap_or(0);
         let until = self.started + interval(self.records / self.seconds)?;
@@ -84,16 +85,17 @@ impl Gathering {
     }
 
     /// A wait brought this many records.
-    pub(super) fn waited(&mut self, brought: usize) {
-        self.vain = if brought == 0 { self.vain + 1 } else { self.vain / 2 };
-        self.vain = self.vain.min(VAIN_MAX + SKIPS_LOG_MAX);
-        if let Some(power) = self.vain.checked_sub(VAIN_MAX) {
+    pub(super) fn record_wait(&mut self, brought: usize) {
+        self.fruitless_waits =
+            if brought == 0 { self.fruitless_waits + 1 } else { self.fruitless_waits / 2 };
+        self.fruitless_waits = self.fruitless_waits.min(FRUITLESS_WAITS_MAX + SKIPS_LOG_MAX);
+        if let Some(power) = self.fruitless_waits.checked_sub(FRUITLESS_WAITS_MAX) {
             self.skips = 1 << power;
         }
     }
 
     /// A commit of `size` records starts.
-    pub(super) fn start(&mut self, now: Instant, size: usize) {
+    pub(super) fn record_start(&mut self, now: Instant, size: usize) {
         let passed = now.saturating_duration_since(self.started).min(IDLE_MAX);
         self.seconds = self.seconds * DECAY + passed.as_secs_f64();
         self.records = self.records * DECAY + f64::from(u32::try_from(size).unwrap_or(u32::MAX));
@@ -102,7 +104,7 @@ impl Gathering {
     }
 
     /// The commit is done, and `queued` records came meanwhile.
-    pub(super) fn end(&mut self, queued: usize) {
+    pub(super) fn record_end(&mut self, queued: usize) {
         self.outstanding[self.groups % REMEMBERED] = self.size + queued;
         self.groups = self.groups.wrapping_add(1);
     }
