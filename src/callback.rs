@@ -70,17 +70,15 @@ impl CallbackError {
     /// The metrics label.
     #[must_use]
     pub fn reason(&self) -> &'static str {
-        let [malformed, not_an_object, duplicate_key, too_deep, wrong_type, unsigned, bad, expired] =
-            Self::REASONS;
         match self {
-            Self::Malformed(_) => malformed,
-            Self::NotAnObject => not_an_object,
-            Self::DuplicateKey(_) => duplicate_key,
-            Self::TooDeep => too_deep,
-            Self::WrongType { .. } => wrong_type,
-            Self::Unsigned => unsigned,
-            Self::BadSignature => bad,
-            Self::Expired(_) => expired,
+            Self::Malformed(_) => "malformed",
+            Self::NotAnObject => "not_an_object",
+            Self::DuplicateKey(_) => "duplicate_key",
+            Self::TooDeep => "too_deep",
+            Self::WrongType { .. } => "wrong_type",
+            Self::Unsigned => "unsigned",
+            Self::BadSignature => "bad_signature",
+            Self::Expired(_) => "expired",
         }
     }
 

@@ -45,7 +45,12 @@ pub(super) enum Rejection {
     Append(#[from] AppendError),
 }
 
-/// Reasons of requests that never reach the parser.
+/// Every value of [`Rejection::reason`].
+pub(super) fn reasons() -> impl Iterator<Item = &'static str> {
+    REQUEST_REASONS.into_iter().chain(AppendError::REASONS).chain(CallbackError::REASONS)
+}
+
+/// Reasons of requests that are not rejected by the parser or the log.
 const REQUEST_REASONS: [&str; 10] = [
     "method",
     "path",
@@ -58,14 +63,6 @@ const REQUEST_REASONS: [&str; 10] = [
     "overloaded",
     "deadline",
 ];
-const APPEND_ERRORS: [AppendError; 4] =
-    [AppendError::Busy, AppendError::LogFull, AppendError::DiskFull, AppendError::Failed];
-
-/// Every value of [`Rejection::reason`].
-pub(super) fn reasons() -> impl Iterator<Item = &'static str> {
-    let append = APPEND_ERRORS.into_iter().map(AppendError::reason);
-    REQUEST_REASONS.into_iter().chain(append).chain(CallbackError::REASONS)
-}
 
 impl Rejection {
     /// The status of the answer.
@@ -85,29 +82,17 @@ impl Rejection {
 
     /// The label in metrics and log lines.
     pub(super) fn reason(&self) -> &'static str {
-        let [
-            method,
-            path,
-            not_found,
-            address,
-            secret,
-            encoding,
-            large,
-            incomplete,
-            overloaded,
-            deadline,
-        ] = REQUEST_REASONS;
         match self {
-            Self::Method => method,
-            Self::Path => path,
-            Self::NotFound => not_found,
-            Self::Address => address,
-            Self::Secret => secret,
-            Self::ContentEncoding => encoding,
-            Self::TooLarge { .. } => large,
-            Self::BodyIncomplete => incomplete,
-            Self::Overloaded => overloaded,
-            Self::Deadline => deadline,
+            Self::Method => "method",
+            Self::Path => "path",
+            Self::NotFound => "not_found",
+            Self::Address => "address",
+            Self::Secret => "secret",
+            Self::ContentEncoding => "content_encoding",
+            Self::TooLarge { .. } => "too_large",
+            Self::BodyIncomplete => "body_incomplete",
+            Self::Overloaded => "overloaded",
+            Self::Deadline => "deadline",
             Self::Callback(error) => error.reason(),
             Self::Append(error) => error.reason(),
         }
@@ -157,4 +142,59 @@ pub(super) fn response(status: StatusCode, body: Bytes) -> Response<Full<Bytes>>
 pub(super) fn set_content_type(response: &mut Response<Full<Bytes>>) {
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, json);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// The variant after `rejection`: without a case here, a new variant does not compile.
+    fn next(rejection: &Rejection) -> Option<Rejection> {
+        Some(match rejection {
+            Rejection::Method => Rejection::Path,
+            Rejection::Path => Rejection::NotFound,
+            Rejection::NotFound => Rejection::Address,
+            Rejection::Address => Rejection::Secret,
+            Rejection::Secret => Rejection::ContentEncoding,
+            Rejection::ContentEncoding => Rejection::TooLarge { max: 1 },
+            Rejection::TooLarge { .. } => Rejection::BodyIncomplete,
+            Rejection::BodyIncomplete => Rejection::Overloaded,
+            Rejection::Overloaded => Rejection::Deadline,
+            Rejection::Deadline => AppendError::Busy.into(),
+            Rejection::Append(error) => match error {
+                AppendError::Busy => AppendError::LogFull.into(),
+                AppendError::LogFull => AppendError::DiskFull.into(),
+                AppendError::DiskFull => AppendError::Failed.into(),
+                AppendError::Failed => {
+                    let malformed = serde_json::from_str::<()>("").unwrap_err();
+                    CallbackError::Malformed(malformed).into()
+                }
+            },
+            Rejection::Callback(error) => Rejection::Callback(match error {
+                CallbackError::Malformed(_) => CallbackError::NotAnObject,
+                CallbackError::NotAnObject => CallbackError::DuplicateKey("t".into()),
+                CallbackError::DuplicateKey(_) => CallbackError::TooDeep,
+                CallbackError::TooDeep => {
+                    CallbackError::WrongType { field: "t", wanted: "a number" }
+                }
+                CallbackError::WrongType { .. } => CallbackError::Unsigned,
+                CallbackError::Unsigned => CallbackError::BadSignature,
+                CallbackError::BadSignature => CallbackError::Expired(Duration::ZERO),
+                CallbackError::Expired(_) => return None,
+            }),
+        })
+    }
+
+    /// A metric is created for each reason before the first rejection.
+    #[test]
+    fn each_variant_has_a_reason_of_its_own_and_the_list_of_reasons_has_no_other() {
+        let variants = std::iter::successors(Some(Rejection::Method), next);
+        let found: Vec<_> = variants.map(|rejection| rejection.reason()).collect();
+        let listed: Vec<_> = reasons().collect();
+        assert_eq!(found.iter().collect::<BTreeSet<_>>(), listed.iter().collect());
+        assert_eq!(found.len(), listed.len());
+    }
 }
