@@ -37,7 +37,7 @@ pub use error::{SetupError, is_denied, text};
 pub use failure::{BACKDATED_MAX, Failure, RejectedMessage};
 pub use ledger_reader::LedgerReader;
 pub use producer::{Message, Producer};
-pub use producer_settings::{ProducerSettings, REQUEST_BYTES};
+pub use producer_settings::{ProducerSettings, READ_STALLED, REQUEST_BYTES, TIMEOUT_DOUBLINGS_MAX};
 pub use rdkafka::error::KafkaError;
 pub use settings::SettingError;
 pub use topics::TopicState;
@@ -92,9 +92,9 @@ pub enum Delivery {
 const LEDGER_PARTITION: i32 = 0;
 /// Statistics are about as old as a scrape of them.
 const STATISTICS_INTERVAL: Duration = Duration::from_secs(5);
-/// How long a look at Kafka's metadata may take.
+/// The time-out of a request for metadata.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
-/// After so long it is asked whether waiting is of any use.
+/// Interval after which the cause of a missing answer is examined.
 const METADATA_STEP: Duration = Duration::from_secs(2);
 /// How long a broker may take for an answer before it is asked over another connection.
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(10);

@@ -206,6 +206,14 @@ impl Publisher {
                     self.kafka_outage.report(&failure);
                 }
                 SessionEnd::Abandoned => {}
+                SessionEnd::Setup(cause)
+                    if cause.is_transaction_timeout_rejected()
+                        && self.limits.on_transaction_timeout_rejected() =>
+                {
+                    let doublings = self.limits.timeout_doublings();
+                    tracing::warn!(%cause, doublings, "going on with a shorter time-out");
+                    continue;
+                }
                 SessionEnd::Setup(cause) => {
                     self.ledger_reader = None;
                     self.kafka_outage.report(&cause);
@@ -225,7 +233,7 @@ impl Publisher {
         self.make_topics()?;
         let settings = ProducerSettings {
             request_bytes: self.request_size.bytes,
-            patience: self.limits.patience(),
+            timeout_doublings: self.limits.timeout_doublings(),
             idempotent: self.idempotent,
             ..ProducerSettings::default()
         };

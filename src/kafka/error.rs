@@ -3,12 +3,14 @@
 //! The text of librdkafka and of brokers may repeat any value that was configured. It is shown by
 //! way of [`text`] only.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::cause::Cause;
+use super::producer_settings::TRANSACTION_TIMEOUT_MAX;
 use super::settings::SettingError;
 use crate::secret::redact;
 
@@ -121,6 +123,13 @@ impl SetupError {
             cause => cause,
         }
     }
+
+    /// Whether the brokers allow no transaction as long as the producer asked for.
+    #[must_use]
+    pub fn is_transaction_timeout_rejected(&self) -> bool {
+        matches!(self, Self::Transactions { cause, .. }
+            if cause.rdkafka_error_code() == Some(Code::InvalidTransactionTimeout))
+    }
 }
 
 /// What `error` says, without secrets, and without the prefix that names the library's variant.
@@ -158,9 +167,14 @@ fn is_silence(error: &KafkaError) -> bool {
     )
 }
 
-/// What to do about a refusal of transactions.
-fn transaction_advice(error: &KafkaError) -> &'static str {
-    match error.rdkafka_error_code() {
+/// What to do about a rejection of transactions.
+fn transaction_advice(error: &KafkaError) -> Cow<'static, str> {
+    if error.rdkafka_error_code() == Some(Code::InvalidTransactionTimeout) {
+        let millis = TRANSACTION_TIMEOUT_MAX.as_millis();
+        return format!("; set transaction.max.timeout.ms of the brokers to {millis} or more")
+            .into();
+    }
+    let advice = match error.rdkafka_error_code() {
         Some(
             Code::UnsupportedFeature
             | Code::UnsupportedVersion
@@ -176,11 +190,9 @@ fn transaction_advice(error: &KafkaError) -> &'static str {
             "; allow this user IDEMPOTENT_WRITE on the cluster, or set kafka.delivery = \
              \"at-least-once\""
         }
-        Some(Code::InvalidTransactionTimeout) => {
-            "; set transaction.max.timeout.ms of the brokers to 30000 or more"
-        }
         _ => "",
-    }
+    };
+    advice.into()
 }
 
 fn read_advice(error: &KafkaError) -> &'static str {

@@ -11,15 +11,14 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, Context, Delivery, LEDGER_PARTITION, METADATA_TIMEOUT, SetupError, text};
+use super::{
+    Config, Context, Delivery, LEDGER_PARTITION, METADATA_TIMEOUT, READ_STALLED, SetupError, text,
+};
 use crate::event::Timestamp;
 use crate::metrics;
 
 /// How long one poll waits for a record.
 const POLL: Duration = Duration::from_millis(100);
-/// The ledger is given up when nothing of it has arrived for so long. Kafka ends an abandoned
-/// transaction, which may hide what is behind it, up to ten seconds after its time-out.
-const STALLED: Duration = Duration::from_mins(1);
 /// A longer wait is logged, and reported to the caller.
 const LONG: Duration = Duration::from_secs(2);
 /// How long the own record, which was delivered, may take to come back; shorter than a transaction.
@@ -196,7 +195,7 @@ impl LedgerReader {
                 records += self.read_stable(end, give_up, &mut apply)?;
                 break;
             }
-            if moved.elapsed() > STALLED {
+            if moved.elapsed() > READ_STALLED {
                 let topic = self.topic.clone();
                 return Err(SetupError::Hidden { topic, stable, open: moved.elapsed() });
             }
@@ -278,7 +277,7 @@ impl LedgerReader {
         let (_, since) = self.unread.filter(|(offset, _)| *offset >= self.next)?;
         let open = since.elapsed();
         let (topic, stable) = (self.topic.clone(), self.next);
-        (open > STALLED).then_some(SetupError::Hidden { topic, stable, open })
+        (open > READ_STALLED).then_some(SetupError::Hidden { topic, stable, open })
     }
 
     /// Everything before this offset is decided and read.
@@ -307,7 +306,7 @@ impl LedgerReader {
                     records += 1;
                     moved = Instant::now();
                 }
-                Step::Nothing if moved.elapsed() > STALLED => {
+                Step::Nothing if moved.elapsed() > READ_STALLED => {
                     return Err(self.error(KafkaError::MessageConsumption(Code::OperationTimedOut)));
                 }
                 Step::Nothing => {}

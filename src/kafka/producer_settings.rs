@@ -6,19 +6,36 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 
 use super::{Config, Delivery, SOCKET_TIMEOUT};
 
-/// The longest that a transaction may stay open, in Kafka's eyes. An abandoned one holds up every
+/// How long a transaction may stay open before Kafka aborts it. An abandoned one delays every
 /// `read_committed` consumer for this long.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often the time-outs are doubled at most. The largest record, 512 KiB (`http.max_body`), then
+/// passes at 5 kB/s. Every wait for an abandoned transaction of another instance depends on it.
+pub const TIMEOUT_DOUBLINGS_MAX: u32 = 2;
+/// The time-out of a transaction after all doublings.
+pub(super) const TRANSACTION_TIMEOUT_MAX: Duration =
+    Duration::from_secs(TRANSACTION_TIMEOUT.as_secs() << TIMEOUT_DOUBLINGS_MAX);
+/// How often the coordinator looks for transactions past their time-out: Kafka's default of
+/// `transaction.abort.timed.out.transaction.cleanup.interval.ms`.
+const ABORT_INTERVAL: Duration = Duration::from_secs(10);
+/// Kafka has aborted every abandoned transaction after this time. A transaction that is open for
+/// longer is one that no coordinator knows.
+const ABANDONED_TRANSACTION_MAX: Duration =
+    Duration::from_secs(TRANSACTION_TIMEOUT_MAX.as_secs() + ABORT_INTERVAL.as_secs());
+/// Reading a topic up to its end fails when nothing has arrived for this time: an abandoned
+/// transaction, which hides the records behind it, is aborted before; brokers may be slow to do so.
+pub const READ_STALLED: Duration =
+    ABANDONED_TRANSACTION_MAX.saturating_add(Duration::from_secs(20));
 /// Messages are given up before their transaction is, so that the error names the cause.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(25);
 /// How long a broker may take for an answer when there is no transaction to keep short: 1 MiB
 /// passes at 18 kB/s. It is librdkafka's default.
-const PATIENT_SOCKET_TIMEOUT: Duration = Duration::from_mins(1);
+const PLAIN_SOCKET_TIMEOUT: Duration = Duration::from_mins(1);
 /// Bytes of messages in one request: what brokers accept by default.
 pub const REQUEST_BYTES: usize = 1024 * 1024;
 /// The same without transactions. A request that times out on a slow link is sent again; so it must
 /// be small enough to pass in time with four others before it.
-const PATIENT_REQUEST_BYTES: usize = 128 * 1024;
+const PLAIN_REQUEST_BYTES: usize = 128 * 1024;
 
 /// What differs from one producer to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +43,7 @@ pub struct ProducerSettings {
     /// The highest number of bytes in one request; a larger message has one of its own.
     pub request_bytes: usize,
     /// How often the time-outs are doubled.
-    pub patience: u32,
+    pub timeout_doublings: u32,
     /// Whether the brokers offer idempotent producers; only without transactions they may not.
     pub idempotent: bool,
     /// Whether messages without a transaction are tried until Kafka accepts or rejects them.
@@ -36,20 +53,20 @@ pub struct ProducerSettings {
 impl Default for ProducerSettings {
     fn default() -> Self {
         let request_bytes = REQUEST_BYTES;
-        Self { request_bytes, patience: 0, idempotent: true, waits_forever: true }
+        Self { request_bytes, timeout_doublings: 0, idempotent: true, waits_forever: true }
     }
 }
 
 impl ProducerSettings {
     /// How long a transaction may stay open.
     pub(super) fn transaction_timeout(&self) -> Duration {
-        TRANSACTION_TIMEOUT * (1 << self.patience)
+        TRANSACTION_TIMEOUT * (1 << self.timeout_doublings)
     }
 
     /// The highest number of bytes in one request that holds more than one message.
     pub(super) fn request_bytes(&self, config: &Config) -> usize {
         let transactional = config.delivery == Delivery::ExactlyOnce;
-        let largest = if transactional { REQUEST_BYTES } else { PATIENT_REQUEST_BYTES };
+        let largest = if transactional { REQUEST_BYTES } else { PLAIN_REQUEST_BYTES };
         let configured = config.client.get("batch.size").and_then(|bytes| bytes.parse().ok());
         self.request_bytes.min(configured.unwrap_or(largest))
     }
@@ -58,7 +75,7 @@ impl ProducerSettings {
     pub(super) fn client(&self, config: &Config) -> ClientConfig {
         let transactional = config.delivery == Delivery::ExactlyOnce;
         let idempotent = transactional || self.idempotent;
-        let scaled = |timeout: Duration| timeout * (1 << self.patience);
+        let scaled = |timeout: Duration| timeout * (1 << self.timeout_doublings);
         let millis = |time: Duration| time.as_millis().to_string();
         let mut client = config.base();
         client
@@ -67,7 +84,7 @@ impl ProducerSettings {
             .set("statistics.interval.ms", config.statistics_interval().as_millis().to_string())
             .set_log_level(RDKafkaLogLevel::Warning);
         let socket_timeout =
-            if transactional { scaled(SOCKET_TIMEOUT) } else { PATIENT_SOCKET_TIMEOUT };
+            if transactional { scaled(SOCKET_TIMEOUT) } else { PLAIN_SOCKET_TIMEOUT };
         for (name, default) in [
             // Streams get the partitions that Java producers give them.
             ("partitioner", "murmur2_random"),
@@ -102,5 +119,51 @@ impl ProducerSettings {
         }
         client.set("message.timeout.ms", message_timeout);
         client
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documents_state_the_time_outs_of_transactions() {
+        let abandoned = ABANDONED_TRANSACTION_MAX.as_secs();
+        let usual = (TRANSACTION_TIMEOUT + ABORT_INTERVAL).as_secs();
+        let largest = TRANSACTION_TIMEOUT_MAX.as_secs();
+        for (name, text, parts) in [
+            (
+                "docs/design.md",
+                include_str!("../../docs/design.md"),
+                [format!("up to {usual} s"), format!("up to {abandoned} s")],
+            ),
+            (
+                "docs/runbook.md",
+                include_str!("../../docs/runbook.md"),
+                [format!("{abandoned} s: Kafka aborts"), format!("below {largest} s")],
+            ),
+            (
+                "docs/kafka.md",
+                include_str!("../../docs/kafka.md"),
+                [format!("up to {abandoned} s"), format!("at least {largest} s")],
+            ),
+            (
+                "README.md",
+                include_str!("../../README.md"),
+                [format!("up to {usual} s"), format!("{abandoned} s")],
+            ),
+        ] {
+            let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            for part in parts {
+                assert!(text.contains(&part), "{name} does not say {part:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn readers_wait_for_the_abort_of_the_longest_transaction() {
+        let settings =
+            ProducerSettings { timeout_doublings: TIMEOUT_DOUBLINGS_MAX, ..Default::default() };
+        assert!(READ_STALLED > settings.transaction_timeout() + ABORT_INTERVAL);
     }
 }

@@ -10,12 +10,11 @@ use rdkafka::metadata::{MetadataPartition, MetadataTopic};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::{Config, Context, METADATA_TIMEOUT};
+use super::{Config, Context, METADATA_TIMEOUT, READ_STALLED};
 use crate::event::Timestamp;
 
-/// Reading to a topic's end is given up when nothing has arrived for so long. Kafka ends an
-/// abandoned transaction, which may hide what is behind it, within 40 s.
-const STALLED: Duration = Duration::from_mins(1);
+/// How long one poll waits for a record.
+const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A record as found in Kafka.
 #[derive(Clone, Debug)]
@@ -73,11 +72,11 @@ impl TopicReader {
     /// # Errors
     /// librdkafka's.
     pub fn next(&self, timeout: Duration) -> Result<Option<ConsumedRecord>, KafkaError> {
-        Ok(self.0.poll(timeout).transpose()?.map(|message| landed(&message)))
+        Ok(self.0.poll(timeout).transpose()?.map(|message| consumed(&message)))
     }
 }
 
-fn landed(message: &impl Message) -> ConsumedRecord {
+fn consumed(message: &impl Message) -> ConsumedRecord {
     let headers = message.headers().into_iter().flat_map(Headers::iter);
     ConsumedRecord {
         topic: message.topic().to_owned(),
@@ -120,30 +119,42 @@ pub fn read_to_end<E: From<KafkaError>>(
     let metadata = consumer.fetch_metadata(Some(topic), METADATA_TIMEOUT)?;
     let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
     // By number: while others write, a partition's end is met more than once.
-    let mut open: HashSet<i32> = partitions.map(MetadataPartition::id).collect();
+    let open: HashSet<i32> = partitions.map(MetadataPartition::id).collect();
     if open.is_empty() {
         // A topic that is not there yet has nothing in it.
         return Ok(());
     }
     consumer.assign(&offsets_since(&consumer, topic, &open, since)?)?;
+    let poll = || Some(consumer.poll(POLL_TIMEOUT)?.map(|message| consumed(&message)));
+    visit_to_end(poll, open, READ_STALLED, &mut visit)
+}
+
+/// Visits records from `poll` until each of the partitions has reported its end, or until none of those
+/// that have not has moved for `stalled`.
+fn visit_to_end<E: From<KafkaError>>(
+    mut poll: impl FnMut() -> Option<KafkaResult<ConsumedRecord>>,
+    mut partitions: HashSet<i32>,
+    stalled: Duration,
+    visit: &mut impl FnMut(ConsumedRecord) -> Result<(), E>,
+) -> Result<(), E> {
     let mut last = Instant::now();
-    while !open.is_empty() {
-        let moved = match consumer.poll(Duration::from_millis(100)) {
-            Some(Ok(message)) => {
-                visit(landed(&message))?;
-                open.contains(&message.partition())
+    while !partitions.is_empty() {
+        let (moved, error) = match poll() {
+            Some(Ok(record)) => {
+                let moved = partitions.contains(&record.partition);
+                visit(record)?;
+                (moved, None)
             }
-            Some(Err(KafkaError::PartitionEOF(partition))) => open.remove(&partition),
-            // Brokers that come and go are librdkafka's to deal with, as long as something comes.
-            Some(Err(cause)) if last.elapsed() > STALLED => return Err(cause.into()),
-            None if last.elapsed() > STALLED => {
-                let cause = RDKafkaErrorCode::OperationTimedOut;
-                return Err(KafkaError::MessageConsumption(cause).into());
-            }
-            Some(Err(_)) | None => false,
+            Some(Err(KafkaError::PartitionEOF(partition))) => (partitions.remove(&partition), None),
+            // librdkafka reconnects by itself.
+            Some(Err(error)) => (false, Some(error)),
+            None => (false, None),
         };
         if moved {
             last = Instant::now();
+        } else if last.elapsed() > stalled {
+            let timed_out = KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut);
+            return Err(error.unwrap_or(timed_out).into());
         }
     }
     Ok(())
@@ -192,7 +203,7 @@ pub struct PartitionRange {
 }
 
 /// Waits until everything in `topics` that is there now is committed or undone: an open transaction
-/// hides what was committed behind it. Returns the partitions that are not empty.
+/// hides what was committed behind it. Returns the partitions that ever had a record.
 ///
 /// # Errors
 /// librdkafka's; a time-out when a transaction stays open.
@@ -218,7 +229,7 @@ pub fn wait_until_decided(config: &Config, topics: &[&str]) -> KafkaResult<Vec<P
             let stable = || decided.fetch_watermarks(topic.name(), partition, METADATA_TIMEOUT);
             while stable()?.1 < end {
                 // A caller that took hidden records for absent ones would send them again, or miss them.
-                if started.elapsed() > STALLED {
+                if started.elapsed() > READ_STALLED {
                     return Err(KafkaError::Global(RDKafkaErrorCode::OperationTimedOut));
                 }
                 std::thread::sleep(PAUSE);
@@ -226,4 +237,64 @@ pub fn wait_until_decided(config: &Config, topics: &[&str]) -> KafkaResult<Vec<P
         }
     }
     Ok(held)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(partition: i32) -> ConsumedRecord {
+        ConsumedRecord {
+            topic: "topic".into(),
+            partition,
+            offset: 0,
+            key: None,
+            value: Vec::new(),
+            timestamp: None,
+            headers: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_partition_without_a_leader_ends_the_wait_although_another_one_grows() {
+        const STALLED: Duration = Duration::from_millis(100);
+        let started = Instant::now();
+        let mut ended = false;
+        let poll = || {
+            assert!(started.elapsed() < 50 * STALLED, "still reading");
+            std::thread::sleep(Duration::from_millis(1));
+            if std::mem::replace(&mut ended, true) {
+                Some(Ok(record(1)))
+            } else {
+                Some(Err(KafkaError::PartitionEOF(1)))
+            }
+        };
+        let visit = &mut |_| Ok(());
+        let error = visit_to_end::<KafkaError>(poll, HashSet::from([0, 1]), STALLED, visit);
+        assert!(matches!(
+            error,
+            Err(KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut))
+        ));
+        assert!(started.elapsed() > STALLED);
+    }
+
+    #[test]
+    fn reading_ends_with_the_last_partition_and_visits_every_record() {
+        let mut polled = vec![
+            Err(KafkaError::PartitionEOF(0)),
+            Ok(record(1)),
+            Err(KafkaError::PartitionEOF(1)),
+            Ok(record(0)),
+            Err(KafkaError::PartitionEOF(1)),
+            Ok(record(1)),
+        ];
+        let mut visited = 0;
+        let visit = &mut |_| {
+            visited += 1;
+            Ok(())
+        };
+        let poll = || polled.pop();
+        visit_to_end::<KafkaError>(poll, HashSet::from([0, 1]), READ_STALLED, visit).unwrap();
+        assert_eq!((visited, polled.len()), (3, 0));
+    }
 }

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use crate::kafka::TIMEOUT_DOUBLINGS_MAX;
+
 /// The highest number of record bytes in a batch: more does not raise the throughput.
 const BYTES_MAX: usize = 8 * 1024 * 1024;
 /// A link of 256 kbit/s transmits this in 4 s, well below every time-out of the producer.
@@ -24,22 +26,25 @@ const SLOW: Duration = Duration::from_secs(5);
 /// A full batch raises a lowered limit of ids by this part of itself, so that a topic that does not
 /// accept more aborts one batch in about 45, the number of such steps between half and full.
 const IDS_STEP: usize = 64;
-/// How often the producer's time-outs are doubled at most: from 25 s to about seven minutes, below
-/// the longest transaction that brokers allow by default (15 minutes). 1 MiB then passes at
-/// 2.6 kB/s.
-const PATIENCE_MAX: u32 = 4;
 
 /// The limits of the next batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchLimits {
     bytes: usize,
     ids: usize,
-    patience: u32,
+    timeout_doublings: u32,
+    /// The highest number of doublings that the brokers are not known to reject.
+    timeout_doublings_max: u32,
 }
 
 impl Default for BatchLimits {
     fn default() -> Self {
-        Self { bytes: BYTES_START, ids: IDS_MAX, patience: 0 }
+        Self {
+            bytes: BYTES_START,
+            ids: IDS_MAX,
+            timeout_doublings: 0,
+            timeout_doublings_max: TIMEOUT_DOUBLINGS_MAX,
+        }
     }
 }
 
@@ -58,8 +63,8 @@ impl BatchLimits {
 
     /// How often the producer's time-outs are doubled.
     #[must_use]
-    pub fn patience(&self) -> u32 {
-        self.patience
+    pub fn timeout_doublings(&self) -> u32 {
+        self.timeout_doublings
     }
 
     /// How many of the entries with these `sizes` make the next batch: at least one.
@@ -80,7 +85,7 @@ impl BatchLimits {
         } else if elapsed < QUICK && bytes >= self.bytes / 2 {
             self.bytes = (self.bytes * 2).min(BYTES_MAX);
             if self.bytes == BYTES_MAX {
-                self.patience = 0;
+                self.timeout_doublings = 0;
             }
         }
         if ids >= self.ids {
@@ -89,14 +94,24 @@ impl BatchLimits {
     }
 
     /// A batch of `bytes` and `records` was not published in time. Returns whether the
-    /// producer needs longer time-outs ([`Self::patience`]), because no smaller batch is possible.
+    /// producer needs longer time-outs ([`Self::timeout_doublings`]), because no smaller batch is possible.
     pub fn timed_out(&mut self, bytes: usize, records: usize) -> bool {
         if records > 1 || bytes <= LATE_MIN {
             self.bytes = (self.bytes.min(bytes) / 2).max(LATE_MIN);
             return false;
         }
-        let patience = (self.patience + 1).min(PATIENCE_MAX);
-        std::mem::replace(&mut self.patience, patience) != patience
+        let doublings = (self.timeout_doublings + 1).min(self.timeout_doublings_max);
+        std::mem::replace(&mut self.timeout_doublings, doublings) != doublings
+    }
+
+    /// The brokers reject a transaction as long as the time-outs need it. Returns whether shorter
+    /// time-outs can be tried; longer ones are not tried again.
+    #[must_use]
+    pub fn on_transaction_timeout_rejected(&mut self) -> bool {
+        let Some(doublings) = self.timeout_doublings.checked_sub(1) else { return false };
+        self.timeout_doublings = doublings;
+        self.timeout_doublings_max = doublings;
+        true
     }
 
     /// Kafka rejected one of the records of a batch of `bytes`. The next attempt sends less for
@@ -178,15 +193,29 @@ mod tests {
     fn an_outage_neither_asks_for_more_time_nor_for_batches_of_single_records() {
         let mut limits = BatchLimits::default();
         assert!((0..1000).all(|_| !limits.timed_out(limits.bytes().min(700), 1)));
-        assert_eq!((limits.bytes(), limits.patience()), (LATE_MIN, 0));
+        assert_eq!((limits.bytes(), limits.timeout_doublings()), (LATE_MIN, 0));
     }
 
     #[test]
     fn a_single_record_that_is_late_gets_more_time_up_to_a_limit() {
         let mut limits = BatchLimits::default();
         let raised = (0..10).filter(|_| limits.timed_out(1 << 20, 1)).count();
-        assert_eq!(raised, PATIENCE_MAX as usize);
-        assert_eq!(limits.patience(), PATIENCE_MAX);
+        assert_eq!(raised, TIMEOUT_DOUBLINGS_MAX as usize);
+        assert_eq!(limits.timeout_doublings(), TIMEOUT_DOUBLINGS_MAX);
+    }
+
+    #[test]
+    fn a_time_out_that_brokers_reject_is_lowered_and_not_raised_again() {
+        let mut limits = BatchLimits::default();
+        assert!(!limits.on_transaction_timeout_rejected(), "there is no shorter one");
+        assert!(limits.timed_out(1 << 20, 1) && limits.timed_out(1 << 20, 1));
+        assert!(limits.on_transaction_timeout_rejected());
+        assert_eq!(limits.timeout_doublings(), 1);
+        assert!(!limits.timed_out(1 << 20, 1), "the brokers have rejected a longer one");
+        assert!(limits.on_transaction_timeout_rejected());
+        assert!(!limits.timed_out(1 << 20, 1));
+        assert_eq!(limits.timeout_doublings(), 0);
+        assert!(!limits.on_transaction_timeout_rejected());
     }
 
     #[test]
@@ -225,7 +254,7 @@ mod tests {
     }
 
     fn limits(bytes: usize) -> BatchLimits {
-        BatchLimits { bytes, ids: IDS_MAX, patience: 1 }
+        BatchLimits { bytes, timeout_doublings: 1, ..BatchLimits::default() }
     }
 
     /// The limit of bytes after a batch of `bytes` that took `elapsed`.
@@ -259,9 +288,9 @@ mod tests {
     fn longer_time_outs_are_kept_until_the_link_is_fast() {
         let mut limits = limits(BYTES_MAX / 4);
         limits.published(limits.bytes(), 1, MS);
-        assert_eq!((limits.bytes(), limits.patience()), (BYTES_MAX / 2, 1));
+        assert_eq!((limits.bytes(), limits.timeout_doublings()), (BYTES_MAX / 2, 1));
         limits.published(limits.bytes(), 1, MS);
-        assert_eq!((limits.bytes(), limits.patience()), (BYTES_MAX, 0));
+        assert_eq!((limits.bytes(), limits.timeout_doublings()), (BYTES_MAX, 0));
     }
 
     #[test]
@@ -276,7 +305,7 @@ mod tests {
 
     #[test]
     fn a_full_batch_of_ids_raises_a_lowered_limit_by_a_64th() {
-        let mut limits = BatchLimits { bytes: BYTES_MAX, ids: 6400, patience: 0 };
+        let mut limits = BatchLimits { bytes: BYTES_MAX, ids: 6400, ..BatchLimits::default() };
         limits.published(1, 6399, MS);
         assert_eq!(limits.ids(), 6400);
         limits.published(1, 6400, MS);
@@ -285,7 +314,7 @@ mod tests {
 
     #[test]
     fn a_split_obeys_both_limits_and_takes_at_least_one() {
-        let limits = BatchLimits { bytes: 100, ids: 3, patience: 0 };
+        let limits = BatchLimits { bytes: 100, ids: 3, ..BatchLimits::default() };
         assert_eq!(limits.split([10; 10].into_iter()), 3);
         assert_eq!(limits.split([40; 10].into_iter()), 2);
         assert_eq!(limits.split([1000; 10].into_iter()), 1);

@@ -35,11 +35,11 @@ pub use plan::Plan;
 const CHUNK: (usize, usize) = (1024 * 1024, 2000);
 /// Chunks that wait for the publisher.
 const CHUNKS_WAITING: usize = 4;
-/// A command gives up when nothing was published for this long. Kafka ends the transaction of a
-/// process that was killed within 40 s, and a reader reports one that stays open after 60 s.
-const PATIENCE: Duration = Duration::from_secs(90);
-/// How often the time that is left is looked at.
-const PATIENCE_STEP: Duration = Duration::from_millis(100);
+/// A command fails when nothing was published for this time: a reader, which waits for the abort of
+/// an abandoned transaction, fails before and names the cause.
+const NO_PROGRESS_TIMEOUT: Duration = kafka::READ_STALLED.saturating_add(Duration::from_secs(30));
+/// How often the deadline is compared with the clock.
+const DEADLINE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Between the configured instance and the random part in the name of a command.
 const COMMAND: &str = ".replay-";
@@ -145,7 +145,7 @@ impl Given {
 
     /// Something was published: the command does not give up yet.
     pub(super) fn progressed(&self) {
-        self.deadline.extend(PATIENCE);
+        self.deadline.extend(NO_PROGRESS_TIMEOUT);
     }
 
     /// Kafka rejects `event` for this reason.
@@ -185,7 +185,7 @@ impl Deadline {
                     return give_up.cancel();
                 }
                 drop(at);
-                thread::sleep(PATIENCE_STEP);
+                thread::sleep(DEADLINE_CHECK_INTERVAL);
             }
         };
         thread::Builder::new().spawn(watch).map_err(ReplayError::Thread)?;
@@ -219,7 +219,7 @@ impl Source for GivenEvents {
         let received = self.chunks.recv_timeout(timeout);
         if !timeout.is_zero() {
             // All that was given before is published.
-            self.deadline.extend(PATIENCE);
+            self.deadline.extend(NO_PROGRESS_TIMEOUT);
         }
         let mut events = match received {
             Ok(events) => events,
@@ -295,7 +295,7 @@ impl Replay {
             }
         };
         let give_up = CancellationToken::new();
-        let deadline = Deadline::start(PATIENCE, give_up.clone())?;
+        let deadline = Deadline::start(NO_PROGRESS_TIMEOUT, give_up.clone())?;
         let ids = plan.ids();
         let (denied, refused, ledger_start) = (Vec::new(), Vec::new(), None);
         let source_deadline = deadline.clone();
@@ -323,7 +323,7 @@ impl Replay {
             }
             connected => connected?,
         };
-        source_deadline.extend(PATIENCE);
+        source_deadline.extend(NO_PROGRESS_TIMEOUT);
         let thread = thread::Builder::new().name("publisher".into()).spawn(move || {
             let result = publisher.run_with(Some(producer));
             let sent = publisher.ledger.own_events();
@@ -386,7 +386,7 @@ impl Replay {
             Err(error) => return Err(ReplayError::Send(error.to_string())),
             Ok(()) if self.give_up.is_cancelled() => {
                 let cause = last_cause.unwrap_or_else(|| "no answer".into());
-                let seconds = PATIENCE.as_secs();
+                let seconds = NO_PROGRESS_TIMEOUT.as_secs();
                 return Err(ReplayError::Send(format!("nothing passed for {seconds} s: {cause}")));
             }
             Ok(()) => {}

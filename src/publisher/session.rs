@@ -232,8 +232,8 @@ impl Publisher {
             Failure::LedgerRejected(cause) => self.ledger_rejected(producer, batch, cause),
             Failure::TimedOut(cause) => {
                 self.kafka_outage.report(&kafka::text(&cause));
-                let needs_patience = self.limits.timed_out(batch.bytes(), batch.len());
-                if needs_patience && !self.is_transactional() {
+                let needs_longer_timeouts = self.limits.timed_out(batch.bytes(), batch.len());
+                if needs_longer_timeouts && !self.is_transactional() {
                     return Attempt::End(SessionEnd::Replace);
                 }
                 self.try_again()
