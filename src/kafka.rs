@@ -15,7 +15,6 @@ use rdkafka::producer::{BaseProducer, DefaultProducerContext};
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics;
 use crate::secret::redact;
 
 mod cause;
@@ -26,6 +25,7 @@ mod failure;
 mod ledger_reader;
 mod producer;
 mod producer_settings;
+mod reachability;
 pub mod settings;
 mod silence;
 mod stats;
@@ -39,6 +39,7 @@ pub use ledger_reader::LedgerReader;
 pub use producer::{Message, Producer};
 pub use producer_settings::{ProducerSettings, READ_STALLED, REQUEST_BYTES, TIMEOUT_DOUBLINGS_MAX};
 pub use rdkafka::error::KafkaError;
+pub use reachability::{Observation, observe};
 pub use settings::SettingError;
 pub use topics::TopicState;
 
@@ -124,7 +125,7 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         if error.rdkafka_error_code() == Some(Code::AllBrokersDown) {
-            metrics::kafka_up(false);
+            reachability::observe(Observation::Disconnected);
         }
         tracing::debug!(error = text(&error), reason = %redact(reason), "librdkafka");
     }

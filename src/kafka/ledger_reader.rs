@@ -12,7 +12,8 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Config, Context, Delivery, LEDGER_PARTITION, METADATA_TIMEOUT, READ_STALLED, SetupError, text,
+    Config, Context, Delivery, LEDGER_PARTITION, METADATA_TIMEOUT, Observation, READ_STALLED,
+    SetupError, observe, text,
 };
 use crate::event::Timestamp;
 use crate::metrics;
@@ -325,7 +326,10 @@ impl LedgerReader {
             let bounds =
                 self.consumer.fetch_watermarks(&self.topic, LEDGER_PARTITION, Lag::TIMEOUT);
             match bounds {
-                Ok((_, decided)) => metrics::ledger_lag(self.lag.update(self.next, decided)),
+                Ok((_, decided)) => {
+                    observe(Observation::Connected);
+                    metrics::ledger_lag(self.lag.update(self.next, decided));
+                }
                 Err(error) => {
                     self.lag.updated = Instant::now();
                     tracing::debug!(error = text(&error), "where the ledger ends is unknown");

@@ -63,7 +63,7 @@ const RULES: &[(&[&str], Rule, &str)] = &[
     (&["retry.backoff.ms", "retry.backoff.max.ms"], Between(1, 5000), "a message that waits for its retry fails after 25 s"),
     (&["reconnect.backoff.ms", "reconnect.backoff.max.ms"], Between(0, 60_000), "a broker that is back is found within a minute"),
     (&["topic.metadata.refresh.interval.ms"], Between(-1, 3_600_000), "-1 or up to an hour, as librdkafka has it"),
-    (&["statistics.interval.ms"], Between(0, 60_000), "metrics about Kafka are as old as this"),
+    (&["statistics.interval.ms"], Between(1000, 60_000), "livebridge_kafka_up of an idle bridge and the metrics about Kafka are as old as this"),
     (&["topic.blacklist"], Warned(""), "topics that it names look as if they did not exist, and are not published to"),
     (&["enable.ssl.certificate.verification"], Warned("false"), "anyone on the network path can pose as Kafka"),
     (&["ssl.endpoint.identification.algorithm"], Warned("none"), "any holder of a certificate from the same authority can pose as Kafka"),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::metrics;
+use super::{Observation, observe};
 
 /// A longer silence of Kafka is logged: a broker that is frozen keeps its connections, and nothing
 /// else would tell.
@@ -21,7 +21,7 @@ impl Silence {
 
     pub(super) fn lasts(&mut self, error: &dyn std::fmt::Display) {
         if self.since.elapsed() > SILENCE && !std::mem::replace(&mut self.logged, true) {
-            metrics::kafka_up(false);
+            observe(Observation::Failed);
             tracing::error!(
                 %error,
                 "Kafka does not answer; callbacks are still accepted and stored"

@@ -195,7 +195,7 @@ declare! {
         "Committed offsets of the ledger topic that are not read yet");
     // Kafka.
     KAFKA_UP: Gauge = gauge("livebridge_kafka_up", Unit::Count,
-        "1 while the last exchange with Kafka succeeded");
+        "1 while the last attempt to publish succeeded and a broker is connected");
     KAFKA_SESSIONS: Counter = counter("livebridge_kafka_sessions_total",
         "Producers created: one at the start, one after each that failed");
     FENCED: Counter = counter("livebridge_fenced_total",

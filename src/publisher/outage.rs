@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::kafka::{self, Observation};
 use crate::metrics;
 
 /// A cause that lasts is reported again after this time.
@@ -25,7 +26,8 @@ pub(super) enum Outage {
 impl Outage {
     fn set_metric(self, ok: bool) {
         match self {
-            Self::Kafka => metrics::kafka_up(ok),
+            Self::Kafka if ok => kafka::observe(Observation::Succeeded),
+            Self::Kafka => kafka::observe(Observation::Failed),
             Self::Quarantine => metrics::quarantine_ok(ok),
             Self::Log => metrics::wal_read_ok(ok),
         }

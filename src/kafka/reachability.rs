@@ -1,0 +1,76 @@
+//! Whether Kafka can be published to, as `livebridge_kafka_up` shows it.
+//!
+//! The only place that sets the gauge. Two conditions make it 1: the last attempt to publish succeeded,
+//! and a broker is connected. An idle publisher makes no attempts, so the second condition does not
+//! depend on them: librdkafka reports when the last connection is lost, and the ledger's reader when a
+//! broker answers again.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::metrics;
+
+static STATE: Mutex<State> = Mutex::new(State { publishing: false, connected: false });
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct State {
+    /// Whether the last attempt to publish, or to become ready for it, succeeded.
+    publishing: bool,
+    /// Whether a broker is known to be connected.
+    connected: bool,
+}
+
+/// What shows whether Kafka can be published to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Observation {
+    /// Kafka answered an attempt to publish.
+    Succeeded,
+    /// An attempt to publish failed, or has had no answer for long.
+    Failed,
+    /// The last connection to a broker is lost.
+    Disconnected,
+    /// A broker has answered.
+    Connected,
+}
+
+impl State {
+    fn after(self, observation: Observation) -> Self {
+        match observation {
+            Observation::Succeeded => Self { publishing: true, connected: true },
+            Observation::Failed => Self { publishing: false, ..self },
+            Observation::Disconnected => Self { connected: false, ..self },
+            Observation::Connected => Self { connected: true, ..self },
+        }
+    }
+}
+
+/// Updates the gauge.
+pub fn observe(observation: Observation) {
+    let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
+    *state = state.after(observation);
+    // Under the lock, so that the gauge has the latest state.
+    metrics::kafka_up(state.publishing && state.connected);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Observation::{Connected, Disconnected, Failed, Succeeded};
+    use super::*;
+
+    fn is_up(observations: &[Observation]) -> bool {
+        let start = State { publishing: false, connected: false };
+        let end = observations.iter().fold(start, |state, seen| state.after(*seen));
+        end.publishing && end.connected
+    }
+
+    #[test]
+    fn a_connection_ends_an_idle_outage_but_not_a_failure_to_publish() {
+        assert!(!is_up(&[]));
+        assert!(!is_up(&[Connected]), "nothing has succeeded yet");
+        assert!(is_up(&[Succeeded]));
+        assert!(!is_up(&[Succeeded, Disconnected]));
+        assert!(is_up(&[Succeeded, Disconnected, Connected]));
+        assert!(!is_up(&[Succeeded, Failed, Connected]), "a right that was withdrawn, say");
+        assert!(!is_up(&[Succeeded, Disconnected, Failed, Connected]));
+        assert!(is_up(&[Succeeded, Disconnected, Failed, Succeeded]));
+    }
+}
