@@ -284,6 +284,10 @@ fn kafka(config: &Config, findings: &mut Findings) {
             Err(error) => findings.bad("topics", error),
         }
     }
+    let all = topics.iter().copied().chain([ledger]);
+    let present: Vec<&str> =
+        all.filter(|name| !state.missing.iter().any(|missing| missing == name)).collect();
+    cleanup_policies(config, &present, findings);
     if config.kafka.delivery == Delivery::AtLeastOnce {
         return findings.note(
             "delivery",
@@ -295,9 +299,6 @@ fn kafka(config: &Config, findings: &mut Findings) {
     // Under a name of its own: the instance's would fence a bridge that is running.
     let mut test_producer = config.kafka.clone();
     test_producer.instance.push_str(".check");
-    let all = topics.iter().copied().chain([ledger]);
-    let present: Vec<&str> =
-        all.filter(|name| !state.missing.iter().any(|missing| missing == name)).collect();
     let tested = test_producer
         .producer_soon()
         .map_err(|error| error.to_string())
@@ -316,5 +317,31 @@ fn kafka(config: &Config, findings: &mut Findings) {
             ),
         ),
         (Err(error), ..) => findings.bad("transactions", error),
+    }
+}
+
+/// Reports topics whose records Kafka removes by key.
+fn cleanup_policies(config: &Config, present: &[&str], findings: &mut Findings) {
+    const WHAT: &str = "cleanup.policy";
+    if present.is_empty() {
+        return;
+    }
+    let compacted = match config.kafka.compacted_topics(present) {
+        Ok(compacted) => compacted,
+        // Publishing needs no right to read settings, and some compatible systems have no request for it.
+        Err(error) => return findings.note(WHAT, error),
+    };
+    for (topic, policy) in compacted {
+        if topic == config.topics.ledger() {
+            findings.bad(WHAT, SetupError::LedgerCompacted { topic, policy });
+        } else {
+            findings.note(
+                WHAT,
+                format_args!(
+                    "{topic} has {policy}: Kafka keeps one event of each stream there, and rejects \
+                     events without a key"
+                ),
+            );
+        }
     }
 }

@@ -65,6 +65,22 @@ pub enum SetupError {
         /// How many it has.
         partitions: usize,
     },
+    /// A compacted ledger loses records.
+    #[error(
+        "the ledger topic {topic} has cleanup.policy={policy}: Kafka keeps one record for each instance, \
+         and retries that the others would tell are published again. Set cleanup.policy=delete: \
+         kafka-configs.sh --bootstrap-server BROKER --alter --topic {topic} --add-config \
+         cleanup.policy=delete"
+    )]
+    LedgerCompacted {
+        /// The ledger topic.
+        topic: String,
+        /// Its `cleanup.policy`.
+        policy: String,
+    },
+    /// The settings of topics cannot be read.
+    #[error("cannot read the settings of the topics: {}{}", text(.0), describe_advice(.0))]
+    TopicSettings(#[source] KafkaError),
     /// The producer cannot start its transactions.
     #[error(
         "Kafka refuses transactions for instance {instance:?}: {}{}",
@@ -193,6 +209,16 @@ fn transaction_advice(error: &KafkaError) -> Cow<'static, str> {
         _ => "",
     };
     advice.into()
+}
+
+fn describe_advice(error: &KafkaError) -> &'static str {
+    match error.rdkafka_error_code() {
+        Some(Code::TopicAuthorizationFailed) => {
+            "; allow this user DESCRIBE_CONFIGS on them, or check yourself that the ledger topic has \
+             cleanup.policy=delete"
+        }
+        _ => "",
+    }
 }
 
 fn read_advice(error: &KafkaError) -> &'static str {

@@ -2,12 +2,16 @@
 
 use std::time::Instant;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier,
+    TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::metadata::Metadata;
+use tokio::runtime::Runtime;
 
 use super::cause::{self, Causes};
 use super::{ADMIN_TIMEOUT, Config, LEDGER_RETENTION, METADATA_STEP, METADATA_TIMEOUT, SetupError};
@@ -87,23 +91,18 @@ impl Config {
             .map(|name| {
                 let partitions = if name == ledger { 1 } else { self.partitions };
                 let replication = TopicReplication::Fixed(self.replication);
-                let mut topic = NewTopic::new(name, partitions, replication);
+                // Without it, the default of the brokers applies. Compaction would keep one event of
+                // each stream, and one ledger record of each instance.
+                let mut topic =
+                    NewTopic::new(name, partitions, replication).set("cleanup.policy", "delete");
                 if let Some(in_sync) = &in_sync {
                     topic = topic.set("min.insync.replicas", in_sync);
                 }
                 if name == ledger { topic.set("retention.ms", &retention) } else { topic }
             })
             .collect();
-        let admin: AdminClient<DefaultClientContext> =
-            self.base().create().map_err(SetupError::Client)?;
-        let options = AdminOptions::new()
-            .validate_only(only_try)
-            .operation_timeout(Some(ADMIN_TIMEOUT))
-            .request_timeout(Some(ADMIN_TIMEOUT));
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .build()
-            .map_err(SetupError::Runtime)?;
+        let (admin, options, runtime) = self.admin()?;
+        let options = options.validate_only(only_try);
         let refused = |topic: &str, cause| SetupError::Refused { topic: topic.to_owned(), cause };
         let results =
             runtime.block_on(admin.create_topics(&wanted, &options)).map_err(|cause| {
@@ -136,6 +135,45 @@ impl Config {
         }
         let wanted = topics.iter().copied().chain([ledger]);
         Ok(TopicState { missing: missing(&metadata, wanted), brokers: metadata.brokers().len() })
+    }
+
+    /// The policies of those of `topics` that are compacted, as `(topic, cleanup.policy)`.
+    ///
+    /// # Errors
+    /// [`SetupError`] when Kafka does not say.
+    pub fn compacted_topics(&self, topics: &[&str]) -> Result<Vec<(String, String)>, SetupError> {
+        let (admin, options, runtime) = self.admin()?;
+        let names: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
+        let described = runtime
+            .block_on(admin.describe_configs(&names, &options))
+            .map_err(SetupError::TopicSettings)?;
+        let mut compacted = Vec::new();
+        for topic in described {
+            let topic =
+                topic.map_err(|code| SetupError::TopicSettings(KafkaError::AdminOp(code)))?;
+            let policy = topic.get("cleanup.policy").and_then(|entry| entry.value.clone());
+            if let (OwnedResourceSpecifier::Topic(name), Some(policy)) = (topic.specifier, policy)
+                && policy.contains("compact")
+            {
+                compacted.push((name, policy));
+            }
+        }
+        Ok(compacted)
+    }
+
+    /// A client for requests about topics, the options of a request, and a runtime to wait for it.
+    fn admin(
+        &self,
+    ) -> Result<(AdminClient<DefaultClientContext>, AdminOptions, Runtime), SetupError> {
+        let admin = self.base().create().map_err(SetupError::Client)?;
+        let options = AdminOptions::new()
+            .operation_timeout(Some(ADMIN_TIMEOUT))
+            .request_timeout(Some(ADMIN_TIMEOUT));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .map_err(SetupError::Runtime)?;
+        Ok((admin, options, runtime))
     }
 
     /// Those of `topics` that Kafka does not have.

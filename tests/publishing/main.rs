@@ -4,6 +4,7 @@
 
 mod audit;
 mod broker;
+mod broker_settings;
 mod delivery;
 mod recovery;
 mod replay;

@@ -1,0 +1,148 @@
+//! Settings of brokers with which livebridge has to publish all the same, and brokers that restart
+//! while there is nothing to publish.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use livebridge::callback::CallbackKey;
+use livebridge::event::{EventType, Timestamp};
+use livebridge::sample::Samples;
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+use tokio::runtime::Runtime;
+
+use crate::support;
+use crate::support::bridge::{Bridge, KEY};
+use crate::support::kafka::{self, Cluster, Setup};
+use crate::support::proxy::{Network, Proxy};
+
+const WAIT: Duration = Duration::from_mins(2);
+
+/// Sends a signed callback with a body of more than `bytes` bytes; returns the status.
+fn post(bridge: &Bridge, bytes: usize) -> u16 {
+    let samples = Samples::new(CallbackKey::new(KEY));
+    let mut event = samples.event(EventType(1));
+    event.insert("padding".into(), "x".repeat(bytes).into());
+    let body = samples.delivery(event, Timestamp::now());
+    let mut stream = TcpStream::connect(bridge.intake()).unwrap();
+    let head = "POST /callback HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
+    write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+/// The exit code and the output of `livebridge check` with the settings of `bridge`.
+fn check(bridge: &Bridge) -> (i32, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_livebridge"));
+    let output = command.arg("check").env_clear().envs(bridge.environment()).output().unwrap();
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    (output.status.code().unwrap(), text)
+}
+
+fn wait_for(what: &str, bridge: &Bridge, holds: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        bridge.assert_running();
+        assert!(started.elapsed() < WAIT, "not {what}: {}", bridge.last_lines());
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// A record that is too slow for the time-outs raises them, and the brokers reject that.
+#[test]
+fn brokers_that_reject_a_raised_transaction_time_out_do_not_stop_publishing() {
+    let runtime = Runtime::new().unwrap();
+    let proxy = Proxy::start(runtime.handle());
+    let setup =
+        Setup::nodes(1).proxies(&[proxy.port()]).property("transaction.max.timeout.ms", "30000");
+    let Some(cluster) = Cluster::start_or_skip("time-outs", &setup) else { return };
+    proxy.set_upstream(cluster.behind(1));
+    let prefix = support::unique("timeouts");
+    let bridge = Bridge::new(&prefix, &proxy.address(), &prefix);
+    bridge.start();
+    bridge.wait_until_connected(WAIT);
+    // 240 kB take 40 s, and a message times out after 25 s.
+    proxy.set_network(Network::Limited(6000));
+    assert_eq!(post(&bridge, 240_000), 200);
+    wait_for("timed out", &bridge, || bridge.log_text().contains("MessageTimedOut"));
+    proxy.set_network(Network::Good);
+    let rejected = || bridge.log_text().contains("Transaction timeout is larger");
+    wait_for("rejected by the broker", &bridge, rejected);
+    bridge.drain(WAIT);
+    let published = bridge.metric("livebridge_published_total");
+    assert_eq!(published, Some(1.0), "{}", bridge.last_lines());
+}
+
+#[test]
+fn an_idle_bridge_shows_that_a_restarted_broker_is_back() {
+    let Some(mut cluster) = Cluster::start_or_skip("idle", &Setup::nodes(1)) else { return };
+    let bridges = ["exactly-once", "at-least-once"].map(|delivery| {
+        let prefix = support::unique("idle");
+        let bridge = Bridge::new(&prefix, &cluster.bootstrap(), &prefix);
+        bridge.set("KAFKA_DELIVERY", delivery)
+    });
+    for bridge in &bridges {
+        bridge.start();
+        bridge.wait_until_connected(WAIT);
+    }
+    cluster.stop(1);
+    for bridge in &bridges {
+        wait_for("down", bridge, || bridge.metric("livebridge_kafka_up") == Some(0.0));
+    }
+    cluster.start_again(1);
+    for bridge in &bridges {
+        wait_for("up again without a callback", bridge, || bridge.is_connected());
+        let sent = bridge.metric("livebridge_published_total");
+        assert_eq!(sent, Some(0.0), "nothing is published meanwhile");
+    }
+}
+
+/// The value of `cleanup.policy`.
+fn policy(bootstrap: &str, topic: &str) -> String {
+    let admin: AdminClient<DefaultClientContext> = kafka::client(bootstrap).create().unwrap();
+    let runtime = Runtime::new().unwrap();
+    let topics = [ResourceSpecifier::Topic(topic)];
+    let described = runtime.block_on(admin.describe_configs(&topics, &AdminOptions::new()));
+    let settings = described.unwrap().pop().unwrap().unwrap();
+    settings.get("cleanup.policy").unwrap().value.clone().unwrap()
+}
+
+#[test]
+fn topics_are_not_compacted_by_default_of_the_brokers_and_check_reports_those_that_are() {
+    let setup = Setup::nodes(1).property("log.cleanup.policy", "compact");
+    let Some(cluster) = Cluster::start_or_skip("compacted", &setup) else { return };
+    let bootstrap = cluster.bootstrap();
+    let prefix = support::unique("compacted");
+    let [ledger, push] = ["ledger", "push"].map(|name| format!("{prefix}.{name}"));
+    let bridge = Bridge::new(&prefix, &bootstrap, &prefix);
+    bridge.start();
+    bridge.wait_until_connected(WAIT);
+    for topic in [&ledger, &push] {
+        assert_eq!(policy(&bootstrap, topic), "delete", "{topic}");
+    }
+    let (code, text) = check(&bridge);
+    assert_eq!(code, 0, "{text}");
+    assert!(!text.contains("cleanup.policy"), "{text}");
+
+    kafka::configure_topic(&bootstrap, &push, &[("cleanup.policy", "compact")]);
+    let (code, text) = check(&bridge);
+    assert_eq!(code, 69, "{text}");
+    assert!(text.contains(&format!("note  cleanup.policy {push} has compact: ")), "{text}");
+    assert!(!text.contains("BAD   cleanup.policy"), "{text}");
+    kafka::configure_topic(&bootstrap, &push, &[("cleanup.policy", "delete")]);
+
+    kafka::configure_topic(&bootstrap, &ledger, &[("cleanup.policy", "compact,delete")]);
+    let (code, text) = check(&bridge);
+    assert_eq!(code, 69, "{text}");
+    let says = format!("the ledger topic {ledger} has cleanup.policy=compact,delete");
+    assert!(text.contains(&format!("BAD   cleanup.policy {says}")), "{text}");
+
+    // The remedy that the message names.
+    kafka::configure_topic(&bootstrap, &ledger, &[("cleanup.policy", "delete")]);
+    let (code, text) = check(&bridge);
+    assert_eq!(code, 0, "{text}");
+}
