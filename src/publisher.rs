@@ -179,7 +179,8 @@ impl Publisher {
             };
             match ended {
                 SessionEnd::Done => return Ok(()),
-                // Each of these changes what the next session does, and a limited number of times.
+                // Each of these changes what the next session does. A size or a number of ids is halved
+                // each time, down to one.
                 SessionEnd::Replace => continue,
                 SessionEnd::Shrink => {
                     self.request_size.shrink();

@@ -102,7 +102,7 @@ impl ProducerContext for Reports {
             }
             Err((error, message)) => {
                 tracing::debug!(error = text(error), topic = message.topic(), "delivery failed");
-                self.failed(Failed { index, error: error.clone(), here: false });
+                self.record_failure(Failed { index, error: error.clone(), here: false });
             }
         }
     }
@@ -114,8 +114,8 @@ impl Reports {
         Self { delivered: names_delivered.then(Mutex::default), ..Self::default() }
     }
 
-    /// The ledger record of the next batch has this index.
-    pub(super) fn expect(&self, ledger: Option<usize>) {
+    /// Sets the index of the next batch's ledger record, whose offset is kept.
+    pub(super) fn set_ledger_index(&self, ledger: Option<usize>) {
         self.ledger.store(ledger.unwrap_or(usize::MAX), Ordering::Relaxed);
     }
 
@@ -124,7 +124,8 @@ impl Reports {
         self.ledger_offset.load(Ordering::Relaxed)
     }
 
-    pub(super) fn failed(&self, failed: Failed) {
+    /// Adds a delivery that failed.
+    pub(super) fn record_failure(&self, failed: Failed) {
         lock(&self.failed).push(failed);
     }
 

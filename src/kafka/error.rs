@@ -24,15 +24,15 @@ pub enum SetupError {
     /// Kafka does not answer, and librdkafka does not say why.
     #[error("Kafka does not answer: {}; check kafka.brokers and the network", text(.0))]
     Unreachable(#[source] KafkaError),
-    /// Kafka cannot be talked to, and it is known why.
+    /// There is no connection to Kafka, for a known cause.
     #[error("{0}")]
-    Refusing(Cause),
+    Connection(Cause),
     /// Topics are missing and `kafka.create_topics` is off.
     #[error("topics are missing: {0}; create them or set kafka.create_topics = true")]
     Missing(String),
     /// A topic cannot be created.
     #[error("Kafka refuses to create topic {topic}: {}{}", text(.cause), super::topics::advice(.cause))]
-    Refused {
+    TopicRejected {
         /// The topic.
         topic: String,
         /// Why.
@@ -111,13 +111,13 @@ pub enum SetupError {
         #[source]
         cause: KafkaError,
     },
-    /// Kafka has lost track of a transaction: it ends none of them as late.
+    /// A transaction is open for longer than Kafka allows: no coordinator knows it.
     #[error(
         "a transaction at offset {stable} of the ledger topic {topic} has been open for {}s and hides \
          what is behind it; kafka-transactions.sh --bootstrap-server BROKER find-hanging --broker-id \
          ID names it, and its abort ends it", .open.as_secs()
     )]
-    Hidden {
+    OpenTransaction {
         /// The ledger topic's name.
         topic: String,
         /// Where it begins.

@@ -16,7 +16,7 @@ const CLOCKS_MAX: Duration = Duration::from_hours(1);
 /// Why a batch is not in Kafka, sorted by what to do.
 #[derive(Debug)]
 pub enum Failure {
-    /// It is not committed: send the same again, later.
+    /// Not all of it is published, and with transactions nothing of it: send the rest again, later.
     Retry(KafkaError),
     /// As [`Failure::Retry`]; Kafka did not answer in time, so less at once may help.
     TimedOut(KafkaError),
@@ -46,7 +46,9 @@ pub enum Failure {
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Retry(cause) => write!(f, "nothing was published: {}", text(cause)),
+            Self::Retry(cause) => {
+                write!(f, "the batch is not published completely: {}", text(cause))
+            }
             Self::TimedOut(cause) => write!(f, "Kafka did not answer in time: {}", text(cause)),
             Self::TimestampRejected { topic, cause } => write!(
                 f,

@@ -19,16 +19,16 @@ use crate::event::Timestamp;
 use crate::metrics;
 
 /// How long one poll waits for a record.
-const POLL: Duration = Duration::from_millis(100);
-/// A longer wait is logged, and reported to the caller.
-const LONG: Duration = Duration::from_secs(2);
-/// How long the own record, which was delivered, may take to come back; shorter than a transaction.
-const OPEN_STALLED: Duration = Duration::from_secs(10);
-/// A reader that is this many records behind jumps.
-const OPEN_LAG: i64 = 10_000;
-/// How long a transaction of another instance that is open right now is given to end, between two
-/// looks.
-const OPEN: Duration = Duration::from_millis(2);
+const POLL_TIMEOUT: Duration = Duration::from_millis(100);
+/// A longer wait for an open transaction is logged, and reported to the caller.
+const OPEN_TRANSACTION_LOGGED_AFTER: Duration = Duration::from_secs(2);
+/// How long reading up to this instance's own record, which is delivered, may take; shorter than the
+/// time-out of a transaction.
+const OWN_RECORD_TIMEOUT: Duration = Duration::from_secs(10);
+/// A reader of open transactions that is more records behind skips to what is undecided.
+const OPEN_LAG_MAX: i64 = 10_000;
+/// Pause between two checks whether an open transaction has ended.
+const OPEN_TRANSACTION_PAUSE: Duration = Duration::from_millis(2);
 
 /// What is committed is fetched when there is so much of it, or after 50 ms ([`settings`]): own records
 /// would otherwise cause a request for each transaction, and those of others may be a little late, as
@@ -164,7 +164,7 @@ impl LedgerReader {
         self.consumer.fetch_watermarks(&self.topic, LEDGER_PARTITION, METADATA_TIMEOUT)
     }
 
-    /// Reads everything that was committed before this call, by whomever. Returns the records read.
+    /// Reads every commit that precedes this call, of any instance. Returns the number of records read.
     ///
     /// What an open transaction hides is waited for: it may be a commit of this instance, or of a
     /// third one. `hidden` is called once when that takes long.
@@ -183,7 +183,7 @@ impl LedgerReader {
         let mut moved = Instant::now();
         let mut hidden = Some(hidden);
         while self.next < end && !give_up.is_cancelled() {
-            let step = self.step(POLL, &mut apply);
+            let step = self.step(POLL_TIMEOUT, &mut apply);
             if matches!(step, Step::Record) {
                 records += 1;
                 moved = Instant::now();
@@ -198,9 +198,9 @@ impl LedgerReader {
             }
             if moved.elapsed() > READ_STALLED {
                 let topic = self.topic.clone();
-                return Err(SetupError::Hidden { topic, stable, open: moved.elapsed() });
+                return Err(SetupError::OpenTransaction { topic, stable, open: moved.elapsed() });
             }
-            if moved.elapsed() > LONG
+            if moved.elapsed() > OPEN_TRANSACTION_LOGGED_AFTER
                 && let Some(hidden) = hidden.take()
             {
                 tracing::warn!(
@@ -210,7 +210,7 @@ impl LedgerReader {
                 );
                 hidden();
             }
-            std::thread::sleep(OPEN);
+            std::thread::sleep(OPEN_TRANSACTION_PAUSE);
         }
         if self.next > *self.expected.end() {
             // A marker may follow, or a record of another instance: `read_open` looks.
@@ -238,7 +238,7 @@ impl LedgerReader {
             return Err(KafkaError::MessageConsumption(Code::OffsetOutOfRange));
         }
         // Far behind when no other instance has written for long: decided records do not matter.
-        if self.open_next.is_none_or(|next| next + OPEN_LAG < self.next) {
+        if self.open_next.is_none_or(|next| next + OPEN_LAG_MAX < self.next) {
             let mut assignment = TopicPartitionList::new();
             let start = Offset::Offset(self.next);
             assignment.add_partition_offset(&self.topic, LEDGER_PARTITION, start)?;
@@ -247,14 +247,14 @@ impl LedgerReader {
         }
         let started = Instant::now();
         while self.open_next.is_none_or(|next| next <= mine) && !give_up.is_cancelled() {
-            match self.open.poll(POLL) {
+            match self.open.poll(POLL_TIMEOUT) {
                 Some(Ok(message)) => {
                     self.open_next = Some(message.offset() + 1);
                     visit(message.offset(), message.payload().unwrap_or_default());
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => {}
                 Some(Err(error)) => tracing::debug!(error = text(&error), "reading the ledger"),
-                None if started.elapsed() > OPEN_STALLED => {
+                None if started.elapsed() > OWN_RECORD_TIMEOUT => {
                     return Err(KafkaError::MessageConsumption(Code::OperationTimedOut));
                 }
                 None => {}
@@ -278,7 +278,7 @@ impl LedgerReader {
         let (_, since) = self.unread.filter(|(offset, _)| *offset >= self.next)?;
         let open = since.elapsed();
         let (topic, stable) = (self.topic.clone(), self.next);
-        (open > READ_STALLED).then_some(SetupError::Hidden { topic, stable, open })
+        (open > READ_STALLED).then_some(SetupError::OpenTransaction { topic, stable, open })
     }
 
     /// Everything before this offset is decided and read.
@@ -302,7 +302,7 @@ impl LedgerReader {
         let mut records = 0;
         let mut moved = Instant::now();
         while self.next < end && !give_up.is_cancelled() {
-            match self.step(POLL, apply) {
+            match self.step(POLL_TIMEOUT, apply) {
                 Step::Record => {
                     records += 1;
                     moved = Instant::now();

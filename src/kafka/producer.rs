@@ -138,7 +138,7 @@ impl Producer {
         during: impl FnOnce(),
     ) -> Result<i64, Failure> {
         let reports = self.client.context();
-        reports.expect(ledger.map(|ledger| ledger.index));
+        reports.set_ledger_index(ledger.map(|ledger| ledger.index));
         self.begin()?;
         for (index, message) in messages().enumerate() {
             self.send(&message);
@@ -253,7 +253,7 @@ impl Producer {
                 }
                 Err((error, _)) => {
                     let failed = Failed { index: message.index, error, here: true };
-                    return self.client.context().failed(failed);
+                    return self.client.context().record_failure(failed);
                 }
             }
         }

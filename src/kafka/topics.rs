@@ -103,7 +103,8 @@ impl Config {
             .collect();
         let (admin, options, runtime) = self.admin()?;
         let options = options.validate_only(only_try);
-        let refused = |topic: &str, cause| SetupError::Refused { topic: topic.to_owned(), cause };
+        let refused =
+            |topic: &str, cause| SetupError::TopicRejected { topic: topic.to_owned(), cause };
         let results =
             runtime.block_on(admin.create_topics(&wanted, &options)).map_err(|cause| {
                 // What Kafka cannot do at all is refused once for all topics.
@@ -206,7 +207,7 @@ impl Config {
                     // The second attempt is for a broker that is just starting.
                     if started.elapsed() >= if lasting { METADATA_STEP } else { METADATA_TIMEOUT } {
                         return Err(
-                            cause.map_or(SetupError::Unreachable(error), SetupError::Refusing)
+                            cause.map_or(SetupError::Unreachable(error), SetupError::Connection)
                         );
                     }
                 }

@@ -198,7 +198,7 @@ impl Audit<'_> {
         for (id, at) in wanted {
             report.missing.add(id, at);
         }
-        self.judge(&seen, ledger, &mut report)?;
+        self.find_duplicates_and_unaccounted(&seen, ledger, &mut report)?;
         report.cut = partitions.into_iter().filter(|held| held.begin > 0).collect();
         let doubled = report.doubled.count > 0 && self.kafka.delivery == Delivery::ExactlyOnce;
         let wrong = report.missing.count + report.unaccounted.count + report.log.damaged > 0;
@@ -289,8 +289,8 @@ impl Audit<'_> {
         Ok(())
     }
 
-    /// What is in the topics twice, or without the ledger's knowledge.
-    fn judge(
+    /// Adds to the report what is in the topics twice, or not in the ledger.
+    fn find_duplicates_and_unaccounted(
         &self,
         seen: &HashMap<EventId, Seen>,
         mut ledger: HashSet<EventId>,

@@ -216,7 +216,7 @@ impl Batch {
     }
 
     /// Kafka has the messages with these indices, for good.
-    pub(super) fn delivered(&mut self, indices: &[usize]) {
+    pub(super) fn mark_delivered(&mut self, indices: &[usize]) {
         for index in indices {
             if let Some(item) = self.items.get_mut(*index) {
                 item.delivered = true;
@@ -305,8 +305,8 @@ impl Batch {
         same.then_some(matches!(self.items[found].disposition, Disposition::Quarantine { .. }))
     }
 
-    /// Counts what became of the entries.
-    pub(super) fn count(&self) -> Outcomes {
+    /// Returns what became of the entries, and counts it in the metrics.
+    pub(super) fn record_outcomes(&self) -> Outcomes {
         let now = Timestamp::now();
         let mut outcomes = Outcomes::default();
         for item in &self.items {

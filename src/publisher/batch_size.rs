@@ -79,7 +79,7 @@ impl BatchLimits {
     }
 
     /// A batch of `bytes` and `ids` was published within `elapsed`.
-    pub fn published(&mut self, bytes: usize, ids: usize, elapsed: Duration) {
+    pub fn on_published(&mut self, bytes: usize, ids: usize, elapsed: Duration) {
         if elapsed > SLOW {
             self.shrink(bytes);
         } else if elapsed < QUICK && bytes >= self.bytes / 2 {
@@ -95,7 +95,7 @@ impl BatchLimits {
 
     /// A batch of `bytes` and `records` was not published in time. Returns whether the
     /// producer needs longer time-outs ([`Self::timeout_doublings`]), because no smaller batch is possible.
-    pub fn timed_out(&mut self, bytes: usize, records: usize) -> bool {
+    pub fn on_timed_out(&mut self, bytes: usize, records: usize) -> bool {
         if records > 1 || bytes <= LATE_MIN {
             self.bytes = (self.bytes.min(bytes) / 2).max(LATE_MIN);
             return false;
@@ -116,13 +116,13 @@ impl BatchLimits {
 
     /// Kafka rejected one of the records of a batch of `bytes`. The next attempt sends less for
     /// nothing, should there be more of them.
-    pub fn rejected(&mut self, bytes: usize) {
+    pub fn on_rejected(&mut self, bytes: usize) {
         self.shrink(bytes);
     }
 
     /// Kafka rejected the ledger record of a batch with this many `ids`. Returns whether a smaller
     /// one can be tried.
-    pub fn ledger_rejected(&mut self, ids: usize) -> bool {
+    pub fn on_ledger_rejected(&mut self, ids: usize) -> bool {
         self.ids = (self.ids.min(ids) / 2).max(1);
         ids > 1
     }
@@ -151,9 +151,9 @@ mod tests {
             lasted += takes.min(timeout);
             if takes < timeout {
                 left -= bytes;
-                limits.published(bytes, bytes / 700 + 1, takes);
+                limits.on_published(bytes, bytes / 700 + 1, takes);
             } else {
-                limits.timed_out(bytes, 2);
+                limits.on_timed_out(bytes, 2);
             }
         }
         (attempts, lasted)
@@ -176,30 +176,30 @@ mod tests {
     fn a_link_that_becomes_slow_is_drained_after_a_few_time_outs() {
         let mut limits = BatchLimits::default();
         for _ in 0..20 {
-            limits.published(limits.bytes(), 1000, 100 * MS);
+            limits.on_published(limits.bytes(), 1000, 100 * MS);
         }
         assert_eq!(limits.bytes(), BYTES_MAX);
         let mut timeouts = 0;
         while limits.bytes() > 32_000 * 25 {
-            assert!(!limits.timed_out(limits.bytes(), 100));
+            assert!(!limits.on_timed_out(limits.bytes(), 100));
             timeouts += 1;
         }
         assert!(timeouts <= 4, "{timeouts}");
-        limits.published(limits.bytes(), 100, Duration::from_secs(16));
+        limits.on_published(limits.bytes(), 100, Duration::from_secs(16));
         assert!(limits.bytes() < 300_000, "what takes long gets smaller before it times out");
     }
 
     #[test]
     fn an_outage_neither_asks_for_more_time_nor_for_batches_of_single_records() {
         let mut limits = BatchLimits::default();
-        assert!((0..1000).all(|_| !limits.timed_out(limits.bytes().min(700), 1)));
+        assert!((0..1000).all(|_| !limits.on_timed_out(limits.bytes().min(700), 1)));
         assert_eq!((limits.bytes(), limits.timeout_doublings()), (LATE_MIN, 0));
     }
 
     #[test]
     fn a_single_record_that_is_late_gets_more_time_up_to_a_limit() {
         let mut limits = BatchLimits::default();
-        let raised = (0..10).filter(|_| limits.timed_out(1 << 20, 1)).count();
+        let raised = (0..10).filter(|_| limits.on_timed_out(1 << 20, 1)).count();
         assert_eq!(raised, TIMEOUT_DOUBLINGS_MAX as usize);
         assert_eq!(limits.timeout_doublings(), TIMEOUT_DOUBLINGS_MAX);
     }
@@ -208,12 +208,12 @@ mod tests {
     fn a_time_out_that_brokers_reject_is_lowered_and_not_raised_again() {
         let mut limits = BatchLimits::default();
         assert!(!limits.on_transaction_timeout_rejected(), "there is no shorter one");
-        assert!(limits.timed_out(1 << 20, 1) && limits.timed_out(1 << 20, 1));
+        assert!(limits.on_timed_out(1 << 20, 1) && limits.on_timed_out(1 << 20, 1));
         assert!(limits.on_transaction_timeout_rejected());
         assert_eq!(limits.timeout_doublings(), 1);
-        assert!(!limits.timed_out(1 << 20, 1), "the brokers have rejected a longer one");
+        assert!(!limits.on_timed_out(1 << 20, 1), "the brokers have rejected a longer one");
         assert!(limits.on_transaction_timeout_rejected());
-        assert!(!limits.timed_out(1 << 20, 1));
+        assert!(!limits.on_timed_out(1 << 20, 1));
         assert_eq!(limits.timeout_doublings(), 0);
         assert!(!limits.on_transaction_timeout_rejected());
     }
@@ -227,20 +227,20 @@ mod tests {
     #[test]
     fn a_rejected_ledger_record_halves_the_ids_down_to_one_and_they_grow_again_slowly() {
         let mut limits = BatchLimits::default();
-        assert!(limits.ledger_rejected(10_000));
+        assert!(limits.on_ledger_rejected(10_000));
         assert_eq!(limits.ids(), 5_000);
         let mut attempts = 0;
-        while limits.ledger_rejected(limits.ids()) {
+        while limits.on_ledger_rejected(limits.ids()) {
             attempts += 1;
             assert!(attempts < 20);
         }
         assert_eq!(limits.ids(), 1);
-        limits.published(100, 1, MS);
+        limits.on_published(100, 1, MS);
         assert_eq!(limits.ids(), 2);
         limits.ids = 600;
         let mut published = 0;
         while limits.ids() < 1200 {
-            limits.published(100, limits.ids(), MS);
+            limits.on_published(100, limits.ids(), MS);
             published += 1;
         }
         assert!(published > 40, "{published}");
@@ -260,7 +260,7 @@ mod tests {
     /// The limit of bytes after a batch of `bytes` that took `elapsed`.
     fn after(limit: usize, bytes: usize, elapsed: Duration) -> usize {
         let mut limits = limits(limit);
-        limits.published(bytes, 1, elapsed);
+        limits.on_published(bytes, 1, elapsed);
         limits.bytes()
     }
 
@@ -287,28 +287,28 @@ mod tests {
     #[test]
     fn longer_time_outs_are_kept_until_the_link_is_fast() {
         let mut limits = limits(BYTES_MAX / 4);
-        limits.published(limits.bytes(), 1, MS);
+        limits.on_published(limits.bytes(), 1, MS);
         assert_eq!((limits.bytes(), limits.timeout_doublings()), (BYTES_MAX / 2, 1));
-        limits.published(limits.bytes(), 1, MS);
+        limits.on_published(limits.bytes(), 1, MS);
         assert_eq!((limits.bytes(), limits.timeout_doublings()), (BYTES_MAX, 0));
     }
 
     #[test]
     fn a_time_out_and_a_rejected_record_halve_the_bytes() {
         let mut late = limits(1 << 20);
-        assert!(!late.timed_out(1 << 19, 2));
+        assert!(!late.on_timed_out(1 << 19, 2));
         assert_eq!(late.bytes(), 1 << 18);
         let mut rejected = limits(1 << 20);
-        rejected.rejected(1 << 19);
+        rejected.on_rejected(1 << 19);
         assert_eq!(rejected.bytes(), 1 << 18);
     }
 
     #[test]
     fn a_full_batch_of_ids_raises_a_lowered_limit_by_a_64th() {
         let mut limits = BatchLimits { bytes: BYTES_MAX, ids: 6400, ..BatchLimits::default() };
-        limits.published(1, 6399, MS);
+        limits.on_published(1, 6399, MS);
         assert_eq!(limits.ids(), 6400);
-        limits.published(1, 6400, MS);
+        limits.on_published(1, 6400, MS);
         assert_eq!(limits.ids(), 6500);
     }
 

@@ -24,7 +24,7 @@ pub struct OpenCommits {
 
 impl OpenCommits {
     /// Adds a record of the topic, read whether or not it is committed, unless `own` published it.
-    pub fn take(&mut self, own: OpeningId, offset: i64, bytes: &[u8]) {
+    pub fn record(&mut self, own: OpeningId, offset: i64, bytes: &[u8]) {
         // An instance that is alone for long would otherwise decode all its own records here.
         if Commit::is_published_by(bytes, own) {
             return;
@@ -87,7 +87,7 @@ mod tests {
     fn open_commits(written: &[(i64, OpeningId, u64)]) -> OpenCommits {
         let mut open_commits = OpenCommits::default();
         for &(offset, publisher, number) in written {
-            open_commits.take(US, offset, &commit(publisher, number).encode());
+            open_commits.record(US, offset, &commit(publisher, number).encode());
         }
         open_commits
     }
@@ -106,7 +106,7 @@ mod tests {
         let thousand = Commit { ids, ..commit(THEM, 0) }.encode();
         for offset in 0..1000 {
             assert!(!open_commits.is_full(), "{offset}");
-            open_commits.take(US, offset, &thousand);
+            open_commits.record(US, offset, &thousand);
         }
         assert!(open_commits.is_full());
         open_commits.forget(1);

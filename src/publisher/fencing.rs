@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 /// Fenced twice within this time, this instance shares its name with a running process: an
 /// instance publishes, and so fences the other, as soon as it has something to publish.
-const AGAIN: Duration = Duration::from_mins(1);
-/// Two processes with little to publish fence each other less often. So many fences within this
-/// time are reported as probably their doing.
-const SPAN: Duration = Duration::from_hours(6);
-const SUSPICIOUS: usize = 3;
+const SAME_NAME_WITHIN: Duration = Duration::from_mins(1);
+/// Two processes with little to publish fence each other less often: [`REPEATED_MIN`] fences within
+/// this time are reported as probably caused by a second process.
+const REPEATED_WITHIN: Duration = Duration::from_hours(6);
+const REPEATED_MIN: usize = 3;
 
 /// When this instance was fenced.
 #[derive(Debug, Default)]
@@ -31,15 +31,15 @@ impl Fences {
     /// This instance was fenced at `now`. `late`: its transaction had been open for as long as Kafka
     /// allows, so that Kafka may have ended it.
     pub(super) fn record(&mut self, now: Instant, late: bool) -> Fence {
-        self.0.retain(|fence| now.duration_since(*fence) < SPAN);
+        self.0.retain(|fence| now.duration_since(*fence) < REPEATED_WITHIN);
         if late {
             return Fence::Single;
         }
-        let again = self.0.back().is_some_and(|last| now.duration_since(*last) < AGAIN);
+        let again = self.0.back().is_some_and(|last| now.duration_since(*last) < SAME_NAME_WITHIN);
         self.0.push_back(now);
         match self.0.len() {
             _ if again => Fence::SameName,
-            count if count >= SUSPICIOUS => Fence::Repeated(count),
+            count if count >= REPEATED_MIN => Fence::Repeated(count),
             _ => Fence::Single,
         }
     }
@@ -63,9 +63,9 @@ mod tests {
 
     #[test]
     fn the_times_that_tell_one_from_the_other_end_exactly_where_they_say() {
-        let minute = AGAIN.as_secs() / 60;
+        let minute = SAME_NAME_WITHIN.as_secs() / 60;
         assert_eq!(fences(&[0, minute], false), [Fence::Single, Fence::Single]);
-        let span = SPAN.as_secs() / 60;
+        let span = REPEATED_WITHIN.as_secs() / 60;
         let remembered = [Fence::Single, Fence::Single, Fence::Repeated(3)];
         assert_eq!(fences(&[0, 100, span - 1], false), remembered);
         assert_eq!(fences(&[0, 100, span], false), [Fence::Single; 3]);

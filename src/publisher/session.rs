@@ -170,7 +170,7 @@ impl Publisher {
         }
         let started = Instant::now();
         let handed = self.hand_over(producer, batch, &commit);
-        batch.delivered(&producer.take_delivered());
+        batch.mark_delivered(&producer.take_delivered());
         let outcome = handed
             .and_then(|own_offset| self.ensure_first(producer, &commit, own_offset))
             .and_then(|own_offset| producer.commit().map(|()| own_offset));
@@ -186,7 +186,7 @@ impl Publisher {
         metrics::transaction(outcome_label, batch.pending(), elapsed);
         match outcome {
             Ok(own_offset) => {
-                self.limits.published(batch.bytes(), batch.len(), elapsed);
+                self.limits.on_published(batch.bytes(), batch.len(), elapsed);
                 self.kafka_outage.resolved();
                 self.contentions = 0;
                 if let Some(reader) = &mut self.ledger_reader {
@@ -232,7 +232,7 @@ impl Publisher {
             Failure::LedgerRejected(cause) => self.ledger_rejected(producer, batch, cause),
             Failure::TimedOut(cause) => {
                 self.kafka_outage.report(&kafka::text(&cause));
-                let needs_longer_timeouts = self.limits.timed_out(batch.bytes(), batch.len());
+                let needs_longer_timeouts = self.limits.on_timed_out(batch.bytes(), batch.len());
                 if needs_longer_timeouts && !self.is_transactional() {
                     return Attempt::End(SessionEnd::Replace);
                 }
@@ -259,7 +259,7 @@ impl Publisher {
             failure @ (Failure::Lost(_) | Failure::Fenced(_) | Failure::NotIdempotent(_)) => {
                 let late = elapsed >= producer.transaction_timeout();
                 if late {
-                    self.limits.timed_out(batch.bytes(), batch.len());
+                    self.limits.on_timed_out(batch.bytes(), batch.len());
                 }
                 Attempt::End(SessionEnd::Lost { failure, late })
             }
@@ -273,7 +273,7 @@ impl Publisher {
         batch: &Batch,
         cause: KafkaError,
     ) -> Attempt {
-        if self.limits.ledger_rejected(batch.len()) {
+        if self.limits.on_ledger_rejected(batch.len()) {
             let ids = self.limits.ids();
             let cause = kafka::text(&cause);
             tracing::warn!(cause, ids, "Kafka rejects a ledger record; smaller ones follow");
@@ -336,7 +336,7 @@ impl Publisher {
         if dead_lettered + quarantined + reported == 0 {
             return Attempt::End(SessionEnd::Shrink);
         }
-        self.limits.rejected(batch.bytes());
+        self.limits.on_rejected(batch.bytes());
         tracing::debug!(dead_lettered, quarantined, reported, "records are rejected");
         // The dropped messages had sequence numbers, which brokers would miss in what this producer
         // sends next.
@@ -356,7 +356,7 @@ impl Publisher {
         let Some(reader) = &mut self.ledger_reader else { return Ok(own_offset) };
         let open_commits = &mut self.open_commits;
         let read = reader.read_open(own_offset, &self.give_up, |at, bytes| {
-            open_commits.take(own.publisher, at, bytes);
+            open_commits.record(own.publisher, at, bytes);
         });
         let outcome = match read {
             Err(cause) => {
@@ -392,7 +392,7 @@ impl Publisher {
             given.progressed();
         }
         self.finalize_quarantine(producer, Some(batch));
-        let outcomes = batch.count();
+        let outcomes = batch.record_outcomes();
         if let Some(last) = batch.entries().last() {
             self.ledger.expire(last.record.received_at, Instant::now());
             self.reader.settle(last.lsn, Some(last.record.received_at), outcomes);

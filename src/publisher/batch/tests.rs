@@ -90,14 +90,14 @@ fn a_batch_of_retries_needs_no_ledger_record() {
     let mut batch = batch(&[7, 7]);
     batch.deduplicate(&ledger);
     assert_eq!(batch.commit(OWN), None);
-    assert_eq!(batch.count().absorbed, 2);
+    assert_eq!(batch.record_outcomes().absorbed, 2);
 }
 
 #[test]
 fn delivered_messages_are_not_sent_again_and_stay_in_the_ledger_record() {
     let mut batch = batch(&[1, 2, 3, 4]);
     batch.deduplicate(&empty_ledger());
-    batch.delivered(&[0, 2]);
+    batch.mark_delivered(&[0, 2]);
     batch.deduplicate(&empty_ledger());
     assert_eq!(sent(&batch), [push(1), push(3)]);
     assert_eq!(events(&batch.commit(OWN).unwrap()), [1, 2, 3, 4]);
@@ -108,10 +108,10 @@ fn a_delivered_event_that_another_instance_published_too_is_not_absorbed() {
     let mut ledger = empty_ledger();
     let mut batch = batch(&[1]);
     batch.deduplicate(&ledger);
-    batch.delivered(&[0]);
+    batch.mark_delivered(&[0]);
     ledger.apply(&batch.commit(OTHER).unwrap(), std::time::Instant::now());
     batch.deduplicate(&ledger);
-    assert_eq!(batch.count().published, 1, "it is in Kafka, twice");
+    assert_eq!(batch.record_outcomes().published, 1, "it is in Kafka, twice");
 }
 
 #[test]
@@ -131,17 +131,17 @@ fn a_rejected_record_goes_to_the_dead_letters_and_then_to_the_quarantine() {
     assert_eq!(events(&commit), [1], "once released, it is no retry");
     assert_eq!(commit.last, Lsn::new(1, 2));
     assert_eq!(batch.reject(1, &"too large"), None);
-    let outcomes = batch.count();
+    let outcomes = batch.record_outcomes();
     assert_eq!((outcomes.published, outcomes.quarantined), (1, 1));
 }
 
 #[test]
 fn a_split_keeps_what_is_known_of_each_entry() {
     let mut limits = BatchLimits::default();
-    while limits.ledger_rejected(4) && limits.ids() > 2 {}
+    while limits.on_ledger_rejected(4) && limits.ids() > 2 {}
     let mut batch = batch(&[1, 2, 3, 4]);
     batch.deduplicate(&empty_ledger());
-    batch.delivered(&[3]);
+    batch.mark_delivered(&[3]);
     batch.reject(2, &"too large");
     let rest = batch.split(&limits).unwrap();
     assert_eq!((batch.len(), rest.len()), (2, 2));
@@ -187,7 +187,7 @@ fn what_became_of_each_entry_is_counted() {
             batch.reject(index, &"a reason");
         }
     }
-    let Outcomes { published, absorbed, dead_lettered, quarantined } = batch.count();
+    let Outcomes { published, absorbed, dead_lettered, quarantined } = batch.record_outcomes();
     assert_eq!((published, absorbed, dead_lettered, quarantined), (2, 1, 2, 2));
 }
 

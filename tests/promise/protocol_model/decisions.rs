@@ -161,7 +161,7 @@ pub(crate) fn is_contended(protocol: &Protocol, state: &State, process: &Process
     let own = commit(protocol, &state.topic[usize::from(mine)]);
     for offset in next..=mine {
         let bytes = commit(protocol, &state.topic[usize::from(offset)]).encode();
-        open_commits.take(own.publisher, offset.into(), &bytes);
+        open_commits.record(own.publisher, offset.into(), &bytes);
     }
     open_commits.is_contended(&own, mine.into())
 }
