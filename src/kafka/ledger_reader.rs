@@ -30,6 +30,10 @@ const OPEN_LAG_MAX: i64 = 10_000;
 /// Pause between two checks whether an open transaction has ended.
 const OPEN_TRANSACTION_PAUSE: Duration = Duration::from_millis(2);
 
+/// A transaction that hides own commits for longer is reported: without raised time-outs, Kafka would
+/// have ended it.
+const HIDDEN_MIN: Duration = Duration::from_mins(1);
+
 /// What is committed is fetched when there is so much of it, or after 50 ms ([`settings`]): own records
 /// would otherwise cause a request for each transaction, and those of others may be a little late, as
 /// [`LedgerReader::read_open`] sees them in time.
@@ -271,14 +275,14 @@ impl LedgerReader {
         }
     }
 
-    /// An error when a record that this instance committed can not be read for longer than Kafka lets
-    /// a transaction stay open: one that it does not end hides it.
+    /// An error when a record that this instance committed cannot be read for long: a transaction
+    /// that Kafka does not end hides it.
     #[must_use]
     pub fn hidden(&self) -> Option<SetupError> {
         let (_, since) = self.unread.filter(|(offset, _)| *offset >= self.next)?;
         let open = since.elapsed();
         let (topic, stable) = (self.topic.clone(), self.next);
-        (open > READ_STALLED).then_some(SetupError::OpenTransaction { topic, stable, open })
+        (open > HIDDEN_MIN).then_some(SetupError::OpenTransaction { topic, stable, open })
     }
 
     /// Everything before this offset is decided and read.

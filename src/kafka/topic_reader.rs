@@ -1,6 +1,7 @@
 //! Reads topics of events: on and on for `livebridge dev`, up to their end for `livebridge replay`.
 
 use std::collections::HashSet;
+use std::panic::{self, AssertUnwindSafe};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -78,6 +79,10 @@ impl TopicReader {
 
 fn consumed(message: &impl Message) -> ConsumedRecord {
     let headers = message.headers().into_iter().flat_map(Headers::iter);
+    let headers = headers.map(|header| {
+        let value = String::from_utf8_lossy(header.value.unwrap_or_default());
+        (header.key.to_owned(), value.into_owned())
+    });
     ConsumedRecord {
         topic: message.topic().to_owned(),
         partition: message.partition(),
@@ -85,13 +90,14 @@ fn consumed(message: &impl Message) -> ConsumedRecord {
         key: message.key().map(<[u8]>::to_vec),
         value: message.payload().unwrap_or_default().to_vec(),
         timestamp: message.timestamp().to_millis().map(Timestamp::from_millis),
-        headers: headers
-            .map(|header| {
-                let value = String::from_utf8_lossy(header.value.unwrap_or_default());
-                (header.key.to_owned(), value.into_owned())
-            })
-            .collect(),
+        headers: collect_headers(headers),
     }
+}
+
+/// The headers; none of a record with a name that is not UTF-8, for which rdkafka panics. Other
+/// programs can write such records; livebridge's own have no such name.
+fn collect_headers(headers: impl Iterator<Item = (String, String)>) -> Vec<(String, String)> {
+    panic::catch_unwind(AssertUnwindSafe(|| headers.collect())).unwrap_or_default()
 }
 
 /// Calls `visit` for every record of `topic` that has this timestamp or a later one, up to what is
@@ -253,6 +259,16 @@ mod tests {
             timestamp: None,
             headers: Vec::new(),
         }
+    }
+
+    #[test]
+    fn a_record_whose_header_names_cannot_be_read_has_none() {
+        let header = |number: u32| {
+            assert_ne!(number, 2, "rdkafka panics at a name that is not UTF-8");
+            (number.to_string(), String::new())
+        };
+        assert_eq!(collect_headers((0..2).map(header)).len(), 2);
+        assert_eq!(collect_headers((0..3).map(header)), []);
     }
 
     #[test]

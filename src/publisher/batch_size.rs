@@ -3,7 +3,7 @@
 //!
 //! Pure: the publisher reports what happened to each batch, and asks for the limits of the next.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::kafka::TIMEOUT_DOUBLINGS_MAX;
 
@@ -27,12 +27,17 @@ const SLOW: Duration = Duration::from_secs(5);
 /// accept more aborts one batch in about 45, the number of such steps between half and full.
 const IDS_STEP: usize = 64;
 
+/// How long longer time-outs are kept after they were last needed.
+const DOUBLED_FOR: Duration = Duration::from_mins(10);
+
 /// The limits of the next batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchLimits {
     bytes: usize,
     ids: usize,
     timeout_doublings: u32,
+    /// When they were last found too short.
+    timed_out: Option<Instant>,
     /// The highest number of doublings that the brokers are not known to reject.
     timeout_doublings_max: u32,
 }
@@ -43,6 +48,7 @@ impl Default for BatchLimits {
             bytes: BYTES_START,
             ids: IDS_MAX,
             timeout_doublings: 0,
+            timed_out: None,
             timeout_doublings_max: TIMEOUT_DOUBLINGS_MAX,
         }
     }
@@ -100,8 +106,22 @@ impl BatchLimits {
             self.bytes = (self.bytes.min(bytes) / 2).max(LATE_MIN);
             return false;
         }
+        self.timed_out = Some(Instant::now());
         let doublings = (self.timeout_doublings + 1).min(self.timeout_doublings_max);
         std::mem::replace(&mut self.timeout_doublings, doublings) != doublings
+    }
+
+    /// Returns to the usual time-outs when longer ones were not needed lately: the transaction of an
+    /// instance that crashes delays all others for as long as its time-out. Returns whether the
+    /// producer's have to change.
+    #[must_use]
+    pub fn restore_timeouts(&mut self, now: Instant) -> bool {
+        let since = self.timed_out.map(|at| now.saturating_duration_since(at));
+        let is_due = self.timeout_doublings > 0 && since.is_some_and(|since| since > DOUBLED_FOR);
+        if is_due {
+            self.timeout_doublings = 0;
+        }
+        is_due
     }
 
     /// The brokers reject a transaction as long as the time-outs need it. Returns whether shorter
@@ -202,6 +222,19 @@ mod tests {
         let raised = (0..10).filter(|_| limits.on_timed_out(1 << 20, 1)).count();
         assert_eq!(raised, TIMEOUT_DOUBLINGS_MAX as usize);
         assert_eq!(limits.timeout_doublings(), TIMEOUT_DOUBLINGS_MAX);
+    }
+
+    #[test]
+    fn longer_time_outs_end_when_they_were_not_needed_for_a_while() {
+        let mut limits = BatchLimits::default();
+        assert!(limits.on_timed_out(1 << 20, 1));
+        for _ in 0..1000 {
+            limits.on_published(1000, 1, QUICK / 2);
+        }
+        assert!(!limits.restore_timeouts(Instant::now() + DOUBLED_FOR / 2));
+        assert!(limits.restore_timeouts(Instant::now() + 2 * DOUBLED_FOR));
+        assert_eq!(limits.timeout_doublings(), 0);
+        assert!(!limits.restore_timeouts(Instant::now() + 2 * DOUBLED_FOR), "they are restored");
     }
 
     #[test]

@@ -69,7 +69,7 @@ impl Publisher {
         }
         let mut pause = BACKOFF.0;
         while !self.give_up.is_cancelled() {
-            if self.request_size.grow() {
+            if self.request_size.grow() || self.limits.restore_timeouts(Instant::now()) {
                 return SessionEnd::Replace;
             }
             std::thread::sleep(self.delay());

@@ -1,7 +1,7 @@
 //! Creates segments before they are needed, closes them when they are full, removes them when they
 //! are published, and checks the space: all that must not delay the writer or the publisher.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,8 @@ use crate::metrics;
 /// How often the space is checked, and a segment that could not be created is tried again: short
 /// against the time in which senders could fill the floor that `wal.min_free_bytes` leaves.
 const SPACE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
-/// How often the damaged segments that are kept are counted: an operator removes them.
+/// How often the damaged segments that are kept are counted, which an operator removes, and removals
+/// that failed are tried again.
 const DAMAGED_COUNT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Free space below which nothing is preallocated, above `wal.min_free_bytes`.
@@ -53,6 +54,8 @@ pub(super) struct Maintenance {
     missing: i64,
     /// Segments with damage. The marker in each tells the next process.
     damaged: HashSet<u32>,
+    /// Published segments that could not be removed yet.
+    unremoved: BTreeSet<u32>,
     /// When the damaged segments that are kept were counted.
     counted: Option<Instant>,
     room: Result<(), AppendError>,
@@ -81,6 +84,7 @@ impl Maintenance {
             totals,
             missing: 0,
             damaged: HashSet::new(),
+            unremoved: BTreeSet::new(),
             counted: None,
             room: Ok(()),
             failing: false,
@@ -119,6 +123,9 @@ impl Maintenance {
     fn check(&mut self, free_bytes: Option<u64>) {
         self.audit();
         if self.counted.is_none_or(|counted| counted.elapsed() >= DAMAGED_COUNT_INTERVAL) {
+            for number in std::mem::take(&mut self.unremoved) {
+                self.remove(number);
+            }
             self.count_damaged();
         }
         self.export_metrics(free_bytes);
@@ -271,14 +278,19 @@ impl Maintenance {
         }
     }
 
-    /// Counts the damaged segments that are kept; an operator may have removed some.
+    /// Counts the damaged segments that are kept, of which an operator may have removed some, and the
+    /// bytes of these and of published segments that could not be removed.
     fn count_damaged(&mut self) {
         self.counted = Some(Instant::now());
         let kept = dir::list_damaged(&self.segments).unwrap_or_default();
         let bytes = |dir: &PathBuf| fs::metadata(dir::data_file(dir)).map_or(0, |data| data.len());
-        let bytes = kept.iter().map(|(_, dir)| bytes(dir)).sum();
-        self.state.set_damaged_bytes(bytes);
-        metrics::damaged_segments(kept.len(), bytes);
+        let damaged = kept.iter().map(|(_, dir)| bytes(dir)).sum();
+        let unremoved = self.unremoved.iter().map(|number| {
+            let dir = dir::segment_dir(&self.segments, *number);
+            bytes(&dir) + bytes(&dir.with_extension(REMOVING))
+        });
+        self.state.set_further_bytes(damaged + unremoved.sum::<u64>());
+        metrics::damaged_segments(kept.len(), damaged);
     }
 
     /// Renames first, so that a removal that a crash cuts short is finished by the next start. The
@@ -287,24 +299,42 @@ impl Maintenance {
         self.totals.save_durably(&self.state.totals().0);
         let dir = dir::segment_dir(&self.segments, number);
         let is_last = number + 1 == self.next_number;
-        let damaged = self.damaged.remove(&number) || dir::is_marked_damaged(&dir);
+        let damaged = self.damaged.contains(&number) || dir::is_marked_damaged(&dir);
         let removing = dir.with_extension(REMOVING);
         let removed: io::Result<()> = if damaged {
             self.keep(&dir, is_last)
         } else if is_last {
             dir::empty(&dir)
+        } else if removing.is_dir() {
+            fs::remove_dir_all(&removing)
         } else {
             fs::rename(&dir, &removing).and_then(|()| fs::remove_dir_all(&removing))
         };
-        if let Err(error) = removed {
-            tracing::warn!(%error, path = %dir.display(), "cannot remove a published segment");
+        match removed {
+            Ok(()) => {
+                self.damaged.remove(&number);
+                self.unremoved.remove(&number);
+            }
+            Err(error) if self.unremoved.insert(number) => {
+                tracing::warn!(
+                    %error, path = %dir.display(),
+                    "cannot remove a published segment; trying again until it works"
+                );
+            }
+            Err(_) => {}
         }
     }
 
     fn keep(&mut self, dir: &Path, is_last: bool) -> io::Result<()> {
         // A segment without a file has nothing to keep.
         if !dir::data_file(dir).try_exists().unwrap_or(true) {
-            return if is_last { dir::empty(dir) } else { fs::remove_dir_all(dir) };
+            return if is_last {
+                fs::create_dir_all(dir).and_then(|()| dir::empty(dir))
+            } else if dir.exists() {
+                fs::remove_dir_all(dir)
+            } else {
+                Ok(())
+            };
         }
         let kept = dir::keep_damaged(dir)?;
         tracing::error!(
@@ -348,6 +378,28 @@ mod tests {
         fs::remove_file(dir.path().join(SEGMENTS)).unwrap();
         assert!(maintenance.create_spare());
         assert_eq!(maintenance.state.ready(), Ok(()));
+    }
+
+    #[test]
+    fn a_removal_that_failed_is_tried_again_and_its_bytes_count_until_then() {
+        let dir = tempfile::tempdir().unwrap();
+        let limits = Limits { max_bytes: u64::MAX, min_free_bytes: 0 };
+        let (mut maintenance, _ready) = maintenance(dir.path(), limits);
+        let segment = dir::segment_dir(&dir.path().join(SEGMENTS), 1);
+        fs::create_dir_all(&segment).unwrap();
+        fs::write(dir::data_file(&segment), [0; 1000]).unwrap();
+        maintenance.next_number = 3;
+        let in_the_way = segment.with_extension(REMOVING);
+        fs::write(&in_the_way, "a file").unwrap();
+        maintenance.remove(1);
+        maintenance.check(None);
+        assert!(segment.exists());
+        assert_eq!(maintenance.state.stored().disk_bytes, 1000);
+        fs::remove_file(in_the_way).unwrap();
+        maintenance.counted = None;
+        maintenance.check(None);
+        assert!(!segment.exists());
+        assert_eq!(maintenance.state.stored().disk_bytes, 0);
     }
 
     #[test]

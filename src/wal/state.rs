@@ -64,8 +64,8 @@ struct Inner {
     counted: Lsn,
     /// Records that this start expected and did not find.
     missing: Option<MissingRecords>,
-    /// Bytes of the damaged segments that are kept.
-    damaged_bytes: u64,
+    /// Bytes of damaged segments that are kept, and of segments that could not be removed.
+    further_bytes: u64,
     room: Result<(), AppendError>,
     limits: Limits,
     spare_missing: bool,
@@ -127,7 +127,7 @@ impl State {
             totals,
             counted: done.min(totals.done.lsn),
             missing: None,
-            damaged_bytes: 0,
+            further_bytes: 0,
             room: Ok(()),
             limits,
             spare_missing: false,
@@ -262,8 +262,8 @@ impl State {
         if inner.spare_missing && !takes { Err(AppendError::DiskFull) } else { Ok(()) }
     }
 
-    pub(super) fn set_damaged_bytes(&self, bytes: u64) {
-        self.lock().damaged_bytes = bytes;
+    pub(super) fn set_further_bytes(&self, bytes: u64) {
+        self.lock().further_bytes = bytes;
     }
 
     pub(super) fn set_room(&self, room: Result<(), AppendError>) {
@@ -348,7 +348,7 @@ impl State {
         Stored {
             records: inner.pending,
             disk_bytes: inner.segments.values().map(|segment| segment.disk_bytes).sum::<u64>()
-                + inner.damaged_bytes,
+                + inner.further_bytes,
             segments: inner.segments.len(),
             oldest: inner.oldest,
         }
