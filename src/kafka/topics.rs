@@ -1,6 +1,6 @@
 //! The topics in Kafka: which there are, and the creation of those that are missing.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::{
     AdminClient, AdminOptions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier,
@@ -15,6 +15,10 @@ use tokio::runtime::Runtime;
 
 use super::cause::{self, Causes};
 use super::{ADMIN_TIMEOUT, Config, LEDGER_RETENTION, METADATA_STEP, METADATA_TIMEOUT, SetupError};
+
+/// How long brokers may take to tell the settings of topics. Some compatible systems have no such
+/// request, and librdkafka waits for the whole time.
+const SETTINGS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What Kafka has of the topics that livebridge needs.
 #[derive(Debug)]
@@ -144,6 +148,7 @@ impl Config {
     /// [`SetupError`] when Kafka does not say.
     pub fn compacted_topics(&self, topics: &[&str]) -> Result<Vec<(String, String)>, SetupError> {
         let (admin, options, runtime) = self.admin()?;
+        let options = options.request_timeout(Some(SETTINGS_TIMEOUT));
         let names: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
         let described = runtime
             .block_on(admin.describe_configs(&names, &options))
