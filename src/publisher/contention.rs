@@ -111,6 +111,8 @@ mod tests {
         assert!(open_commits.is_full());
         open_commits.forget(1);
         assert!(!open_commits.is_full(), "one of them is decided");
+        open_commits.record(US, 1000, &thousand);
+        assert!(open_commits.is_full(), "the others are not");
     }
 
     #[test]
