@@ -9,7 +9,7 @@ use crate::callback::UnsignedPolicy;
 use crate::config::Config;
 use crate::descriptors;
 use crate::event::Timestamp;
-use crate::kafka::{Delivery, SetupError};
+use crate::kafka::{self, Delivery, SetupError};
 use crate::permission;
 use crate::secret::redact;
 use crate::wal;
@@ -328,8 +328,12 @@ fn cleanup_policies(config: &Config, present: &[&str], findings: &mut Findings) 
     }
     let compacted = match config.kafka.compacted_topics(present) {
         Ok(compacted) => compacted,
-        // Publishing needs no right to read settings, and some compatible systems have no request for it.
-        Err(error) => return findings.note(WHAT, error),
+        // Publishing does not need this right, so its absence is no fault.
+        Err(SetupError::TopicSettings(cause)) if kafka::is_denied(&cause) => {
+            return findings.note(WHAT, SetupError::TopicSettings(cause));
+        }
+        // Some compatible systems have no request for settings, and no compaction to report.
+        Err(_) => return,
     };
     for (topic, policy) in compacted {
         if topic == config.topics.ledger() {

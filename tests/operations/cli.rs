@@ -327,7 +327,7 @@ impl Home {
         let home = Self(tempfile::tempdir().unwrap());
         let config = format!(
             "[http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
-             [wal]\ndir = \"{}\"\nmin_free_bytes = 0\nmax_bytes = \"1MiB\"\n\
+             [wal]\ndir = \"{}\"\nmin_free_bytes = 0\nmax_bytes = \"64MiB\"\n\
              [callback]\nkeys = [\"k\"]\nunsigned = [\"push\"]\n\
              [kafka]\nbrokers = \"{brokers}\"\ninstance = \"cli-test\"\n{more}",
             home.log().display()
