@@ -65,8 +65,7 @@ pub struct LedgerReader {
 /// What the metric of the reader's lag needs. librdkafka's statistics would tell it too, but it keeps
 /// them until the reader is polled, which it is not in an outage.
 struct Lag {
-    /// `None` when it is not wanted.
-    interval: Option<Duration>,
+    interval: Duration,
     updated: Instant,
     /// Whether the end was reached since then.
     at_end: bool,
@@ -79,17 +78,15 @@ impl Lag {
     const TIMEOUT: Duration = Duration::from_millis(500);
 
     fn new(interval: Duration) -> Self {
-        let interval = Some(interval).filter(|interval| !interval.is_zero());
         Self { interval, updated: Instant::now(), at_end: false, read: 0 }
     }
 
     fn is_due(&self) -> bool {
-        self.interval.is_some_and(|interval| self.updated.elapsed() >= interval)
+        self.updated.elapsed() >= self.interval
     }
 
     /// How many offsets are decided and not read, when the next one to read is `next`.
     fn update(&mut self, next: i64, decided: i64) -> u64 {
-        self.updated = Instant::now();
         if std::mem::take(&mut self.at_end) || decided <= self.read {
             self.read = decided;
             return 0;
@@ -143,7 +140,7 @@ impl LedgerReader {
         &mut self,
         start: impl FnOnce((i64, i64), &mut OffsetAt<'_>) -> KafkaResult<i64>,
     ) -> KafkaResult<()> {
-        let bounds = self.bounds()?;
+        let bounds = self.bounds(METADATA_TIMEOUT)?;
         self.next = start(bounds, &mut |time| self.offset_at(time))?;
         let mut assignment = TopicPartitionList::new();
         let next = Offset::Offset(self.next);
@@ -164,8 +161,8 @@ impl LedgerReader {
     }
 
     /// First offset, and the first that is not stable: it may belong to an open transaction.
-    fn bounds(&self) -> KafkaResult<(i64, i64)> {
-        self.consumer.fetch_watermarks(&self.topic, LEDGER_PARTITION, METADATA_TIMEOUT)
+    fn bounds(&self, timeout: Duration) -> KafkaResult<(i64, i64)> {
+        self.consumer.fetch_watermarks(&self.topic, LEDGER_PARTITION, timeout)
     }
 
     /// Reads every commit that precedes this call, of any instance. Returns the number of records read.
@@ -193,7 +190,7 @@ impl LedgerReader {
                 moved = Instant::now();
                 continue;
             }
-            let (_, stable) = self.bounds().map_err(|cause| self.error(cause))?;
+            let (_, stable) = self.bounds(METADATA_TIMEOUT).map_err(|cause| self.error(cause))?;
             if stable >= end {
                 // Offsets up to `end` may hold no record: markers, and what was aborted. Which they
                 // are cannot be told by counting: records without a transaction have no marker.
@@ -327,15 +324,13 @@ impl LedgerReader {
     pub fn read_arrived(&mut self, mut apply: impl FnMut(&[u8])) {
         while !matches!(self.step(Duration::ZERO, &mut apply), Step::Nothing) {}
         if self.lag.is_due() {
-            let bounds =
-                self.consumer.fetch_watermarks(&self.topic, LEDGER_PARTITION, Lag::TIMEOUT);
-            match bounds {
+            self.lag.updated = Instant::now();
+            match self.bounds(Lag::TIMEOUT) {
                 Ok((_, decided)) => {
                     observe(Observation::Connected);
                     metrics::ledger_lag(self.lag.update(self.next, decided));
                 }
                 Err(error) => {
-                    self.lag.updated = Instant::now();
                     tracing::debug!(error = text(&error), "where the ledger ends is unknown");
                 }
             }
@@ -402,6 +397,6 @@ mod tests {
         assert_eq!(lag.update(9, 10), 0, "a marker at the end is not behind");
         assert_eq!(lag.update(9, 10), 0, "nothing came since");
         assert_eq!(lag.update(9, 12), 3);
-        assert_eq!(lag.update(13, 12), 0, "it is read meanwhile");
+        assert_eq!(lag.update(13, 12), 0, "more is read than was decided");
     }
 }

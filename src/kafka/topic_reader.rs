@@ -135,7 +135,7 @@ pub fn read_to_end<E: From<KafkaError>>(
     visit_to_end(poll, open, READ_STALLED, &mut visit)
 }
 
-/// Visits records from `poll` until each of the partitions has reported its end, or until none of those
+/// Passes records from `poll` to `visit` until each of the partitions has reported its end, or until none of those
 /// that have not has moved for `stalled`.
 fn visit_to_end<E: From<KafkaError>>(
     mut poll: impl FnMut() -> Option<KafkaResult<ConsumedRecord>>,

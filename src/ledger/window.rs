@@ -68,8 +68,8 @@ impl Window {
     /// Adds the id of a record received at `received`; `now` is the monotonic clock's time. Returns
     /// whether ids that have not expired were dropped for it.
     ///
-    /// An id that is there is not added again: the ledger is read once more after an outage, and
-    /// copies would take the place of other ids.
+    /// An id in a generation that is as new is not added again: the ledger is read once more after an
+    /// outage, and copies would take the place of other ids.
     pub(super) fn insert(&mut self, id: EventId, received: Timestamp, now: Instant) -> bool {
         let mut as_new = self.generations.iter_mut().rev().filter(|kept| kept.newest >= received);
         if let Some(generation) = as_new.find(|generation| generation.contains(id)) {

@@ -46,7 +46,7 @@ impl OpenCommits {
         }
     }
 
-    /// Whether so many commits are undecided that they must be waited for.
+    /// Whether so many commits are undecided that their transactions have to end before the next one.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.ids >= IDS_MAX

@@ -97,7 +97,7 @@ fn an_idle_bridge_shows_that_a_restarted_broker_is_back() {
     for bridge in &bridges {
         wait_for("up again without a callback", bridge, || bridge.is_connected());
         let sent = bridge.metric("livebridge_published_total");
-        assert_eq!(sent, Some(0.0), "nothing is published meanwhile");
+        assert_eq!(sent, Some(0.0), "nothing is published");
     }
 }
 
