@@ -1,47 +1,21 @@
 //! Settings of brokers with which livebridge has to publish all the same, and brokers that restart
 //! while there is nothing to publish.
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use livebridge::callback::CallbackKey;
-use livebridge::event::{EventType, Timestamp};
-use livebridge::sample::Samples;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use tokio::runtime::Runtime;
 
+use crate::replay::body;
 use crate::support;
-use crate::support::bridge::{Bridge, KEY};
+use crate::support::bridge::Bridge;
 use crate::support::kafka::{self, Cluster, Setup};
 use crate::support::proxy::{Network, Proxy};
+use crate::support::wire::deliver;
 
 const WAIT: Duration = Duration::from_mins(2);
-
-/// Sends a signed callback with a body of more than `bytes` bytes; returns the status.
-fn post(bridge: &Bridge, bytes: usize) -> u16 {
-    let samples = Samples::new(CallbackKey::new(KEY));
-    let mut event = samples.event(EventType(1));
-    event.insert("padding".into(), "x".repeat(bytes).into());
-    let body = samples.delivery(event, Timestamp::now());
-    let mut stream = TcpStream::connect(bridge.intake()).unwrap();
-    let head = "POST /callback HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
-    write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer.split(' ').nth(1).unwrap().parse().unwrap()
-}
-
-/// The exit code and the output of `livebridge check` with the settings of `bridge`.
-fn check(bridge: &Bridge) -> (i32, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_livebridge"));
-    let output = command.arg("check").env_clear().envs(bridge.environment()).output().unwrap();
-    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    (output.status.code().unwrap(), text)
-}
 
 fn wait_for(what: &str, bridge: &Bridge, holds: impl Fn() -> bool) {
     let started = Instant::now();
@@ -67,7 +41,7 @@ fn brokers_that_reject_a_raised_transaction_time_out_do_not_stop_publishing() {
     bridge.wait_until_connected(WAIT);
     // 240 kB take 40 s, and a message times out after 25 s.
     proxy.set_network(Network::Limited(6000));
-    assert_eq!(post(&bridge, 240_000), 200);
+    deliver(bridge.intake(), [body(1, 240_000)]);
     wait_for("timed out", &bridge, || bridge.log_text().contains("MessageTimedOut"));
     proxy.set_network(Network::Good);
     let rejected = || bridge.log_text().contains("Transaction timeout is larger");
@@ -124,25 +98,25 @@ fn topics_are_not_compacted_by_default_of_the_brokers_and_check_reports_those_th
     for topic in [&ledger, &push] {
         assert_eq!(policy(&bootstrap, topic), "delete", "{topic}");
     }
-    let (code, text) = check(&bridge);
+    let (code, text) = bridge.check();
     assert_eq!(code, 0, "{text}");
     assert!(!text.contains("cleanup.policy"), "{text}");
 
     kafka::configure_topic(&bootstrap, &push, &[("cleanup.policy", "compact")]);
-    let (code, text) = check(&bridge);
+    let (code, text) = bridge.check();
     assert_eq!(code, 69, "{text}");
     assert!(text.contains(&format!("note  cleanup.policy {push} has compact: ")), "{text}");
     assert!(!text.contains("BAD   cleanup.policy"), "{text}");
     kafka::configure_topic(&bootstrap, &push, &[("cleanup.policy", "delete")]);
 
     kafka::configure_topic(&bootstrap, &ledger, &[("cleanup.policy", "compact,delete")]);
-    let (code, text) = check(&bridge);
+    let (code, text) = bridge.check();
     assert_eq!(code, 69, "{text}");
     let says = format!("the ledger topic {ledger} has cleanup.policy=compact,delete");
     assert!(text.contains(&format!("BAD   cleanup.policy {says}")), "{text}");
 
     // The remedy that the message names.
     kafka::configure_topic(&bootstrap, &ledger, &[("cleanup.policy", "delete")]);
-    let (code, text) = check(&bridge);
+    let (code, text) = bridge.check();
     assert_eq!(code, 0, "{text}");
 }

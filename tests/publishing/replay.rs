@@ -1,8 +1,6 @@
 //! `livebridge replay` sends dead letters and exports to Kafka again, and only what was requested.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,25 +15,16 @@ use crate::support;
 use crate::support::bridge::{Bridge, KEY};
 use crate::support::consumer::{self, Isolation, Message};
 use crate::support::kafka::{self, Cluster, Kafka, Setup};
+use crate::support::wire::deliver;
 
 const DRAIN: Duration = Duration::from_mins(1);
 
 /// A signed callback of this type with a body of about `bytes` bytes.
-fn body(event_type: i64, bytes: usize) -> String {
+pub(crate) fn body(event_type: i64, bytes: usize) -> String {
     let samples = Samples::new(CallbackKey::new(KEY));
     let mut event = samples.event(EventType(event_type));
     event.insert("padding".into(), "x".repeat(bytes).into());
     samples.delivery(event, Timestamp::now())
-}
-
-/// The status of the response.
-fn post(bridge: &Bridge, body: &str) -> u16 {
-    let mut stream = TcpStream::connect(bridge.intake()).unwrap();
-    let head = "POST /callback HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
-    write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer.split(' ').nth(1).unwrap().parse().unwrap()
 }
 
 fn replay(bridge: &Bridge, arguments: &[&str]) -> (Option<i32>, String, String) {
@@ -57,11 +46,11 @@ fn dead_letters_reach_their_topic_once_after_it_is_fixed() {
     let (push, dead) = (format!("{prefix}.push"), format!("{prefix}.dead-letter"));
     let bridge = Bridge::new(&prefix, kafka.bootstrap(), &prefix);
     bridge.start();
-    assert_eq!(post(&bridge, &body(1, 10)), 200);
+    deliver(bridge.intake(), [body(1, 10)]);
     bridge.drain(DRAIN);
     kafka::configure_topic(kafka.bootstrap(), &push, &[("max.message.bytes", "20000")]);
     let large = body(1, 100_000);
-    assert_eq!(post(&bridge, &large), 200);
+    deliver(bridge.intake(), [&large]);
     bridge.drain(DRAIN);
     assert_eq!(bridge.metric("livebridge_dead_letters_total"), Some(1.0));
 
@@ -95,7 +84,7 @@ fn dead_letters_reach_their_topic_once_after_it_is_fixed() {
     }
     bridge.assert_running();
     // A later retry is dropped, as after any other publication.
-    assert_eq!(post(&bridge, &large), 200);
+    deliver(bridge.intake(), [&large]);
     bridge.drain(DRAIN);
     assert!(bridge.stop().success(), "the bridge was not affected");
 
@@ -128,14 +117,14 @@ fn the_log_of_a_lost_host_is_replayed_by_another_one() {
     let lost = Bridge::new(&support::unique("lost"), kafka.bootstrap(), &prefix);
     lost.start();
     let early = body(1, 10);
-    assert_eq!(post(&lost, &early), 200);
+    deliver(lost.intake(), [&early]);
     lost.drain(DRAIN);
     lost.kill();
     let lost = lost.set("KAFKA_BROKERS", "127.0.0.1:1");
     lost.start();
     let late: Vec<String> = [1, 0, 100, 4711].iter().map(|kind| body(*kind, 10)).collect();
     for body in &late {
-        assert_eq!(post(&lost, body), 200);
+        deliver(lost.intake(), [body]);
     }
     lost.kill();
 
@@ -158,7 +147,7 @@ fn the_log_of_a_lost_host_is_replayed_by_another_one() {
         "the second time there is nothing to do: {output_text}"
     );
     // A client sends it again to the remaining instance.
-    assert_eq!(post(&other, &late[0]), 200);
+    deliver(other.intake(), [&late[0]]);
     other.drain(DRAIN);
     assert!(other.stop().success());
 
@@ -178,7 +167,7 @@ fn replay_goes_only_to_existing_topics_and_never_to_the_ledger() {
     let prefix = support::unique("elsewhere");
     let bridge = Bridge::new(&prefix, kafka.bootstrap(), &prefix);
     bridge.start();
-    assert_eq!(post(&bridge, &body(1, 10)), 200);
+    deliver(bridge.intake(), [body(1, 10)]);
     bridge.drain(DRAIN);
     let mut export = Command::new(env!("CARGO_BIN_EXE_livebridge"));
     let output = export.args(["wal", "export", "--dir"]).arg(bridge.wal()).output().unwrap();
@@ -262,7 +251,7 @@ fn records_behind_an_open_transaction_are_not_sent_again() {
     let push = format!("{prefix}.push");
     let bridge = Bridge::new(&prefix, kafka.bootstrap(), &prefix);
     bridge.start();
-    assert_eq!(post(&bridge, &body(1, 10)), 200);
+    deliver(bridge.intake(), [body(1, 10)]);
     bridge.drain(DRAIN);
     // A host opens a transaction and crashes. The transaction is open in one partition, and the
     // bridge's next event in that partition is behind it.
@@ -278,7 +267,7 @@ fn records_behind_an_open_transaction_are_not_sent_again() {
         dead.send(record).map_err(|(error, _)| error).unwrap();
     }
     dead.flush(DRAIN).unwrap();
-    assert_eq!(post(&bridge, &body(1, 20)), 200);
+    deliver(bridge.intake(), [body(1, 20)]);
     bridge.drain(DRAIN);
 
     let mut export = Command::new(env!("CARGO_BIN_EXE_livebridge"));

@@ -1,11 +1,11 @@
 //! Kafka over `SASL_SSL` against a real broker: each mechanism works, failed authentication is
 //! reported, and a certificate file that was missing for a while is read when it is back.
 
+use std::env;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
-use std::{env, thread};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -144,12 +144,13 @@ fn rejects_failed_authentication(rig: &Rig) {
         rig.bridge("impostor", "kafka.pem", scram).set("KAFKA_CLIENT_SASL_PASSWORD", wrong);
     let misled = rig.bridge("misled", "another.pem", scram);
     for (bridge, says) in [(impostor, "Authentication"), (misled, "certificate")] {
-        let check = check(&bridge);
+        let (code, check) = bridge.check();
+        assert_ne!(code, 0, "{check}");
         assert!(check.contains("BAD") && check.contains(says), "{check}");
         assert!(!check.contains(wrong) && !check.contains(PASSWORD), "{check}");
         // Nothing is lost: callbacks are accepted and stored.
         bridge.start();
-        wait_for_error(&bridge, says);
+        bridge.wait_for_error(says, PATIENCE);
         bridge.assert_running();
         let up = bridge.metric("livebridge_kafka_up").expect("an answer");
         assert!(up < 0.5, "{up}");
@@ -164,9 +165,9 @@ fn publishes_once_a_lost_certificate_file_is_back(rig: &mut Rig) {
     rig.cluster.stop(1);
     let bridge = rig.bridge("mounted", "mounted.pem", "sasl.mechanisms = \"PLAIN\"");
     bridge.start();
-    wait_for_error(&bridge, "Kafka does not answer");
+    bridge.wait_for_error("Kafka does not answer", PATIENCE);
     fs::remove_file(&ca).expect("the file");
-    wait_for_error(&bridge, "ssl.ca.location");
+    bridge.wait_for_error("ssl.ca.location", PATIENCE);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let load =
         Load::start(runtime.handle(), Plan::new(bridge.intake()), &mut Random::new("mounted"));
@@ -179,21 +180,4 @@ fn publishes_once_a_lost_certificate_file_is_back(rig: &mut Rig) {
     let verdict = acknowledged.check(&rig.cluster.bootstrap(), "mounted");
     let Some(verdict) = support::or_skip(TEST, verdict) else { return };
     verdict.assert_clean();
-}
-
-fn wait_for_error(bridge: &Bridge, says: &str) {
-    let started = Instant::now();
-    while !bridge.log_text().lines().any(|line| line.contains("ERROR") && line.contains(says)) {
-        assert!(started.elapsed() < PATIENCE, "no {says:?} in {}", bridge.last_lines());
-        thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// The output of `livebridge check` with the settings of `bridge`.
-fn check(bridge: &Bridge) -> String {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_livebridge"));
-    command.arg("check").env_clear().envs(bridge.environment());
-    let output = command.output().expect("the binary");
-    assert!(output.status.code().is_some_and(|code| code != 0), "{output:?}");
-    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
 }

@@ -25,22 +25,10 @@ use crate::support::rights::Rule;
 
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// The exit code and the output of `livebridge check` with the settings of `bridge`.
-fn check(bridge: &Bridge) -> (i32, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_livebridge"));
-    let output = command.arg("check").env_clear().envs(bridge.environment()).output().unwrap();
-    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    (output.status.code().unwrap(), text)
-}
-
 /// Starts `bridge` and waits until its log has an error with `says`; the bridge keeps running.
 fn logs(bridge: &Bridge, says: &str) {
     bridge.start();
-    let started = Instant::now();
-    while !bridge.log_text().lines().any(|line| line.contains("ERROR") && line.contains(says)) {
-        assert!(started.elapsed() < PATIENCE, "no {says:?} in {}", bridge.last_lines());
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    bridge.wait_for_error(says, PATIENCE);
     bridge.assert_running();
     assert!(!bridge.log_text().contains("Purge"), "{}", bridge.last_lines());
 }
@@ -61,7 +49,7 @@ fn a_ledger_topic_with_several_partitions_is_refused_and_callbacks_are_stored_me
         let bridge =
             Bridge::new(&prefix, kafka.bootstrap(), &prefix).set("KAFKA_DELIVERY", delivery);
         let says = format!("the ledger topic {ledger} has 3 partitions and must have 1");
-        let (code, text) = check(&bridge);
+        let (code, text) = bridge.check();
         assert_eq!(code, 69, "{text}");
         assert!(text.contains("BAD") && text.contains(&says), "{text}");
         logs(&bridge, &says);
@@ -81,7 +69,7 @@ fn automatic_topic_creation_creates_no_topic_for_livebridge() {
     let bootstrap = cluster.bootstrap();
     let prefix = support::unique("auto");
     let bridge = Bridge::new(&prefix, &bootstrap, &prefix).set("KAFKA_REPLICATION", "-1");
-    let (code, text) = check(&bridge);
+    let (code, text) = bridge.check();
     assert_eq!(code, 0, "{text}");
     assert!(text.contains(&format!("serve will create {prefix}.")), "{text}");
     assert!(
@@ -100,7 +88,7 @@ fn automatic_topic_creation_creates_no_topic_for_livebridge() {
     bridge.drain(PATIENCE);
     bridge.wait_until_connected(PATIENCE);
     assert_eq!(partitions(&bootstrap, &format!("{prefix}.ledger")), 1);
-    let (code, text) = check(&bridge);
+    let (code, text) = bridge.check();
     assert_eq!(code, 0, "{text}");
     assert!(text.contains("21 topics may be written (tried and undone)"), "{text}");
 }
@@ -111,7 +99,7 @@ fn more_replicas_than_brokers_are_found_before_serve_needs_them() {
     let prefix = support::unique("replicas");
     let bridge = Bridge::new(&prefix, kafka.bootstrap(), &prefix).set("KAFKA_REPLICATION", "3");
     let says = "kafka.replication = 3, and Kafka has 1 brokers";
-    let (code, text) = check(&bridge);
+    let (code, text) = bridge.check();
     assert_eq!(code, 69, "{text}");
     assert!(text.contains(says), "{text}");
     logs(&bridge, says);
@@ -280,7 +268,7 @@ fn a_kafka_without_transactions_is_named_with_the_key_that_helps() {
         }
         let bridge = Bridge::new("without", &cluster.bootstrap_servers(), "live");
         let started = Instant::now();
-        let (code, text) = check(&bridge);
+        let (code, text) = bridge.check();
         eprintln!("{error:?} {:?}: {text}", started.elapsed());
         assert_eq!(code, 69, "{text}");
         assert!(text.contains("set kafka.delivery = \"at-least-once\""), "{text}");
@@ -373,7 +361,7 @@ fn the_cause_of_a_failed_connection_to_kafka_is_named_with_the_key_that_helps() 
     for (name, brokers, client, what, key) in cases {
         let bridge = Bridge::new(name, brokers, name).config(&format!("[kafka.client]\n{client}"));
         let started = Instant::now();
-        let (code, text) = check(&bridge);
+        let (code, text) = bridge.check();
         eprintln!("{name} {:?}: {text}", started.elapsed());
         assert_eq!(code, 69, "{name}: {text}");
         let line = text.lines().find(|line| line.starts_with("BAD")).unwrap();
@@ -391,7 +379,7 @@ fn an_expired_certificate_of_kafka_is_named() {
     let Some(cluster) = Cluster::start_or_skip("expired", &secured(&store)) else { return };
     let bridge = Bridge::new("expired", &cluster.sasl(), "expired");
     let client = sasl_ssl(&expired, "PLAIN");
-    let (code, text) = check(&bridge.config(&format!("[kafka.client]\n{client}")));
+    let (code, text) = bridge.config(&format!("[kafka.client]\n{client}")).check();
     assert_eq!(code, 69, "{text}");
     assert!(text.contains("has expired") && text.contains("set the clock here"), "{text}");
 }
@@ -426,7 +414,7 @@ fn check_names_the_topic_without_permissions() {
     rule("TOPIC", "rights.push", "WRITE", "DENY").add(&bootstrap).unwrap();
     let started = Instant::now();
     let text = loop {
-        let (code, text) = check(&bridge);
+        let (code, text) = bridge.check();
         if code != 0 || started.elapsed() > PATIENCE {
             assert_eq!(code, 69, "{text}");
             break text;

@@ -208,6 +208,24 @@ impl Bridge {
         process.expect("it was started").wait().expect("a child that is not yet reaped")
     }
 
+    /// The exit code and the output of `livebridge check` with its settings.
+    pub fn check(&self) -> (i32, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_livebridge"));
+        let output = command.arg("check").env_clear().envs(self.environment()).output();
+        let output = output.expect("the binary");
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        (output.status.code().expect("an exit"), text)
+    }
+
+    /// Waits until its log has an error with `says`.
+    pub fn wait_for_error(&self, says: &str, within: Duration) {
+        let started = Instant::now();
+        while !self.log_text().lines().any(|line| line.contains("ERROR") && line.contains(says)) {
+            assert!(started.elapsed() < within, "no {says:?} in {}", self.last_lines());
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// The response of its admin listener at `path`.
     pub fn get(&self, path: &str) -> String {
         let (status, body) = self.admin(path).expect("an answer");
