@@ -61,7 +61,7 @@ pub fn callback(data: &[u8]) {
     let kept = take(&shorter.body, &any, &[]).expect("still an object");
     assert_eq!((kept.event_type, &kept.key), (record.event_type, &record.key));
 
-    let strict = Verifier { unsigned: UnsignedPolicy::Refused, ..any };
+    let strict = Verifier { unsigned: UnsignedPolicy::Rejected, ..any };
     if take(&body, &strict, &[]).is_ok()
         && let Ok(event) = serde_json::from_slice::<Value>(data)
     {
@@ -95,7 +95,7 @@ pub fn signature(data: &[u8]) {
     let shown = if is_number { t.to_owned() } else { Value::from(t).to_string() };
     let body = Bytes::from(format!(r#"{{"t":{shown},"sign":{}}}"#, Value::from(&*sign)));
     let leeway = Duration::from_mins(20);
-    let verifier = Verifier { keys: vec![key], leeway, unsigned: UnsignedPolicy::Refused };
+    let verifier = Verifier { keys: vec![key], leeway, unsigned: UnsignedPolicy::Rejected };
     let taken = take(&body, &verifier, &[]);
     let expiry = seconds.and_then(Timestamp::from_secs);
     let in_time = expiry.is_some_and(|expiry| NOW.since(expiry) <= leeway);

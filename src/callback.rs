@@ -5,20 +5,19 @@
 //! is logged and published are the bytes as received, less the members that the configuration omits.
 
 use std::borrow::Cow;
-use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use md5::{Digest, Md5};
-use subtle::{ConditionallySelectable, ConstantTimeEq};
 
-use crate::event::{EventType, Timestamp, hex_bytes};
+use crate::event::{EventType, Timestamp};
 use crate::record::{KEY_MAX, Record};
 
 mod identity;
 mod json;
+mod signature;
 
-use json::{Members, Value};
+use json::Members;
+pub use signature::{CallbackKey, UnsignedPolicy, Verifier};
 
 /// Why a callback is rejected.
 #[derive(Debug, thiserror::Error)]
@@ -89,104 +88,6 @@ impl CallbackError {
     }
 }
 
-/// A callback key: the secret shared with Tencent, which is never printed, and its name, which is.
-#[derive(Clone)]
-pub struct CallbackKey {
-    name: String,
-    secret: String,
-}
-
-impl CallbackKey {
-    /// Takes the secret's text; `None` when it is blank, which would sign nothing.
-    #[must_use]
-    pub fn new(secret: &str) -> Option<Self> {
-        let secret = secret.trim();
-        (!secret.is_empty()).then(|| Self { name: "key".into(), secret: secret.to_owned() })
-    }
-
-    /// The same key under the name that the configuration gives it.
-    #[must_use]
-    pub fn named(self, name: &str) -> Self {
-        Self { name: name.to_owned(), ..self }
-    }
-
-    /// Its name.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Its secret, to be compared or sent to Tencent Cloud.
-    #[must_use]
-    pub fn reveal(&self) -> &str {
-        &self.secret
-    }
-
-    /// Whether `other` has the same secret, whatever its name.
-    #[must_use]
-    pub fn same_secret(&self, other: &Self) -> bool {
-        self.secret == other.secret
-    }
-
-    /// Whether it is the example of the documentation, which is public.
-    #[must_use]
-    pub fn is_example(&self) -> bool {
-        self.secret == "change-me"
-    }
-
-    /// `MD5(key + t)`, the signature of protocol.md section 2.
-    #[must_use]
-    pub fn sign(&self, t: &str) -> [u8; 16] {
-        Md5::new().chain_update(&self.secret).chain_update(t).finalize().into()
-    }
-
-    /// [`CallbackKey::sign`] as the 32 lower-case hex digits that go into a body.
-    #[must_use]
-    pub fn sign_hex(&self, t: &str) -> String {
-        format!("{:032x}", u128::from_be_bytes(self.sign(t)))
-    }
-}
-
-impl fmt::Debug for CallbackKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "CallbackKey({}, ..)", self.name)
-    }
-}
-
-/// Which callbacks are accepted without a valid signature, because their type carries none.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum UnsignedPolicy {
-    /// None: the default.
-    #[default]
-    Refused,
-    /// Those of these event types.
-    Types(Vec<EventType>),
-    /// Every callback. Any client that reaches the port can then write to Kafka.
-    All,
-}
-
-impl UnsignedPolicy {
-    fn admits(&self, event_type: Option<EventType>) -> bool {
-        match self {
-            Self::Refused => false,
-            Self::Types(types) => event_type.is_some_and(|t| types.contains(&t)),
-            Self::All => true,
-        }
-    }
-}
-
-/// How callbacks are authenticated.
-#[derive(Clone, Debug)]
-pub struct Verifier {
-    /// Accepted keys: several while they rotate, or when domains use different templates.
-    pub keys: Vec<CallbackKey>,
-    /// How long after `t` a signature is still accepted. Twelve retries outlast `t`, and whether they
-    /// are signed anew is not documented (protocol.md section 2).
-    pub leeway: Duration,
-    /// What needs no valid signature.
-    pub unsigned: UnsignedPolicy,
-}
-
 /// A parsed body whose signature is not checked yet.
 #[derive(Debug)]
 pub struct UnverifiedCallback<'a> {
@@ -233,44 +134,16 @@ impl<'a> UnverifiedCallback<'a> {
         verifier: &Verifier,
         now: Timestamp,
     ) -> Result<Callback<'a>, CallbackError> {
-        let signature = (self.members.get("t"), self.members.get("sign"));
-        match check_signature(signature, verifier, now) {
+        let (t, sign) = (self.members.get("t"), self.members.get("sign"));
+        match verifier.check_signature(t, sign, now) {
             Ok(key) => Ok(Callback { content: self, key: Some(key), unverified: None }),
-            Err(error) if verifier.unsigned.admits(self.event_type) => {
+            Err(error) if verifier.unsigned.allows(self.event_type) => {
                 let unverified = self.is_signed().then_some(error);
                 Ok(Callback { content: self, key: None, unverified })
             }
             Err(error) => Err(error),
         }
     }
-}
-
-/// The index of the key that signed `t`, given `t` and `sign`.
-fn check_signature(
-    signature: (Option<Value<'_>>, Option<Value<'_>>),
-    verifier: &Verifier,
-    now: Timestamp,
-) -> Result<usize, CallbackError> {
-    let (Some(t), Some(sign)) = signature else { return Err(CallbackError::Unsigned) };
-    // `t` is signed as its text, whether it is a number or a string (protocol.md section 2).
-    let wrong = CallbackError::WrongType { field: "t", wanted: "Unix seconds" };
-    let Some(t) = t.text() else { return Err(wrong) };
-    let Some(expiry) = t.parse().ok().and_then(Timestamp::from_secs) else {
-        return Err(wrong);
-    };
-    let sign = sign.text().as_deref().and_then(hex_bytes).ok_or(CallbackError::BadSignature)?;
-    // Every key is tried: the time taken tells neither which one matched nor how nearly.
-    let mut index = u64::MAX;
-    for (at, key) in (0..).zip(&verifier.keys) {
-        index.conditional_assign(&at, key.sign(&t).ct_eq(&sign));
-    }
-    let key = usize::try_from(index).ok().filter(|key| verifier.keys.get(*key).is_some());
-    let key = key.ok_or(CallbackError::BadSignature)?;
-    let overdue = now.since(expiry);
-    if overdue > verifier.leeway {
-        return Err(CallbackError::Expired(overdue));
-    }
-    Ok(key)
 }
 
 /// A callback whose sender proved to hold a key, or whose type may be unsigned.

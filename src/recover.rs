@@ -130,7 +130,7 @@ mod tests {
         let configured = Verifier {
             keys: keys.iter().filter_map(|key| CallbackKey::new(key)).collect(),
             leeway: Duration::ZERO,
-            unsigned: UnsignedPolicy::Refused,
+            unsigned: UnsignedPolicy::Rejected,
         };
         event_of(&record, &verifier(&configured), &[], now)
     }

@@ -68,7 +68,7 @@ impl Parts {
             keys: CallbackKey::new(KEY).into_iter().collect(),
             // The nested one is an example of the documents, signed long ago.
             leeway: Duration::from_hours(24 * 365 * 100),
-            unsigned: UnsignedPolicy::Refused,
+            unsigned: UnsignedPolicy::Rejected,
         };
         let nested =
             Bytes::from_static(include_bytes!("../../tests/payloads/045_subtitle_338.json"));

@@ -219,7 +219,7 @@ fn keys(config: &Config, findings: &mut Findings) {
             "keys",
             format_args!("{keys}; {} event types are taken without a signature", types.len()),
         ),
-        (UnsignedPolicy::Refused, keys) => {
+        (UnsignedPolicy::Rejected, keys) => {
             findings.ok("keys", format_args!("{keys}; unsigned callbacks are refused"));
         }
     }

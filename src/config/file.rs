@@ -392,7 +392,7 @@ impl RawHttp {
 impl RawCallback {
     fn check(self, notes: &mut Vec<String>) -> Result<Verifier, ConfigError> {
         let keys = super::secrets::read(&self.keys, self.keys_file.as_deref(), notes)?;
-        let mut unsigned = UnsignedPolicy::Refused;
+        let mut unsigned = UnsignedPolicy::Rejected;
         let mut types = Vec::new();
         for name in self.unsigned {
             let event_type = match name {
@@ -407,7 +407,7 @@ impl RawCallback {
                 "names an unknown event type; use numbers, names such as \"relay\", or \"all\"";
             types.push(event_type.ok_or_else(|| bad("callback.unsigned", problem))?);
         }
-        if unsigned == UnsignedPolicy::Refused && !types.is_empty() {
+        if unsigned == UnsignedPolicy::Rejected && !types.is_empty() {
             unsigned = UnsignedPolicy::Types(types);
         }
         if keys.is_empty() && unsigned != UnsignedPolicy::All {

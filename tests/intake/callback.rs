@@ -190,7 +190,7 @@ fn every_payload_is_accepted_or_rejected_as_documented() {
     let topics = Topics::new("live", &std::collections::BTreeMap::new()).unwrap();
     for (name, expect) in &EXPECTED {
         let body = payload(name);
-        let strict = take(&body, &verifier(UnsignedPolicy::Refused), NOW);
+        let strict = take(&body, &verifier(UnsignedPolicy::Rejected), NOW);
         let lenient = take_any(&body);
         let wanted = match expect {
             Refused(reason) => {
@@ -292,7 +292,7 @@ mod signature {
         let two = Verifier {
             keys: vec![key("old"), key("new")],
             leeway: MINUTES_20,
-            unsigned: UnsignedPolicy::Refused,
+            unsigned: UnsignedPolicy::Rejected,
         };
         for (place, secret) in ["old", "new"].into_iter().enumerate() {
             let body = Bytes::from(signed(push(), secret, T));
@@ -305,13 +305,13 @@ mod signature {
 
     #[test]
     fn without_any_key_matches_nothing() {
-        let none = Verifier { keys: vec![], leeway: CENTURY, unsigned: UnsignedPolicy::Refused };
+        let none = Verifier { keys: vec![], leeway: CENTURY, unsigned: UnsignedPolicy::Rejected };
         assert_eq!(refusal(&signed(push(), KEY, T), &none), "bad_signature");
     }
 
     #[test]
     fn that_is_not_a_digest_is_rejected() {
-        let strict = verifier(UnsignedPolicy::Refused);
+        let strict = verifier(UnsignedPolicy::Rejected);
         let right = key(KEY).sign_hex(&T.to_string());
         let mut odd = vec![
             json!(""),
@@ -342,7 +342,7 @@ mod signature {
 
     #[test]
     fn of_a_t_in_a_string_covers_its_exact_text() {
-        let strict = verifier(UnsignedPolicy::Refused);
+        let strict = verifier(UnsignedPolicy::Rejected);
         for text in ["1767225600", "01767225600", "+1767225600"] {
             let mut body = push();
             body["t"] = text.into();
@@ -355,7 +355,7 @@ mod signature {
 
     #[test]
     fn over_a_t_that_is_not_a_time_is_rejected_even_if_it_matches() {
-        let strict = verifier(UnsignedPolicy::Refused);
+        let strict = verifier(UnsignedPolicy::Rejected);
         for text in ["", "soon", "1.5", "1e9", "9223372036854775807", "99999999999999999999"] {
             let mut body = push();
             body["t"] = text.into();
@@ -374,7 +374,7 @@ mod signature {
         let strict = Verifier {
             keys: vec![key(KEY)],
             leeway: MINUTES_20,
-            unsigned: UnsignedPolicy::Refused,
+            unsigned: UnsignedPolicy::Rejected,
         };
         let body = signed(push(), KEY, T);
         let at = |millis: i64| {
@@ -401,7 +401,7 @@ mod signature {
         let strict = Verifier {
             keys: vec![key(KEY)],
             leeway: MINUTES_20,
-            unsigned: UnsignedPolicy::Refused,
+            unsigned: UnsignedPolicy::Rejected,
         };
         assert_eq!(refusal(&payload("069_expired_t.json"), &strict), "expired");
         assert_eq!(refusal(&signed(push(), "other", 1), &strict), "bad_signature");
@@ -420,7 +420,7 @@ mod signature {
             [&push, &relay, &nameless, &unknown]
                 .map(|body| take(body.as_bytes(), &verifier(policy.clone()), NOW).is_ok())
         };
-        assert_eq!(taken(&UnsignedPolicy::Refused), [false; 4]);
+        assert_eq!(taken(&UnsignedPolicy::Rejected), [false; 4]);
         assert_eq!(taken(&UnsignedPolicy::Types(vec![])), [false; 4]);
         assert_eq!(
             taken(&UnsignedPolicy::Types(vec![EventType(314)])),
@@ -441,7 +441,7 @@ mod signature {
             json!({"t": null, "sign": null}),
         ] {
             let body = body.to_string();
-            let strict = verifier(UnsignedPolicy::Refused);
+            let strict = verifier(UnsignedPolicy::Rejected);
             assert_eq!(refusal(body.as_bytes(), &strict), "unsigned", "{body}");
             assert!(take_any(body.as_bytes()).is_ok(), "{body}");
         }
@@ -511,7 +511,7 @@ mod signature {
     fn below_the_top_level_is_ignored() {
         let t = T.to_string();
         let inner = json!({"data": {"t": T, "sign": key(KEY).sign_hex(&t)}}).to_string();
-        assert_eq!(refusal(inner.as_bytes(), &verifier(UnsignedPolicy::Refused)), "unsigned");
+        assert_eq!(refusal(inner.as_bytes(), &verifier(UnsignedPolicy::Rejected)), "unsigned");
     }
 
     #[test]
@@ -521,7 +521,7 @@ mod signature {
         let verifier = Verifier {
             keys: vec![key.clone()],
             leeway: CENTURY,
-            unsigned: UnsignedPolicy::Refused,
+            unsigned: UnsignedPolicy::Rejected,
         };
         for shown in [
             format!("{key:?}"),
@@ -545,7 +545,7 @@ mod signature {
         let strict = Verifier {
             keys: vec![key(KEY)],
             leeway: MINUTES_20,
-            unsigned: UnsignedPolicy::Refused,
+            unsigned: UnsignedPolicy::Rejected,
         };
         let fails = |body: &[u8]| take(body, &strict, NOW).unwrap_err().is_authentication();
         let unsigned = push().to_string();

@@ -56,7 +56,7 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(config.verifier.keys.len(), 1);
     assert!(config.files.is_empty());
     assert_eq!(config.verifier.leeway, Duration::from_mins(20));
-    assert_eq!(config.verifier.unsigned, UnsignedPolicy::Refused);
+    assert_eq!(config.verifier.unsigned, UnsignedPolicy::Rejected);
     assert_eq!(config.wal.dir, Path::new("data"));
     assert_eq!(config.wal.max_bytes, 10 << 30);
     assert_eq!(config.wal.min_free_bytes, 1 << 30);
@@ -1016,7 +1016,7 @@ fn unsigned_types_are_numbers_names_or_all() {
     let unsigned = |text: &str| file(&format!("{LEAST}unsigned = {text}")).verifier.unsigned;
     let types =
         |codes: &[i64]| UnsignedPolicy::Types(codes.iter().copied().map(EventType).collect());
-    assert_eq!(unsigned("[]"), UnsignedPolicy::Refused);
+    assert_eq!(unsigned("[]"), UnsignedPolicy::Rejected);
     assert_eq!(unsigned("[314, 315]"), types(&[314, 315]));
     assert_eq!(unsigned("[\"314\", \"audio-moderation\", 999, 0]"), types(&[314, 315, 999, 0]));
     assert_eq!(unsigned("[\"all\"]"), UnsignedPolicy::All);
