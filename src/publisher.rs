@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::backoff::Backoff;
 use crate::event::Timestamp;
 use crate::kafka::{self, Failure, LedgerReader, Producer, ProducerSettings, SetupError};
 use crate::ledger::{self, Commit, Ledger};
@@ -51,8 +52,13 @@ use replay::Given;
 use session::SessionEnd;
 use source::{Input, Source};
 
-/// Pauses between attempts: doubled from the first to the last.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// The longest pause between attempts.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Pauses between attempts to publish.
+const RETRIES: Backoff = Backoff::new(Duration::from_millis(100), LONGEST_PAUSE);
+/// The longest pause of an instance that aborted for another one. Two that meet again and again come
+/// apart sooner the longer they pause.
+const CONTENDED: Backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(640));
 
 /// Why the publisher cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -77,8 +83,8 @@ pub struct Publisher {
     /// The position in the ledger topic; kept from session to session.
     ledger_reader: Option<LedgerReader>,
     open_commits: OpenCommits,
-    /// Consecutive transactions aborted for another instance's.
-    contentions: u32,
+    /// Pauses after consecutive transactions that were aborted for another instance's.
+    contended: Backoff,
     /// Given events have none: those that Kafka rejects go back to the command.
     quarantine: Option<Quarantine>,
     /// `None` for a log.
@@ -143,7 +149,7 @@ impl Publisher {
             ledger,
             ledger_reader: None,
             open_commits: OpenCommits::default(),
-            contentions: 0,
+            contended: CONTENDED,
             quarantine,
             given: None,
             give_up,
@@ -170,7 +176,7 @@ impl Publisher {
 
     /// As [`Self::run`]; the first session uses `connected`, if there is one.
     fn run_with(&mut self, mut connected: Option<Producer>) -> Result<(), PublisherError> {
-        let mut pause = BACKOFF.0;
+        let mut retries = RETRIES;
         while !self.give_up.is_cancelled() {
             let started = Instant::now();
             let ended = match connected.take().map_or_else(|| self.connect(), Ok) {
@@ -220,10 +226,10 @@ impl Publisher {
                     self.kafka_outage.report(&cause);
                 }
             }
-            if started.elapsed() > BACKOFF.1 {
-                pause = BACKOFF.0;
+            if started.elapsed() > LONGEST_PAUSE {
+                retries.reset();
             }
-            self.wait(&mut pause);
+            self.wait(retries.pause());
         }
         Ok(())
     }
@@ -353,15 +359,14 @@ impl Publisher {
         Ok(())
     }
 
-    /// Waits for `pause`, which doubles, or until `give_up`.
-    fn wait(&self, pause: &mut Duration) {
+    /// Waits for `pause`, or until `give_up`.
+    fn wait(&self, pause: Duration) {
         /// How soon `give_up` is noticed.
         const STEP: Duration = Duration::from_millis(50);
-        let until = Instant::now() + *pause;
+        let until = Instant::now() + pause;
         while Instant::now() < until && !self.give_up.is_cancelled() {
             std::thread::sleep(STEP);
         }
-        *pause = (*pause * 2).min(BACKOFF.1);
     }
 }
 

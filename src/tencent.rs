@@ -35,6 +35,7 @@ pub use history::{
     STREAM_EVENTS_SPAN_MAX, StreamEvent, StreamQuery, beijing_time, utc_time,
 };
 
+use crate::backoff::Backoff;
 use crate::event::Timestamp;
 use crate::secret;
 use action::Limits;
@@ -49,6 +50,8 @@ pub const TIMEOUT: Duration = Duration::from_secs(10);
 /// The default of [`Options::pause`]. The pauses before the five retries of a rate limit, which is
 /// counted by the second, are 8 s in all.
 const PAUSE: Duration = Duration::from_millis(250);
+/// The longest pause: the last of these five.
+const PAUSE_MAX: Duration = Duration::from_secs(4);
 /// The largest answer that is read: a page of a hundred callback records of 60 KiB each.
 const ANSWER_MAX: u64 = 8 * 1024 * 1024;
 /// The longest text of an answer that an error repeats.
@@ -164,7 +167,7 @@ impl Client {
     ) -> Result<T, TencentError> {
         let body = serde_json::to_vec(parameters)
             .map_err(|cause| self.not_the_api(action, 0, format!("cannot ask: {cause}")))?;
-        let mut pause = self.options.pause;
+        let mut backoff = Backoff::new(self.options.pause, PAUSE_MAX);
         for attempt in 0.. {
             thread::sleep(self.limits.take(action));
             let error = match self.send(action, &body) {
@@ -174,9 +177,9 @@ impl Client {
             if attempt >= error.retries(action) {
                 return Err(error);
             }
+            let pause = backoff.pause();
             tracing::debug!(%error, ?pause, "trying again");
             thread::sleep(pause);
-            pause *= 2;
         }
         unreachable!("the attempts are counted");
     }

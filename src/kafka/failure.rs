@@ -28,8 +28,6 @@ pub enum Failure {
         /// Kafka's answer.
         cause: KafkaError,
     },
-    /// It is aborted: another instance was first with some of it.
-    Contended,
     /// It is not committed, and Kafka will never accept these messages.
     Rejected(Vec<RejectedMessage>),
     /// It is not committed, and Kafka will never accept this ledger record.
@@ -62,7 +60,6 @@ impl std::fmt::Display for Failure {
                 before = (BACKDATED_MAX + CLOCKS_MAX).as_millis(),
                 after = CLOCKS_MAX.as_millis(),
             ),
-            Self::Contended => f.write_str("another instance came first"),
             Self::Rejected(rejected) => write!(f, "Kafka rejects {} messages", rejected.len()),
             Self::LedgerRejected(cause) => {
                 write!(f, "Kafka rejects the ledger's record: {}", text(cause))

@@ -90,9 +90,6 @@ impl BatchLimits {
             self.shrink(bytes);
         } else if elapsed < QUICK && bytes >= self.bytes / 2 {
             self.bytes = (self.bytes * 2).min(BYTES_MAX);
-            if self.bytes == BYTES_MAX {
-                self.timeout_doublings = 0;
-            }
         }
         if ids >= self.ids {
             self.ids = (self.ids + (self.ids / IDS_STEP).max(1)).min(IDS_MAX);
@@ -315,15 +312,6 @@ mod tests {
             assert_eq!(after(LIMIT, bytes, elapsed), expected, "{bytes} bytes in {elapsed:?}");
         }
         assert_eq!(after(BYTES_MAX, BYTES_MAX, MS), BYTES_MAX);
-    }
-
-    #[test]
-    fn longer_time_outs_are_kept_until_the_link_is_fast() {
-        let mut limits = limits(BYTES_MAX / 4);
-        limits.on_published(limits.bytes(), 1, MS);
-        assert_eq!((limits.bytes(), limits.timeout_doublings()), (BYTES_MAX / 2, 1));
-        limits.on_published(limits.bytes(), 1, MS);
-        assert_eq!((limits.bytes(), limits.timeout_doublings()), (BYTES_MAX, 0));
     }
 
     #[test]

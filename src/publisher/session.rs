@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::batch::{Batch, Destination};
 use super::source::Input;
-use super::{BACKOFF, Publisher};
+use super::{LONGEST_PAUSE, Publisher, RETRIES};
 use crate::event::Timestamp;
 use crate::kafka::{self, Failure, KafkaError, Producer, RejectedMessage, SetupError};
 use crate::ledger::Commit;
@@ -67,7 +67,7 @@ impl Publisher {
         if self.queue.is_empty() {
             self.kafka_outage.resolved();
         }
-        let mut pause = BACKOFF.0;
+        let mut retries = RETRIES;
         while !self.give_up.is_cancelled() {
             if self.request_size.grow() || self.limits.restore_timeouts(Instant::now()) {
                 return SessionEnd::Replace;
@@ -97,13 +97,13 @@ impl Publisher {
             let attempt = self.attempt(producer, &mut batch);
             if let Attempt::Published(commit) = attempt {
                 self.finish(producer, &batch, commit.as_ref());
-                pause = BACKOFF.0;
+                retries.reset();
                 continue;
             }
             self.queue.push_front(batch);
             match attempt {
                 Attempt::Published(_) => {}
-                Attempt::Later => self.wait(&mut pause),
+                Attempt::Later => self.wait(retries.pause()),
                 Attempt::Contended => {
                     self.back_off();
                     if let Err(cause) = self.await_ledger() {
@@ -134,7 +134,7 @@ impl Publisher {
                 }
                 Err(cause) => {
                     self.log_outage.report(&cause);
-                    self.wait(&mut BACKOFF.1.clone());
+                    self.wait(LONGEST_PAUSE);
                     return Work::Unreadable;
                 }
             },
@@ -171,29 +171,25 @@ impl Publisher {
         let started = Instant::now();
         let handed = self.hand_over(producer, batch, &commit);
         batch.mark_delivered(&producer.take_delivered());
-        let outcome = handed
-            .and_then(|own_offset| self.ensure_first(producer, &commit, own_offset))
-            .and_then(|own_offset| producer.commit().map(|()| own_offset));
+        let ended = handed.and_then(|offset| self.commit_if_first(producer, &commit, offset));
         let elapsed = started.elapsed();
-        let outcome_label = match &outcome {
-            Ok(_) => Transaction::Committed,
-            Err(Failure::Contended) => Transaction::Contended,
+        let transaction = match &ended {
+            Ok(true) => Transaction::Committed,
+            Ok(false) => Transaction::Contended,
             Err(Failure::Lost(_) | Failure::Fenced(_) | Failure::NotIdempotent(_)) => {
                 Transaction::Lost
             }
             Err(_) => Transaction::Aborted,
         };
-        metrics::transaction(outcome_label, batch.pending(), elapsed);
-        match outcome {
-            Ok(own_offset) => {
+        metrics::transaction(transaction, batch.pending(), elapsed);
+        match ended {
+            Ok(true) => {
                 self.limits.on_published(batch.bytes(), batch.len(), elapsed);
                 self.kafka_outage.resolved();
-                self.contentions = 0;
-                if let Some(reader) = &mut self.ledger_reader {
-                    reader.committed(own_offset);
-                }
+                self.contended.reset();
                 Attempt::Published(Some(commit))
             }
+            Ok(false) => Attempt::Contended,
             Err(failure) => self.failed(producer, batch, failure, elapsed),
         }
     }
@@ -227,7 +223,6 @@ impl Publisher {
         elapsed: Duration,
     ) -> Attempt {
         match failure {
-            Failure::Contended => Attempt::Contended,
             Failure::Rejected(rejected) => self.rejected(batch, &rejected),
             Failure::LedgerRejected(cause) => self.ledger_rejected(producer, batch, cause),
             Failure::TimedOut(cause) => {
@@ -343,44 +338,46 @@ impl Publisher {
         Attempt::End(SessionEnd::Replace)
     }
 
-    /// Aborts if the ledger topic has, before this batch's own record at `own_offset`, a record of
-    /// another publisher with one of the same event ids, committed or not.
+    /// Commits the transaction whose ledger record is `own`, at `offset` of the ledger topic; or aborts
+    /// it, and returns `false`, if a record of another publisher with one of the same event ids comes
+    /// before it, committed or not.
     ///
     /// Of two instances with the same event one finds the other's record, so at most one commits.
-    fn ensure_first(
+    fn commit_if_first(
         &mut self,
         producer: &Producer,
         own: &Commit,
-        own_offset: i64,
-    ) -> Result<i64, Failure> {
-        let Some(reader) = &mut self.ledger_reader else { return Ok(own_offset) };
-        let open_commits = &mut self.open_commits;
-        let read = reader.read_open(own_offset, &self.give_up, |at, bytes| {
-            open_commits.record(own.publisher, at, bytes);
-        });
-        let outcome = match read {
-            Err(cause) => {
+        offset: i64,
+    ) -> Result<bool, Failure> {
+        if let Some(reader) = &mut self.ledger_reader {
+            let open_commits = &mut self.open_commits;
+            let read = reader.read_open(offset, &self.give_up, |at, bytes| {
+                open_commits.record(own.publisher, at, bytes);
+            });
+            if let Err(cause) = read {
                 self.ledger_reader = None;
-                Failure::Lost(cause)
+                producer.abort()?;
+                return Err(Failure::Lost(cause));
             }
-            Ok(()) if self.give_up.is_cancelled() || open_commits.is_contended(own, own_offset) => {
-                Failure::Contended
+            // After `give_up` not all of it is read.
+            if self.give_up.is_cancelled() || open_commits.is_contended(own, offset) {
+                producer.abort()?;
+                return Ok(false);
             }
-            Ok(()) => return Ok(own_offset),
-        };
-        producer.abort()?;
-        Err(outcome)
+        }
+        producer.commit()?;
+        if let Some(reader) = &mut self.ledger_reader {
+            reader.committed(offset);
+        }
+        Ok(true)
     }
 
     /// Pauses for a random time, so that two instances that aborted for each other do not meet
     /// again.
     fn back_off(&mut self) {
-        /// The longest first pause, in milliseconds; doubled up to six times.
-        const FIRST: u32 = 10;
-        let span = Duration::from_millis(u64::from(FIRST << self.contentions.min(6)));
-        self.contentions += 1;
         let chance = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        std::thread::sleep(span.mul_f64(f64::from(chance.subsec_nanos() % 1000) / 1000.0));
+        let part = f64::from(chance.subsec_nanos() % 1000) / 1000.0;
+        std::thread::sleep(self.contended.pause().mul_f64(part));
     }
 
     /// The batch is published, for good: counts it and releases its space in the log (I3).
@@ -402,7 +399,7 @@ impl Publisher {
     /// Gives quarantined records of published batches their final names. What `give_up` leaves is
     /// done after the next start.
     fn finalize_quarantine(&mut self, producer: &Producer, batch: Option<&Batch>) {
-        let mut pause = BACKOFF.0;
+        let mut retries = RETRIES;
         loop {
             let Some(quarantine) = &mut self.quarantine else { return };
             let settled = match batch {
@@ -418,7 +415,7 @@ impl Publisher {
             }
             // Its statistics would fill the memory.
             producer.serve();
-            self.wait(&mut pause);
+            self.wait(retries.pause());
         }
     }
 }

@@ -6,7 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A module and the modules it may depend on.
-const MAY_NAME: [(&str, &[&str]); 30] = [
+const MAY_NAME: [(&str, &[&str]); 31] = [
+    ("backoff", &[]),
     ("event", &[]),
     ("record", &["event"]),
     ("callback", &["event", "record"]),
@@ -19,6 +20,7 @@ const MAY_NAME: [(&str, &[&str]); 30] = [
     (
         "publisher",
         &[
+            "backoff",
             "kafka",
             "ledger",
             "metrics",
@@ -113,7 +115,7 @@ const MAY_NAME: [(&str, &[&str]); 30] = [
     ("logging", &["secret"]),
     ("sample", &["callback", "event", "record"]),
     ("sender", &[]),
-    ("tencent", &["event", "secret"]),
+    ("tencent", &["backoff", "event", "secret"]),
     (
         "recover",
         &[
