@@ -4,7 +4,6 @@
 //! delivery is not part of the content, except `t` of an event without a time or number of its own.
 
 use std::borrow::Cow;
-use std::sync::LazyLock;
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
@@ -27,148 +26,213 @@ const SIGNATURE: &[&str] = &["sign"];
 /// `sequence`, `create_time` or `end_time`, may belong to what several events are about.
 const DATES: [&str; 6] =
     ["data_time", "event_time", "screenshotTime", "seq", "timestamp", "update_time"];
-/// Types whose natural key has a number of each event: `file_id`, `seq`.
-const NUMBERED: [EventType; 2] = [EventType(100), EventType(315)];
 
 const EPOCH: Timestamp = Timestamp::from_millis(0);
 /// The end of the year 9999. What lies beyond is no time, but a number in another unit than the
 /// documents say.
 const LATEST: Timestamp = Timestamp::from_millis(253_402_300_799_999);
 
-/// How a type's time field counts.
-#[derive(Clone, Copy)]
-enum Unit {
-    Seconds,
-    /// Seconds, and another field with the microseconds after them.
-    SecondsAnd(&'static str),
-    Millis,
-    /// Seconds of a signature's expiry, which is [`SIGNED_AHEAD`] after the signing.
-    Expiry,
-}
-use Unit::{Expiry, Millis, Seconds, SecondsAnd};
-
 /// `t` is the time of signing and so much (protocol.md section 2).
 const SIGNED_AHEAD: Duration = Duration::from_mins(10);
 
-/// What livebridge knows of an event type, as it is written down.
-struct Shape {
-    /// Fields of the natural key. One name of several joined by `|` is enough; a name that ends in
-    /// `?` may be missing. If another is missing, the content alone is the identity.
-    natural: &'static [&'static str],
-    /// Where the event's time stands, best first. `text>name` is the member of an object that
-    /// stands as JSON text in a string.
-    time: &'static [(&'static str, Unit)],
+/// The fields of one callback that identify and date its event.
+struct Fields<'m, 'a> {
+    members: &'m Members<'a>,
+    /// The digest of the natural key; `None` when a required field is missing.
+    natural: Option<Digest>,
+    /// Whether the natural key has a number that no other event of the stream has.
+    is_numbered: bool,
+    /// The event's time, and the field that it was read from.
+    time: Option<(&'static str, Timestamp)>,
 }
 
-/// The table of protocol.md section 5, with the time fields of section 3.
-#[rustfmt::skip]
-const SHAPES: [(&[i64], Shape); 15] = [
-    (&[0, 1], Shape {
-        natural: &["appid?", "app", "appname", "stream_id", "sequence", "event_time|update_time"],
-        time: &[("event_time", Seconds), ("update_time", Seconds)],
-    }),
-    (&[100], Shape {
-        natural: &["appid?", "app?", "appname?", "stream_id", "file_id"],
-        time: &[("end_time", SecondsAnd("end_time_usec")), ("start_time", SecondsAnd("start_time_usec"))],
-    }),
-    (&[200], Shape {
-        natural: &["app?", "appname?", "stream_id", "create_time", "pic_full_url|pic_url", "task_id?"],
-        time: &[("create_time", Seconds)],
-    }),
-    (&[317], Shape {
-        natural: &["appid?", "app?", "appname?", "streamId", "screenshotTime", "img", "type?", "label?", "subLabel?"],
-        time: &[("screenshotTime", Seconds), ("sendTime", Seconds)],
-    }),
-    (&[314], Shape {
-        natural: &["appid?", "task_id", "callback_event", "event_time?", "stream_id?", "msg"],
-        time: &[("event_time", Seconds), ("msg>task_exit_time", Millis), ("msg>task_start_time", Millis)],
-    }),
-    (&[315], Shape {
-        natural: &["appid?", "stream_id", "task_id", "seq", "request_id?"],
-        time: &[("data.asr_tmp_full_results.0.create_time", Seconds), ("t", Expiry)],
-    }),
-    (&[321], Shape {
-        natural: &["appid?", "domain", "path", "stream_id", "sequence", "data_time"],
-        time: &[("data_time", Millis), ("abnormal_event.0.detail.0.occur_time", Millis)],
-    }),
-    (&[328], Shape {
-        natural: &["appid?", "stream_id", "event_name", "event_time", "event_msg"],
-        time: &[("event_time", Millis)],
-    }),
-    (&[332], Shape {
-        natural: &["appid?", "domain", "appname", "stream_id", "session_id", "seq", "record_event", "event_time"],
-        time: &[("event_time", Seconds)],
-    }),
-    (&[341], Shape {
-        natural: &["appid?", "domain", "path", "stream_id", "session_id", "timestamp", "file_format",
-                   "exception.type", "exception_level"],
-        time: &[("timestamp", Seconds)],
-    }),
-    (&[343], Shape {
-        natural: &["appid?", "domain", "appname", "stream_id", "event_time", "class",
-                   "transcode_template_id", "watermark_template_id", "score"],
-        time: &[("event_time", Seconds)],
-    }),
-    (&[344, 345], Shape {
-        natural: &["appid?", "domain", "appname", "stream_id", "event_time", "class",
-                   "transcode_template_id", "frames"],
-        time: &[("event_time", Seconds), ("frames.0.time", Millis)],
-    }),
-    (&[338, 347], Shape {
-        natural: &["appid?", "task_id", "stream_id", "data"],
-        time: &[("data.subtitle_tmp_res.0.end_unix_time", Seconds), ("t", Expiry)],
-    }),
-    (&[348], Shape {
-        natural: &["appid?", "domain", "path", "stream_id", "begin_time", "end_time"],
-        time: &[("end_time", Seconds), ("begin_time", Seconds)],
-    }),
-    (&[349], Shape {
-        natural: &["appid?", "domain", "path", "stream_id", "items"],
-        time: &[("items.0.end_time", Seconds), ("items.0.begin_time", Seconds)],
-    }),
-];
-
-/// A [`Shape`] whose names are split.
-struct Fields {
-    natural: Vec<Natural>,
-    time: Vec<(&'static str, Place, Unit)>,
-}
-
-/// One field of the natural key: the first of these places that has a value.
-struct Natural {
-    places: Vec<Vec<&'static str>>,
-    is_optional: bool,
-}
-
-/// A path in the callback, and a member of the object whose text is there.
-struct Place {
-    path: Vec<&'static str>,
-    inner: Option<&'static str>,
-}
-
-impl Shape {
-    fn split(&self) -> Fields {
-        let path = |name: &'static str| name.split('.').collect::<Vec<_>>();
-        let natural = |field: &&'static str| Natural {
-            places: field.trim_end_matches('?').split('|').map(path).collect(),
-            is_optional: field.ends_with('?'),
+impl<'m, 'a> Fields<'m, 'a> {
+    /// Reads the natural key and the time of a type that this release knows: the table of protocol.md
+    /// section 5, with the time fields of section 3, the best first.
+    #[rustfmt::skip]
+    fn read(members: &'m Members<'a>, event_type: EventType) -> Result<Option<Self>, CallbackError> {
+        let mut fields = Self {
+            members,
+            natural: Some(Digest::new(Some(event_type))),
+            is_numbered: false,
+            time: None,
         };
-        let place = |name: &'static str| match name.split_once('>') {
-            Some((outer, inner)) => Place { path: path(outer), inner: Some(inner) },
-            None => Place { path: path(name), inner: None },
+        match event_type.0 {
+            // Push interrupted, push started.
+            0 | 1 => fields
+                .optional(&["appid"])?.required(&["app", "appname", "stream_id", "sequence"])?
+                .either("event_time", "update_time")?
+                .seconds("event_time")?.seconds("update_time")?,
+            // Recording file ready.
+            100 => fields
+                .optional(&["appid", "app", "appname"])?.required(&["stream_id"])?.number("file_id")?
+                .seconds_and_micros("end_time", "end_time_usec")?
+                .seconds_and_micros("start_time", "start_time_usec")?,
+            // Screenshot taken.
+            200 => fields
+                .optional(&["app", "appname"])?.required(&["stream_id", "create_time"])?
+                .either("pic_full_url", "pic_url")?.optional(&["task_id"])?
+                .seconds("create_time")?,
+            // Relay.
+            314 => fields
+                .optional(&["appid"])?.required(&["task_id", "callback_event"])?
+                .optional(&["event_time", "stream_id"])?.required(&["msg"])?
+                .seconds("event_time")?
+                .millis_in_text("msg", "task_exit_time").millis_in_text("msg", "task_start_time"),
+            // Audio moderation.
+            315 => fields
+                .optional(&["appid"])?.required(&["stream_id", "task_id"])?.number("seq")?
+                .optional(&["request_id"])?
+                .seconds("data.asr_tmp_full_results.0.create_time")?.expiry("t")?,
+            // Image moderation.
+            317 => fields
+                .optional(&["appid", "app", "appname"])?.required(&["streamId", "screenshotTime", "img"])?
+                .optional(&["type", "label", "subLabel"])?
+                .seconds("screenshotTime")?.seconds("sendTime")?,
+            // Push exception.
+            321 => fields
+                .optional(&["appid"])?.required(&["domain", "path", "stream_id", "sequence", "data_time"])?
+                .millis("data_time")?.millis("abnormal_event.0.detail.0.occur_time")?,
+            // Monitor.
+            328 => fields
+                .optional(&["appid"])?.required(&["stream_id", "event_name", "event_time", "event_msg"])?
+                .millis("event_time")?,
+            // Recording status.
+            332 => fields
+                .optional(&["appid"])?.required(&["domain", "appname", "stream_id", "session_id"])?
+                .required(&["seq", "record_event", "event_time"])?
+                .seconds("event_time")?,
+            // Subtitles, smart erase.
+            338 | 347 => fields
+                .optional(&["appid"])?.required(&["task_id", "stream_id", "data"])?
+                .seconds("data.subtitle_tmp_res.0.end_unix_time")?.expiry("t")?,
+            // Recording exception.
+            341 => fields
+                .optional(&["appid"])?.required(&["domain", "path", "stream_id", "session_id"])?
+                .required(&["timestamp", "file_format", "exception.type", "exception_level"])?
+                .seconds("timestamp")?,
+            // Quality control.
+            343 => fields
+                .optional(&["appid"])?.required(&["domain", "appname", "stream_id", "event_time", "class"])?
+                .required(&["transcode_template_id", "watermark_template_id", "score"])?
+                .seconds("event_time")?,
+            // Quality assessment: threshold, average.
+            344 | 345 => fields
+                .optional(&["appid"])?.required(&["domain", "appname", "stream_id", "event_time", "class"])?
+                .required(&["transcode_template_id", "frames"])?
+                .seconds("event_time")?.millis("frames.0.time")?,
+            // Summary.
+            348 => fields
+                .optional(&["appid"])?.required(&["domain", "path", "stream_id", "begin_time", "end_time"])?
+                .seconds("end_time")?.seconds("begin_time")?,
+            // Highlights.
+            349 => fields
+                .optional(&["appid"])?.required(&["domain", "path", "stream_id", "items"])?
+                .seconds("items.0.end_time")?.seconds("items.0.begin_time")?,
+            _ => return Ok(None),
         };
-        Fields {
-            natural: self.natural.iter().map(natural).collect(),
-            time: self.time.iter().map(|&(name, unit)| (name, place(name), unit)).collect(),
-        }
+        Ok(Some(fields))
     }
-}
 
-fn fields(event_type: EventType) -> Option<&'static Fields> {
-    static FIELDS: LazyLock<Vec<Fields>> =
-        LazyLock::new(|| SHAPES.iter().map(|(_, shape)| shape.split()).collect());
-    let at = SHAPES.iter().position(|(types, _)| types.contains(&event_type.0))?;
-    FIELDS.get(at)
+    /// Fields of the natural key; without one of them, the content alone is the identity.
+    fn required(&mut self, paths: &[&str]) -> Result<&mut Self, CallbackError> {
+        for path in paths {
+            let Some(digest) = &mut self.natural else { break };
+            match self.members.at(path)? {
+                Some(value) => value.canonical(0, digest)?,
+                None => self.natural = None,
+            }
+        }
+        Ok(self)
+    }
+
+    /// Fields of the natural key that may be missing.
+    fn optional(&mut self, names: &[&str]) -> Result<&mut Self, CallbackError> {
+        let Some(digest) = &mut self.natural else { return Ok(self) };
+        for name in names {
+            match self.members.get(name) {
+                Some(value) => value.canonical(0, digest)?,
+                None => digest.append(b"-"),
+            }
+        }
+        Ok(self)
+    }
+
+    /// A required field that has two names.
+    fn either(&mut self, name: &str, other: &str) -> Result<&mut Self, CallbackError> {
+        let found = if self.members.get(name).is_some() { name } else { other };
+        self.required(&[found])
+    }
+
+    /// A required field that numbers the events of a stream.
+    fn number(&mut self, name: &str) -> Result<&mut Self, CallbackError> {
+        self.is_numbered = true;
+        self.required(&[name])
+    }
+
+    /// A time in seconds.
+    fn seconds(&mut self, path: &'static str) -> Result<&mut Self, CallbackError> {
+        self.time(path, Timestamp::from_secs)
+    }
+
+    /// A time in seconds, and the microseconds after them.
+    fn seconds_and_micros(
+        &mut self,
+        name: &'static str,
+        micros: &str,
+    ) -> Result<&mut Self, CallbackError> {
+        let members = self.members;
+        self.time(name, |seconds| {
+            let micros = members.get(micros).and_then(Value::integer);
+            let micros = micros.and_then(|micros| u64::try_from(micros).ok());
+            let micros = micros.filter(|&micros| micros < 1_000_000).unwrap_or(0);
+            Some(Timestamp::from_secs(seconds)?.after(Duration::from_micros(micros)))
+        })
+    }
+
+    /// A time in milliseconds.
+    fn millis(&mut self, path: &'static str) -> Result<&mut Self, CallbackError> {
+        self.time(path, |millis| Some(Timestamp::from_millis(millis)))
+    }
+
+    /// A time in milliseconds: a member of the object that is the text of the field `outer`. Text that
+    /// is no object has none.
+    fn millis_in_text(&mut self, outer: &'static str, name: &str) -> &mut Self {
+        let text = self.members.get(outer).filter(|_| self.time.is_none()).and_then(Value::text);
+        let inner = text.as_deref().and_then(|text| Members::parse(text.as_bytes()).ok());
+        let millis = inner.and_then(|inner| inner.get(name)?.integer());
+        self.set_time(outer, millis, |millis| Some(Timestamp::from_millis(millis)));
+        self
+    }
+
+    /// The expiry of a signature, in seconds: it is [`SIGNED_AHEAD`] after the signing.
+    fn expiry(&mut self, name: &'static str) -> Result<&mut Self, CallbackError> {
+        self.time(name, |expiry| Some(Timestamp::from_secs(expiry)?.before(SIGNED_AHEAD)))
+    }
+
+    fn time(
+        &mut self,
+        path: &'static str,
+        from: impl FnOnce(i64) -> Option<Timestamp>,
+    ) -> Result<&mut Self, CallbackError> {
+        if self.time.is_none() {
+            let number = self.members.at(path)?.and_then(Value::integer);
+            self.set_time(path, number, from);
+        }
+        Ok(self)
+    }
+
+    /// Sets the time unless an earlier field has one.
+    fn set_time(
+        &mut self,
+        path: &'static str,
+        number: Option<i64>,
+        from: impl FnOnce(i64) -> Option<Timestamp>,
+    ) {
+        let time = number.filter(|&number| number > 0).and_then(from);
+        let time = time.filter(|time| (EPOCH..=LATEST).contains(time));
+        self.time = self.time.or(time.map(|time| (path, time)));
+    }
 }
 
 /// What a record needs to know of a callback.
@@ -184,26 +248,27 @@ impl<'a> Facts<'a> {
         members: &Members<'a>,
         event_type: Option<EventType>,
     ) -> Result<Self, CallbackError> {
-        let fields = event_type.and_then(fields);
         let delivery = if event_type == Some(EventType(317)) { DELIVERY_317 } else { DELIVERY };
         // Not part of the identity, but no object may have a key twice.
         for value in delivery.iter().filter_map(|name| members.get(name)) {
             value.canonical(1, &mut Discard)?;
         }
-        let (mut natural, mut time) = (None, None);
-        if let Some(fields) = fields {
-            natural = natural_key(members, fields, Digest::new(event_type))?;
-            time = occurred_at(members, fields)?;
-        }
+        let fields = match event_type {
+            Some(event_type) => Fields::read(members, event_type)?,
+            None => None,
+        };
+        let is_known = fields.is_some();
+        let (natural, is_numbered, time) = fields.map_or((None, false, None), |fields| {
+            let natural = fields.natural.map(|digest| digest.finish().0);
+            (natural, natural.is_some() && fields.is_numbered, fields.time)
+        });
         let is_dated = match time {
             Some((name, _)) => !delivery.contains(&name),
-            None if fields.is_some() => false,
+            None if is_known => false,
             None => DATES.iter().any(|name| {
                 members.get(name).and_then(Value::integer).is_some_and(|number| number > 0)
             }),
         };
-        let is_numbered =
-            natural.is_some() && event_type.is_some_and(|code| NUMBERED.contains(&code));
         // Without a time or number of its own, only `t` may tell an event from the next one. Then a
         // retry that is signed anew is published again: a repeat is cheaper than a loss.
         let excluded = if is_dated || is_numbered { delivery } else { SIGNATURE };
@@ -221,69 +286,6 @@ impl<'a> Facts<'a> {
             occurred_at: time.map(|(_, time)| time),
         })
     }
-}
-
-/// The digest of the natural key's fields; `None` when one is missing.
-fn natural_key(
-    members: &Members<'_>,
-    fields: &Fields,
-    mut digest: Digest,
-) -> Result<Option<u64>, CallbackError> {
-    for Natural { places, is_optional } in &fields.natural {
-        let mut value = None;
-        for place in places {
-            value = members.at(place)?;
-            if value.is_some() {
-                break;
-            }
-        }
-        match value {
-            Some(value) => value.canonical(0, &mut digest)?,
-            None if *is_optional => digest.append(b"-"),
-            None => return Ok(None),
-        }
-    }
-    Ok(Some(digest.finish().0))
-}
-
-/// The event's time, and the field that it was read from.
-fn occurred_at(
-    members: &Members<'_>,
-    fields: &Fields,
-) -> Result<Option<(&'static str, Timestamp)>, CallbackError> {
-    for (name, place, unit) in &fields.time {
-        let Some(number) = number(members, place)?.filter(|&number| number > 0) else { continue };
-        let time = match *unit {
-            Seconds => Timestamp::from_secs(number),
-            SecondsAnd(part) => {
-                Timestamp::from_secs(number).map(|time| time.after(micros(members, part)))
-            }
-            Millis => Some(Timestamp::from_millis(number)),
-            Expiry => Timestamp::from_secs(number).map(|expiry| expiry.before(SIGNED_AHEAD)),
-        };
-        let time = time.filter(|&time| (EPOCH..=LATEST).contains(&time));
-        if let Some(time) = time {
-            return Ok(Some((*name, time)));
-        }
-    }
-    Ok(None)
-}
-
-/// The integer at `place`. A text that is to be an object may be anything: what is none holds no
-/// integer.
-fn number(members: &Members<'_>, place: &Place) -> Result<Option<i64>, CallbackError> {
-    let value = members.at(&place.path)?;
-    let Some(name) = place.inner else { return Ok(value.and_then(Value::integer)) };
-    let text = value.and_then(Value::text);
-    let inner = text.as_deref().and_then(|text| Members::parse(text.as_bytes()).ok());
-    Ok(inner.and_then(|inner| inner.get(name)?.integer()))
-}
-
-/// What is below the second, in the field `name`; none where it is no part of a second.
-fn micros(members: &Members<'_>, name: &str) -> Duration {
-    let micros = members.get(name).and_then(Value::integer);
-    let micros = micros.and_then(|micros| u64::try_from(micros).ok());
-    Duration::from_micros(micros.filter(|&micros| micros < 1_000_000).unwrap_or(0))
 }
 
 /// SHA-256 over the version, the type and what is written to it.

@@ -50,18 +50,16 @@ impl<'a> Value<'a> {
         self.text()?.parse().ok()
     }
 
-    /// The value that these member names and array indexes lead to.
-    fn at(self, path: &[&str]) -> Result<Option<Self>, CallbackError> {
-        let Some((step, rest)) = path.split_first() else { return Ok(Some(self)) };
-        let found = match self.kind() {
+    /// The member of an object, or the item of an array, that `step` names.
+    fn step(self, step: &str) -> Result<Option<Self>, CallbackError> {
+        Ok(match self.kind() {
             Kind::Object => Members::of(self.0)?.get(step),
             Kind::Array => match step.parse::<usize>() {
                 Ok(index) => items(self.0)?.get(index).copied(),
                 Err(_) => None,
             },
             Kind::String | Kind::Scalar => None,
-        };
-        found.map_or(Ok(None), |value| value.at(rest))
+        })
     }
 
     /// Writes a form that is equal for equal values: keys sorted, escapes and white space
@@ -171,10 +169,15 @@ impl<'a> Members<'a> {
         Some(*value).filter(|value| value.0 != "null")
     }
 
-    /// The value at `path`, whose first step is a member.
-    pub(super) fn at(&self, path: &[&str]) -> Result<Option<Value<'a>>, CallbackError> {
-        let Some((step, rest)) = path.split_first() else { return Ok(None) };
-        self.get(step).map_or(Ok(None), |value| value.at(rest))
+    /// The value at `path`, such as `frames.0.time`: names of members and indexes of items.
+    pub(super) fn at(&self, path: &str) -> Result<Option<Value<'a>>, CallbackError> {
+        let mut steps = path.split('.');
+        let mut value = steps.next().and_then(|name| self.get(name));
+        for step in steps {
+            let Some(above) = value else { break };
+            value = above.step(step)?;
+        }
+        Ok(value)
     }
 
     /// `body`, which these members were read from, without those named in `except` and otherwise
