@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use toml::Value;
 
 use super::ConfigError;
+use super::file::or_empty;
 use crate::intake::{Access, Networks, Tls};
 use crate::secret::Secret;
 
@@ -16,14 +17,16 @@ pub(super) struct RawAccess {
     allow: Vec<String>,
     trusted_proxies: Vec<String>,
     proxy_protocol: bool,
-    #[serde(deserialize_with = "word")]
+    #[serde(deserialize_with = "word", serialize_with = "or_empty")]
     secret: Option<String>,
 }
 
 #[derive(Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawTls {
+    #[serde(serialize_with = "or_empty")]
     certificate: Option<PathBuf>,
+    #[serde(serialize_with = "or_empty")]
     private_key: Option<PathBuf>,
 }
 

@@ -9,7 +9,7 @@
 use toml::{Table, Value};
 
 use super::ConfigError;
-use super::keys::{self, KEYS, Kind, SECTIONS};
+use super::keys;
 
 const PREFIX: &str = "LIVEBRIDGE_";
 /// Of variables with defaults for keys that neither the file nor another variable sets.
@@ -48,12 +48,12 @@ pub(super) fn put(table: &mut Table, name: &str, text: String) -> Result<Effect,
     let bad = |problem: String| ConfigError::Environment { name: name.to_owned(), problem };
     let (section, key) = rest.split_once('_').unwrap_or((&rest, ""));
     let variable = |section: &str, key: &str| format!("{PREFIX}{section}_{key}").to_uppercase();
-    if !SECTIONS.contains(&section) {
+    if keys::sections().all(|known| known != section) {
         if is_service_link(&rest, &text) {
             return Ok(Effect::None);
         }
         // Another program's, unless it is a key without its section, or one whose section is mistyped.
-        let meant = KEYS.iter().find(|(of, key, _)| {
+        let meant = keys::all().find(|(of, key)| {
             rest.strip_suffix(key).is_some_and(|rest| {
                 let section = rest.strip_suffix('_');
                 rest.is_empty()
@@ -61,17 +61,17 @@ pub(super) fn put(table: &mut Table, name: &str, text: String) -> Result<Effect,
                         .is_some_and(|typed| keys::nearest(typed, [*of].into_iter()).is_some())
             })
         });
-        return meant.map_or(Ok(Effect::Ignored), |(section, key, _)| {
+        return meant.map_or(Ok(Effect::Ignored), |(section, key)| {
             Err(bad(format!("is not a setting; did you mean {}?", variable(section, key))))
         });
     }
     if is_service_link(key, &text) {
         return Ok(Effect::None);
     }
-    let known = KEYS.iter().find(|(s, k, _)| *s == section && *k == key);
+    let known = keys::of(section).find(|(known, _)| *known == key);
     let map = |map: &str| key.strip_prefix(map).filter(|_| section == "kafka");
-    let (path, value) = if let Some((_, _, kind)) = known {
-        let value = kind.read(text).map_err(bad)?;
+    let (path, value) = if let Some((_, default)) = known {
+        let value = parse(text, default).map_err(|problem| bad(problem.to_owned()))?;
         // A variable whose value got lost must not open the intake.
         if (section, key) == ("access", "allow") && value.as_array().is_some_and(Vec::is_empty) {
             let problem = "is empty; to take callbacks from everywhere, leave the variable out";
@@ -112,18 +112,17 @@ fn is_service_link(key: &str, text: &str) -> bool {
         || (0..steps.len()).any(|at| numbered(&steps[at..]))
 }
 
-impl Kind {
-    fn read(self, text: String) -> Result<Value, String> {
-        Ok(match self {
-            Self::Text => Value::String(text),
-            Self::List => {
-                let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
-                Value::Array(parts.map(|part| Value::String(part.to_owned())).collect())
-            }
-            Self::Number => Value::Integer(text.parse().map_err(|_| "is not a whole number")?),
-            Self::Flag => Value::Boolean(text.parse().map_err(|_| "is neither true nor false")?),
-        })
-    }
+/// The value that `text` spells, of the kind of the key's default.
+fn parse(text: String, default: &Value) -> Result<Value, &'static str> {
+    Ok(match default {
+        Value::Array(_) => {
+            let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+            Value::Array(parts.map(|part| Value::String(part.to_owned())).collect())
+        }
+        Value::Integer(_) => Value::Integer(text.parse().map_err(|_| "is not a whole number")?),
+        Value::Boolean(_) => Value::Boolean(text.parse().map_err(|_| "is neither true nor false")?),
+        _ => Value::String(text),
+    })
 }
 
 /// Inserts a value and the tables above it; `None` when a value stands where a table is needed.

@@ -1,4 +1,4 @@
-//! What the configuration file may say: keys, defaults, and what makes no sense.
+//! The keys of the configuration, their defaults, and the checks of their values.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,7 +19,8 @@ use crate::publisher::{self, Topics};
 use crate::record::BODY_MAX;
 use crate::{admin, intake, ledger, logging, wal};
 
-// No `Debug`: there are secrets among the values.
+/// The sections and their keys, in the order of the documentation. Serialized, the defaults are the list
+/// of keys in [`super::keys`]. No `Debug`: there are secrets among the values.
 #[derive(Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Raw {
@@ -54,7 +55,7 @@ struct RawHttp {
 struct RawAdmin {
     #[serde(deserialize_with = "listen")]
     listen: SocketAddr,
-    #[serde(deserialize_with = "access::word")]
+    #[serde(deserialize_with = "access::word", serialize_with = "or_empty")]
     token: Option<String>,
 }
 
@@ -63,6 +64,7 @@ struct RawAdmin {
 struct RawCallback {
     #[serde(deserialize_with = "secrets")]
     keys: Vec<String>,
+    #[serde(serialize_with = "or_empty")]
     keys_file: Option<PathBuf>,
     expiry_leeway: Span,
     unsigned: Vec<TypeName>,
@@ -83,6 +85,7 @@ struct RawWal {
 #[serde(deny_unknown_fields, default)]
 struct RawKafka {
     brokers: String,
+    #[serde(serialize_with = "or_empty")]
     instance: Option<String>,
     topic_prefix: String,
     delivery: Delivery,
@@ -214,6 +217,18 @@ fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::E
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
 fn short<S: Serializer>(size: &ByteSize, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&size.to_string().replace(".0 ", ""))
+}
+
+/// TOML has no value for a key that is not set, and would leave it out of the list of keys.
+#[expect(clippy::ref_option, reason = "serde calls it so")]
+pub(super) fn or_empty<T: Serialize, S: Serializer>(
+    value: &Option<T>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => value.serialize(serializer),
+        None => serializer.serialize_str(""),
+    }
 }
 
 /// An event type as a number or as text.

@@ -1,66 +1,33 @@
 //! Every key of the configuration, and which of them a wrong one was meant to be.
 
+use std::sync::LazyLock;
+
 use toml::{Table, Value};
 
-/// How the text of an environment variable is read.
-#[derive(Clone, Copy)]
-pub(super) enum Kind {
-    Text,
-    /// Parts joined by commas.
-    List,
-    Number,
-    Flag,
-}
+use super::file::Raw;
 
-/// Every key but those in the two [`MAPS`].
-pub(super) const KEYS: [(&str, &str, Kind); 35] = [
-    ("http", "listen", Kind::Text),
-    ("http", "path", Kind::Text),
-    ("http", "max_body", Kind::Text),
-    ("http", "max_connections", Kind::Number),
-    ("http", "max_connections_per_address", Kind::Number),
-    ("http", "keep_alive", Kind::Text),
-    ("http", "deadline", Kind::Text),
-    ("http", "drain", Kind::Text),
-    ("tls", "certificate", Kind::Text),
-    ("tls", "private_key", Kind::Text),
-    ("access", "allow", Kind::List),
-    ("access", "trusted_proxies", Kind::List),
-    ("access", "proxy_protocol", Kind::Flag),
-    ("access", "secret", Kind::Text),
-    ("admin", "listen", Kind::Text),
-    ("admin", "token", Kind::Text),
-    ("callback", "keys", Kind::List),
-    ("callback", "keys_file", Kind::Text),
-    ("callback", "expiry_leeway", Kind::Text),
-    ("callback", "unsigned", Kind::List),
-    ("callback", "omit", Kind::List),
-    ("wal", "dir", Kind::Text),
-    ("wal", "max_bytes", Kind::Text),
-    ("wal", "min_free_bytes", Kind::Text),
-    ("kafka", "brokers", Kind::Text),
-    ("kafka", "instance", Kind::Text),
-    ("kafka", "topic_prefix", Kind::Text),
-    ("kafka", "delivery", Kind::Text),
-    ("kafka", "create_topics", Kind::Flag),
-    ("kafka", "partitions", Kind::Number),
-    ("kafka", "replication", Kind::Number),
-    ("dedup", "window", Kind::Text),
-    ("dedup", "max_ids", Kind::Number),
-    ("log", "level", Kind::Text),
-    ("log", "format", Kind::Text),
-];
-
-/// The sections, in the order in which they are written.
-pub(super) const SECTIONS: [&str; 9] =
-    ["http", "tls", "access", "admin", "callback", "wal", "kafka", "dedup", "log"];
+/// Every key with its default, by section, in the order of the documentation. A key without a default
+/// has an empty text. The structs of [`super::file`] are where keys are declared.
+static DEFAULTS: LazyLock<Table> =
+    LazyLock::new(|| Table::try_from(Raw::default()).unwrap_or_default());
 
 /// The tables of `kafka` whose keys are not ours.
 pub(super) const MAPS: [&str; 2] = ["client", "topics"];
 
-/// The keys of a section.
-pub(super) fn of(section: &str) -> impl Iterator<Item = &'static str> {
-    KEYS.iter().filter(move |(s, ..)| *s == section).map(|(_, key, _)| *key)
+/// The sections, in the order in which they are written.
+pub(super) fn sections() -> impl Iterator<Item = &'static str> {
+    DEFAULTS.keys().map(String::as_str)
+}
+
+/// The keys of a section, but for the [`MAPS`], each with its default.
+pub(super) fn of(section: &str) -> impl Iterator<Item = (&'static str, &'static Value)> {
+    let keys = DEFAULTS.get(section).and_then(Value::as_table).into_iter().flatten();
+    keys.filter(|(_, default)| !default.is_table()).map(|(key, default)| (key.as_str(), default))
+}
+
+/// Every section and key.
+pub(super) fn all() -> impl Iterator<Item = (&'static str, &'static str)> {
+    sections().flat_map(|section| of(section).map(move |(key, _)| (section, key)))
 }
 
 /// A key of the file that there is not: where it stands, and what to do about it.
@@ -74,14 +41,14 @@ pub(super) struct Unknown {
 /// The first key of `table` that there is not.
 pub(super) fn unknown(table: &Table) -> Option<Unknown> {
     table.iter().find_map(|(section, value)| {
-        if !SECTIONS.contains(&&**section) {
+        if sections().all(|known| known != section) {
             let problem = unknown_section(section);
             return Some(Unknown { path: vec![section.clone()], problem });
         }
         // Anything but a table is a wrong value, not an unknown key.
         let Value::Table(inner) = value else { return None };
         let known = |key: &str| {
-            of(section).any(|known| known == key) || (section == "kafka" && MAPS.contains(&key))
+            of(section).any(|(known, _)| known == key) || (section == "kafka" && MAPS.contains(&key))
         };
         let key = inner.keys().find(|key| !known(key))?;
         Some(Unknown {
@@ -94,12 +61,12 @@ pub(super) fn unknown(table: &Table) -> Option<Unknown> {
 }
 
 fn unknown_section(name: &str) -> String {
-    if let Some((section, ..)) = KEYS.iter().find(|(_, key, _)| *key == name) {
+    if let Some((section, _)) = all().find(|(_, key)| *key == name) {
         return format!("{name} stands in no section; did you mean {name} in [{section}]?");
     }
-    match nearest(name, SECTIONS.into_iter()) {
+    match nearest(name, sections()) {
         Some(meant) => format!("there is no section [{name}]; did you mean [{meant}]?"),
-        None => format!("there is no section [{name}]; there are {}", SECTIONS.join(", ")),
+        None => format!("there is no section [{name}]; there are {}", join(sections())),
     }
 }
 
@@ -111,15 +78,18 @@ pub(super) fn unknown_key(
     spell: impl Fn(&str, &str) -> String,
 ) -> String {
     let maps = MAPS.into_iter().filter(|_| section == "kafka");
-    let elsewhere = || KEYS.iter().find(|(_, k, _)| *k == key);
-    if let Some(meant) = nearest(key, of(section).chain(maps)) {
+    let names = || of(section).map(|(name, _)| name);
+    if let Some(meant) = nearest(key, names().chain(maps)) {
         format!("[{section}] has no key {key}; did you mean {}?", spell("", meant))
-    } else if let Some((other, meant, _)) = elsewhere() {
+    } else if let Some((other, meant)) = all().find(|(_, name)| *name == key) {
         format!("[{section}] has no key {key}; did you mean {}?", spell(other, meant))
     } else {
-        let keys: Vec<&str> = of(section).collect();
-        format!("[{section}] has no key {key}; it has {}", keys.join(", "))
+        format!("[{section}] has no key {key}; it has {}", join(names()))
     }
+}
+
+fn join<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    names.collect::<Vec<_>>().join(", ")
 }
 
 /// Which of `names` is so near to `name` that it was probably meant.
@@ -139,7 +109,7 @@ mod tests {
 
     #[test]
     fn a_slip_of_the_hand_is_understood_and_a_wild_guess_is_not() {
-        let near = |name| nearest(name, KEYS.iter().map(|(_, key, _)| *key));
+        let near = |name| nearest(name, all().map(|(_, key)| key));
         for (wrong, meant) in [
             ("lisetn", "listen"),
             ("max-ids", "max_ids"),
@@ -153,12 +123,5 @@ mod tests {
         for wild in ["", "port", "timeout", "x"] {
             assert_eq!(near(wild), None, "{wild}");
         }
-    }
-
-    #[test]
-    fn keys_stand_section_by_section_in_their_order() {
-        let mut sections: Vec<&str> = KEYS.iter().map(|(section, ..)| *section).collect();
-        sections.dedup();
-        assert_eq!(sections, SECTIONS);
     }
 }

@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 use super::environment::Effect;
-use super::keys::{self, KEYS, MAPS, SECTIONS};
+use super::keys::{self, MAPS};
 use super::{Config, ConfigError, environment, file, not_toml};
 use crate::kafka::settings::{self, is_harmless};
 use crate::secret::{self, HIDDEN};
@@ -276,13 +276,15 @@ impl ConfigLayers {
     /// Every key with its value in effect and who gave it, in the order of the documentation.
     #[must_use]
     pub fn settings(&self) -> Vec<Setting> {
-        let defaults = Table::try_from(file::Raw::default()).unwrap_or_default();
         let mut settings = Vec::new();
-        for section in SECTIONS {
-            for (_, key, _) in KEYS.iter().filter(|(s, ..)| *s == section) {
-                let at = |table: &Table| table.get(section)?.get(key).cloned();
-                let default = || at(&defaults).or_else(|| unwritten_default(section, key));
-                let value = at(&self.table).or_else(default);
+        for section in keys::sections() {
+            for (key, default) in keys::of(section) {
+                let value = self.table.get(section).and_then(|table| table.get(key)).cloned();
+                let default = || match default.as_str() {
+                    Some("") => unwritten_default(section, key),
+                    _ => Some(default.clone()),
+                };
+                let value = value.or_else(default);
                 settings.push(self.setting(&[section, key], value));
             }
             for map in MAPS.into_iter().filter(|_| section == "kafka") {
