@@ -1,6 +1,6 @@
 //! File and environment become one checked [`Config`]; each part's config type lives with the part.
 //!
-//! The environment wins over the file: `LIVEBRIDGE_<SECTION>_<KEY>`. Unknown keys are refused in
+//! The environment wins over the file: `LIVEBRIDGE_<SECTION>_<KEY>`. Unknown keys are rejected in
 //! both, so that a typo does not become a default.
 
 use std::io;
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use toml::Table;
 
 use crate::callback::Verifier;
+use crate::intake::TlsError;
 use crate::kafka::{SettingError, settings};
 use crate::permission;
 use crate::publisher::{Topics, TopicsError};
@@ -57,34 +58,34 @@ pub struct Config {
     pub settings: Settings,
 }
 
-/// Why there is no config.
+/// Why a configuration is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A file cannot be read.
     #[error("cannot read {path}: {cause}{}", permission::advice(path, cause), path = path.display())]
     Read {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The operating system's error.
         #[source]
         cause: io::Error,
     },
     /// The file is not TOML.
     #[error("{path}:{line}: this is not TOML: {problem}", path = path.display())]
     Syntax {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Where.
+        /// The line, counted from 1.
         line: usize,
         /// What is wrong; never the line itself, which may hold a secret.
         problem: String,
     },
-    /// There is no such key.
+    /// A key is unknown.
     #[error("{location}{problem}")]
     Key {
         /// File and line, followed by a colon and a space; empty when there is no file.
         location: String,
-        /// Which key, and which may have been meant.
+        /// The key, and the one that may have been meant.
         problem: String,
     },
     /// A value is of the wrong kind.
@@ -98,27 +99,14 @@ pub enum ConfigError {
         /// What is wrong; never the value, which may be secret.
         problem: String,
     },
-    /// A value makes no sense.
+    /// A value, or what it names, cannot be used.
     #[error("{key}: {problem}")]
     Value {
-        /// The key.
+        /// The key, or the section.
         key: &'static str,
         /// What is wrong and what to do.
         problem: String,
     },
-    /// A setting of librdkafka.
-    #[error("kafka.client: {cause}{}", meant(.cause))]
-    KafkaClient {
-        /// Why it is refused.
-        #[from]
-        cause: SettingError,
-    },
-    /// The intake's certificate or its key.
-    #[error("tls: {0}")]
-    Tls(#[from] intake::TlsError),
-    /// Topic names.
-    #[error("kafka.topics: {0}")]
-    Topics(#[from] TopicsError),
 }
 
 impl Config {
@@ -159,10 +147,24 @@ impl Config {
     }
 }
 
-/// The setting that an unknown one was probably meant to be.
-fn meant(cause: &SettingError) -> String {
-    let meant = cause.mistyped().and_then(|name| keys::nearest(name, settings::known()));
-    meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"))
+impl From<SettingError> for ConfigError {
+    fn from(cause: SettingError) -> Self {
+        let meant = cause.mistyped().and_then(|name| keys::nearest(name, settings::known()));
+        let meant = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
+        Self::Value { key: "kafka.client", problem: format!("{cause}{meant}") }
+    }
+}
+
+impl From<TlsError> for ConfigError {
+    fn from(cause: TlsError) -> Self {
+        Self::Value { key: "tls", problem: cause.to_string() }
+    }
+}
+
+impl From<TopicsError> for ConfigError {
+    fn from(cause: TopicsError) -> Self {
+        Self::Value { key: "kafka.topics", problem: cause.to_string() }
+    }
 }
 
 fn not_toml(path: &Path, text: &str, cause: &toml::de::Error) -> ConfigError {

@@ -48,7 +48,8 @@ pub(super) fn unknown(table: &Table) -> Option<Unknown> {
         // Anything but a table is a wrong value, not an unknown key.
         let Value::Table(inner) = value else { return None };
         let known = |key: &str| {
-            of(section).any(|(known, _)| known == key) || (section == "kafka" && MAPS.contains(&key))
+            of(section).any(|(known, _)| known == key)
+                || (section == "kafka" && MAPS.contains(&key))
         };
         let key = inner.keys().find(|key| !known(key))?;
         Some(Unknown {

@@ -18,7 +18,7 @@ use x509_cert::der::Decode;
 
 use crate::permission;
 
-/// What the intake shows who it is with.
+/// The certificate that the intake presents, with its key.
 #[derive(Clone)]
 pub struct Tls {
     acceptor: TlsAcceptor,
@@ -26,30 +26,20 @@ pub struct Tls {
     certificate: PathBuf,
 }
 
-/// Why certificate and key are of no use. No message repeats what is in the key's file.
+/// Why certificate and key cannot be used. No message repeats what is in the key's file.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file cannot be read, or has nothing of what it should have.
-    #[error("cannot read {wanted} from {path}: {cause}{}", cause.advice(path), path = path.display())]
+    /// A file cannot be read, or does not contain what it should.
+    #[error("cannot read {wanted} from {path}: {problem}", path = path.display())]
     File {
         /// A certificate or a key.
         wanted: &'static str,
-        /// Where it should be.
+        /// The file.
         path: PathBuf,
-        /// Why it is not.
-        #[source]
-        cause: PemError,
+        /// What is wrong with it, and what to do.
+        problem: String,
     },
-    /// The certificate makes no sense.
-    #[error("{path} has a certificate that makes no sense: {cause}", path = path.display())]
-    Certificate {
-        /// Its file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        cause: x509_cert::der::Error,
-    },
-    /// They do not belong together, or are of a kind that is not spoken here.
+    /// They do not belong together, or are of a kind that is not supported.
     #[error("{certificate} and {key} cannot be used together: {cause}",
         certificate = certificate.display(), key = key.display())]
     Pair {
@@ -57,49 +47,29 @@ pub enum TlsError {
         certificate: PathBuf,
         /// The key's file.
         key: PathBuf,
-        /// Why not.
+        /// What rustls says.
         #[source]
         cause: rustls::Error,
     },
 }
 
-/// What is wrong with a file in PEM form. The parser's own errors have lines of the file in them,
-/// which in a key without line ends is the whole key: none of them is kept.
-#[derive(Debug, thiserror::Error)]
-pub enum PemError {
-    /// It cannot be read.
-    #[error(transparent)]
-    Io(io::Error),
-    /// It has not the form.
-    #[error("{0}")]
-    Form(&'static str),
-}
-
-impl PemError {
-    fn advice(&self, path: &Path) -> String {
-        match self {
-            Self::Io(cause) => permission::advice(path, cause),
-            Self::Form(_) => "; it must be in PEM form".to_owned(),
+/// What is wrong with a file in PEM form. The parser's own errors contain lines of the file, which in
+/// a key without line ends is the whole key: none of them is kept.
+fn pem_problem(error: &pem::Error, path: &Path) -> String {
+    let problem = match error {
+        pem::Error::Io(cause) => return format!("{cause}{}", permission::advice(path, cause)),
+        pem::Error::MissingSectionEnd { .. } => {
+            "a section has no line -----END …-----; are the ends of its lines lost?"
         }
-    }
-}
-
-impl From<pem::Error> for PemError {
-    fn from(error: pem::Error) -> Self {
-        Self::Form(match error {
-            pem::Error::Io(cause) => return Self::Io(cause),
-            pem::Error::MissingSectionEnd { .. } => {
-                "a section has no line -----END …-----; are the ends of its lines lost?"
-            }
-            pem::Error::IllegalSectionStart { .. } => {
-                "the line -----BEGIN …----- has more on it; are the ends of its lines lost?"
-            }
-            pem::Error::Base64Decode(_) => "a section is not base64",
-            pem::Error::NoItemsFound => "there is none in it",
-            pem::Error::SectionTooLarge => "a section is too large",
-            _ => "it cannot be understood",
-        })
-    }
+        pem::Error::IllegalSectionStart { .. } => {
+            "the line -----BEGIN …----- has more on it; are the ends of its lines lost?"
+        }
+        pem::Error::Base64Decode(_) => "a section is not base64",
+        pem::Error::NoItemsFound => "there is none in it",
+        pem::Error::SectionTooLarge => "a section is too large",
+        _ => "it cannot be parsed",
+    };
+    format!("{problem}; it must be in PEM form")
 }
 
 impl Tls {
@@ -108,10 +78,13 @@ impl Tls {
     /// # Errors
     /// [`TlsError`]
     pub fn load(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
-        let file = |wanted, path: &Path| {
-            let path = path.to_owned();
-            move |cause: pem::Error| TlsError::File { wanted, path, cause: cause.into() }
+        let file = |wanted, path: &Path, problem: String| TlsError::File {
+            wanted,
+            path: path.to_owned(),
+            problem,
         };
+        let pem =
+            |wanted, path| move |error: pem::Error| file(wanted, path, pem_problem(&error, path));
         let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(certificate)
             .and_then(Iterator::collect)
             .and_then(
@@ -119,12 +92,12 @@ impl Tls {
                     if chain.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(chain) }
                 },
             )
-            .map_err(file("a certificate", certificate))?;
-        let secret = PrivateKeyDer::from_pem_file(key).map_err(file("a private key", key))?;
+            .map_err(pem("a certificate", certificate))?;
+        let secret = PrivateKeyDer::from_pem_file(key).map_err(pem("a private key", key))?;
         let mut expires = None;
         for link in &chain {
             let link = Certificate::from_der(link)
-                .map_err(|cause| TlsError::Certificate { path: certificate.to_owned(), cause })?;
+                .map_err(|error| file("a certificate", certificate, error.to_string()))?;
             let end = link.tbs_certificate().validity().not_after.to_unix_duration();
             let end = SystemTime::UNIX_EPOCH + end;
             expires = Some(expires.map_or(end, |before: SystemTime| before.min(end)));
@@ -148,7 +121,7 @@ impl Tls {
         })
     }
 
-    /// When the first certificate of the chain ends.
+    /// When the first certificate of the chain expires.
     #[must_use]
     pub fn expires(&self) -> SystemTime {
         self.expires
