@@ -178,7 +178,7 @@ enum CliError {
     #[error(transparent)]
     Replay(#[from] crate::publisher::replay::ReplayError),
     #[error(transparent)]
-    Gaps(#[from] crate::gaps::GapsError),
+    File(#[from] crate::permission::FileError),
     #[error(transparent)]
     Quarantine(#[from] crate::publisher::quarantine::QuarantineError),
     #[error(transparent)]

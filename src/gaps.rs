@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::event::Timestamp;
-use crate::permission;
+use crate::permission::FileError;
 use crate::wal::{create_dir_durably, sync_dir, write_durably};
 
 mod watch;
@@ -57,34 +57,19 @@ impl Gap {
     }
 }
 
-/// Why the recorded gaps cannot be read or changed.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {what} {path}: {cause}{}", permission::advice(path, cause), path = path.display())]
-pub struct GapsError {
-    what: &'static str,
-    path: PathBuf,
-    #[source]
-    cause: io::Error,
-}
-
-fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> GapsError {
-    let path = path.to_owned();
-    move |cause| GapsError { what, path, cause }
-}
-
 /// The gaps that are recorded in the log's directory `dir`, oldest first.
 ///
 /// # Errors
 /// When the directory cannot be read; that there is none is no error.
-pub fn recorded(dir: &Path) -> Result<Vec<Gap>, GapsError> {
+pub fn recorded(dir: &Path) -> Result<Vec<Gap>, FileError> {
     let dir = dir.join(GAPS);
     let entries = match fs::read_dir(&dir) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(failed("read", &dir))?,
+        entries => entries.map_err(FileError::at("read", &dir))?,
     };
     let mut gaps = Vec::new();
     for entry in entries {
-        let entry = entry.map_err(failed("read", &dir))?;
+        let entry = entry.map_err(FileError::at("read", &dir))?;
         gaps.extend(entry.file_name().to_str().and_then(Gap::parse));
     }
     gaps.sort_unstable();
@@ -96,7 +81,7 @@ pub fn recorded(dir: &Path) -> Result<Vec<Gap>, GapsError> {
 ///
 /// # Errors
 /// As [`recorded`].
-pub fn all(dir: &Path, now: Timestamp) -> Result<Vec<Gap>, GapsError> {
+pub fn all(dir: &Path, now: Timestamp) -> Result<Vec<Gap>, FileError> {
     let mut gaps = recorded(dir)?;
     let lasting = read_last_accepting(dir).map(|begin| Gap { begin, end: now });
     gaps.extend(lasting.filter(|gap| gap.length() > GAP_MIN));
@@ -107,7 +92,7 @@ pub fn all(dir: &Path, now: Timestamp) -> Result<Vec<Gap>, GapsError> {
 ///
 /// # Errors
 /// When a file cannot be read or removed.
-pub fn remove(dir: &Path, is_recovered: impl Fn(Gap) -> bool) -> Result<Vec<Gap>, GapsError> {
+pub fn remove(dir: &Path, is_recovered: impl Fn(Gap) -> bool) -> Result<Vec<Gap>, FileError> {
     let mut gaps = recorded(dir)?;
     gaps.retain(|gap| is_recovered(*gap));
     for gap in &gaps {
@@ -117,21 +102,23 @@ pub fn remove(dir: &Path, is_recovered: impl Fn(Gap) -> bool) -> Result<Vec<Gap>
 }
 
 /// Another process may have removed it first.
-fn remove_file(path: &Path) -> Result<(), GapsError> {
+fn remove_file(path: &Path) -> Result<(), FileError> {
     match fs::remove_file(path) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(cause)),
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
+            Err(FileError::at("remove", path)(cause))
+        }
         Ok(()) | Err(_) => Ok(()),
     }
 }
 
-fn create_file(path: &Path) -> Result<(), GapsError> {
-    File::create(path).and_then(|file| file.sync_all()).map_err(failed("write", path))
+fn create_file(path: &Path) -> Result<(), FileError> {
+    File::create(path).and_then(|file| file.sync_all()).map_err(FileError::at("write", path))
 }
 
 /// Records a gap, durably.
-fn record(dir: &Path, gap: Gap) -> Result<(), GapsError> {
+fn record(dir: &Path, gap: Gap) -> Result<(), FileError> {
     let gaps = dir.join(GAPS);
-    create_dir_durably(&gaps).map_err(failed("create", &gaps))?;
+    create_dir_durably(&gaps).map_err(FileError::at("create", &gaps))?;
     let known = recorded(dir)?;
     create_file(&gap.file(dir))?;
     if let (GAPS_MAX.., [first, second, ..]) = (known.len(), &known[..]) {
@@ -141,7 +128,7 @@ fn record(dir: &Path, gap: Gap) -> Result<(), GapsError> {
             remove_file(&part.file(dir))?;
         }
     }
-    sync_dir(&gaps).map_err(failed("sync", &gaps))
+    sync_dir(&gaps).map_err(FileError::at("sync", &gaps))
 }
 
 /// `None` when callbacks were never accepted with this directory, or the file makes no sense.
@@ -149,9 +136,9 @@ fn read_last_accepting(dir: &Path) -> Option<Timestamp> {
     Timestamp::parse(fs::read_to_string(dir.join(LAST_ACCEPTING)).ok()?.trim())
 }
 
-fn write_last_accepting(dir: &Path, now: Timestamp) -> Result<(), GapsError> {
+fn write_last_accepting(dir: &Path, now: Timestamp) -> Result<(), FileError> {
     let path = dir.join(LAST_ACCEPTING);
-    write_durably(&path, format!("{now}\n").as_bytes()).map_err(failed("write", &path))
+    write_durably(&path, format!("{now}\n").as_bytes()).map_err(FileError::at("write", &path))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@
 //! [`reloadable`] and [`reload`] bring a new configuration to the running parts; [`service`] notifies
 //! systemd, [`heartbeat`] and [`health`] tell whether the parts make progress, [`gaps`] when nothing was accepted, [`descriptors`] raises
 //! the limit of open files, [`proxy_protocol`] reads PROXY headers; [`log_limit`] limits log lines,
-//! [`permission`] says what to do about files that may not be used. [`tencent`] calls
+//! [`permission`] has the errors at files, with what to do about denied access. [`tencent`] calls
 //! Tencent Cloud's API for commands, and [`recover`] finds there what was not delivered; the bridge itself does not.
 //!
 //! # Invariants

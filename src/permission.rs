@@ -1,10 +1,27 @@
-//! What to do about a file or directory that this process may not use.
+//! Errors at files and directories, and what to do when this process may not use one.
 
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// A failed operation on a file or directory.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what} {path}: {cause}{}", advice(path, cause), path = path.display())]
+pub struct FileError {
+    what: &'static str,
+    path: PathBuf,
+    #[source]
+    cause: io::Error,
+}
+
+impl FileError {
+    /// Makes the error of what was attempted at `path` from its cause.
+    pub(crate) fn at(what: &'static str, path: &Path) -> impl Fn(io::Error) -> Self + Copy {
+        move |cause| Self { what, path: path.to_owned(), cause }
+    }
+}
 
 /// The end of a message about `cause`, an error at `path`: who this process is, whose the path is, and
 /// what to do. Empty for errors that have nothing to do with permissions.

@@ -40,16 +40,16 @@ mod self_audit;
 mod state;
 mod writer;
 
+pub use crate::permission::FileError;
 pub use appender::{AppendHandle, Appender};
 pub use dir::remove_damaged;
-pub use error::{AppendError, OpenError, ReadError, Unready};
+pub use error::{AppendError, OpenError, ReadError, StoreError, Unready};
 pub use inspect::{LogView, SegmentContents, SegmentView, visit};
 pub use opening::{OpeningId, Progress};
 // Public so that tests/promise/protocol_model.rs checks these decisions and not a copy of them.
 #[doc(hidden)]
 pub use opening::{Extent, Position, published, resolve};
 pub use reader::{Entries, Next, Reader};
-pub use segment::StoreError;
 pub use self_audit::{Audit, Outcomes};
 pub use state::Stored;
 
@@ -242,16 +242,12 @@ impl Probe {
 /// [`OpenError`]
 pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
     let segments_dir = config.dir.join(SEGMENTS);
-    let io = |what, path: &Path| {
-        let path = path.to_owned();
-        move |cause| OpenError::Io { what, path, cause }
-    };
-    create_dir_durably(&segments_dir).map_err(io("create", &segments_dir))?;
+    create_dir_durably(&segments_dir).map_err(FileError::at("create", &segments_dir))?;
     let lock = lock(&config.dir)?;
     let id = match read_identity(&config.dir) {
         Err(OpenError::Missing(dir)) => {
             // A new identity would make every segment another log's.
-            if !list(&segments_dir).map_err(io("list", &segments_dir))?.is_empty() {
+            if !list(&segments_dir).map_err(FileError::at("list", &segments_dir))?.is_empty() {
                 return Err(OpenError::Orphaned(dir));
             }
             make_identity(&dir)?
@@ -280,7 +276,7 @@ pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
             let _lock = lock;
             maintenance.run();
         })
-        .map_err(io("start a thread for", &config.dir))?;
+        .map_err(FileError::at("start a thread for", &config.dir))?;
     let (appender, inbox, routes) = Appender::new();
     let writer =
         Writer::new((id, opening), (inbox, routes), Arc::clone(&state), spares, tasks.clone());
@@ -296,7 +292,7 @@ pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
                 let _ = ended.send(end);
             }
         })
-        .map_err(io("start a thread for", &config.dir))?;
+        .map_err(FileError::at("start a thread for", &config.dir))?;
     let reader = Reader::new(Arc::clone(&state), &config.dir, id, lineage, tasks, progress, done);
     Ok((appender, reader, Log { id, state, writer: Some(writer_end), maintenance }))
 }

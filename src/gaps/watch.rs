@@ -8,10 +8,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::write_last_accepting;
-use super::{GAP_MIN, Gap, GapsError, RECOVERABLE, read_last_accepting, record, recorded, remove};
+use super::{GAP_MIN, Gap, RECOVERABLE, read_last_accepting, record, recorded, remove};
 use crate::event::Timestamp;
 use crate::log_limit::LogLimiter;
 use crate::metrics;
+use crate::permission::FileError;
 
 /// How often acceptance is looked at. A recovery by another process is seen as late as that.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -177,7 +178,7 @@ impl Recorder {
     }
 
     /// The gap first: without its file, the next start finds it by the time.
-    fn write(&mut self, accepting: bool, now: Timestamp) -> Result<(), GapsError> {
+    fn write(&mut self, accepting: bool, now: Timestamp) -> Result<(), FileError> {
         if let Some(gap) = self.unrecorded {
             record(&self.dir, gap)?;
             self.unrecorded = None;
@@ -192,7 +193,7 @@ impl Recorder {
 
     /// Removes gaps that Tencent Cloud has no records of, when the clock has said so for a day: one
     /// that is set forward for a short time removes nothing.
-    fn expire(&mut self, elapsed: Duration, now: Timestamp) -> Result<(), GapsError> {
+    fn expire(&mut self, elapsed: Duration, now: Timestamp) -> Result<(), FileError> {
         let mut known = recorded(&self.dir)?;
         known.retain(|gap| now.since(gap.end) > RECOVERABLE);
         let before = std::mem::take(&mut self.too_old);

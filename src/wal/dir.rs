@@ -13,6 +13,7 @@ use super::preallocation;
 use super::{LogId, OpenError, SegmentView};
 use crate::event::Timestamp;
 use crate::metrics;
+use crate::permission::FileError;
 use crate::record::Lsn;
 
 /// The format of everything below a log's directory.
@@ -111,11 +112,10 @@ pub(super) fn list_damaged(segments: &Path) -> io::Result<Vec<(u32, PathBuf)>> {
 /// Removes a damaged segment that is kept ([`LogView::damaged`](super::LogView::damaged)).
 ///
 /// # Errors
-/// [`OpenError`]
-pub fn remove_damaged(segment: &SegmentView) -> Result<(), OpenError> {
+/// [`FileError`]
+pub fn remove_damaged(segment: &SegmentView) -> Result<(), FileError> {
     let dir = segment.path.parent().unwrap_or(&segment.path);
-    let io = |cause| OpenError::Io { what: "remove", path: dir.to_owned(), cause };
-    fs::remove_dir_all(dir).map_err(io)
+    fs::remove_dir_all(dir).map_err(FileError::at("remove", dir))
 }
 
 /// Removes all that is in a segment's directory, but not the directory.
@@ -142,13 +142,13 @@ pub(super) fn lock(dir: &Path) -> Result<File, OpenError> {
     const ATTEMPTS: u32 = 20;
     const PAUSE: Duration = Duration::from_millis(100);
     let path = dir.join("lock");
-    let io = |cause| OpenError::Io { what: "lock", path: path.clone(), cause };
+    let io = FileError::at("lock", &path);
     let file = File::create(&path).map_err(io)?;
     for _ in 0..ATTEMPTS {
         match file.try_lock() {
             Ok(()) => return Ok(file),
             Err(TryLockError::WouldBlock) => thread::sleep(PAUSE),
-            Err(TryLockError::Error(cause)) => return Err(io(cause)),
+            Err(TryLockError::Error(cause)) => return Err(io(cause).into()),
         }
     }
     Err(OpenError::Locked(dir.to_owned()))
@@ -161,7 +161,7 @@ pub(super) fn read_identity(dir: &Path) -> Result<LogId, OpenError> {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
             return Err(OpenError::Missing(dir.to_owned()));
         }
-        Err(cause) => return Err(OpenError::Io { what: "read", path, cause }),
+        Err(cause) => return Err(FileError::at("read", &path)(cause).into()),
     };
     let id = text
         .trim()
@@ -181,7 +181,7 @@ pub(super) fn make_identity(dir: &Path) -> Result<LogId, OpenError> {
     let text = format!("livebridge log, format {FORMAT}, id {id}\n");
     write_durably(&path, text.as_bytes())
         .and_then(|()| sync_dir(dir))
-        .map_err(|cause| OpenError::Io { what: "write", path, cause })?;
+        .map_err(FileError::at("write", &path))?;
     Ok(id)
 }
 
@@ -245,16 +245,12 @@ pub(super) struct Recovered {
 ///
 /// The last segment's directory stays even then, empty, so that numbers do not restart: an operator
 /// who reads LSNs in two log lines can tell which came first.
-pub(super) fn recover(segments: &Path, id: LogId) -> Result<Recovered, OpenError> {
-    let io = |what, path: &Path| {
-        let path = path.to_owned();
-        move |cause| OpenError::Io { what, path, cause }
-    };
+pub(super) fn recover(segments: &Path, id: LogId) -> Result<Recovered, FileError> {
     // The process that made the last segment may have been killed before it synced its directory.
-    sync_dir(segments).map_err(io("sync", segments))?;
-    finish_removals(segments).map_err(io("list", segments))?;
+    sync_dir(segments).map_err(FileError::at("sync", segments))?;
+    finish_removals(segments).map_err(FileError::at("list", segments))?;
     let mut found = Vec::new();
-    let listed = list(segments).map_err(io("list", segments))?;
+    let listed = list(segments).map_err(FileError::at("list", segments))?;
     let next_number = listed.last().map_or(1, |(number, _)| number + 1);
     for (number, dir) in listed {
         // A process that was killed leaves the space that it preallocated.
@@ -265,7 +261,7 @@ pub(super) fn recover(segments: &Path, id: LogId) -> Result<Recovered, OpenError
             tracing::debug!(%error, path = %dir.display(), "cannot return preallocated space");
         }
         let disk_bytes = fs::metadata(data_file(&dir)).map_or(0, |meta| meta.len());
-        let contents = examine(number, &dir, id).map_err(io("read", &dir))?;
+        let contents = examine(number, &dir, id).map_err(FileError::at("read", &dir))?;
         if let Contents::Records(Closed { writer, records }) = contents {
             found.push(FoundSegment { number, writer, records, disk_bytes });
             continue;
@@ -285,7 +281,9 @@ pub(super) fn recover(segments: &Path, id: LogId) -> Result<Recovered, OpenError
     // before it synced. It is about to be published, so it must be as durable as the rest.
     if let Some(last) = found.last() {
         let data = data_file(&segment_dir(segments, last.number));
-        File::open(&data).and_then(|file| file.sync_data()).map_err(io("sync", &data))?;
+        File::open(&data)
+            .and_then(|file| file.sync_data())
+            .map_err(FileError::at("sync", &data))?;
     }
     Ok(Recovered { found, next_number })
 }

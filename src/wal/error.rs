@@ -1,10 +1,9 @@
-//! Errors of opening a log, appending to it and reading it. `segment.rs` has that of storing.
+//! The log's errors: of opening it, appending to it, storing and reading.
 
-use std::io;
 use std::path::PathBuf;
 
 use super::dir::{FORMAT, IDENTITY};
-use crate::permission;
+use crate::permission::FileError;
 use crate::record::{DecodeError, Lsn};
 
 /// Why a log cannot be opened.
@@ -39,16 +38,20 @@ pub enum OpenError {
     #[error("there is no log in {}", .0.display())]
     Missing(PathBuf),
     /// From the file system.
-    #[error("cannot {what} {path}: {cause}{}", permission::advice(path, cause), path = path.display())]
-    Io {
-        /// What was attempted.
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        cause: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// A failure of the writer. It is final for the process: after a failed flush it is unknown what is
+/// on disk, so the next process has to look (I6).
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// From the file system, directly or by sled.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A thread of the log ended on its own.
+    #[error("the log's {0} thread panicked")]
+    Panicked(&'static str),
 }
 
 /// Why a record was not stored. It is then not in the log, except after [`AppendError::Failed`],
@@ -100,20 +103,14 @@ pub enum Unready {
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// From the file system.
-    #[error("cannot read {path}: {cause}{}", permission::advice(path, cause), path = path.display())]
-    Io {
-        /// What was read.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        cause: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A whole frame holds a record that this release cannot read.
     #[error("cannot decode the records at {lsn}: {cause}; a newer release may have written them")]
     Record {
         /// The frame's first record.
         lsn: Lsn,
-        /// Why not.
+        /// What is wrong with a record.
         #[source]
         cause: DecodeError,
     },

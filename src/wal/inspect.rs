@@ -10,6 +10,7 @@ use super::frame::{Scanner, is_unreadable};
 use super::opening::{self, Extent};
 use super::{LogId, OpenError, OpeningId, progress};
 use crate::event::Timestamp;
+use crate::permission::FileError;
 use crate::record::{Entry, Lsn};
 
 /// A log as it was found.
@@ -62,8 +63,8 @@ impl LogView {
     pub fn open(dir: &Path) -> Result<Self, OpenError> {
         let id = dir::read_identity(dir)?;
         let segments = dir.join(SEGMENTS);
-        let listed = dir::list(&segments).map_err(failed(&segments))?;
-        let damaged = dir::list_damaged(&segments).map_err(failed(&segments))?;
+        let listed = dir::list(&segments).map_err(FileError::at("read", &segments))?;
+        let damaged = dir::list_damaged(&segments).map_err(FileError::at("read", &segments))?;
         let view = |(number, dir): (u32, PathBuf)| SegmentView::open(id, number, &dir);
         let segments: Vec<_> = listed.into_iter().filter_map(view).collect();
         let damaged = damaged.into_iter().filter_map(view).collect();
@@ -104,6 +105,7 @@ impl LogView {
         mut visit: impl FnMut(Entry) -> Result<(), E>,
     ) -> Result<SegmentContents, E> {
         let &SegmentView { number, ref path, writer, closed, .. } = segment;
+        let failed = |cause| OpenError::from(FileError::at("read", path)(cause));
         let file = match File::open(path) {
             // Published and removed since it was listed.
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
@@ -114,13 +116,13 @@ impl LogView {
                 let missing = self.unpublished(Lsn::new(number, 1), end);
                 return Ok(SegmentContents { last: 0, missing, torn: true });
             }
-            file => file.map_err(failed(path))?,
+            file => file.map_err(failed)?,
         };
         let mut scanner = Scanner::new(file, self.id);
         let mut next = Lsn::new(number, 1);
         let mut missing = 0;
         let mut entries = Vec::new();
-        while let Some(frame) = scanner.next().map_err(failed(path))? {
+        while let Some(frame) = scanner.next().map_err(failed)? {
             let is_ours = frame.first().segment() == number && Some(frame.writer()) == writer;
             if !is_ours || frame.last() < next {
                 continue;
@@ -128,7 +130,7 @@ impl LogView {
             missing += self.unpublished(next, frame.first());
             frame
                 .entries(next, &mut entries)
-                .map_err(|cause| failed(path)(io::Error::new(io::ErrorKind::InvalidData, cause)))?;
+                .map_err(|cause| failed(io::Error::new(io::ErrorKind::InvalidData, cause)))?;
             next = frame.last().next();
             entries.drain(..).try_for_each(&mut visit)?;
         }
@@ -189,11 +191,6 @@ impl From<OpenError> for Stop {
     fn from(error: OpenError) -> Self {
         Self::Failed(error)
     }
-}
-
-fn failed(path: &Path) -> impl FnOnce(io::Error) -> OpenError {
-    let path = path.to_owned();
-    move |cause| OpenError::Io { what: "read", path, cause }
 }
 
 /// Calls `visit` for every entry of the log in `dir`, in order.

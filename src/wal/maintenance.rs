@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use super::dir::{self, Closed, REMOVING, SEGMENTS};
 use super::preallocation::{self, PIECE_BYTES, Preallocation};
-use super::segment::{PREALLOCATED_BYTES, SEGMENT_BYTES, Segment, StoreError};
+use super::segment::{PREALLOCATED_BYTES, SEGMENT_BYTES, Segment};
 use super::self_audit;
 use super::state::State;
 use super::{AppendError, Audit, Config, OpeningId, free_bytes};
 use crate::metrics;
+use crate::permission::FileError;
 
 /// How often the space is checked, and a segment that could not be created is tried again: short
 /// against the time in which senders could fill the floor that `wal.min_free_bytes` leaves.
@@ -216,7 +217,7 @@ impl Maintenance {
 
     /// A segment that could not be prepared is kept for the next attempt: closing it would have sled
     /// sync it, and sled panics when it cannot.
-    fn create(&mut self) -> Result<Segment, StoreError> {
+    fn create(&mut self) -> Result<Segment, FileError> {
         let mut segment = match self.unprepared.take() {
             Some(segment) => segment,
             None => Segment::create(&self.segments, self.next_number)?,

@@ -19,6 +19,7 @@ use super::{LogId, ReadError};
 use crate::event::Timestamp;
 use crate::log_limit::LogLimiter;
 use crate::metrics;
+use crate::permission::FileError;
 use crate::record::{Entry, Lsn};
 
 static DAMAGED: LogLimiter = LogLimiter::new();
@@ -147,7 +148,7 @@ impl Reader {
                     Ok(None) => continue,
                     // What was read before comes first; the next call meets the error again.
                     Err(_) if !entries.is_empty() => break,
-                    Err(error) => return Err(error),
+                    Err(error) => return Err(error.into()),
                 },
                 end @ (Location::Nowhere | Location::End) if entries.is_empty() => {
                     // The last segment may only now be one that can go, and so may damaged records.
@@ -235,7 +236,7 @@ impl Reader {
         writer: OpeningId,
         records: u32,
         bytes: Option<u64>,
-    ) -> Result<Option<Frame>, ReadError> {
+    ) -> Result<Option<Frame>, FileError> {
         let number = self.cursor.segment();
         let end = Lsn::new(number, records).next();
         let mut open = match self.open.take() {
@@ -301,7 +302,7 @@ impl Reader {
     }
 
     /// Opens a segment's file; `None` when it is gone or cannot be opened for good.
-    fn open(&self, number: u32, writer: OpeningId) -> Result<Option<OpenSegment>, ReadError> {
+    fn open(&self, number: u32, writer: OpeningId) -> Result<Option<OpenSegment>, FileError> {
         let path = self.path(number);
         for attempt in 1.. {
             match File::open(&path) {
@@ -312,7 +313,9 @@ impl Reader {
                     return Ok(Some(open));
                 }
                 Err(cause) if cause.kind() == io::ErrorKind::NotFound => break,
-                Err(cause) if !is_unreadable(&cause) => return Err(ReadError::Io { path, cause }),
+                Err(cause) if !is_unreadable(&cause) => {
+                    return Err(FileError::at("read", &path)(cause));
+                }
                 Err(_) if attempt == READ_ATTEMPTS => break,
                 Err(_) => thread::sleep(READ_PAUSE),
             }
@@ -323,12 +326,9 @@ impl Reader {
 
 impl OpenSegment {
     /// The first frame that ends at `cursor` or behind it.
-    fn find(&mut self, cursor: Lsn) -> Result<Option<Frame>, ReadError> {
+    fn find(&mut self, cursor: Lsn) -> Result<Option<Frame>, FileError> {
         loop {
-            let frame = self
-                .scanner
-                .next()
-                .map_err(|cause| ReadError::Io { path: self.path.clone(), cause })?;
+            let frame = self.scanner.next().map_err(FileError::at("read", &self.path))?;
             let Some(frame) = frame else { return Ok(None) };
             let is_ours = frame.first().segment() == self.number && frame.writer() == self.writer;
             if is_ours && frame.last() >= cursor {

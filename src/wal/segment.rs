@@ -19,7 +19,7 @@ use bytes::Bytes;
 
 use super::dir::{data_file, segment_dir, sync_dir};
 use super::preallocation::Preallocation;
-use crate::permission;
+use crate::permission::FileError;
 use crate::record::Lsn;
 
 /// Values per tree: sled rewrites a whole leaf at its tenth change (engine.md A).
@@ -51,45 +51,6 @@ const GROWTH_BYTES: u64 = 256 * 1024;
 /// sled's cache, in bytes: nothing is read through it.
 const SLED_CACHE_BYTES: u64 = 4 * 1024 * 1024;
 
-/// Why storing failed. It is final for the process: after a failed flush it is unknown what is on
-/// disk, so the next process has to look (I6).
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// From the file system.
-    #[error("cannot {what} {path}: {cause}{}", permission::advice(path, cause), path = path.display())]
-    Io {
-        /// What was attempted.
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        cause: io::Error,
-    },
-    /// From sled.
-    #[error("cannot {what} {path}: {cause}", path = path.display())]
-    Sled {
-        /// What was attempted.
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        cause: sled::Error,
-    },
-    /// A thread of the log ended on its own.
-    #[error("the log's {0} thread panicked")]
-    Panicked(&'static str),
-}
-
-fn io_error(what: &'static str, path: &Path) -> impl Fn(io::Error) -> StoreError + Copy {
-    move |cause| StoreError::Io { what, path: path.to_owned(), cause }
-}
-
-fn sled_error(what: &'static str, path: &Path) -> impl Fn(sled::Error) -> StoreError + Copy {
-    move |cause| StoreError::Sled { what, path: path.to_owned(), cause }
-}
-
 const DROPPED_LAST: &str = "the database is there until the segment is dropped";
 
 /// The segment being written.
@@ -120,10 +81,10 @@ impl std::fmt::Debug for Segment {
 
 impl Segment {
     /// Makes an empty segment, which has to be [prepared](Self::prepare).
-    pub(super) fn create(segments: &Path, number: u32) -> Result<Self, StoreError> {
+    pub(super) fn create(segments: &Path, number: u32) -> Result<Self, FileError> {
         let dir = segment_dir(segments, number);
-        let io = io_error("create segment", &dir);
-        let sled = sled_error("create segment", &dir);
+        let io = FileError::at("create segment", &dir);
+        let sled = |cause: sled::Error| io(cause.into());
         // What a failed attempt left, sled may refuse to open for good.
         match fs::remove_dir_all(&dir) {
             Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(io(cause)),
@@ -150,8 +111,8 @@ impl Segment {
 
     /// Gives a new segment the space for its first group, and makes its files and their directories
     /// durable. After an error it can be called again.
-    pub(super) fn prepare(&mut self) -> Result<(), StoreError> {
-        let io = io_error("prepare segment", &self.dir);
+    pub(super) fn prepare(&mut self) -> Result<(), FileError> {
+        let io = FileError::at("prepare segment", &self.dir);
         let len = self.end + RESERVE_BYTES + GROWTH_BYTES;
         self.preallocation.grow(len, len).map_err(io)?;
         for entry in fs::read_dir(&self.dir).map_err(io)? {
@@ -178,7 +139,7 @@ impl Segment {
 
     /// Makes sure that a group with records of this many bytes fits in the file, so that it cannot
     /// fail for lack of space. `false` when there is not enough.
-    pub(super) fn reserve(&mut self, bytes: u64) -> Result<bool, StoreError> {
+    pub(super) fn reserve(&mut self, bytes: u64) -> Result<bool, FileError> {
         let wanted = self.end + bytes + bytes / 4 + RESERVE_BYTES;
         if wanted <= self.preallocation.len() {
             return Ok(true);
@@ -186,7 +147,7 @@ impl Segment {
         match self.preallocation.grow(wanted, wanted + GROWTH_BYTES) {
             Ok(()) => Ok(true),
             Err(cause) if is_lack_of_space(&cause) => Ok(false),
-            Err(cause) => Err(io_error("preallocate space in segment", &self.dir)(cause)),
+            Err(cause) => Err(FileError::at("preallocate space in segment", &self.dir)(cause)),
         }
     }
 
@@ -201,8 +162,9 @@ impl Segment {
     }
 
     /// Hands a frame to sled and returns the copy that sled keeps. Durable after [`Self::sync`].
-    pub(super) fn append(&mut self, first: Lsn, frame: &[u8]) -> Result<Bytes, StoreError> {
-        let sled = sled_error("append to segment", &self.dir);
+    pub(super) fn append(&mut self, first: Lsn, frame: &[u8]) -> Result<Bytes, FileError> {
+        let io = FileError::at("append to segment", &self.dir);
+        let sled = |cause: sled::Error| io(cause.into());
         let Database { db, tree } = self.database.as_mut().expect(DROPPED_LAST);
         let value = sled::IVec::from(frame);
         let new_tree = self.tree_values == TREE_VALUES_MAX;
@@ -221,14 +183,15 @@ impl Segment {
     }
 
     /// Has sled write everything appended to the file.
-    pub(super) fn flush(&self) -> Result<(), StoreError> {
+    pub(super) fn flush(&self) -> Result<(), FileError> {
         let Database { db, .. } = self.database.as_ref().expect(DROPPED_LAST);
-        db.flush().map(|_| ()).map_err(sled_error("flush segment", &self.dir))
+        let io = FileError::at("flush segment", &self.dir);
+        db.flush().map(|_| ()).map_err(|cause| io(cause.into()))
     }
 
     /// Makes everything written durable.
-    pub(super) fn sync(&self) -> Result<(), StoreError> {
-        self.data.sync_data().map_err(io_error("sync segment", &self.dir))
+    pub(super) fn sync(&self) -> Result<(), FileError> {
+        self.data.sync_data().map_err(FileError::at("sync segment", &self.dir))
     }
 
     /// Whether the next frame should go to another segment.

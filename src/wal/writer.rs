@@ -13,6 +13,7 @@ use super::segment::{OVERGROWN_BYTES, Segment};
 use super::state::State;
 use super::{AppendError, LogId, OpeningId, StoreError};
 use crate::metrics;
+use crate::permission::FileError;
 use crate::record::Lsn;
 
 /// Records committed at once. More would only make the first of them wait longer.
@@ -133,7 +134,7 @@ impl Writer {
         if !reserve(&mut active.segment, bytes as u64, &mut self.full, &self.state)? {
             return Ok(Stored::Rejected(AppendError::DiskFull));
         }
-        active.commit(group, &mut self.builder, (self.log, self.opening), &self.state)
+        Ok(active.commit(group, &mut self.builder, (self.log, self.opening), &self.state)?)
     }
 
     /// Takes the next group; `false` when every appender is gone and nothing is left.
@@ -197,12 +198,12 @@ impl Active {
         builder: &mut Builder,
         (log, opening): (LogId, OpeningId),
         state: &State,
-    ) -> Result<Stored, StoreError> {
+    ) -> Result<Stored, FileError> {
         let Self { segment, next } = self;
         let started = Instant::now();
         let first = *next;
         let mut frames = Vec::new();
-        let mut close = |builder: &mut Builder, next: &mut Lsn| -> Result<(), StoreError> {
+        let mut close = |builder: &mut Builder, next: &mut Lsn| -> Result<(), FileError> {
             let frame: Frame =
                 builder.finish(log, opening, *next, |bytes| segment.append(*next, bytes))?;
             *next = frame.last().next();
@@ -244,7 +245,7 @@ fn reserve(
     bytes: u64,
     full: &mut Option<Instant>,
     state: &State,
-) -> Result<bool, StoreError> {
+) -> Result<bool, FileError> {
     if full.is_some_and(|since| since.elapsed() < FULL_PAUSE) {
         return Ok(false);
     }
