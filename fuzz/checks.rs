@@ -248,7 +248,7 @@ impl TestBed {
         let (appender, reader, log) = wal::open(&config.wal).expect("a log");
         let gate = Reloadable::new(IntakePolicy::new(config.verifier, config.access, config.omit));
         let stop = CancellationToken::new();
-        let intake = Intake::start(&listener, &config.http, &gate, (&appender, log.probe()), &stop);
+        let intake = Intake::start(&listener, &config.http, &gate, &appender, log.probe(), &stop);
         Self {
             address: listener.address().expect("an address"),
             reader,

@@ -111,7 +111,7 @@ impl Bridge {
         let (admin_listener, admin_address) = bind_admin(config.admin.listen).await?;
 
         let (appender, reader, log) = wal::open(&config.wal)?;
-        let parts = Parts::new(&config, log.probe());
+        let parts = Parts::new(&config, log.limits());
         let stored = log.stored();
         tracing::info!(
             log = %log.id(),
@@ -139,8 +139,8 @@ impl Bridge {
         let stop_intake = CancellationToken::new();
         let drain = config.http.drain;
         let http = limit_connections(config.http);
-        let log_front = (&appender, log.probe());
-        let intake = Intake::start(&listener, &http, &parts.policy, log_front, &stop_intake)
+        let probe = log.probe();
+        let intake = Intake::start(&listener, &http, &parts.policy, &appender, probe, &stop_intake)
             .map_err(StartError::Thread)?;
         drop(appender);
         tracing::info!(address = %intake_address, "intake listening");
@@ -149,7 +149,7 @@ impl Bridge {
         let is_open = config.admin.token.is_none() && !admin_address.ip().is_loopback();
         let (token, stop) = (config.admin.token, stop_admin.clone());
         let settings = parts.settings.clone();
-        let health = Health::new(intake.heartbeat(), log.probe());
+        let health = intake.health().clone();
         let gaps = watch_gaps(config.wal.dir, health.clone(), log.probe())?;
         let state = (log.probe(), health.clone());
         tokio::spawn(admin::run(admin_listener, token, exporter, state, settings, stop));
@@ -196,12 +196,10 @@ impl Bridge {
         stop: impl Future<Output = ()>,
     ) -> Result<(), StopError> {
         let mut publisher_ended = false;
-        let (probe, drain) = (self.log.probe(), self.drain);
-        let intake = &self.intake;
+        let (intake, drain) = (&self.intake, self.drain);
         let stop = async {
             stop.await;
             service::tell(Stage::Stopping);
-            probe.drain();
             intake.drain();
             if !drain.is_zero() {
                 tracing::info!(seconds = drain.as_secs_f64(), "stopping soon; not ready any more");
@@ -280,14 +278,14 @@ async fn finish(
     reachable: bool,
 ) -> Option<Result<(), StopError>> {
     let until = Instant::now() + PUBLISH_GRACE;
-    let mut left = log.records();
+    let mut left = log.stored().records;
     let mut moved = Instant::now();
     let mut end = None;
     let patience = if reachable { PROGRESS_TIMEOUT } else { Duration::ZERO };
     while end.is_none() && left > 0 && moved.elapsed() < patience && Instant::now() < until {
         end = timeout(PROGRESS_INTERVAL, &mut *publisher).await.ok();
-        if log.records() < left {
-            left = log.records();
+        if log.stored().records < left {
+            left = log.stored().records;
             moved = Instant::now();
         }
     }

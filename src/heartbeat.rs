@@ -13,7 +13,7 @@ pub(crate) const STUCK: Duration = Duration::from_secs(30);
 
 /// The last heartbeat of each of some threads.
 #[derive(Clone, Debug)]
-pub struct Heartbeat {
+pub(crate) struct Heartbeat {
     created: Instant,
     /// Milliseconds after `created`.
     beats: Arc<Vec<AtomicU64>>,
@@ -22,13 +22,13 @@ pub struct Heartbeat {
 impl Heartbeat {
     /// For `threads` threads, each with a heartbeat now.
     #[must_use]
-    pub fn new(threads: usize) -> Self {
+    pub(crate) fn new(threads: usize) -> Self {
         let beats = (0..threads).map(|_| AtomicU64::new(0)).collect();
         Self { created: Instant::now(), beats: Arc::new(beats) }
     }
 
     /// Records a heartbeat of `thread`.
-    pub fn beat(&self, thread: usize) {
+    pub(crate) fn beat(&self, thread: usize) {
         if let Some(beat) = self.beats.get(thread) {
             beat.store(self.now(), Ordering::Relaxed);
         }
@@ -36,7 +36,7 @@ impl Heartbeat {
 
     /// The age of the oldest of the threads' last heartbeats.
     #[must_use]
-    pub fn oldest(&self) -> Duration {
+    pub(crate) fn oldest(&self) -> Duration {
         let oldest = self.beats.iter().map(|beat| beat.load(Ordering::Relaxed)).min();
         let now = self.now();
         Duration::from_millis(now.saturating_sub(oldest.unwrap_or(now)))
@@ -44,7 +44,7 @@ impl Heartbeat {
 
     /// Whether one of the threads makes no progress.
     #[must_use]
-    pub fn is_stuck(&self) -> bool {
+    pub(crate) fn is_stuck(&self) -> bool {
         self.oldest() >= STUCK
     }
 

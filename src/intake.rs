@@ -6,7 +6,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::thread;
 use std::time::Duration;
 
@@ -67,8 +67,7 @@ pub struct Config {
 #[derive(Debug)]
 pub struct Intake {
     threads: Vec<thread::JoinHandle<()>>,
-    draining: Arc<AtomicBool>,
-    heartbeat: Heartbeat,
+    health: Health,
     rejections: Arc<RejectionLog>,
 }
 
@@ -81,8 +80,6 @@ struct Shared {
     rejections: Arc<RejectionLog>,
     /// Of all cores; see [`body`].
     body_bytes: Arc<AtomicUsize>,
-    /// Every response closes its connection.
-    draining: Arc<AtomicBool>,
     stop: CancellationToken,
 }
 
@@ -95,7 +92,8 @@ impl Intake {
         listener: &Listener,
         config: &Config,
         policy: &Reloadable<IntakePolicy>,
-        (appender, log): (&Appender, Probe),
+        appender: &Appender,
+        log: Probe,
         stop: &CancellationToken,
     ) -> io::Result<Self> {
         metrics::register_rejections(rejection::reasons());
@@ -105,10 +103,10 @@ impl Intake {
             Timeouts { keep_alive: config.keep_alive, append: config.deadline },
         );
         let body_bytes = Arc::new(AtomicUsize::new(0));
-        let draining = Arc::new(AtomicBool::new(false));
         let rejections = Arc::new(RejectionLog::default());
         let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let heartbeat = Heartbeat::new(cores);
+        let health = Health::new(heartbeat.clone(), log);
         let (workers, inboxes): (Vec<_>, Vec<_>) =
             (0..cores).map(|_| acceptor::worker_channel()).unzip();
         let mut acceptor =
@@ -124,10 +122,9 @@ impl Intake {
                 config: config.clone(),
                 policy: policy.clone(),
                 appends,
-                health: Health::new(heartbeat.clone(), log.clone()),
+                health: health.clone(),
                 rejections: Arc::clone(&rejections),
                 body_bytes: Arc::clone(&body_bytes),
-                draining: Arc::clone(&draining),
                 // A token of its own: every check of a token locks it.
                 stop: stop.child_token(),
             });
@@ -139,19 +136,19 @@ impl Intake {
             })
         };
         let threads = inboxes.into_iter().enumerate().map(start).collect::<io::Result<_>>()?;
-        Ok(Self { threads, draining, heartbeat, rejections })
+        Ok(Self { threads, health, rejections })
     }
 
-    /// The heartbeats of its threads.
+    /// The state of its threads and of the log.
     #[must_use]
-    pub fn heartbeat(&self) -> Heartbeat {
-        self.heartbeat.clone()
+    pub(crate) fn health(&self) -> &Health {
+        &self.health
     }
 
-    /// From now on, responses carry `Connection: close`, so that clients with keep-alive connections
-    /// reconnect elsewhere before the listener closes.
+    /// From now on, readiness checks fail and responses carry `Connection: close`, so that clients
+    /// with keep-alive connections reconnect elsewhere before the listener closes.
     pub fn drain(&self) {
-        self.draining.store(true, Ordering::Relaxed);
+        self.health.drain();
     }
 
     /// Waits until every request is answered, after `stop`.

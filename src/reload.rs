@@ -16,7 +16,7 @@ use crate::config::{Config, Setting, Settings};
 use crate::intake::{IntakePolicy, Tls};
 use crate::reloadable::Reloadable;
 use crate::service::{self, Stage};
-use crate::wal::Probe;
+use crate::wal::Limits;
 use crate::{logging, metrics};
 
 /// Interval between two checks of the files: short for an operator who edits one and watches the log.
@@ -31,8 +31,8 @@ const TAKEN: [&str; 4] = ["access", "callback", "log", "tls"];
 pub(crate) struct Parts {
     /// Which callbacks are accepted.
     pub policy: Reloadable<IntakePolicy>,
-    /// The log, with its size limits.
-    pub log: Probe,
+    /// How large the log may become.
+    pub limits: Reloadable<Limits>,
     /// The settings in effect, for the status page.
     pub settings: Reloadable<Value>,
 }
@@ -40,14 +40,14 @@ pub(crate) struct Parts {
 impl Parts {
     /// From `config`.
     #[must_use]
-    pub(crate) fn new(config: &Config, log: Probe) -> Self {
+    pub(crate) fn new(config: &Config, limits: Reloadable<Limits>) -> Self {
         let settings = Reloadable::new(config.settings.to_json());
-        Self { policy: Reloadable::new(policy(config)), settings, log }
+        Self { policy: Reloadable::new(policy(config)), settings, limits }
     }
 
     fn take(&self, config: &Config) {
         logging::set_level(&config.log);
-        self.log.set_limits(config.wal.limits());
+        self.limits.set(config.wal.limits);
         self.policy.set(policy(config));
     }
 }

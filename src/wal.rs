@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use crate::event::Timestamp;
 use crate::record::Lsn;
+use crate::reloadable::Reloadable;
 
 mod appender;
 mod commit_delay;
@@ -43,7 +44,7 @@ mod writer;
 pub use crate::permission::FileError;
 pub use appender::{AppendHandle, Appender};
 pub use dir::remove_damaged;
-pub use error::{AppendError, OpenError, ReadError, StoreError, Unready};
+pub use error::{AppendError, OpenError, ReadError, StoreError};
 pub use inspect::{LogView, SegmentContents, SegmentView, visit};
 pub use opening::{OpeningId, Progress};
 // Public so that tests/promise/protocol_model.rs checks these decisions and not a copy of them.
@@ -69,27 +70,22 @@ use writer::Writer;
 pub struct Config {
     /// The log's directory; made when missing.
     pub dir: PathBuf,
+    /// At the start; [`Log::limits`] replaces them later.
+    pub limits: Limits,
+}
+
+/// How large a log may become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
     /// Appends are rejected while the log takes more than this many bytes of disk.
     pub max_bytes: u64,
     /// Appends are rejected while the file system has less than this many bytes free.
     pub min_free_bytes: u64,
 }
 
-impl Config {
-    /// What can be changed while the log is open.
-    #[must_use]
-    pub fn limits(&self) -> Limits {
-        Limits { max_bytes: self.max_bytes, min_free_bytes: self.min_free_bytes }
-    }
-}
-
-/// How large a log may become.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// See [`Config::max_bytes`].
-    pub max_bytes: u64,
-    /// See [`Config::min_free_bytes`].
-    pub min_free_bytes: u64,
+impl Limits {
+    /// Limits that are never reached.
+    pub const NONE: Self = Self { max_bytes: u64::MAX, min_free_bytes: 0 };
 }
 
 /// The log's identity, made with its directory. Copies of the directory share it; [`OpeningId`]
@@ -148,6 +144,12 @@ impl Log {
         self.state.stored()
     }
 
+    /// The limits, which can be replaced while the log is open.
+    #[must_use]
+    pub fn limits(&self) -> Reloadable<Limits> {
+        self.state.limits.clone()
+    }
+
     /// A view of the log that does not keep it open.
     #[must_use]
     pub fn probe(&self) -> Probe {
@@ -173,7 +175,7 @@ impl Log {
     }
 }
 
-/// Tells how the log is.
+/// A view of an open log. It changes nothing in it.
 #[derive(Clone, Debug)]
 pub struct Probe(Arc<State>);
 
@@ -181,41 +183,15 @@ impl Probe {
     /// Whether an append would be accepted now.
     ///
     /// # Errors
-    /// Why not.
-    pub fn ready(&self) -> Result<(), Unready> {
-        if self.0.is_draining() {
-            return Err(Unready::Draining);
-        }
-        self.0.ready().map_err(Unready::Rejecting)
-    }
-
-    /// Whether an append would be accepted now, also while the process stops.
-    #[must_use]
-    pub fn accepts(&self) -> bool {
-        self.0.ready().is_ok()
-    }
-
-    /// From now on readiness checks fail, so that balancers choose another instance; appends are
-    /// still accepted.
-    pub fn drain(&self) {
-        self.0.drain();
-    }
-
-    /// How many records are in the log and not released.
-    #[must_use]
-    pub fn records(&self) -> u64 {
-        self.0.stored().records
+    /// The error that it would get.
+    pub fn ready(&self) -> Result<(), AppendError> {
+        self.0.ready()
     }
 
     /// For how long the writer has been at the group that it is writing; zero when it is at none.
     #[must_use]
     pub fn busy(&self) -> Duration {
         self.0.busy()
-    }
-
-    /// Replaces the limits of the open log.
-    pub fn set_limits(&self, limits: Limits) {
-        self.0.set_limits(limits);
     }
 
     /// What the log holds that is not released.
@@ -263,7 +239,7 @@ pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
     let opening = OpeningId::unique();
     let lineage = begin_opening(&config.dir, id, opening, &found, done);
     let oldest = oldest(&segments_dir, &found, id);
-    let state = Arc::new(State::new(&found, done, oldest, totals, config.limits()));
+    let state = Arc::new(State::new(&found, done, oldest, totals, config.limits));
     // What the file says of segments that are gone must not be applied to those to come.
     totals_file.save_durably(&state.totals().0);
     let (tasks, task_queue) = mpsc::channel();

@@ -123,21 +123,22 @@ fn look_into(dir: &Path, config: &Config, findings: &mut Findings) {
             );
         }
     }
+    let wal::Limits { max_bytes, min_free_bytes } = config.wal.limits;
     match wal::free_bytes(dir) {
-        Some(free) if free < config.wal.min_free_bytes => findings.bad(
+        Some(free) if free < min_free_bytes => findings.bad(
             "disk",
             format_args!(
                 "{} free, less than wal.min_free_bytes = {}: every callback would get 503",
                 bytesize::ByteSize(free),
-                bytesize::ByteSize(config.wal.min_free_bytes)
+                bytesize::ByteSize(min_free_bytes)
             ),
         ),
-        Some(free) if free - config.wal.min_free_bytes < config.wal.max_bytes => findings.note(
+        Some(free) if free - min_free_bytes < max_bytes => findings.note(
             "disk",
             format_args!(
                 "{} free: the log cannot reach wal.max_bytes = {}",
                 bytesize::ByteSize(free),
-                bytesize::ByteSize(config.wal.max_bytes)
+                bytesize::ByteSize(max_bytes)
             ),
         ),
         Some(free) => findings.ok("disk", format_args!("{} free", bytesize::ByteSize(free))),

@@ -437,7 +437,7 @@ fn release(dir: &Path, out: &mut impl Write) -> Result<(), CliError> {
         return report_damaged(&damaged);
     }
     // No limits: what is in quarantine takes its space already.
-    let config = wal::Config { dir: dir.to_owned(), max_bytes: u64::MAX, min_free_bytes: 0 };
+    let config = wal::Config { dir: dir.to_owned(), limits: wal::Limits::NONE };
     let (appender, reader, mut log) = wal::open(&config)?;
     let bar = Progress::count("releasing", records.len() as u64);
     let released = block_on(async {

@@ -316,8 +316,10 @@ impl Raw {
             verifier: self.callback.check(&mut notes)?,
             wal: wal::Config {
                 dir: self.wal.dir,
-                max_bytes: self.wal.max_bytes.as_u64(),
-                min_free_bytes: self.wal.min_free_bytes.as_u64(),
+                limits: wal::Limits {
+                    max_bytes: self.wal.max_bytes.as_u64(),
+                    min_free_bytes: self.wal.min_free_bytes.as_u64(),
+                },
             },
             topics: Topics::new(&kafka.topic_prefix, &kafka.topics)?,
             kafka: kafka.check(&mut notes)?,

@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -49,7 +48,7 @@ pub(super) async fn answer(
     }
     // The connection was accepted under a policy that is replaced.
     let outdated = !shared.policy.is(caller.policy);
-    if last.is_some() || outdated || shared.draining.load(Ordering::Relaxed) {
+    if last.is_some() || outdated || shared.health.is_draining() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     if response.headers().contains_key(header::CONNECTION) {

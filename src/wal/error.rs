@@ -88,17 +88,6 @@ impl AppendError {
     }
 }
 
-/// Why callbacks should go to another instance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unready {
-    /// An append would be rejected.
-    #[error(transparent)]
-    Rejecting(AppendError),
-    /// The process stops soon.
-    #[error("stopping soon; callbacks are accepted until then")]
-    Draining,
-}
-
 /// Why the log cannot be read on.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {

@@ -152,7 +152,7 @@ impl Maintenance {
 
     fn export_metrics(&self, free_bytes: Option<u64>) {
         self.state.update_metrics();
-        let limits = self.state.limits();
+        let limits = **self.state.limits.get();
         let below_max = limits.max_bytes.saturating_sub(self.state.stored().disk_bytes);
         let room_bytes = free_bytes
             .map_or(below_max, |free| below_max.min(free.saturating_sub(limits.min_free_bytes)));
@@ -161,7 +161,7 @@ impl Maintenance {
 
     /// Has callbacks rejected while a limit is exceeded.
     fn check_space(&mut self, free_bytes: Option<u64>) {
-        let (stored, limits) = (self.state.stored(), self.state.limits());
+        let (stored, limits) = (self.state.stored(), **self.state.limits.get());
         let room = if free_bytes.is_some_and(|bytes| bytes < limits.min_free_bytes) {
             Err(AppendError::DiskFull)
         } else if stored.records > 0 && stored.disk_bytes >= limits.max_bytes {
@@ -236,7 +236,8 @@ impl Maintenance {
     fn preallocate(&mut self, free_bytes: Option<u64>) {
         let Some((active, used)) = self.state.active() else { return };
         self.preallocations = self.preallocations.split_off(&active);
-        let floor = self.state.limits().min_free_bytes.saturating_add(PREALLOCATION_FLOOR_BYTES);
+        let floor =
+            self.state.limits.get().min_free_bytes.saturating_add(PREALLOCATION_FLOOR_BYTES);
         if free_bytes.is_none_or(|free| free < floor) {
             return;
         }
@@ -364,15 +365,14 @@ mod tests {
         let fresh = self_audit::AuditTotals::new(Timestamp::now());
         let state = Arc::new(State::new(&[], Lsn::ZERO, None, fresh, limits));
         let (_, tasks) = mpsc::channel();
-        let config = Config { dir: dir.to_owned(), max_bytes: 0, min_free_bytes: 0 };
+        let config = Config { dir: dir.to_owned(), limits };
         Maintenance::new(&config, 1, tasks, state, totals)
     }
 
     #[test]
     fn without_a_segment_to_write_to_the_log_is_not_ready() {
         let dir = tempfile::tempdir().unwrap();
-        let limits = Limits { max_bytes: u64::MAX, min_free_bytes: 0 };
-        let (mut maintenance, _ready) = maintenance(dir.path(), limits);
+        let (mut maintenance, _ready) = maintenance(dir.path(), Limits::NONE);
         fs::write(dir.path().join(SEGMENTS), "in the way").unwrap();
         assert!(!maintenance.create_spare());
         assert_eq!(maintenance.state.ready(), Err(AppendError::DiskFull));
@@ -384,8 +384,7 @@ mod tests {
     #[test]
     fn a_removal_that_failed_is_tried_again_and_its_bytes_count_until_then() {
         let dir = tempfile::tempdir().unwrap();
-        let limits = Limits { max_bytes: u64::MAX, min_free_bytes: 0 };
-        let (mut maintenance, _ready) = maintenance(dir.path(), limits);
+        let (mut maintenance, _ready) = maintenance(dir.path(), Limits::NONE);
         let segment = dir::segment_dir(&dir.path().join(SEGMENTS), 1);
         fs::create_dir_all(&segment).unwrap();
         fs::write(dir::data_file(&segment), [0; 1000]).unwrap();
@@ -407,13 +406,12 @@ mod tests {
     fn limits_count_from_the_moment_they_are_changed() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join(SEGMENTS)).unwrap();
-        let limits = Limits { max_bytes: u64::MAX, min_free_bytes: 0 };
-        let (mut maintenance, _ready) = maintenance(dir.path(), limits);
+        let (mut maintenance, _ready) = maintenance(dir.path(), Limits::NONE);
         assert!(maintenance.create_spare());
         for (min_free_bytes, room) in
             [(0, Ok(())), (u64::MAX, Err(AppendError::DiskFull)), (0, Ok(()))]
         {
-            maintenance.state.set_limits(Limits { max_bytes: u64::MAX, min_free_bytes });
+            maintenance.state.limits.set(Limits { min_free_bytes, ..Limits::NONE });
             maintenance.check_space(free_bytes(&maintenance.segments));
             assert_eq!(maintenance.state.room(), room);
         }

@@ -4,7 +4,7 @@
 //! short: no I/O happens under it.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use super::{AppendError, Limits};
 use crate::event::Timestamp;
 use crate::metrics;
 use crate::record::Lsn;
+use crate::reloadable::Reloadable;
 
 /// Bytes of the newest frames kept in memory, so that a reader that keeps up reads no files.
 const TAIL_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -48,7 +49,7 @@ pub(super) struct State {
     created: Instant,
     /// When the writer began with its group, in milliseconds after `created`; 0 when it waits for one.
     busy_since: AtomicU64,
-    draining: AtomicBool,
+    pub(super) limits: Reloadable<Limits>,
 }
 
 #[derive(Debug)]
@@ -67,7 +68,6 @@ struct Inner {
     /// Bytes of damaged segments that are kept, and of segments that could not be removed.
     further_bytes: u64,
     room: Result<(), AppendError>,
-    limits: Limits,
     spare_missing: bool,
     /// When a segment last could not grow.
     full: Option<Instant>,
@@ -129,7 +129,6 @@ impl State {
             missing: None,
             further_bytes: 0,
             room: Ok(()),
-            limits,
             spare_missing: false,
             full: None,
             ended: false,
@@ -145,7 +144,7 @@ impl State {
             changed: Condvar::new(),
             created: Instant::now(),
             busy_since: AtomicU64::new(0),
-            draining: AtomicBool::new(false),
+            limits: Reloadable::new(limits),
         }
     }
 
@@ -209,26 +208,9 @@ impl State {
         }
     }
 
-    /// From now on readiness checks fail; appends are still accepted.
-    pub(super) fn drain(&self) {
-        self.draining.store(true, Ordering::Relaxed);
-    }
-
-    pub(super) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
-    }
-
     /// Never 0.
     fn now(&self) -> u64 {
         u64::try_from(self.created.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
-    }
-
-    pub(super) fn limits(&self) -> Limits {
-        self.lock().limits
-    }
-
-    pub(super) fn set_limits(&self, limits: Limits) {
-        self.lock().limits = limits;
     }
 
     /// Whether no segment can be created.

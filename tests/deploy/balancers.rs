@@ -51,7 +51,7 @@ impl Instances {
             ..Access::default()
         };
         Self {
-            full: TestBed::behind(access(), |_, log| log.min_free_bytes = u64::MAX),
+            full: TestBed::behind(access(), |_, log| log.limits.min_free_bytes = u64::MAX),
             well: TestBed::behind(access(), |_, _| {}),
         }
     }

@@ -104,7 +104,10 @@ fn livebridge_accepts_the_configuration_of_the_manifests() {
     assert!(failures > 1, "one slow response does not remove a pod");
     assert!(config.http.drain.as_secs() >= slowest, "{slowest}");
     let volume = number("requests: { storage") << 30;
-    assert!(config.wal.max_bytes + config.wal.min_free_bytes < volume, "the log fits");
+    assert!(
+        config.wal.limits.max_bytes + config.wal.limits.min_free_bytes < volume,
+        "the log fits"
+    );
     assert_eq!(config.admin.listen.port(), 9464);
     assert_eq!(config.http.listen.port(), 8080);
 }

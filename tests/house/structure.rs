@@ -14,7 +14,7 @@ const MAY_NAME: [(&str, &[&str]); 31] = [
     ("metrics", &["event", "record"]),
     ("recent", &["event", "record"]),
     ("log_limit", &[]),
-    ("wal", &["metrics", "event", "record", "log_limit", "permission"]),
+    ("wal", &["metrics", "event", "record", "log_limit", "permission", "reloadable"]),
     ("ledger", &["metrics", "event", "record", "wal"]),
     ("kafka", &["metrics", "event", "permission", "record", "secret"]),
     (

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use livebridge::callback::CallbackKey;
 use livebridge::event::Timestamp;
-use livebridge::wal::{AppendError, Next, Unready};
+use livebridge::wal::{AppendError, Next};
 use serde_json::{Value, json};
 
 use crate::support::intake::{KEY, TestBed, assert_accepted, assert_rejected, push, push_of};
@@ -312,7 +312,7 @@ mod a_health_check {
             assert!(wire.skip_head());
         }
         assert_accepted(&bed.send(post("/healthz", &push())));
-        let bed = TestBed::with(|_, log| log.min_free_bytes = u64::MAX);
+        let bed = TestBed::with(|_, log| log.limits.min_free_bytes = u64::MAX);
         let started = Instant::now();
         while bed.log.as_ref().unwrap().probe().ready().is_ok() {
             assert!(started.elapsed() < PATIENCE);
@@ -883,13 +883,13 @@ mod a_log {
 
     #[test]
     fn without_space_rejects_until_there_is_some() {
-        let bed = TestBed::with(|_, log| log.min_free_bytes = u64::MAX);
+        let bed = TestBed::with(|_, log| log.limits.min_free_bytes = u64::MAX);
         let started = Instant::now();
         let log = bed.log.as_ref().unwrap();
         while log.probe().ready().is_ok() {
             assert!(started.elapsed() < PATIENCE);
         }
-        assert_eq!(log.probe().ready(), Err(Unready::Rejecting(AppendError::DiskFull)));
+        assert_eq!(log.probe().ready(), Err(AppendError::DiskFull));
         let answer = bed.send(post("/callback", &push()));
         assert_rejected(&answer, 503, "no room left on its disk");
         assert_eq!(answer.header("retry-after"), Some("10"));
@@ -900,7 +900,7 @@ mod a_log {
     fn that_is_full_accepts_more_after_publishing() {
         // At the smallest limit, and without clients that could retry in between.
         for max_bytes in [1, 64 * 1024] {
-            let mut bed = TestBed::with(|_, log| log.max_bytes = max_bytes);
+            let mut bed = TestBed::with(|_, log| log.limits.max_bytes = max_bytes);
             let started = Instant::now();
             let mut stored = 0;
             let answer = loop {
@@ -915,7 +915,7 @@ mod a_log {
             assert_eq!(answer.header("retry-after"), Some("10"));
             assert_eq!(bed.stored().len(), stored);
             let probe = bed.log.as_ref().unwrap().probe();
-            assert_eq!(probe.ready(), Err(Unready::Rejecting(AppendError::LogFull)));
+            assert_eq!(probe.ready(), Err(AppendError::LogFull));
 
             let reader = bed.reader.as_mut().unwrap();
             let mut last = None;

@@ -58,8 +58,8 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(config.verifier.leeway, Duration::from_mins(20));
     assert_eq!(config.verifier.unsigned, UnsignedPolicy::Rejected);
     assert_eq!(config.wal.dir, Path::new("data"));
-    assert_eq!(config.wal.max_bytes, 10 << 30);
-    assert_eq!(config.wal.min_free_bytes, 1 << 30);
+    assert_eq!(config.wal.limits.max_bytes, 10 << 30);
+    assert_eq!(config.wal.limits.min_free_bytes, 1 << 30);
     assert_eq!(config.kafka.brokers, "localhost:9092");
     assert_eq!(config.kafka.instance, host());
     assert_eq!(config.kafka.delivery, Delivery::ExactlyOnce);

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use livebridge::record::{Entry, Lsn, Record};
-use livebridge::wal::{self, AppendError, Unready};
+use livebridge::wal::{self, AppendError, Limits};
 
 use crate::support::log::{OpenLog, block_on, config, record, segment_dirs, temp_dir, visit};
 use crate::support::{skip, turn};
@@ -128,14 +128,17 @@ fn appends_are_rejected_before_the_disk_is_full_and_accepted_again_when_there_is
     let _turn = turn::beside_others();
     let Some(mount) = Mount::new("size=352m") else { return };
     let floor = 192 * MIB;
-    let config = wal::Config { min_free_bytes: floor, ..config(&mount.log_dir()) };
+    let config = wal::Config {
+        limits: Limits { min_free_bytes: floor, ..Limits::NONE },
+        ..config(&mount.log_dir())
+    };
     let mut log = OpenLog::open_with(&config).unwrap();
     let mut number = 0;
     for _ in 0..2 {
         let (acknowledged, refused) = append_until_refused(&log, number, 4000);
         number += 4000;
         assert_eq!(refused, Some(AppendError::DiskFull));
-        assert_eq!(log.log.probe().ready(), Err(Unready::Rejecting(AppendError::DiskFull)));
+        assert_eq!(log.log.probe().ready(), Err(AppendError::DiskFull));
         assert!(mount.free_bytes() < floor, "there was free space");
         assert!(mount.free_bytes() > MIB, "{} bytes are left", mount.free_bytes());
         // Stored records can still be published, which frees space.
@@ -153,7 +156,8 @@ fn the_size_limit_of_the_log_is_enforced_and_lifted() {
     let _turn = turn::beside_others();
     let dir = temp_dir();
     let limit = 80 * MIB;
-    let config = wal::Config { max_bytes: limit, ..config(dir.path()) };
+    let config =
+        wal::Config { limits: Limits { max_bytes: limit, ..Limits::NONE }, ..config(dir.path()) };
     let mut log = OpenLog::open_with(&config).unwrap();
     let (acknowledged, refused) = append_until_refused(&log, 0, 4000);
     assert_eq!(refused, Some(AppendError::LogFull));
@@ -183,7 +187,7 @@ fn a_full_disk_rejects_until_there_is_space_and_loses_nothing() {
             acknowledged.extend(more);
             assert_eq!(refused, Some(AppendError::DiskFull), "with {left} bytes left");
             let ready = log.log.probe().ready();
-            assert_eq!(ready, Err(Unready::Rejecting(AppendError::DiskFull)));
+            assert_eq!(ready, Err(AppendError::DiskFull));
             // Space is asked for again after a pause.
             thread::sleep(Duration::from_millis(150));
         }

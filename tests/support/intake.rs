@@ -66,14 +66,13 @@ impl TestBed {
             deadline: Duration::from_secs(5),
             drain: Duration::ZERO,
         };
-        let mut log_config =
-            wal::Config { dir: dir.path().to_owned(), max_bytes: u64::MAX, min_free_bytes: 0 };
+        let mut log_config = wal::Config { dir: dir.path().to_owned(), limits: wal::Limits::NONE };
         change(&mut config, &mut log_config);
         let policy = Reloadable::new(policy(access));
         let (appender, reader, log) = wal::open(&log_config).unwrap();
         let stop = CancellationToken::new();
         let intake =
-            Intake::start(&listener, &config, &policy, (&appender, log.probe()), &stop).unwrap();
+            Intake::start(&listener, &config, &policy, &appender, log.probe(), &stop).unwrap();
         drop(appender);
         Self {
             address,

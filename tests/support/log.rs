@@ -44,7 +44,7 @@ pub(crate) fn number_of(record: &Record) -> u64 {
 
 /// A configuration without limits for the log in `dir`.
 pub(crate) fn config(dir: &Path) -> wal::Config {
-    wal::Config { dir: dir.to_owned(), max_bytes: u64::MAX, min_free_bytes: 0 }
+    wal::Config { dir: dir.to_owned(), limits: wal::Limits::NONE }
 }
 
 /// An open log with its append handle and its reader.
