@@ -100,7 +100,7 @@ const METADATA_STEP: Duration = Duration::from_secs(2);
 /// How long a broker may take for an answer before it is asked over another connection.
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a command waits for the first answer about transactions.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long making topics may take.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the ledger topic keeps its records at least: an instance that was away for days still
@@ -199,7 +199,7 @@ impl Config {
         let late = give_up.clone();
         let (connected, waiting) = mpsc::channel::<()>();
         std::thread::spawn(move || {
-            if waiting.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            if waiting.recv_timeout(CONNECT_TIMEOUT) == Err(mpsc::RecvTimeoutError::Timeout) {
                 late.cancel();
             }
         });
@@ -207,6 +207,8 @@ impl Config {
         let outcome = Producer::connect(self, &settings, give_up.clone());
         drop(connected);
         // Kafka did answer, again and again with the same error.
-        outcome.map_err(|cause| if give_up.is_cancelled() { cause.after(PATIENCE) } else { cause })
+        outcome.map_err(
+            |cause| if give_up.is_cancelled() { cause.after(CONNECT_TIMEOUT) } else { cause },
+        )
     }
 }

@@ -30,6 +30,7 @@ mod outage;
 mod pace;
 pub mod quarantine;
 pub mod replay;
+mod request_size;
 mod session;
 mod source;
 mod topics;
@@ -48,7 +49,7 @@ use fencing::{Fence, Fences};
 use outage::{Outage, OutageLog};
 use pace::Pace;
 use quarantine::Quarantine;
-use replay::Given;
+use request_size::RequestSize;
 use session::SessionEnd;
 use source::{Input, Source};
 
@@ -76,7 +77,7 @@ pub enum PublisherError {
 /// The publisher, on its own thread.
 #[derive(Debug)]
 pub struct Publisher {
-    reader: Box<dyn Source>,
+    source: Source,
     kafka: kafka::Config,
     topics: Topics,
     ledger: Ledger,
@@ -85,12 +86,8 @@ pub struct Publisher {
     open_commits: OpenCommits,
     /// Pauses after consecutive transactions that were aborted for another instance's.
     contended: Backoff,
-    /// Given events have none: those that Kafka rejects go back to the command.
-    quarantine: Option<Quarantine>,
-    /// `None` for a log.
-    given: Option<Given>,
     give_up: CancellationToken,
-    /// Read from the log and not known to be in Kafka, in the order of the log.
+    /// Read from the source and not known to be in Kafka, in order.
     queue: VecDeque<Batch>,
     limits: BatchLimits,
     pace: Pace,
@@ -117,41 +114,25 @@ impl Publisher {
         give_up: CancellationToken,
     ) -> Self {
         let ledger = Ledger::new(reader.lineage(), dedup);
-        let quarantine = Some(Quarantine::new(quarantine));
-        Self::with(Box::new(reader), kafka, topics, ledger, quarantine, give_up)
-    }
-
-    /// Publishes events that a command gives, until there are no more, or until `give_up`.
-    fn of_given(
-        source: Box<dyn Source>,
-        kafka: kafka::Config,
-        topics: Topics,
-        given: Given,
-        give_up: CancellationToken,
-    ) -> Self {
-        let ledger = Ledger::new(&[source.opening()], replay::UNLIMITED);
-        let given = Some(given);
-        Self { given, ..Self::with(source, kafka, topics, ledger, None, give_up) }
+        let source = Source::Log { reader, quarantine: Quarantine::new(quarantine) };
+        Self::with(source, ledger, kafka, topics, give_up)
     }
 
     fn with(
-        reader: Box<dyn Source>,
+        source: Source,
+        ledger: Ledger,
         kafka: kafka::Config,
         topics: Topics,
-        ledger: Ledger,
-        quarantine: Option<Quarantine>,
         give_up: CancellationToken,
     ) -> Self {
         Self {
-            reader,
+            source,
             kafka,
             topics,
             ledger,
             ledger_reader: None,
             open_commits: OpenCommits::default(),
             contended: CONTENDED,
-            quarantine,
-            given: None,
             give_up,
             queue: VecDeque::new(),
             limits: BatchLimits::default(),
@@ -179,57 +160,68 @@ impl Publisher {
         let mut retries = RETRIES;
         while !self.give_up.is_cancelled() {
             let started = Instant::now();
-            let ended = match connected.take().map_or_else(|| self.connect(), Ok) {
+            let producer = connected.take().map_or_else(|| self.connect(), Ok);
+            let end = match producer {
                 Ok(producer) => self.publish(&producer),
                 Err(cause) => SessionEnd::Setup(cause),
             };
-            match ended {
+            match end {
                 SessionEnd::Done => return Ok(()),
-                // Each of these changes what the next session does. A size or a number of ids is halved
-                // each time, down to one.
+                // Without a pause: the next session differs from this one. What is halved for it can
+                // be halved down to one.
                 SessionEnd::Replace => continue,
                 SessionEnd::Shrink => {
                     self.request_size.shrink();
                     continue;
                 }
-                SessionEnd::Lost { failure: Failure::Fenced(cause), late } => {
-                    self.fenced(&kafka::text(&cause), late)?;
-                }
-                SessionEnd::Lost { failure: Failure::NotIdempotent(cause), .. } => {
-                    self.idempotent = false;
-                    tracing::warn!(
-                        cause = kafka::text(&cause),
-                        "the brokers have no idempotent producers; one request at a time is sent, \
-                         and one whose answer is lost is sent again, so events may repeat"
-                    );
-                }
-                SessionEnd::Lost { failure: Failure::Lost(cause), .. }
-                    if !self.has_ledger() && self.is_transactional() =>
-                {
-                    // Nothing says whether the last batch was committed.
-                    return Err(PublisherError::Unknown(kafka::text(&cause)));
-                }
-                SessionEnd::Lost { failure, .. } => {
-                    self.kafka_outage.report(&failure);
-                }
-                SessionEnd::Abandoned => {}
-                SessionEnd::Setup(cause)
-                    if cause.is_transaction_timeout_rejected()
-                        && self.limits.on_transaction_timeout_rejected() =>
-                {
-                    let doublings = self.limits.timeout_doublings();
-                    tracing::warn!(%cause, doublings, "going on with a shorter time-out");
-                    continue;
-                }
+                SessionEnd::Setup(cause) if self.shortens_timeouts(&cause) => continue,
                 SessionEnd::Setup(cause) => {
                     self.ledger_reader = None;
                     self.kafka_outage.report(&cause);
                 }
+                SessionEnd::Lost { failure, late } => self.producer_lost(failure, late)?,
+                // It is reported.
+                SessionEnd::Abandoned => {}
             }
             if started.elapsed() > LONGEST_PAUSE {
                 retries.reset();
             }
             self.wait(retries.pause());
+        }
+        Ok(())
+    }
+
+    /// Whether the brokers reject the time-out of transactions and a shorter one is tried next.
+    fn shortens_timeouts(&mut self, cause: &SetupError) -> bool {
+        let shortens = cause.is_transaction_timeout_rejected()
+            && self.limits.on_transaction_timeout_rejected();
+        if shortens {
+            let doublings = self.limits.timeout_doublings();
+            tracing::warn!(%cause, doublings, "going on with a shorter time-out");
+        }
+        shortens
+    }
+
+    /// The producer failed. `late`: its transaction had been open for as long as Kafka allows.
+    ///
+    /// # Errors
+    /// [`PublisherError`], when no other producer would help.
+    fn producer_lost(&mut self, failure: Failure, late: bool) -> Result<(), PublisherError> {
+        match failure {
+            Failure::Fenced(cause) => return self.fenced(&kafka::text(&cause), late),
+            Failure::NotIdempotent(cause) => {
+                self.idempotent = false;
+                tracing::warn!(
+                    cause = kafka::text(&cause),
+                    "the brokers have no idempotent producers; one request at a time is sent, \
+                     and one whose answer is lost is sent again, so events may repeat"
+                );
+            }
+            Failure::Lost(cause) if !self.source.has_ledger() && self.is_transactional() => {
+                // Nothing tells whether the last batch was committed.
+                return Err(PublisherError::Unknown(kafka::text(&cause)));
+            }
+            failure => self.kafka_outage.report(&failure),
         }
         Ok(())
     }
@@ -246,29 +238,18 @@ impl Publisher {
         };
         let producer = Producer::connect(&self.kafka, &settings, self.give_up.clone())?;
         metrics::session();
-        if !self.has_ledger() {
+        if !self.source.has_ledger() {
             return Ok(producer);
         }
         let started = Instant::now();
-        let mut reader = if let Some(reader) = self.ledger_reader.take() {
-            reader
-        } else {
-            let oldest = self.read_oldest();
-            self.open_commits = OpenCommits::default();
-            let (window, given) = (self.ledger.window(), self.given.as_mut());
-            LedgerReader::open(&self.kafka, self.topics.ledger(), |bounds, offset_at| {
-                match given {
-                    // What was published before is found in the topics.
-                    Some(given) => Ok(given.ledger_start(bounds)),
-                    None => ledger::first_offset(window, oldest, bounds, offset_at),
-                }
-            })?
+        let mut reader = match self.ledger_reader.take() {
+            Some(reader) => reader,
+            None => self.open_ledger()?,
         };
-        let (ledger, given) = (&mut self.ledger, self.given.as_ref());
         let topic = self.topics.ledger();
         let commits = reader.read_to_end(
             &self.give_up,
-            |bytes| apply(ledger, given, bytes),
+            |bytes| apply(&mut self.ledger, &self.source, bytes),
             || producer.end_forgotten_transaction(topic),
         )?;
         self.ledger_reader = Some(reader);
@@ -280,24 +261,29 @@ impl Publisher {
         Ok(producer)
     }
 
+    /// A reader of the ledger from where it matters to the records that are still to be published.
+    fn open_ledger(&mut self) -> Result<LedgerReader, SetupError> {
+        let oldest = self.read_oldest();
+        self.open_commits = OpenCommits::default();
+        let window = self.ledger.window();
+        LedgerReader::open(&self.kafka, self.topics.ledger(), |bounds, offset_at| {
+            self.source.ledger_start(window, oldest, bounds, offset_at)
+        })
+    }
+
     /// Creates the topics that are missing.
     fn make_topics(&self) -> Result<(), SetupError> {
-        if !self.has_ledger() {
+        if !self.source.has_ledger() {
+            // The events go to one topic, which a command has found.
             return Ok(());
         }
         self.kafka.make_topics(&self.topics.all(), self.topics.ledger())
     }
 
-    /// Whether each batch has a ledger record.
-    fn has_ledger(&self) -> bool {
-        self.given.as_ref().is_none_or(Given::has_ledger)
-    }
-
     /// Applies what has arrived of the ledger topic: commits of other instances, and own ones.
     fn follow_ledger(&mut self) {
         let Some(reader) = &mut self.ledger_reader else { return };
-        let given = self.given.as_ref();
-        reader.read_arrived(|bytes| apply(&mut self.ledger, given, bytes));
+        reader.read_arrived(|bytes| apply(&mut self.ledger, &self.source, bytes));
         self.open_commits.forget(reader.next());
         if let Some(hidden) = reader.hidden() {
             static LIMIT: LogLimiter = LogLimiter::new();
@@ -314,8 +300,8 @@ impl Publisher {
     /// Waits until every transaction in the ledger topic is decided, and applies it.
     fn await_ledger(&mut self) -> Result<(), SetupError> {
         let Some(reader) = &mut self.ledger_reader else { return Ok(()) };
-        let given = self.given.as_ref();
-        reader.read_to_end(&self.give_up, |bytes| apply(&mut self.ledger, given, bytes), || ())?;
+        let apply = |bytes: &[u8]| apply(&mut self.ledger, &self.source, bytes);
+        reader.read_to_end(&self.give_up, apply, || ())?;
         self.open_commits.forget(reader.next());
         Ok(())
     }
@@ -324,7 +310,7 @@ impl Publisher {
     /// are then in the queue.
     fn read_oldest(&mut self) -> Timestamp {
         if self.queue.is_empty() {
-            match self.reader.next(1, Duration::ZERO) {
+            match self.source.next(1, Duration::ZERO) {
                 Ok(Input::Batch(batch)) => self.queue.push_back(batch),
                 Ok(Input::Idle | Input::End) => {}
                 // What cannot be read now may be of any age.
@@ -341,7 +327,7 @@ impl Publisher {
     fn fenced(&mut self, cause: &dyn std::fmt::Display, late: bool) -> Result<(), PublisherError> {
         metrics::fenced();
         let instance = &self.kafka.instance;
-        if !self.has_ledger() {
+        if !self.source.has_ledger() {
             return Err(PublisherError::Fenced(instance.clone()));
         }
         match self.fences.record(Instant::now(), late) {
@@ -370,12 +356,11 @@ impl Publisher {
     }
 }
 
-fn apply(ledger: &mut Ledger, given: Option<&Given>, bytes: &[u8]) {
+/// Applies a record of the ledger topic.
+fn apply(ledger: &mut Ledger, source: &Source, bytes: &[u8]) {
     match Commit::decode(bytes) {
         Ok(mut commit) => {
-            if let Some(given) = given {
-                given.filter(&mut commit);
-            }
+            source.retain_relevant(&mut commit);
             ledger.apply(&commit, Instant::now());
         }
         Err(error) => {
@@ -384,43 +369,5 @@ fn apply(ledger: &mut Ledger, given: Option<&Given>, bytes: &[u8]) {
                 tracing::error!(%error, suppressed, "skipping a record of the ledger topic");
             }
         }
-    }
-}
-
-/// The highest number of bytes in one request: what brokers accept by default, until Kafka rejects a
-/// request. Then it is halved until Kafka rejects a message alone.
-#[derive(Debug)]
-struct RequestSize {
-    bytes: usize,
-    shrunk: Option<Instant>,
-}
-
-impl RequestSize {
-    /// How long a smaller size is kept. Small requests cost throughput, a new attempt costs about
-    /// ten sessions.
-    const KEPT: Duration = Duration::from_hours(1);
-
-    fn new() -> Self {
-        Self { bytes: kafka::REQUEST_BYTES, shrunk: None }
-    }
-
-    fn shrink(&mut self) {
-        self.bytes = (self.bytes / 2).max(1);
-        self.shrunk = Some(Instant::now());
-        let bytes = self.bytes;
-        tracing::warn!(
-            bytes,
-            "Kafka rejects messages that are sent together; sending fewer in one request"
-        );
-    }
-
-    /// Tries the full size again when the smaller one has been kept for long enough; returns
-    /// whether that is so.
-    fn grow(&mut self) -> bool {
-        let due = self.shrunk.is_some_and(|shrunk| shrunk.elapsed() > Self::KEPT);
-        if due {
-            *self = Self::new();
-        }
-        due
     }
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use crate::config::Config;
 use crate::event::{EventType, Timestamp, type_name};
 use crate::kafka::topic_reader::read_to_end;
-use crate::publisher::replay::{Event, Outcome, Plan, Refusal, Replay, ReplayError, Target};
+use crate::publisher::replay::{Event, Plan, RejectedEvent, Replay, ReplayError, Summary, Target};
 use clap::Args;
 
 use super::progress::Progress;
@@ -33,7 +33,7 @@ pub(super) struct Options {
     yes: bool,
 }
 
-/// Refused events that are named; all are counted.
+/// Rejected events that are named; all are counted.
 const SHOWN: usize = 20;
 
 /// Where the events come from.
@@ -142,23 +142,23 @@ pub(super) fn publish(
         }
         Ok(())
     })?;
-    let Outcome { sent, absorbed, refused } = replay.finish()?;
+    let Summary { sent, absorbed, rejected } = replay.finish()?;
     drop(bar);
     if absorbed > 0 {
         print_out!("{absorbed} events were published by others meanwhile");
     }
     print_out!("{sent} events sent");
-    for Refusal { topic, id, reason } in refused.iter().take(SHOWN) {
-        print_err!("{topic} refuses the event {id}: {reason}");
+    for RejectedEvent { topic, id, reason } in rejected.iter().take(SHOWN) {
+        print_err!("{topic} rejects the event {id}: {reason}");
     }
-    if !refused.is_empty() {
+    if !rejected.is_empty() {
         print_err!(
-            "{} events were refused; remove the cause (max.message.bytes of the topic, say) and run \
+            "{} events were rejected; remove the cause (max.message.bytes of the topic, say) and run \
              it again: what was sent is not sent twice",
-            refused.len()
+            rejected.len()
         );
     }
-    Ok(complete && refused.is_empty())
+    Ok(complete && rejected.is_empty())
 }
 
 /// Rejects the ledger as a target, and topics that do not exist: a typo must not create one.

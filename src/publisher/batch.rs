@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use super::batch_size::BatchLimits;
 use super::message::{DEAD_REASON, DEAD_TOPIC, kafka_timestamp, message};
 use super::quarantine::{Quarantine, QuarantineError};
-use super::replay::Event;
+use super::replay::{Event, RejectedEvent};
 use super::topics::Topics;
 use crate::event::{EventId, Timestamp, type_name};
 use crate::kafka::{self, Message};
@@ -32,8 +32,8 @@ pub struct Batch {
 #[derive(Debug)]
 struct Item {
     entry: Entry,
-    /// Given events have a message of their own, and no place in the dead letters or the quarantine.
-    given: Option<Box<Event>>,
+    /// The event of a command, which has a message of its own; `None` for a record of the log.
+    event: Option<Box<Event>>,
     disposition: Disposition,
     /// Without transactions: Kafka has it, so it is not sent again.
     delivered: bool,
@@ -53,19 +53,6 @@ enum Disposition {
     DeadLetter { reason: String },
     /// It stays on disk, because the dead-letter topic rejected it too.
     Quarantine { reason: String, stored: bool },
-    /// It is reported to the command that gave it, because its topic rejected it.
-    Report,
-}
-
-/// Where a rejected record goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Destination {
-    /// To the dead-letter topic.
-    DeadLetter,
-    /// To the quarantine.
-    Quarantine,
-    /// Back to the command.
-    Report,
 }
 
 impl Batch {
@@ -76,8 +63,8 @@ impl Batch {
         Self { writer, items: items.collect() }
     }
 
-    /// Events that a command gave to `writer`, with the number of each.
-    pub(super) fn given(writer: OpeningId, events: impl Iterator<Item = (Lsn, Event)>) -> Self {
+    /// Events of the command that publishes as `writer`, with the number of each.
+    pub(super) fn of_events(writer: OpeningId, events: impl Iterator<Item = (Lsn, Event)>) -> Self {
         let item = |(lsn, event): (Lsn, Event)| {
             Item::new(Entry { lsn, record: event.record() }, Some(Box::new(event)))
         };
@@ -91,7 +78,7 @@ impl Batch {
         for item in &mut self.items {
             let id = item.entry.record.id;
             let is_first = seen_in_batch.insert(id);
-            if item.delivered || item.is_kept_from_kafka() {
+            if item.delivered || item.is_quarantined() {
                 continue;
             }
             let known = ledger.known(id);
@@ -160,7 +147,7 @@ impl Batch {
         self.pending_items().next()?;
         let received = self.entries().map(|entry| entry.record.received_at);
         // A quarantined record is not in Kafka: once released, it must not count as a retry.
-        let in_kafka = |item: &&Item| !item.is_kept_from_kafka();
+        let in_kafka = |item: &&Item| !item.is_quarantined();
         Some(Commit {
             publisher,
             writer: self.writer,
@@ -180,10 +167,10 @@ impl Batch {
         self.items.iter().enumerate().filter(|(_, item)| !item.delivered).filter_map(
             |(index, item)| {
                 let record = &item.entry.record;
-                if item.disposition == Disposition::Absorb || item.is_kept_from_kafka() {
+                if item.disposition == Disposition::Absorb || item.is_quarantined() {
                     return None;
                 }
-                if let Some(event) = &item.given {
+                if let Some(event) = &item.event {
                     return Some(event.message(index));
                 }
                 let topic = topics.of(record.event_type);
@@ -225,63 +212,64 @@ impl Batch {
     }
 
     /// Directs the rejected message `index` to the dead-letter topic, or, if that topic rejected
-    /// it, to the quarantine; a given event back to its command.
-    pub(super) fn reject(
-        &mut self,
-        index: usize,
-        reason: &dyn std::fmt::Display,
-    ) -> Option<Destination> {
-        let item = self.items.get_mut(index)?;
-        let (lsn, reason) = (item.entry.lsn, reason.to_string());
-        let (place, rejected) = match item.disposition {
-            Disposition::Publish { .. } => ("dead-letter", Destination::DeadLetter),
-            Disposition::DeadLetter { .. } => ("quarantine", Destination::Quarantine),
-            Disposition::Absorb | Disposition::Quarantine { .. } | Disposition::Report => {
-                return None;
-            }
+    /// it, to the quarantine; returns whether there is such a message.
+    pub(super) fn reject(&mut self, index: usize, reason: &dyn std::fmt::Display) -> bool {
+        let Some(Item { entry: Entry { lsn, record }, disposition, .. }) =
+            self.items.get_mut(index)
+        else {
+            return false;
         };
-        if item.given.is_some() {
-            item.disposition = Disposition::Report;
-            return Some(Destination::Report);
+        let reason = reason.to_string();
+        match disposition {
+            Disposition::Publish { .. } => {
+                recent::undelivered("dead-letter", lsn.to_string(), record, &reason);
+                if let Some(suppressed) = DEAD_LETTERED.permit() {
+                    tracing::error!(
+                        %lsn, %reason, suppressed,
+                        "Kafka rejects a record; it goes to the dead-letter topic"
+                    );
+                }
+                *disposition = Disposition::DeadLetter { reason };
+            }
+            Disposition::DeadLetter { .. } => {
+                recent::undelivered("quarantine", lsn.to_string(), record, &reason);
+                if let Some(suppressed) = QUARANTINED.permit() {
+                    tracing::error!(
+                        %lsn, %reason, suppressed,
+                        "the dead-letter topic rejects a record; it stays on disk, in quarantine"
+                    );
+                }
+                *disposition = Disposition::Quarantine { reason, stored: false };
+            }
+            Disposition::Absorb | Disposition::Quarantine { .. } => return false,
         }
-        recent::undelivered(place, lsn.to_string(), &item.entry.record, &reason);
-        item.disposition = if rejected == Destination::DeadLetter {
-            if let Some(suppressed) = DEAD_LETTERED.permit() {
-                tracing::error!(
-                    %lsn, %reason, suppressed,
-                    "Kafka rejects a record; it goes to the dead-letter topic"
-                );
-            }
-            Disposition::DeadLetter { reason }
-        } else {
-            if let Some(suppressed) = QUARANTINED.permit() {
-                tracing::error!(
-                    %lsn, %reason, suppressed,
-                    "the dead-letter topic rejects a record; it stays on disk, in quarantine"
-                );
-            }
-            Disposition::Quarantine { reason, stored: false }
-        };
-        Some(rejected)
+        true
     }
 
-    /// The given event of message `index`.
-    pub(super) fn event(&self, index: usize) -> Option<&Event> {
-        self.items.get(index)?.given.as_deref()
+    /// Removes the events that are still to be sent and for which `reason` returns one, by message
+    /// index and event.
+    pub(super) fn reject_events(
+        &mut self,
+        reason: impl Fn(usize, &Event) -> Option<String>,
+    ) -> Vec<RejectedEvent> {
+        let mut rejected = Vec::new();
+        let mut indices = 0_usize..;
+        self.items.retain(|item| {
+            let is_unsent =
+                matches!(item.disposition, Disposition::Publish { .. }) && !item.delivered;
+            let (Some(index), Some(event)) = (indices.next(), &item.event) else { return true };
+            let reason = is_unsent.then(|| reason(index, event)).flatten();
+            let is_kept = reason.is_none();
+            let event = |reason| RejectedEvent { topic: event.topic.clone(), id: event.id, reason };
+            rejected.extend(reason.map(event));
+            is_kept
+        });
+        rejected
     }
 
-    /// Directs the given events for `topic` back to their command; returns their ids.
-    pub(super) fn report_topic(&mut self, topic: &str) -> Vec<EventId> {
-        let of_topic = |item: &&mut Item| {
-            let pending = matches!(item.disposition, Disposition::Publish { .. });
-            pending && item.given.as_ref().is_some_and(|event| event.topic == topic)
-        };
-        let items = self.items.iter_mut().filter(of_topic);
-        let report = |item: &mut Item| {
-            item.disposition = Disposition::Report;
-            item.entry.record.id
-        };
-        items.map(report).collect()
+    /// The topic of its first event; `None` for records of the log.
+    pub(super) fn first_topic(&self) -> Option<&str> {
+        Some(&self.items.first()?.event.as_ref()?.topic)
     }
 
     /// Stores the records that go to the quarantine and are not there yet.
@@ -302,7 +290,7 @@ impl Batch {
     pub(super) fn is_quarantined(&self, (lsn, id): (Lsn, EventId)) -> Option<bool> {
         let found = self.items.binary_search_by_key(&lsn, |item| item.entry.lsn).ok()?;
         let same = self.items[found].entry.record.id == id;
-        same.then_some(matches!(self.items[found].disposition, Disposition::Quarantine { .. }))
+        same.then_some(self.items[found].is_quarantined())
     }
 
     /// Returns what became of the entries, and counts it in the metrics.
@@ -325,7 +313,6 @@ impl Batch {
                     outcomes.quarantined += 1;
                     metrics::quarantined();
                 }
-                Disposition::Report => {}
             }
         }
         metrics::duplicates(outcomes.absorbed);
@@ -341,14 +328,13 @@ impl Batch {
 }
 
 impl Item {
-    fn new(entry: Entry, given: Option<Box<Event>>) -> Self {
+    fn new(entry: Entry, event: Option<Box<Event>>) -> Self {
         let disposition = Disposition::Publish { conflict: false };
-        Self { entry, given, disposition, delivered: false }
+        Self { entry, event, disposition, delivered: false }
     }
 
-    /// Whether it is neither sent nor in Kafka already.
-    fn is_kept_from_kafka(&self) -> bool {
-        matches!(self.disposition, Disposition::Quarantine { .. } | Disposition::Report)
+    fn is_quarantined(&self) -> bool {
+        matches!(self.disposition, Disposition::Quarantine { .. })
     }
 }
 

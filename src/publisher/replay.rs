@@ -1,5 +1,5 @@
-//! Publishes given events as one more instance: an export of a log, dead letters, or what was
-//! recovered from Tencent's records.
+//! Publishes the events of a command as one more instance: those of an export of a log, dead letters,
+//! or what was recovered from Tencent's records.
 //!
 //! What is sent is the same event: the same `ce_id`, key, value and `ce_time`, so that a consumer
 //! that goes by `ce_id` sees a repeat as one. The publisher's own code sends it, with a ledger record
@@ -7,39 +7,41 @@
 //! published before is found in the topics ([`Plan::leave_out_what_is_there`]); what is published
 //! later, in the ledger, which is followed from before the topics are read.
 
-use std::collections::HashSet;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::batch::Batch;
-use super::source::{Input, Source};
+use super::source::Source;
 use super::{Publisher, PublisherError, Topics};
-use crate::event::{EventId, Timestamp};
+use crate::event::EventId;
 use crate::kafka::topic_reader::wait_until_decided;
 use crate::kafka::{self, KafkaError, SetupError, text};
-use crate::ledger::{self, Commit};
+use crate::ledger::{self, Ledger};
 use crate::record::Lsn;
-use crate::wal::{OpeningId, Outcomes, Progress};
+use crate::wal::OpeningId;
 
 mod event;
+mod events;
 mod plan;
+
+pub(super) use events::EventSource;
+use events::{Deadline, PROGRESS_TIMEOUT};
 
 pub use event::{Event, Exported, id_of, occurred_at, subject};
 pub use plan::Plan;
 
 /// Bytes and events that are handed to the publisher at once. Some of these fill its largest batch.
-const CHUNK: (usize, usize) = (1024 * 1024, 2000);
+const CHUNK_BYTES: usize = 1024 * 1024;
+const CHUNK_EVENTS: usize = 2000;
 /// Chunks that wait for the publisher.
 const CHUNKS_WAITING: usize = 4;
-/// A command fails when nothing was published for this time: a reader, which waits for the abort of
-/// an abandoned transaction, fails before and names the cause.
-const NO_PROGRESS_TIMEOUT: Duration = kafka::READ_STALLED.saturating_add(Duration::from_secs(30));
-/// How often the deadline is compared with the clock.
-const DEADLINE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
+/// How much the ledger remembers: [`EventSource`] limits it to the events of the command, and nothing
+/// may expire before the last of them is sent.
+const UNLIMITED: ledger::Config =
+    ledger::Config { window: Duration::from_hours(10 * 365 * 24), max_ids: usize::MAX };
 
 /// Between the configured instance and the random part in the name of a command.
 const COMMAND: &str = ".replay-";
@@ -77,9 +79,9 @@ pub enum ReplayError {
     Panicked,
 }
 
-/// An event that Kafka does not accept, while it accepts others.
+/// An event that Kafka rejects, while it accepts others.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct RejectedEvent {
     /// Its topic.
     pub topic: String,
     /// Its `ce_id`.
@@ -90,13 +92,13 @@ pub struct Refusal {
 
 /// What became of the events.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Outcome {
-    /// Events sent.
+pub struct Summary {
+    /// Those sent.
     pub sent: u64,
-    /// Events that another instance or command published in the same time.
+    /// Those that another instance or command published in the same time.
     pub absorbed: u64,
     /// Those that Kafka rejected.
-    pub refused: Vec<Refusal>,
+    pub rejected: Vec<RejectedEvent>,
 }
 
 /// Where the events go, and what counts as published.
@@ -110,169 +112,35 @@ pub enum Target {
     Other(String),
 }
 
-/// What differs when a publisher publishes given events and not a log.
+/// What the publisher's thread ends with. The publisher itself ends with the thread, so that nothing
+/// waits for it to receive events.
 #[derive(Debug)]
-pub(super) struct Given {
-    target: Target,
-    opening: OpeningId,
-    /// Of commits of others, only these ids matter: all of them would not fit into memory.
-    ids: HashSet<EventId>,
-    /// Topics that may not be written, and why.
-    denied: Vec<(String, String)>,
-    refused: Vec<Refusal>,
-    /// Where the ledger is followed from.
-    ledger_start: Option<i64>,
-    deadline: Deadline,
-}
-
-impl Given {
-    /// Whether its transactions have ledger records.
-    pub(super) fn has_ledger(&self) -> bool {
-        !matches!(self.target, Target::Other(_))
-    }
-
-    /// Where the ledger is followed from: from its end within `bounds` when it was first opened.
-    pub(super) fn ledger_start(&mut self, (low, high): (i64, i64)) -> i64 {
-        (*self.ledger_start.get_or_insert(high)).clamp(low, high)
-    }
-
-    /// Drops from `commit` what has no influence on the given events.
-    pub(super) fn filter(&self, commit: &mut Commit) {
-        let own = commit.publisher == self.opening;
-        let again = self.target == Target::TopicsAgain;
-        commit.ids.retain(|id| own || (!again && self.ids.contains(id)));
-    }
-
-    /// Something was published: the command does not give up yet.
-    pub(super) fn progressed(&self) {
-        self.deadline.extend(NO_PROGRESS_TIMEOUT);
-    }
-
-    /// Kafka rejects `event` for this reason.
-    pub(super) fn refuse(&mut self, event: &Event, reason: String) {
-        let (topic, id) = (event.topic.clone(), event.id);
-        self.refused.push(Refusal { topic, id, reason });
-    }
-
-    /// The topic of `event` may not be written.
-    pub(super) fn deny(&mut self, event: &Event, reason: String) {
-        self.denied.push((event.topic.clone(), reason));
-    }
-
-    /// Takes the events of denied topics out of `batch`.
-    pub(super) fn refuse_denied(&mut self, batch: &mut Batch) {
-        for (topic, reason) in &self.denied {
-            let refused = batch.report_topic(topic).into_iter();
-            let refusal = |id| Refusal { topic: topic.clone(), id, reason: reason.clone() };
-            self.refused.extend(refused.map(refusal));
-        }
-    }
-}
-
-/// When a command gives up.
-#[derive(Clone, Debug)]
-struct Deadline(Arc<Mutex<Instant>>);
-
-impl Deadline {
-    /// Cancels `give_up` once `patience` has passed without [`Self::extend`]; as long as there is a
-    /// copy of the deadline.
-    fn start(patience: Duration, give_up: CancellationToken) -> Result<Self, ReplayError> {
-        let at = Arc::new(Mutex::new(Instant::now() + patience));
-        let watched = Arc::downgrade(&at);
-        let watch = move || {
-            while let Some(at) = watched.upgrade() {
-                if *at.lock().unwrap_or_else(PoisonError::into_inner) < Instant::now() {
-                    return give_up.cancel();
-                }
-                drop(at);
-                thread::sleep(DEADLINE_CHECK_INTERVAL);
-            }
-        };
-        thread::Builder::new().spawn(watch).map_err(ReplayError::Thread)?;
-        Ok(Self(at))
-    }
-
-    fn extend(&self, patience: Duration) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now() + patience;
-    }
-}
-
-/// The events that a command gives, as a source of batches. They are numbered in their order.
-#[derive(Debug)]
-struct GivenEvents {
-    opening: OpeningId,
-    chunks: Receiver<Vec<Event>>,
-    last: Lsn,
-    deadline: Deadline,
-}
-
-impl Source for GivenEvents {
-    fn opening(&self) -> OpeningId {
-        self.opening
-    }
-
-    fn next(
-        &mut self,
-        max_bytes: usize,
-        timeout: Duration,
-    ) -> Result<Input, Box<dyn std::error::Error>> {
-        let received = self.chunks.recv_timeout(timeout);
-        if !timeout.is_zero() {
-            // All that was given before is published.
-            self.deadline.extend(NO_PROGRESS_TIMEOUT);
-        }
-        let mut events = match received {
-            Ok(events) => events,
-            Err(RecvTimeoutError::Timeout) => return Ok(Input::Idle),
-            Err(RecvTimeoutError::Disconnected) => return Ok(Input::End),
-        };
-        let mut bytes: usize = events.iter().map(Event::len).sum();
-        while bytes < max_bytes
-            && let Ok(more) = self.chunks.try_recv()
-        {
-            bytes += more.iter().map(Event::len).sum::<usize>();
-            events.extend(more);
-        }
-        let last = &mut self.last;
-        let numbered = events.into_iter().map(|event| {
-            *last = last.next();
-            (*last, event)
-        });
-        Ok(Input::Batch(Batch::given(self.opening, numbered)))
-    }
-
-    fn resume(&mut self, progress: &Progress) -> Lsn {
-        progress.of(self.opening)
-    }
-
-    fn settle(&mut self, _: Lsn, _: Option<Timestamp>, _: Outcomes) {}
-}
-
-/// What the publisher's thread ends with. It does not hold the receiver of the events, so that
-/// nothing waits for a publisher that has ended.
-#[derive(Debug)]
-struct Ended {
+struct PublisherEnd {
     result: Result<(), PublisherError>,
-    given: Option<Given>,
     sent: u64,
+    /// The last cause of an outage.
     last_cause: Option<String>,
 }
 
-/// Publishes given events on a thread of its own.
+/// Publishes the events of a command on a thread of its own.
 #[derive(Debug)]
 pub struct Replay {
-    /// `None` once all events are given.
+    has_ledger: bool,
+    /// `None` after the last event.
     chunks: Option<SyncSender<Vec<Event>>>,
+    /// The next chunk, and its bytes.
     chunk: Vec<Event>,
     bytes: usize,
-    given: u64,
-    thread: Option<JoinHandle<Ended>>,
+    /// Events so far.
+    events: u64,
+    rejected: Receiver<RejectedEvent>,
+    thread: Option<JoinHandle<PublisherEnd>>,
     give_up: CancellationToken,
 }
 
 impl Replay {
     /// Connects as an instance of its own and begins to follow the ledger. `plan` has all events that
-    /// may be given, and is to be compared with the topics afterwards.
+    /// may be sent, and is to be compared with the topics afterwards.
     ///
     /// # Errors
     /// [`ReplayError`]
@@ -295,46 +163,55 @@ impl Replay {
             }
         };
         let give_up = CancellationToken::new();
-        let deadline = Deadline::start(NO_PROGRESS_TIMEOUT, give_up.clone())?;
-        let ids = plan.ids();
-        let (denied, refused, ledger_start) = (Vec::new(), Vec::new(), None);
-        let source_deadline = deadline.clone();
-        let given = Given { target, opening, ids, denied, refused, ledger_start, deadline };
-        let (chunks, received) = sync_channel(CHUNKS_WAITING);
-        let deadline = source_deadline.clone();
-        let source = GivenEvents { opening, chunks: received, last: Lsn::new(1, 0), deadline };
-        let has_ledger = given.has_ledger();
-        let mut publisher =
-            Publisher::of_given(Box::new(source), kafka, topics.clone(), given, give_up.clone());
+        let started = Deadline::start(PROGRESS_TIMEOUT, give_up.clone());
+        let deadline = started.map_err(ReplayError::Thread)?;
+        let (chunks, events) = sync_channel(CHUNKS_WAITING);
+        let (report, rejected) = channel();
+        let source = EventSource {
+            target,
+            opening,
+            ids: plan.ids(),
+            events,
+            rejected: report,
+            deadline: deadline.clone(),
+            last: Lsn::new(1, 0),
+            ledger_start: None,
+            denied: HashMap::new(),
+        };
+        let has_ledger = source.has_ledger();
+        let ledger = Ledger::new(&[opening], UNLIMITED);
+        let source = Source::Events(source);
+        let mut publisher = Publisher::with(source, ledger, kafka, topics.clone(), give_up.clone());
         if has_ledger {
             publisher.make_topics()?;
             // An event that was seen as a dead letter is named in a ledger record. That record must
             // be behind where the ledger is followed from, or the event would seem to be published.
             wait_until_decided(&publisher.kafka, &[topics.ledger()])?;
         }
-        source_deadline.extend(kafka::PATIENCE);
+        deadline.extend(kafka::CONNECT_TIMEOUT);
         let connected = publisher.connect();
         let producer = match connected {
             Ok(_) if give_up.is_cancelled() => {
-                return Err(SetupError::Unanswered(kafka::PATIENCE).into());
+                return Err(SetupError::Unanswered(kafka::CONNECT_TIMEOUT).into());
             }
             Err(cause) if give_up.is_cancelled() => {
-                return Err(cause.after(kafka::PATIENCE).into());
+                return Err(cause.after(kafka::CONNECT_TIMEOUT).into());
             }
             connected => connected?,
         };
-        source_deadline.extend(NO_PROGRESS_TIMEOUT);
+        deadline.extend(PROGRESS_TIMEOUT);
         let thread = thread::Builder::new().name("publisher".into()).spawn(move || {
             let result = publisher.run_with(Some(producer));
             let sent = publisher.ledger.own_events();
-            let last_cause = publisher.kafka_outage.last_cause();
-            Ended { result, given: publisher.given, sent, last_cause }
+            PublisherEnd { result, sent, last_cause: publisher.kafka_outage.last_cause() }
         });
         Ok(Self {
+            has_ledger,
             chunks: Some(chunks),
             chunk: Vec::new(),
             bytes: 0,
-            given: 0,
+            events: 0,
+            rejected,
             thread: Some(thread.map_err(ReplayError::Thread)?),
             give_up,
         })
@@ -345,17 +222,18 @@ impl Replay {
     /// # Errors
     /// [`ReplayError`]
     pub fn send(&mut self, event: Event) -> Result<(), ReplayError> {
-        self.given += 1;
+        self.events += 1;
         self.bytes += event.len();
         self.chunk.push(event);
-        if self.bytes >= CHUNK.0 || self.chunk.len() >= CHUNK.1 { self.flush() } else { Ok(()) }
+        let is_full = self.bytes >= CHUNK_BYTES || self.chunk.len() >= CHUNK_EVENTS;
+        if is_full { self.flush() } else { Ok(()) }
     }
 
     /// Publishes what is left, and returns what became of all events.
     ///
     /// # Errors
     /// [`ReplayError`]
-    pub fn finish(mut self) -> Result<Outcome, ReplayError> {
+    pub fn finish(mut self) -> Result<Summary, ReplayError> {
         self.flush()?;
         self.chunks = None;
         self.join()
@@ -372,27 +250,25 @@ impl Replay {
         self.join().map(|_| ())
     }
 
-    fn join(&mut self) -> Result<Outcome, ReplayError> {
+    fn join(&mut self) -> Result<Summary, ReplayError> {
         let Some(thread) = self.thread.take() else { return Err(ReplayError::Panicked) };
-        let ended = thread.join().map_err(|_| ReplayError::Panicked)?;
-        let Ended { result, given: Some(Given { target, refused, .. }), sent, last_cause } = ended
-        else {
-            return Err(ReplayError::Panicked);
-        };
+        let PublisherEnd { result, sent, last_cause } =
+            thread.join().map_err(|_| ReplayError::Panicked)?;
         match result {
-            Err(PublisherError::Fenced(_)) if matches!(target, Target::Other(_)) => {
+            Err(PublisherError::Fenced(_)) if !self.has_ledger => {
                 return Err(ReplayError::SameTarget);
             }
             Err(error) => return Err(ReplayError::Send(error.to_string())),
             Ok(()) if self.give_up.is_cancelled() => {
                 let cause = last_cause.unwrap_or_else(|| "no answer".into());
-                let seconds = NO_PROGRESS_TIMEOUT.as_secs();
+                let seconds = PROGRESS_TIMEOUT.as_secs();
                 return Err(ReplayError::Send(format!("nothing passed for {seconds} s: {cause}")));
             }
             Ok(()) => {}
         }
-        let absorbed = self.given.saturating_sub(sent + refused.len() as u64);
-        Ok(Outcome { sent, absorbed, refused })
+        let rejected: Vec<RejectedEvent> = self.rejected.try_iter().collect();
+        let absorbed = self.events.saturating_sub(sent + rejected.len() as u64);
+        Ok(Summary { sent, absorbed, rejected })
     }
 }
 
@@ -402,8 +278,3 @@ impl Drop for Replay {
         self.give_up.cancel();
     }
 }
-
-/// How much the ledger remembers: [`Given::filter`] limits it, and nothing may expire before the last
-/// event is sent.
-pub(super) const UNLIMITED: ledger::Config =
-    ledger::Config { window: Duration::from_hours(10 * 365 * 24), max_ids: usize::MAX };

@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use super::batch::{Batch, Destination};
+use super::batch::Batch;
 use super::source::Input;
 use super::{LONGEST_PAUSE, Publisher, RETRIES};
 use crate::event::Timestamp;
 use crate::kafka::{self, Failure, KafkaError, Producer, RejectedMessage, SetupError};
 use crate::ledger::Commit;
 use crate::metrics::{self, Transaction};
+use crate::wal::ReadError;
 
 /// How long a wait for records lasts before the next look at `give_up`.
 const IDLE: Duration = Duration::from_millis(500);
@@ -47,18 +48,9 @@ enum Attempt {
     End(SessionEnd),
 }
 
-/// The next thing to do.
-enum Work {
-    Batch(Batch),
-    Idle,
-    /// The source cannot be read: how old its records are is unknown.
-    Unreadable,
-    End,
-}
-
 impl Publisher {
     pub(super) fn publish(&mut self, producer: &Producer) -> SessionEnd {
-        let done = self.reader.resume(self.ledger.progress());
+        let done = self.source.resume(self.ledger.progress());
         for batch in &mut self.queue {
             batch.retain(|lsn| lsn > done);
         }
@@ -73,44 +65,49 @@ impl Publisher {
                 return SessionEnd::Replace;
             }
             std::thread::sleep(self.delay());
-            let work = self.next_work();
+            let input = self.next_input();
             self.follow_ledger();
-            let mut batch = match work {
-                Work::Batch(batch) => batch,
-                Work::Idle => {
+            let mut batch = match input {
+                Ok(Input::Batch(batch)) => batch,
+                Ok(Input::Idle) => {
                     producer.serve();
                     self.finalize_quarantine(producer, None);
                     self.ledger.expire(Timestamp::now(), Instant::now());
                     continue;
                 }
-                Work::Unreadable => {
+                // No id expires: how old the records are that cannot be read is unknown.
+                Err(cause) => {
+                    self.log_outage.report(&cause);
                     producer.serve();
+                    self.wait(LONGEST_PAUSE);
                     continue;
                 }
-                Work::End => {
+                Ok(Input::End) => {
                     self.finalize_quarantine(producer, None);
                     return SessionEnd::Done;
                 }
             };
             self.pace.begin(batch.len(), Instant::now());
             batch.deduplicate(&self.ledger);
-            let attempt = self.attempt(producer, &mut batch);
-            if let Attempt::Published(commit) = attempt {
-                self.finish(producer, &batch, commit.as_ref());
-                retries.reset();
-                continue;
-            }
-            self.queue.push_front(batch);
-            match attempt {
-                Attempt::Published(_) => {}
-                Attempt::Later => self.wait(retries.pause()),
+            let end = match self.attempt(producer, &mut batch) {
+                Attempt::Published(commit) => {
+                    self.finish(producer, &batch, commit.as_ref());
+                    retries.reset();
+                    continue;
+                }
+                Attempt::Later => {
+                    self.wait(retries.pause());
+                    None
+                }
                 Attempt::Contended => {
                     self.back_off();
-                    if let Err(cause) = self.await_ledger() {
-                        return SessionEnd::Setup(cause);
-                    }
+                    self.await_ledger().err().map(SessionEnd::Setup)
                 }
-                Attempt::End(end) => return end,
+                Attempt::End(end) => Some(end),
+            };
+            self.queue.push_front(batch);
+            if let Some(end) = end {
+                return end;
             }
         }
         SessionEnd::Done
@@ -121,45 +118,29 @@ impl Publisher {
         if self.backlog { Duration::ZERO } else { self.pace.delay(Instant::now()) }
     }
 
-    /// The next batch, within the limits.
-    fn next_work(&mut self) -> Work {
-        let queued = self.queue.pop_front();
-        let mut batch = match queued {
-            Some(batch) => batch,
-            None => match self.reader.next(self.limits.bytes(), IDLE) {
-                Ok(Input::Batch(batch)) => batch,
-                Ok(idle_or_end) => {
-                    self.log_outage.resolved();
-                    return if matches!(idle_or_end, Input::End) { Work::End } else { Work::Idle };
-                }
-                Err(cause) => {
-                    self.log_outage.report(&cause);
-                    self.wait(LONGEST_PAUSE);
-                    return Work::Unreadable;
-                }
-            },
+    /// What there is to publish next; a batch is within the limits.
+    fn next_input(&mut self) -> Result<Input, ReadError> {
+        let input = match self.queue.pop_front() {
+            Some(batch) => Input::Batch(batch),
+            None => self.source.next(self.limits.bytes(), IDLE)?,
         };
         self.log_outage.resolved();
+        let Input::Batch(mut batch) = input else { return Ok(input) };
         self.backlog = batch.bytes() >= self.limits.bytes() / 2;
         if let Some(rest) = batch.split(&self.limits) {
             self.queue.push_front(rest);
         }
-        Work::Batch(batch)
+        Ok(Input::Batch(batch))
     }
 
     /// Tries once to publish `batch`.
     fn attempt(&mut self, producer: &Producer, batch: &mut Batch) -> Attempt {
-        if let Some(quarantine) = &mut self.quarantine {
-            if let Err(cause) = batch.store(quarantine) {
-                self.quarantine_outage.report(&cause);
-                return Attempt::Later;
-            }
-            self.quarantine_outage.resolved();
+        if let Err(cause) = self.source.prepare(batch) {
+            self.quarantine_outage.report(&cause);
+            return Attempt::Later;
         }
-        if let Some(given) = &mut self.given {
-            given.refuse_denied(batch);
-        }
-        let Some(commit) = batch.commit(self.reader.opening()) else {
+        self.quarantine_outage.resolved();
+        let Some(commit) = batch.commit(self.source.opening()) else {
             self.kafka_outage.resolved();
             return Attempt::Published(None);
         };
@@ -202,13 +183,13 @@ impl Publisher {
         commit: &Commit,
     ) -> Result<i64, Failure> {
         let ledger = batch.ledger(&self.topics, &self.kafka, commit);
-        let ledger = self.has_ledger().then_some(&ledger);
+        let ledger = self.source.has_ledger().then_some(&ledger);
         let messages = || batch.messages(&self.topics, &self.kafka);
-        let (reader, queue) = (&mut self.reader, &mut self.queue);
+        let (source, queue) = (&mut self.source, &mut self.queue);
         let (ahead, bytes) = (self.backlog && queue.is_empty(), self.limits.bytes());
         producer.hand_over(ledger, messages, || {
             // An error shows again when there is nothing else to publish.
-            if ahead && let Ok(Input::Batch(batch)) = reader.next(bytes, Duration::ZERO) {
+            if ahead && let Ok(Input::Batch(batch)) = source.next(bytes, Duration::ZERO) {
                 queue.push_back(batch);
             }
         })
@@ -223,7 +204,7 @@ impl Publisher {
         elapsed: Duration,
     ) -> Attempt {
         match failure {
-            Failure::Rejected(rejected) => self.rejected(batch, &rejected),
+            Failure::Rejected(rejected) => self.rejected(batch, rejected),
             Failure::LedgerRejected(cause) => self.ledger_rejected(producer, batch, cause),
             Failure::TimedOut(cause) => {
                 self.kafka_outage.report(&kafka::text(&cause));
@@ -239,7 +220,9 @@ impl Publisher {
             }
             Failure::Retry(_) if self.give_up.is_cancelled() => Attempt::End(SessionEnd::Done),
             Failure::Retry(cause) => {
-                if kafka::is_denied(&cause) && self.narrow_denied(batch, &cause) {
+                if kafka::is_denied(&cause)
+                    && self.source.narrow_denied(batch, &mut self.queue, &cause)
+                {
                     return Attempt::End(SessionEnd::Replace);
                 }
                 self.kafka_outage.report(&kafka::text(&cause));
@@ -295,44 +278,20 @@ impl Publisher {
         if self.is_transactional() { Attempt::End(SessionEnd::Abandoned) } else { Attempt::Later }
     }
 
-    /// Of given events, the other topics may still be written: halves `batch` until one event is
-    /// left, whose topic is the denied one. Returns whether the next attempt differs from this one.
-    fn narrow_denied(&mut self, batch: &mut Batch, cause: &KafkaError) -> bool {
-        let Some(given) = &mut self.given else { return false };
-        if let Some(rest) = batch.split_at((batch.len() / 2).max(1)) {
-            self.queue.push_front(rest);
-        } else if let Some(event) = batch.event(0) {
-            given.deny(event, kafka::text(cause));
-        }
-        true
-    }
-
     pub(super) fn is_transactional(&self) -> bool {
         self.kafka.delivery == kafka::Delivery::ExactlyOnce
     }
 
     /// Directs records that Kafka rejects elsewhere, or narrows down which they are.
-    fn rejected(&mut self, batch: &mut Batch, rejected: &[RejectedMessage]) -> Attempt {
-        let alone = rejected.iter().filter(|rejected| rejected.alone);
-        let (mut dead_lettered, mut quarantined, mut reported) = (0, 0, 0);
-        for RejectedMessage { index, reason, .. } in alone {
-            match batch.reject(*index, reason) {
-                Some(Destination::DeadLetter) => dead_lettered += 1,
-                Some(Destination::Quarantine) => quarantined += 1,
-                Some(Destination::Report) => {
-                    reported += 1;
-                    if let (Some(given), Some(event)) = (&mut self.given, batch.event(*index)) {
-                        given.refuse(event, kafka::text(reason));
-                    }
-                }
-                None => {}
-            }
-        }
-        if dead_lettered + quarantined + reported == 0 {
+    fn rejected(&mut self, batch: &mut Batch, mut rejected: Vec<RejectedMessage>) -> Attempt {
+        let bytes = batch.bytes();
+        rejected.retain(|message| message.alone);
+        let records = self.source.reject(batch, &rejected);
+        if records == 0 {
             return Attempt::End(SessionEnd::Shrink);
         }
-        self.limits.on_rejected(batch.bytes());
-        tracing::debug!(dead_lettered, quarantined, reported, "records are rejected");
+        self.limits.on_rejected(bytes);
+        tracing::debug!(records, "records are rejected");
         // The dropped messages had sequence numbers, which brokers would miss in what this producer
         // sends next.
         Attempt::End(SessionEnd::Replace)
@@ -385,15 +344,11 @@ impl Publisher {
         if let Some(commit) = commit {
             self.ledger.apply(commit, Instant::now());
         }
-        if let Some(given) = &self.given {
-            given.progressed();
-        }
         self.finalize_quarantine(producer, Some(batch));
-        let outcomes = batch.record_outcomes();
         if let Some(last) = batch.entries().last() {
             self.ledger.expire(last.record.received_at, Instant::now());
-            self.reader.settle(last.lsn, Some(last.record.received_at), outcomes);
         }
+        self.source.release(batch);
     }
 
     /// Gives quarantined records of published batches their final names. What `give_up` leaves is
@@ -401,12 +356,7 @@ impl Publisher {
     fn finalize_quarantine(&mut self, producer: &Producer, batch: Option<&Batch>) {
         let mut retries = RETRIES;
         loop {
-            let Some(quarantine) = &mut self.quarantine else { return };
-            let settled = match batch {
-                Some(batch) => quarantine.finalize(batch),
-                None => quarantine.finalize_all(),
-            };
-            match settled {
+            match self.source.finalize(batch) {
                 Ok(()) => return self.quarantine_outage.resolved(),
                 Err(cause) => self.quarantine_outage.report(&cause),
             }

@@ -1,12 +1,27 @@
-//! Where a publisher's batches come from: the log, or a command that publishes given events.
+//! What a publisher publishes: the log, or the events of a `replay` or `recover` command. Everything
+//! in which the two differ is decided here.
 
-use std::fmt;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::batch::Batch;
+use super::quarantine::{Quarantine, QuarantineError};
+use super::replay::EventSource;
 use crate::event::Timestamp;
+use crate::kafka::{KafkaError, RejectedMessage};
+use crate::ledger::{self, Commit};
 use crate::record::Lsn;
-use crate::wal::{Next, OpeningId, Outcomes, Progress, Reader};
+use crate::wal::{Next, OpeningId, Progress, ReadError, Reader};
+
+/// Where batches come from, and where rejected records go.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one in a process")]
+pub(super) enum Source {
+    /// The log. A rejected record becomes a dead letter, or a file in the quarantine.
+    Log { reader: Reader, quarantine: Quarantine },
+    /// The events of a command. A rejected event is reported to the command.
+    Events(EventSource),
+}
 
 /// What there is to publish next.
 #[derive(Debug)]
@@ -19,51 +34,128 @@ pub(super) enum Input {
     End,
 }
 
-/// A source of batches in order.
-pub(super) trait Source: fmt::Debug + Send {
+impl Source {
     /// The opening that its commits name as their publisher.
-    fn opening(&self) -> OpeningId;
+    pub(super) fn opening(&self) -> OpeningId {
+        match self {
+            Self::Log { reader, .. } => reader.opening(),
+            Self::Events(events) => events.opening(),
+        }
+    }
+
+    /// Whether each batch has a ledger record.
+    pub(super) fn has_ledger(&self) -> bool {
+        match self {
+            Self::Log { .. } => true,
+            Self::Events(events) => events.has_ledger(),
+        }
+    }
 
     /// The next batch: about `max_bytes` of records. Waits up to `timeout` for the first.
     ///
     /// # Errors
-    /// Why it cannot be read; calling again tries again.
-    fn next(
-        &mut self,
-        max_bytes: usize,
-        timeout: Duration,
-    ) -> Result<Input, Box<dyn std::error::Error>>;
+    /// [`ReadError`]; calling again tries again.
+    pub(super) fn next(&mut self, max_bytes: usize, timeout: Duration) -> Result<Input, ReadError> {
+        match self {
+            Self::Log { reader, .. } => Ok(match reader.next(max_bytes, timeout)? {
+                Next::Entries(entries) => Input::Batch(Batch::new(entries)),
+                Next::Idle => Input::Idle,
+                Next::End => Input::End,
+            }),
+            Self::Events(events) => Ok(events.next(max_bytes, timeout)),
+        }
+    }
 
     /// Continues after what the ledger says is published, and returns the last such record.
-    fn resume(&mut self, progress: &Progress) -> Lsn;
-
-    /// Everything up to `through` is done with. `newest` is when the record at `through` was
-    /// received, `outcomes` what became of the records since the last call.
-    fn settle(&mut self, through: Lsn, newest: Option<Timestamp>, outcomes: Outcomes);
-}
-
-impl Source for Reader {
-    fn opening(&self) -> OpeningId {
-        Reader::opening(self)
+    pub(super) fn resume(&mut self, progress: &Progress) -> Lsn {
+        match self {
+            Self::Log { reader, .. } => reader.resume(progress),
+            Self::Events(_) => progress.of(self.opening()),
+        }
     }
 
-    fn next(
+    /// The offset from which on the ledger is read, for a dedup window of `window` and an oldest
+    /// record of `oldest`; see [`ledger::first_offset`].
+    pub(super) fn ledger_start<E>(
         &mut self,
-        max_bytes: usize,
-        timeout: Duration,
-    ) -> Result<Input, Box<dyn std::error::Error>> {
-        Ok(match Reader::next(self, max_bytes, timeout)? {
-            Next::Entries(read) => Input::Batch(Batch::new(read)),
-            Next::Idle => Input::Idle,
-            Next::End => Input::End,
-        })
+        window: Duration,
+        oldest: Timestamp,
+        bounds: (i64, i64),
+        offset_at: impl FnMut(Timestamp) -> Result<Option<i64>, E>,
+    ) -> Result<i64, E> {
+        match self {
+            Self::Log { .. } => ledger::first_offset(window, oldest, bounds, offset_at),
+            // What was published before is found in the topics.
+            Self::Events(events) => Ok(events.ledger_start(bounds)),
+        }
     }
 
-    fn resume(&mut self, progress: &Progress) -> Lsn {
-        Reader::resume(self, progress)
+    /// Drops the ids from `commit` that cannot be of an event to publish.
+    pub(super) fn retain_relevant(&self, commit: &mut Commit) {
+        match self {
+            Self::Log { .. } => {}
+            Self::Events(events) => events.retain_relevant(commit),
+        }
     }
 
-    fn settle(&mut self, through: Lsn, newest: Option<Timestamp>, outcomes: Outcomes) {
-        Reader::settle(self, through, newest, outcomes);
+    /// Completes what must be done before `batch` is sent without its rejected records.
+    pub(super) fn prepare(&mut self, batch: &mut Batch) -> Result<(), QuarantineError> {
+        match self {
+            Self::Log { quarantine, .. } => batch.store(quarantine)?,
+            Self::Events(events) => events.remove_denied(batch),
+        }
+        Ok(())
+    }
+
+    /// Kafka rejects these messages of `batch`, each for itself: directs their records elsewhere, and
+    /// returns how many.
+    pub(super) fn reject(&mut self, batch: &mut Batch, rejected: &[RejectedMessage]) -> usize {
+        match self {
+            Self::Log { .. } => rejected
+                .iter()
+                .filter(|message| batch.reject(message.index, &message.reason))
+                .count(),
+            Self::Events(events) => events.reject(batch, rejected),
+        }
+    }
+
+    /// Kafka denies writing to a topic of `batch`. The log's records wait until it is granted; a
+    /// command publishes to the other topics. Returns whether the next attempt differs from this one:
+    /// `batch` is then smaller, and the rest of it in `queue`, or its topic is not written any more.
+    pub(super) fn narrow_denied(
+        &mut self,
+        batch: &mut Batch,
+        queue: &mut VecDeque<Batch>,
+        cause: &KafkaError,
+    ) -> bool {
+        let Self::Events(events) = self else { return false };
+        if let Some(rest) = batch.split_at((batch.len() / 2).max(1)) {
+            queue.push_front(rest);
+        } else {
+            events.deny_topic(batch, cause);
+        }
+        true
+    }
+
+    /// Gives quarantined records their final names once `batch`, or all of the log, is published.
+    pub(super) fn finalize(&mut self, batch: Option<&Batch>) -> Result<(), QuarantineError> {
+        match (self, batch) {
+            (Self::Log { quarantine, .. }, Some(batch)) => quarantine.finalize(batch),
+            (Self::Log { quarantine, .. }, None) => quarantine.finalize_all(),
+            (Self::Events(_), _) => Ok(()),
+        }
+    }
+
+    /// `batch` is published, and its space in the log may be released (I3).
+    pub(super) fn release(&mut self, batch: &Batch) {
+        let outcomes = batch.record_outcomes();
+        match self {
+            Self::Log { reader, .. } => {
+                if let Some(last) = batch.entries().last() {
+                    reader.settle(last.lsn, Some(last.record.received_at), outcomes);
+                }
+            }
+            Self::Events(events) => events.on_published(),
+        }
     }
 }

@@ -66,7 +66,7 @@ fn dead_letters_reach_their_topic_once_after_it_is_fixed() {
     // Before the topic is fixed, the record is rejected, which is reported.
     let (code, _, complaint) = replay(&bridge, &["--dead-letters", "--yes"]);
     assert_eq!(code, Some(1), "{complaint}");
-    assert!(complaint.contains(&format!("{push} refuses the event ")), "{complaint}");
+    assert!(complaint.contains(&format!("{push} rejects the event ")), "{complaint}");
     assert!(complaint.contains("max.message.bytes"), "{complaint}");
 
     kafka::configure_topic(kafka.bootstrap(), &push, &[]);

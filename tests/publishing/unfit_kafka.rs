@@ -225,8 +225,10 @@ fn dead_letters_go_to_event_topics_only_and_a_rejected_one_does_not_block_the_ot
         let line = format!("its topic {topic:?} takes no events");
         assert_eq!(complaint.matches(&line).count(), 1, "{complaint}");
     }
-    assert_eq!(complaint.matches(&format!("{push} refuses the event ")).count(), 2, "{complaint}");
-    assert!(complaint.contains("2 events were refused") && complaint.contains("max.message.bytes"));
+    assert_eq!(complaint.matches(&format!("{push} rejects the event ")).count(), 2, "{complaint}");
+    assert!(
+        complaint.contains("2 events were rejected") && complaint.contains("max.message.bytes")
+    );
 
     let isolation = support::consumer::Isolation::Committed;
     for (topic, values) in [(&push, vec![10, 30]), (&record, vec![10]), (&foreign, vec![])] {

@@ -120,17 +120,17 @@ fn a_rejected_record_goes_to_the_dead_letters_and_then_to_the_quarantine() {
     let mut quarantine = Quarantine::new(dir.path().join("quarantine"));
     let mut batch = batch(&[1, 2]);
     batch.deduplicate(&empty_ledger());
-    assert_eq!(batch.reject(1, &"too large"), Some(Destination::DeadLetter));
+    assert!(batch.reject(1, &"too large"));
     batch.deduplicate(&empty_ledger());
     assert_eq!(sent(&batch), [push(0), (1, "t.dead-letter".into())]);
-    assert_eq!(batch.reject(1, &"too large"), Some(Destination::Quarantine));
+    assert!(batch.reject(1, &"too large"));
     batch.store(&mut quarantine).unwrap();
     batch.deduplicate(&empty_ledger());
     assert_eq!(sent(&batch), [push(0)]);
     let commit = batch.commit(OWN).unwrap();
     assert_eq!(events(&commit), [1], "once released, it is no retry");
     assert_eq!(commit.last, Lsn::new(1, 2));
-    assert_eq!(batch.reject(1, &"too large"), None);
+    assert!(!batch.reject(1, &"too large"), "it is not sent any more");
     let outcomes = batch.record_outcomes();
     assert_eq!((outcomes.published, outcomes.quarantined), (1, 1));
 }
@@ -191,8 +191,8 @@ fn what_became_of_each_entry_is_counted() {
     assert_eq!((published, absorbed, dead_lettered, quarantined), (2, 1, 2, 2));
 }
 
-/// Entries 1, 2, 3, … that a command gave, one for each event, of these event types.
-fn given(types: &[i64]) -> Batch {
+/// The events 1, 2, 3, … of a command, one for each of these event types.
+fn of_events(types: &[i64]) -> Batch {
     let topics = Topics::new("t", &std::collections::BTreeMap::new()).unwrap();
     let event = |number: u32, event_type: i64| {
         let mut record = entry(number, number.into()).record;
@@ -200,29 +200,34 @@ fn given(types: &[i64]) -> Batch {
         let line = serde_json::to_string(&Exported::of(&record)).unwrap();
         (Lsn::new(1, number), Event::of_line(&line, &topics, "test", Timestamp::now()).unwrap())
     };
-    Batch::given(OWN, (1..).zip(types).map(|(number, event_type)| event(number, *event_type)))
+    Batch::of_events(OWN, (1..).zip(types).map(|(number, event_type)| event(number, *event_type)))
+}
+
+fn reject_events(batch: &mut Batch, is_rejected: impl Fn(usize, &Event) -> bool) -> Vec<u64> {
+    let reason = |index, event: &Event| is_rejected(index, event).then(|| "a reason".to_owned());
+    batch.reject_events(reason).into_iter().map(|event| event.id.natural).collect()
 }
 
 #[test]
-fn a_given_event_that_its_topic_rejects_is_reported_and_not_dead_lettered() {
-    let mut batch = given(&[1, 1]);
-    assert_eq!(batch.reject(1, &"too large"), Some(Destination::Report));
-    assert_eq!(sent(&batch), [push(0)]);
-    assert_eq!(batch.event(1).map(|event| event.id.natural), Some(2));
-    assert!(batch.event(2).is_none());
-    assert!(self::batch(&[1]).event(0).is_none(), "no command gave it");
+fn a_rejected_event_of_a_command_leaves_the_batch_and_becomes_no_dead_letter() {
+    let mut batch = of_events(&[1, 1, 1]);
+    assert_eq!(reject_events(&mut batch, |index, _| index == 1), [2]);
+    batch.deduplicate(&empty_ledger());
+    assert_eq!(sent(&batch), [push(0), push(1)]);
+    assert_eq!(events(&batch.commit(OWN).unwrap()), [1, 3]);
+    assert_eq!(reject_events(&mut batch, |_, _| true), [1, 3]);
+    assert_eq!(batch.commit(OWN), None);
 }
 
 #[test]
-fn the_given_events_for_a_topic_that_cannot_be_written_are_reported_once_each() {
-    let mut batch = given(&[1, 0, 1]);
-    batch.reject(2, &"too large");
-    let reported = |batch: &mut Batch| {
-        batch.report_topic("t.push").iter().map(|id| id.natural).collect::<Vec<_>>()
-    };
-    assert_eq!(reported(&mut batch), [1], "2 is for another topic, 3 is reported already");
-    assert_eq!(sent(&batch), [(1, "t.interrupt".to_owned())]);
-    assert_eq!(reported(&mut batch), [] as [u64; 0]);
+fn only_events_of_a_command_that_are_still_to_be_sent_are_rejected() {
+    let mut batch = of_events(&[1, 0, 1, 1]);
+    batch.mark_delivered(&[3]);
+    let is_push = |_, event: &Event| event.topic == "t.push";
+    assert_eq!(reject_events(&mut batch, is_push), [1, 3], "2 has another topic, 4 is delivered");
+    assert_eq!(sent(&batch), [(0, "t.interrupt".to_owned())]);
+    assert_eq!(reject_events(&mut batch, is_push), [] as [u64; 0]);
     let mut own = self::batch(&[1]);
-    assert_eq!(reported(&mut own), [] as [u64; 0], "no command gave it");
+    assert_eq!(reject_events(&mut own, |_, _| true), [] as [u64; 0], "it is a record of the log");
+    assert_eq!((batch.first_topic(), own.first_topic()), (Some("t.interrupt"), None));
 }

@@ -1,38 +1,59 @@
-//! A source that cannot be read.
+//! A log that cannot be read.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 
+use bytes::Bytes;
+use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::event::EventId;
 use crate::kafka::Delivery;
-use crate::ledger::{self, Ledger};
+use crate::ledger;
 use crate::publisher::Topics;
-use crate::publisher::source::Source;
-use crate::record::Lsn;
-use crate::wal::{OpeningId, Outcomes, Progress};
+use crate::record::Record;
+use crate::wal::{self, Log, Reader};
 
-/// As when the process has no file descriptor left.
-#[derive(Debug)]
-struct Unreadable;
-
-impl Source for Unreadable {
-    fn opening(&self) -> OpeningId {
-        OpeningId::default()
-    }
-
-    fn next(&mut self, _: usize, _: Duration) -> Result<Input, Box<dyn std::error::Error>> {
-        Err("too many open files".into())
-    }
-
-    fn resume(&mut self, _: &Progress) -> Lsn {
-        Lsn::ZERO
-    }
-
-    fn settle(&mut self, _: Lsn, _: Option<Timestamp>, _: Outcomes) {}
+/// A log with one record in a segment that this process did not write.
+fn log_with_a_record(dir: &Path) -> (Reader, Log) {
+    let config = wal::Config { dir: dir.to_owned(), limits: wal::Limits::NONE };
+    let (appender, reader, mut log) = wal::open(&config).unwrap();
+    let record = Record {
+        id: EventId { natural: 1, content: 1 },
+        event_type: None,
+        received_at: Timestamp::now(),
+        occurred_at: None,
+        key: None,
+        has_stream: false,
+        body: Bytes::from_static(b"{}"),
+    };
+    Runtime::new().unwrap().block_on(async {
+        appender.handle().append(record).await.unwrap();
+        drop(appender);
+        log.ended().await.unwrap();
+    });
+    drop(reader);
+    log.close();
+    let (_, reader, log) = wal::open(&config).unwrap();
+    (reader, log)
 }
 
-fn publisher() -> Publisher {
+/// Lets the files of all segments be opened no more: each becomes a link to itself.
+fn make_unreadable(dir: &Path) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            make_unreadable(&path);
+        } else {
+            fs::remove_file(&path).unwrap();
+            std::os::unix::fs::symlink(&path, &path).unwrap();
+        }
+    }
+}
+
+fn publisher(reader: Reader, dir: &Path) -> Publisher {
     let kafka = kafka::Config {
         brokers: "127.0.0.1:1".into(),
         instance: "test".into(),
@@ -44,18 +65,17 @@ fn publisher() -> Publisher {
     };
     let topics = Topics::new("live", &BTreeMap::new()).unwrap();
     let dedup = ledger::Config { window: Duration::from_hours(1), max_ids: 1000 };
-    let ledger = Ledger::new(&[OpeningId::default()], dedup);
-    // Cancelled, so that nothing waits.
-    let give_up = CancellationToken::new();
-    give_up.cancel();
-    Publisher::with(Box::new(Unreadable), kafka, topics, ledger, None, give_up)
+    Publisher::new(reader, kafka, topics, dedup, dir.to_owned(), CancellationToken::new())
 }
 
 #[test]
-fn records_that_cannot_be_read_are_not_taken_for_none_and_may_be_of_any_age() {
-    let mut publisher = publisher();
+fn records_that_cannot_be_read_may_be_of_any_age() {
+    let dir = tempfile::tempdir().unwrap();
+    let (reader, _log) = log_with_a_record(dir.path());
+    let mut publisher = publisher(reader, dir.path());
+    make_unreadable(&dir.path().join("segments"));
     // Ids expire while there is nothing to publish, not while it is unknown what there is.
-    assert!(matches!(publisher.next_work(), Work::Unreadable));
+    assert!(publisher.next_input().is_err());
     // The ledger is read from its beginning: retries of its oldest events may be in the log.
     assert_eq!(publisher.read_oldest(), Timestamp::from_millis(0));
 }
