@@ -6,20 +6,26 @@
 //! nothing, and a record that is accepted at the next attempt leaves no copy to release.
 //!
 //! A file is named after the record's LSN and event id: LSNs restart when the log's segments were
-//! removed by hand, and a new record must not replace one that is still in quarantine.
+//! removed by hand, and a new record must not replace one that is still in quarantine. It contains
+//! [`FORMAT`], the CRC-32 of the encoded record, and the encoded record.
 
 use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
+use serde::de::IgnoredAny;
 
 use super::batch::Batch;
 use crate::event::EventId;
 use crate::permission;
 use crate::record::{Entry, Lsn, Record};
 use crate::wal;
+
+/// What a file begins with. One of an earlier release is the encoded record alone, and begins with the
+/// version of that, 1.
+const FORMAT: &[u8] = b"quarantine 2\n";
 
 /// A quarantined record, with its reason in a `.reason` file beside it.
 const RECORD: &str = "record";
@@ -109,8 +115,7 @@ impl Quarantine {
     pub(super) fn store(&mut self, entry: &Entry, reason: &str) -> Result<(), QuarantineError> {
         let key = (entry.lsn, entry.record.id);
         let path = self.path(key, PENDING);
-        let mut bytes = BytesMut::with_capacity(entry.record.encoded_len());
-        entry.record.encode(&mut bytes);
+        let bytes = encode(&entry.record);
         self.read_pending()?;
         let stored = wal::create_dir_durably(&self.dir)
             .and_then(|()| wal::write_durably(&path.with_extension(REASON), reason.as_bytes()))
@@ -175,6 +180,34 @@ impl Quarantine {
     }
 }
 
+fn encode(record: &Record) -> Vec<u8> {
+    let mut encoded = BytesMut::with_capacity(record.encoded_len());
+    record.encode(&mut encoded);
+    [FORMAT, &crc32fast::hash(&encoded).to_be_bytes(), &encoded].concat()
+}
+
+/// The record that [`encode`] or an earlier release wrote.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidData`] when `bytes` are not a whole record.
+fn decode(mut bytes: Bytes) -> io::Result<Record> {
+    let damaged = |cause: &str| io::Error::new(io::ErrorKind::InvalidData, cause);
+    let has_checksum = bytes.starts_with(FORMAT);
+    if has_checksum {
+        bytes.advance(FORMAT.len());
+        let checksum = bytes.try_get_u32().map_err(|_| damaged("it is cut short"))?;
+        if checksum != crc32fast::hash(&bytes) {
+            return Err(damaged("its checksum does not match"));
+        }
+    }
+    let record = Record::decode(bytes).map_err(|cause| damaged(&cause.to_string()))?;
+    // Every body is a JSON object, so a shorter one is not.
+    if !has_checksum && serde_json::from_slice::<IgnoredAny>(&record.body).is_err() {
+        return Err(damaged("it is cut short"));
+    }
+    Ok(record)
+}
+
 enum Decision {
     Wait,
     Keep,
@@ -215,11 +248,7 @@ fn files(dir: &Path, extension: &str) -> io::Result<Vec<PathBuf>> {
 pub fn list(dir: &Path) -> Result<Contents, QuarantineError> {
     let mut contents = Contents::default();
     for path in files(dir, RECORD).map_err(failed(READ, dir))? {
-        let record = fs::read(&path).and_then(|bytes| {
-            let record = Record::decode(Bytes::from(bytes));
-            record.map_err(|cause| io::Error::new(io::ErrorKind::InvalidData, cause))
-        });
-        match record {
+        match fs::read(&path).and_then(|bytes| decode(bytes.into())) {
             Ok(record) => {
                 let reason = fs::read_to_string(path.with_extension(REASON)).unwrap_or_default();
                 contents.records.push(QuarantinedRecord { path, record, reason });

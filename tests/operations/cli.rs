@@ -797,7 +797,7 @@ mod wal {
         let quarantine = dir.join("quarantine");
         fs::create_dir(&quarantine).unwrap();
         let mut bytes = BytesMut::new();
-        log::record(7, 100).encode(&mut bytes);
+        log::record(7, 0).encode(&mut bytes);
         fs::write(quarantine.join("good.record"), &bytes).unwrap();
         let damaged = quarantine.join("damaged.record");
         fs::write(&damaged, vec![0; bytes.len()]).unwrap();

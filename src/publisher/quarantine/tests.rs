@@ -221,6 +221,45 @@ fn a_damaged_file_is_named_and_the_others_are_listed() {
     }
 }
 
+/// What is in the quarantine when its only file has these bytes: the number of its record, or why it
+/// has none.
+fn read(bytes: &[u8]) -> Result<u64, String> {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("1.record"), bytes).unwrap();
+    let Contents { mut records, mut damaged } = list(dir.path()).unwrap();
+    assert_eq!(records.len() + damaged.len(), 1);
+    let record = records.pop().map(|held| held.record.id.natural);
+    record.ok_or_else(|| damaged.remove(0).to_string())
+}
+
+#[test]
+fn a_file_is_read_whole_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut quarantine = Quarantine::new(dir.path().into());
+    quarantine.store(&entry(7), "too large").unwrap();
+    quarantine.finalize_all().unwrap();
+    let whole = fs::read(&list(dir.path()).unwrap().records[0].path).unwrap();
+    assert_eq!(read(&whole), Ok(7));
+    for end in 0..whole.len() {
+        assert!(read(&whole[..end]).is_err(), "{end} of {} bytes", whole.len());
+    }
+    for at in 0..whole.len() {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 1;
+        assert!(read(&damaged).is_err(), "byte {at}");
+    }
+}
+
+#[test]
+fn a_file_of_an_earlier_release_is_read_unless_it_is_cut_short() {
+    let mut whole = BytesMut::new();
+    entry(7).record.encode(&mut whole);
+    assert_eq!(read(&whole), Ok(7));
+    for end in 0..whole.len() {
+        assert!(read(&whole[..end]).is_err(), "{end} of {} bytes", whole.len());
+    }
+}
+
 #[test]
 fn an_error_says_whether_the_quarantine_was_read_or_written() {
     let home = tempfile::tempdir().unwrap();
