@@ -38,6 +38,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod audit;
 mod backoff;
 mod bridge;
 pub mod callback;

@@ -20,7 +20,6 @@ use crate::log_limit::LogLimiter;
 use crate::metrics;
 use crate::wal::Reader;
 
-pub mod audit;
 mod batch;
 mod batch_size;
 mod contention;
@@ -42,7 +41,8 @@ pub use batch::Batch;
 pub use batch_size::BatchLimits;
 #[doc(hidden)]
 pub use contention::OpenCommits;
-pub use replay::{Exported, id_of, is_command, occurred_at, subject};
+pub use message::{id_of, is_replayed, occurred_at, received_at, subject};
+pub use replay::{Exported, is_command};
 pub use topics::{Topics, TopicsError};
 
 use fencing::{Fence, Fences};

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::audit::{Audit, Findings, Report};
 use crate::config::Config;
 use crate::event::Timestamp;
 use crate::kafka::topic_reader::PartitionRange;
-use crate::publisher::audit::{Audit, Findings, Report};
 use clap::Args;
 
 use super::progress::Progress;

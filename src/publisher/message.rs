@@ -1,8 +1,8 @@
-//! The Kafka message of a record, and the names of every header that livebridge writes.
+//! The Kafka message of a record, and every header that livebridge writes and reads.
 
 use std::borrow::Cow;
 
-use crate::event::{Timestamp, type_name};
+use crate::event::{EventId, Timestamp, type_name};
 use crate::kafka::{BACKDATED_MAX, Message};
 use crate::record::Record;
 
@@ -15,19 +15,19 @@ const TYPE_PREFIX: &str = "com.tencent.cloud.live.";
 /// The version of CloudEvents.
 const SPEC_VERSION: &str = "ce_specversion";
 /// The event's id.
-pub(super) const ID: &str = "ce_id";
+const ID: &str = "ce_id";
 /// CloudEvents' source.
 const CE_SOURCE: &str = "ce_source";
 /// The event's type.
-pub(super) const TYPE: &str = "ce_type";
+const TYPE: &str = "ce_type";
 /// The event's own time.
-pub(super) const TIME: &str = "ce_time";
+const TIME: &str = "ce_time";
 /// The event's stream.
-pub(super) const SUBJECT: &str = "ce_subject";
+const SUBJECT: &str = "ce_subject";
 /// The media type of the value.
 const CONTENT_TYPE: &str = "content-type";
 /// When the callback was received.
-pub(super) const RECEIVED_AT: &str = "livebridge-received-at";
+const RECEIVED_AT: &str = "livebridge-received-at";
 /// The `kafka.instance` that received it.
 const INSTANCE: &str = "livebridge-instance";
 /// When a replay sent the event again.
@@ -85,6 +85,45 @@ pub(super) fn message<'m>(
         headers,
         index,
     }
+}
+
+fn header<'h>(headers: &'h [(String, String)], name: &str) -> Option<&'h str> {
+    headers.iter().find(|(header, _)| header == name).map(|(_, value)| value.as_str())
+}
+
+/// The event's id among the headers of a record of a topic.
+#[must_use]
+pub fn id_of(headers: &[(String, String)]) -> Option<EventId> {
+    header(headers, ID).and_then(EventId::parse)
+}
+
+/// The name of the event's type among them.
+pub(super) fn type_of(headers: &[(String, String)]) -> Option<&str> {
+    header(headers, TYPE)?.rsplit('.').next()
+}
+
+/// The event's own time among them.
+#[must_use]
+pub fn occurred_at(headers: &[(String, String)]) -> Option<Timestamp> {
+    header(headers, TIME).and_then(Timestamp::parse)
+}
+
+/// The event's stream among them.
+#[must_use]
+pub fn subject(headers: &[(String, String)]) -> Option<&str> {
+    header(headers, SUBJECT)
+}
+
+/// When the event was received, among them.
+#[must_use]
+pub fn received_at(headers: &[(String, String)]) -> Option<Timestamp> {
+    header(headers, RECEIVED_AT).and_then(Timestamp::parse)
+}
+
+/// Whether a replay sent the event again.
+#[must_use]
+pub fn is_replayed(headers: &[(String, String)]) -> bool {
+    header(headers, REPLAYED_AT).is_some()
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ mod plan;
 pub(super) use events::EventSource;
 use events::{Deadline, PROGRESS_TIMEOUT};
 
-pub use event::{Event, Exported, id_of, occurred_at, subject};
+pub use event::{Event, Exported};
 pub use plan::Plan;
 
 /// Bytes and events that are handed to the publisher at once. Some of these fill its largest batch.

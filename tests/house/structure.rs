@@ -6,7 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A module and the modules it may depend on.
-const MAY_NAME: [(&str, &[&str]); 31] = [
+const MAY_NAME: [(&str, &[&str]); 32] = [
+    ("audit", &["event", "kafka", "ledger", "publisher", "record", "wal"]),
     ("backoff", &[]),
     ("event", &[]),
     ("record", &["event"]),

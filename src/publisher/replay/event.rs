@@ -123,10 +123,10 @@ impl Event {
         timestamp: Timestamp,
         headers: Vec<(String, String)>,
     ) -> Option<Self> {
-        let id = id_of(&headers)?;
-        let received_at = Timestamp::parse(header(&headers, message::RECEIVED_AT)?)?;
-        let type_name = header(&headers, message::TYPE)?.rsplit('.').next()?.to_owned();
-        let own = occurred_at(&headers);
+        let id = message::id_of(&headers)?;
+        let received_at = message::received_at(&headers)?;
+        let type_name = message::type_of(&headers)?.to_owned();
+        let own = message::occurred_at(&headers);
         let earliest = own.map_or(timestamp, |own| own.min(timestamp));
         Some(Self { topic, id, received_at, type_name, key, value, timestamp, earliest, headers })
     }
@@ -168,26 +168,4 @@ impl Event {
             index,
         }
     }
-}
-
-fn header<'h>(headers: &'h [(String, String)], name: &str) -> Option<&'h str> {
-    headers.iter().find(|(header, _)| header == name).map(|(_, value)| value.as_str())
-}
-
-/// The `ce_id` among the headers of a record of a topic.
-#[must_use]
-pub fn id_of(headers: &[(String, String)]) -> Option<EventId> {
-    header(headers, message::ID).and_then(EventId::parse)
-}
-
-/// The `ce_time` among them.
-#[must_use]
-pub fn occurred_at(headers: &[(String, String)]) -> Option<Timestamp> {
-    header(headers, message::TIME).and_then(Timestamp::parse)
-}
-
-/// The `ce_subject` among them: the stream.
-#[must_use]
-pub fn subject(headers: &[(String, String)]) -> Option<&str> {
-    header(headers, message::SUBJECT)
 }

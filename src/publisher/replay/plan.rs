@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
+use super::super::message::id_of;
 use super::ReplayError;
-use super::event::{Event, id_of};
+use super::event::Event;
 use crate::event::{EventId, Timestamp};
 use crate::kafka;
 use crate::kafka::topic_reader::{read_to_end, wait_until_decided};

@@ -1,8 +1,8 @@
-//! Compares what the log holds, what the ledger says and what is in the topics, over a time: what
-//! was acknowledged or published and is nowhere, what is there twice, what is in no ledger record.
+//! Compares the log, the ledger and the topics over a time, for `livebridge audit`: finds events that
+//! were acknowledged or published and are nowhere, that are published twice, or in no ledger record.
 //!
-//! Read in this order, so that a bridge at work cannot deceive it: the log, then the ledger, which
-//! then knows of all that left the log, then the topics, which then have all that the ledger names.
+//! A bridge may run meanwhile. The log is therefore read first, then the ledger, which then names all
+//! that has left the log, and then the topics, which then contain all that the ledger names.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
@@ -10,97 +10,96 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::message::{RECEIVED_AT, REPLAYED_AT};
-use super::replay::id_of;
-use super::{Topics, quarantine};
 use crate::event::{EventId, Timestamp};
-use crate::kafka::topic_reader::{ConsumedRecord, PartitionRange, read_to_end, wait_until_decided};
+use crate::kafka::topic_reader::{PartitionRange, read_to_end, wait_until_decided};
 use crate::kafka::{self, Delivery, KafkaError};
 use crate::ledger::Commit;
+use crate::publisher::{Topics, id_of, is_replayed, quarantine, received_at};
 use crate::record::Lsn;
 use crate::wal::{LogView, OpenError, OpeningId, Progress};
 
-/// Records of topics carry the event's time, which is before that of its receipt.
+/// Topics are read from this long before the time: their records carry the time of the event, which
+/// is before that of its receipt.
 const SLACK: Duration = Duration::from_hours(1);
-/// Findings of one kind that are named; all are counted.
+/// Findings of one kind that a report names; all are counted.
 const NAMED: usize = 1000;
 
-/// Why nothing can be compared.
+/// Why an audit fails.
 #[derive(Debug, thiserror::Error)]
-pub enum AuditError {
+pub(crate) enum AuditError {
     /// The log cannot be read.
     #[error(transparent)]
     Log(#[from] OpenError),
-    /// Kafka cannot.
+    /// The ledger or a topic cannot be read.
     #[error("cannot read from Kafka: {}", kafka::text(.0))]
     Kafka(#[from] KafkaError),
-    /// The quarantine cannot.
+    /// The quarantine cannot be read.
     #[error(transparent)]
     Quarantine(#[from] quarantine::QuarantineError),
 }
 
 /// What to compare.
 #[derive(Debug)]
-pub struct Audit<'a> {
-    /// Where Kafka is.
+pub(crate) struct Audit<'a> {
+    /// How Kafka is reached.
     pub kafka: &'a kafka::Config,
-    /// Its topics.
+    /// The topics of events and of the ledger.
     pub topics: &'a Topics,
     /// The log's directory.
     pub dir: PathBuf,
-    /// What was received at this time or later,
+    /// The earliest time of receipt.
     pub since: Timestamp,
-    /// and before this time.
+    /// The time before which events were received.
     pub until: Timestamp,
 }
 
-/// What was found.
+/// The result of an audit. Events are those that were received in the time.
 #[derive(Debug, Default, Serialize)]
-pub struct Report {
-    /// From when.
+pub(crate) struct Report {
+    /// [`Audit::since`].
     pub since: String,
-    /// Until when.
+    /// [`Audit::until`].
     pub until: String,
-    /// The log's part.
+    /// What the log has.
     pub log: LogPart,
-    /// The ledger's part.
+    /// What the ledger has.
     pub ledger: LedgerPart,
-    /// Events that were received in the time, by topic.
+    /// The number of events in each topic that has some.
     pub topics: BTreeMap<String, u64>,
-    /// Dead letters among them.
+    /// The number of dead letters.
     pub dead_letters: u64,
-    /// Records in quarantine.
+    /// The number of records in the quarantine, whenever they were received.
     pub quarantined: u64,
-    /// Files in quarantine that cannot be read, and why not.
+    /// The files of the quarantine that cannot be read, each with the cause.
     pub quarantine_damaged: Vec<String>,
-    /// Acknowledged or published, and nowhere.
+    /// Events that were acknowledged or published, and are nowhere.
     pub missing: Findings,
-    /// In the topics more than once, and not sent again on purpose.
+    /// Events that are in the topics more than once, without a replay.
     pub doubled: Findings,
-    /// In the topics, and not in the ledger.
+    /// Events in the topics that are not in the ledger.
     pub unaccounted: Findings,
-    /// Partitions whose first records are gone: by retention, or because they were deleted.
+    /// Partitions that do not begin at offset 0: records were removed by retention, or deleted.
     pub cut: Vec<PartitionRange>,
-    /// Whether all is well.
+    /// Whether nothing is wrong.
     pub ok: bool,
 }
 
-/// The log's part of a report.
+/// What the log has.
 #[derive(Debug, Default, Serialize)]
-pub struct LogPart {
-    /// Its id.
+pub(crate) struct LogPart {
+    /// The log's id.
     pub id: String,
-    /// Records that were received in the time and are still on disk.
+    /// Records that are still on disk.
     pub records: u64,
-    /// Those that are not published yet.
+    /// Those of them that are not published yet.
     pub pending: u64,
-    /// Records of the log that cannot be read and are not published.
+    /// Records that cannot be read and are not published, whenever they were received.
     pub damaged: u64,
 }
 
-/// The ledger's part of a report.
+/// What the ledger has.
 #[derive(Debug, Default, Serialize)]
-pub struct LedgerPart {
+pub(crate) struct LedgerPart {
     /// Transactions.
     pub commits: u64,
     /// Events in them.
@@ -109,19 +108,19 @@ pub struct LedgerPart {
 
 /// Findings of one kind.
 #[derive(Debug, Default, Serialize)]
-pub struct Findings {
-    /// How many.
+pub(crate) struct Findings {
+    /// The number of all of them.
     pub count: u64,
-    /// Which, the first thousand.
+    /// The first [`NAMED`] of them.
     pub events: Vec<Finding>,
 }
 
-/// An event with which something is wrong.
+/// An event that an audit names.
 #[derive(Clone, Debug, Serialize)]
-pub struct Finding {
-    /// Its `ce_id`.
+pub(crate) struct Finding {
+    /// The event's `ce_id`.
     pub id: String,
-    /// Where it was met.
+    /// Where the log, the ledger or a topic has it.
     pub at: String,
 }
 
@@ -144,18 +143,17 @@ struct Stored {
 /// What the topics have of an event.
 #[derive(Debug, Default)]
 struct Seen {
+    /// The number of its records, without dead letters and replays.
     times: u32,
-    /// Received in the time that is looked at.
+    /// Whether it was received in the time of the audit.
     within: bool,
+    /// The last record of it.
     at: String,
 }
 
 impl Audit<'_> {
-    /// Compares. `step` is called at most as often as [`Self::steps`] says.
-    ///
-    /// # Errors
-    /// [`AuditError`]
-    pub fn run(&self, step: impl Fn()) -> Result<Report, AuditError> {
+    /// Compares. Calls `step` at most [`Self::steps`] times.
+    pub(crate) fn run(&self, step: impl Fn()) -> Result<Report, AuditError> {
         let mut report = Report {
             since: self.since.to_string(),
             until: self.until.to_string(),
@@ -188,7 +186,7 @@ impl Audit<'_> {
         let mut wanted: HashMap<EventId, String> =
             ledger.iter().map(|id| (*id, "ledger".to_owned())).collect();
         wanted.extend(done.into_iter().map(|Stored { lsn, id, .. }| (id, format!("log {lsn}"))));
-        // What was released from the quarantine stands in the log once more.
+        // A record that was released from the quarantine is in the log again.
         let pending: HashSet<EventId> = pending.into_iter().map(|stored| stored.id).collect();
         wanted
             .retain(|id, _| !seen.contains_key(id) && !held.contains(id) && !pending.contains(id));
@@ -206,9 +204,8 @@ impl Audit<'_> {
         Ok(report)
     }
 
-    /// How many steps a run has, at most: a topic without records is none.
-    #[must_use]
-    pub fn steps(&self) -> u64 {
+    /// The highest number of steps of a run; topics without records have none.
+    pub(crate) fn steps(&self) -> u64 {
         self.topics.all().len() as u64 + 2
     }
 
@@ -233,7 +230,7 @@ impl Audit<'_> {
         Ok(stored)
     }
 
-    /// The events that the ledger names as published, and how far this log is.
+    /// The events that the ledger names as published, and how far this log is published.
     fn read_ledger(
         &self,
         lineage: &[OpeningId],
@@ -243,9 +240,9 @@ impl Audit<'_> {
         let mut progress = Progress::default();
         *part = LedgerPart::default();
         wait_until_decided(self.kafka, &[self.topics.ledger()])?;
-        read_to_end(self.kafka, self.topics.ledger(), self.since, |landed| {
-            // What no release of ours wrote is none of its records.
-            let Ok(commit) = Commit::decode(&landed.value) else { return Ok(()) };
+        read_to_end(self.kafka, self.topics.ledger(), self.since, |consumed| {
+            // Another program wrote it.
+            let Ok(commit) = Commit::decode(&consumed.value) else { return Ok(()) };
             if lineage.contains(&commit.publisher) {
                 progress.advance(commit.writer, commit.last);
             }
@@ -268,16 +265,15 @@ impl Audit<'_> {
     ) -> Result<(), AuditError> {
         let dead = topic == self.topics.dead_letter();
         let mut count = 0;
-        read_to_end(self.kafka, topic, since, |landed| {
-            let Some(id) = id_of(&landed.headers) else { return Ok(()) };
-            let received_at = header(&landed, RECEIVED_AT).and_then(Timestamp::parse);
-            let within = received_at.is_some_and(|received_at| self.has(received_at));
+        read_to_end(self.kafka, topic, since, |consumed| {
+            let Some(id) = id_of(&consumed.headers) else { return Ok(()) };
+            let within = received_at(&consumed.headers).is_some_and(|time| self.has(time));
             let entry = seen.entry(id).or_default();
-            if !dead && header(&landed, REPLAYED_AT).is_none() {
+            if !dead && !is_replayed(&consumed.headers) {
                 entry.times += 1;
             }
             entry.within |= within;
-            entry.at = format!("{topic}/{}@{}", landed.partition, landed.offset);
+            entry.at = format!("{topic}/{}@{}", consumed.partition, consumed.offset);
             count += u64::from(within);
             Ok::<_, AuditError>(())
         })?;
@@ -289,7 +285,7 @@ impl Audit<'_> {
         Ok(())
     }
 
-    /// Adds to the report what is in the topics twice, or not in the ledger.
+    /// Adds the events to the report that are in the topics twice, or not in the ledger.
     fn find_duplicates_and_unaccounted(
         &self,
         seen: &HashMap<EventId, Seen>,
@@ -298,7 +294,7 @@ impl Audit<'_> {
     ) -> Result<(), AuditError> {
         let within = || seen.iter().filter(|(_, seen)| seen.within);
         if within().any(|(id, _)| !ledger.contains(id)) {
-            // Published since the ledger was read, perhaps, or in the company of later ones.
+            // It may be published since the ledger was read, or in a transaction with later events.
             let later =
                 Audit { until: Timestamp::from_millis(i64::MAX), dir: PathBuf::new(), ..*self };
             ledger.extend(later.read_ledger(&[], &mut LedgerPart::default())?.0);
@@ -315,25 +311,20 @@ impl Audit<'_> {
     }
 }
 
-/// An event that was old when it came may stand before all that is as new as the time that is looked
-/// at: before it is missing, all of every topic is read.
+/// Removes from `wanted` what is anywhere in the topics. The record of an event that was old when it
+/// was received may precede all that [`Audit::since`] selects.
 fn look_everywhere(
     kafka: &kafka::Config,
     topics: &[&str],
     wanted: &mut HashMap<EventId, String>,
 ) -> Result<(), AuditError> {
     for topic in topics {
-        read_to_end(kafka, topic, Timestamp::from_millis(0), |landed| {
-            if let Some(id) = id_of(&landed.headers) {
+        read_to_end(kafka, topic, Timestamp::from_millis(0), |consumed| {
+            if let Some(id) = id_of(&consumed.headers) {
                 wanted.remove(&id);
             }
             Ok::<_, AuditError>(())
         })?;
     }
     Ok(())
-}
-
-fn header<'a>(landed: &'a ConsumedRecord, name: &str) -> Option<&'a str> {
-    let found = landed.headers.iter().find(|(header, _)| header == name);
-    found.map(|(_, value)| value.as_str())
 }
