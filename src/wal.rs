@@ -25,6 +25,7 @@ use crate::record::Lsn;
 use crate::reloadable::Reloadable;
 
 mod appender;
+mod capacity;
 mod commit_delay;
 mod dir;
 mod error;
@@ -147,7 +148,7 @@ impl Log {
     /// The limits, which can be replaced while the log is open.
     #[must_use]
     pub fn limits(&self) -> Reloadable<Limits> {
-        self.state.limits.clone()
+        self.state.capacity.limits.clone()
     }
 
     /// A view of the log that does not keep it open.

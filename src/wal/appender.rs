@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{mpsc, oneshot};
 
 use super::AppendError;
-use super::inbox::{self, Capacity, Rejected};
+use super::inbox::{self, QueueLimits, Rejected};
 use crate::record::{Lsn, Record};
 
 /// Records waiting for the writer: a few groups, so that one fills while another is committed. The
 /// bytes bound the memory of a burst of large records.
-const INBOX: Capacity = Capacity { items: 16 * 1024, bytes: 32 * 1024 * 1024 };
+const INBOX: QueueLimits = QueueLimits { items: 16 * 1024, bytes: 32 * 1024 * 1024 };
 
 /// A record on its way to the writer. The writer owns it: a sender that goes away changes nothing.
 pub(super) struct Append {

@@ -88,6 +88,21 @@ impl AppendError {
     }
 }
 
+/// Why a group was not stored.
+#[derive(Debug)]
+pub(super) enum NotStored {
+    /// Nothing was written and nothing has failed.
+    Rejected(AppendError),
+    /// The log has failed.
+    Failed(StoreError),
+}
+
+impl<E: Into<StoreError>> From<E> for NotStored {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
 /// Why the log cannot be read on.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {

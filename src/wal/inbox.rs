@@ -8,7 +8,7 @@ use std::time::Instant;
 
 /// How much may be queued.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Capacity {
+pub(super) struct QueueLimits {
     pub(super) items: usize,
     /// Of the queued items, and of those that were taken until [`Receiver::discount`].
     pub(super) bytes: usize,
@@ -24,7 +24,7 @@ pub(super) enum Rejected {
 struct Shared<T> {
     queue: Mutex<Queue<T>>,
     ready: Condvar,
-    capacity: Capacity,
+    limits: QueueLimits,
 }
 
 struct Queue<T> {
@@ -81,21 +81,21 @@ impl<T> Drop for Receiver<T> {
     }
 }
 
-pub(super) fn channel<T>(capacity: Capacity) -> (Sender<T>, Receiver<T>) {
+pub(super) fn channel<T>(limits: QueueLimits) -> (Sender<T>, Receiver<T>) {
     let queue = Queue { items: Vec::new(), bytes: 0, wake_at: usize::MAX, closed: false };
-    let shared = Arc::new(Shared { queue: Mutex::new(queue), ready: Condvar::new(), capacity });
+    let shared = Arc::new(Shared { queue: Mutex::new(queue), ready: Condvar::new(), limits });
     (Sender(Arc::new(ClosesOnDrop(Arc::clone(&shared)))), Receiver(shared))
 }
 
 impl<T> Sender<T> {
     /// Queues an item of this many bytes.
     pub(super) fn send(&self, item: T, bytes: usize) -> Result<(), Rejected> {
-        let Shared { ready, capacity, .. } = &*self.0.0;
+        let Shared { ready, limits, .. } = &*self.0.0;
         let mut queue = self.0.0.lock();
         if queue.closed {
             return Err(Rejected::Closed);
         }
-        if queue.items.len() >= capacity.items || queue.bytes + bytes > capacity.bytes {
+        if queue.items.len() >= limits.items || queue.bytes + bytes > limits.bytes {
             return Err(Rejected::Full);
         }
         queue.items.push(item);
@@ -159,7 +159,7 @@ mod tests {
 
     use super::*;
 
-    const CAPACITY: Capacity = Capacity { items: 4, bytes: 100 };
+    const LIMITS: QueueLimits = QueueLimits { items: 4, bytes: 100 };
 
     fn take<T>(receiver: &Receiver<T>, max: usize) -> Vec<T> {
         let mut taken = Vec::new();
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn items_come_in_order_and_at_most_as_many_as_wanted() {
-        let (sender, receiver) = channel(CAPACITY);
+        let (sender, receiver) = channel(LIMITS);
         for item in 1..=4 {
             assert_eq!(sender.send(item, 1), Ok(()));
         }
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn items_and_bytes_are_limited_and_bytes_count_until_they_are_discounted() {
-        let (sender, receiver) = channel(CAPACITY);
+        let (sender, receiver) = channel(LIMITS);
         assert_eq!(sender.send(1, 101), Err(Rejected::Full));
         assert_eq!(sender.send(1, 100), Ok(()));
         assert_eq!(sender.send(2, 1), Err(Rejected::Full));
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_wait_ends_at_the_count_at_its_deadline_and_when_the_senders_are_gone() {
-        let (sender, receiver) = channel(CAPACITY);
+        let (sender, receiver) = channel(LIMITS);
         let pause = Duration::from_millis(20);
         assert_eq!(receiver.wait(1, Some(Instant::now() + pause)), 0);
         let start = Instant::now();
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn without_a_receiver_nothing_is_queued_and_what_was_is_dropped() {
-        let (sender, receiver) = channel(CAPACITY);
+        let (sender, receiver) = channel(LIMITS);
         let item = Arc::new(());
         sender.send(Arc::clone(&item), 1).unwrap();
         drop(receiver);

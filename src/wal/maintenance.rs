@@ -14,7 +14,7 @@ use super::preallocation::{self, PIECE_BYTES, Preallocation};
 use super::segment::{PREALLOCATED_BYTES, SEGMENT_BYTES, Segment};
 use super::self_audit;
 use super::state::State;
-use super::{AppendError, Audit, Config, OpeningId, free_bytes};
+use super::{Audit, Config, OpeningId, free_bytes};
 use crate::metrics;
 use crate::permission::FileError;
 
@@ -59,9 +59,6 @@ pub(super) struct Maintenance {
     unremoved: BTreeSet<u32>,
     /// When the damaged segments that are kept were counted.
     counted: Option<Instant>,
-    room: Result<(), AppendError>,
-    /// Whether the last attempt to create a segment failed, and was logged.
-    failing: bool,
 }
 
 impl Maintenance {
@@ -87,8 +84,6 @@ impl Maintenance {
             damaged: HashSet::new(),
             unremoved: BTreeSet::new(),
             counted: None,
-            room: Ok(()),
-            failing: false,
         };
         (maintenance, ready)
     }
@@ -129,8 +124,10 @@ impl Maintenance {
             }
             self.count_damaged();
         }
-        self.export_metrics(free_bytes);
-        self.check_space(free_bytes);
+        self.state.update_metrics();
+        let stored = self.state.stored();
+        metrics::disk(free_bytes, self.state.capacity.room_bytes(&stored, free_bytes));
+        self.state.capacity.check_limits(&stored, free_bytes);
     }
 
     /// Saves the totals of the self-audit, and logs when records are missing.
@@ -150,52 +147,11 @@ impl Maintenance {
         }
     }
 
-    fn export_metrics(&self, free_bytes: Option<u64>) {
-        self.state.update_metrics();
-        let limits = **self.state.limits.get();
-        let below_max = limits.max_bytes.saturating_sub(self.state.stored().disk_bytes);
-        let room_bytes = free_bytes
-            .map_or(below_max, |free| below_max.min(free.saturating_sub(limits.min_free_bytes)));
-        metrics::disk(free_bytes, room_bytes);
-    }
-
-    /// Has callbacks rejected while a limit is exceeded.
-    fn check_space(&mut self, free_bytes: Option<u64>) {
-        let (stored, limits) = (self.state.stored(), **self.state.limits.get());
-        let room = if free_bytes.is_some_and(|bytes| bytes < limits.min_free_bytes) {
-            Err(AppendError::DiskFull)
-        } else if stored.records > 0 && stored.disk_bytes >= limits.max_bytes {
-            // Without records it is never full: the segment being written, which may alone be over
-            // the limit, is only removed after its successor has been needed.
-            Err(AppendError::LogFull)
-        } else {
-            Ok(())
-        };
-        if room == self.room {
-            return;
-        }
-        match room {
-            Ok(()) => tracing::info!("the log accepts callbacks again"),
-            Err(reason) => tracing::error!(
-                %reason,
-                stored_bytes = stored.disk_bytes,
-                free_bytes,
-                "callbacks are rejected with 503 until there is space; \
-                 what is stored is still published"
-            ),
-        }
-        self.room = room;
-        self.state.set_room(room);
-    }
-
     /// Whether one is ready now.
     fn create_spare(&mut self) -> bool {
         match self.create() {
             Ok(segment) => {
-                if std::mem::take(&mut self.failing) {
-                    self.state.set_spare_missing(false);
-                    tracing::info!("segments can be created again");
-                }
+                self.state.capacity.record_spare();
                 match segment.open_preallocation() {
                     Ok(file) => _ = self.preallocations.insert(self.next_number, file),
                     Err(error) => tracing::debug!(%error, "cannot preallocate space in a segment"),
@@ -206,10 +162,7 @@ impl Maintenance {
                 true
             }
             Err(error) => {
-                if !std::mem::replace(&mut self.failing, true) {
-                    self.state.set_spare_missing(true);
-                    tracing::error!(%error, "cannot create a segment; trying again until it works");
-                }
+                self.state.capacity.record_no_spare(&error);
                 false
             }
         }
@@ -236,8 +189,13 @@ impl Maintenance {
     fn preallocate(&mut self, free_bytes: Option<u64>) {
         let Some((active, used)) = self.state.active() else { return };
         self.preallocations = self.preallocations.split_off(&active);
-        let floor =
-            self.state.limits.get().min_free_bytes.saturating_add(PREALLOCATION_FLOOR_BYTES);
+        let floor = self
+            .state
+            .capacity
+            .limits
+            .get()
+            .min_free_bytes
+            .saturating_add(PREALLOCATION_FLOOR_BYTES);
         if free_bytes.is_none_or(|free| free < floor) {
             return;
         }
@@ -358,6 +316,7 @@ mod tests {
     use super::*;
     use crate::event::Timestamp;
     use crate::record::Lsn;
+    use crate::wal::AppendError;
     use crate::wal::LogId;
 
     fn maintenance(dir: &Path, limits: Limits) -> (Maintenance, Receiver<Segment>) {
@@ -411,9 +370,9 @@ mod tests {
         for (min_free_bytes, room) in
             [(0, Ok(())), (u64::MAX, Err(AppendError::DiskFull)), (0, Ok(()))]
         {
-            maintenance.state.limits.set(Limits { min_free_bytes, ..Limits::NONE });
-            maintenance.check_space(free_bytes(&maintenance.segments));
-            assert_eq!(maintenance.state.room(), room);
+            maintenance.state.capacity.limits.set(Limits { min_free_bytes, ..Limits::NONE });
+            maintenance.check(free_bytes(&maintenance.segments));
+            assert_eq!(maintenance.state.ready(), room);
         }
     }
 }

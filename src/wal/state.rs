@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::capacity::Capacity;
 use super::dir::FoundSegment;
 use super::frame::Frame;
 use super::opening::{self, Extent, OpeningId, Position, Progress};
@@ -17,13 +18,9 @@ use super::{AppendError, Limits};
 use crate::event::Timestamp;
 use crate::metrics;
 use crate::record::Lsn;
-use crate::reloadable::Reloadable;
 
 /// Bytes of the newest frames kept in memory, so that a reader that keeps up reads no files.
 const TAIL_BYTES_MAX: usize = 16 * 1024 * 1024;
-
-/// For how long the log counts as full after a segment could not grow.
-const FULL_FOR: Duration = Duration::from_secs(1);
 
 /// Behind every record.
 const LAST: Lsn = Lsn::new(u32::MAX, u32::MAX);
@@ -49,7 +46,7 @@ pub(super) struct State {
     created: Instant,
     /// When the writer began with its group, in milliseconds after `created`; 0 when it waits for one.
     busy_since: AtomicU64,
-    pub(super) limits: Reloadable<Limits>,
+    pub(super) capacity: Capacity,
 }
 
 #[derive(Debug)]
@@ -67,10 +64,6 @@ struct Inner {
     missing: Option<MissingRecords>,
     /// Bytes of damaged segments that are kept, and of segments that could not be removed.
     further_bytes: u64,
-    room: Result<(), AppendError>,
-    spare_missing: bool,
-    /// When a segment last could not grow.
-    full: Option<Instant>,
     /// No record will be added.
     ended: bool,
 }
@@ -128,9 +121,6 @@ impl State {
             counted: done.min(totals.done.lsn),
             missing: None,
             further_bytes: 0,
-            room: Ok(()),
-            spare_missing: false,
-            full: None,
             ended: false,
         };
         let expected = inner.count_between(totals.done.lsn, totals.through.lsn);
@@ -144,7 +134,7 @@ impl State {
             changed: Condvar::new(),
             created: Instant::now(),
             busy_since: AtomicU64::new(0),
-            limits: Reloadable::new(limits),
+            capacity: Capacity::new(limits),
         }
     }
 
@@ -213,48 +203,24 @@ impl State {
         u64::try_from(self.created.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
     }
 
-    /// Whether no segment can be created.
-    pub(super) fn set_spare_missing(&self, spare_missing: bool) {
-        self.lock().spare_missing = spare_missing;
-    }
-
-    /// When the segment being written could not grow; `None` while it can.
-    pub(super) fn set_full(&self, full: Option<Instant>) {
-        self.lock().full = full;
-    }
-
     /// The segment being written, and its bytes in use.
     pub(super) fn active(&self) -> Option<(u32, u64)> {
-        let inner = self.lock();
-        let (number, last) = inner.segments.last_key_value()?;
-        (!last.ended).then_some((*number, last.disk_bytes))
+        self.lock().active()
     }
 
-    /// As [`State::room`], and also an error when no segment can be created although there is space
-    /// (no inodes).
+    /// Whether an append would be accepted now.
     pub(super) fn ready(&self) -> Result<(), AppendError> {
-        self.room()?;
         let inner = self.lock();
-        // Only an append finds out that there is space again.
-        if inner.full.is_some_and(|since| since.elapsed() < FULL_FOR) {
-            return Err(AppendError::DiskFull);
+        if inner.ended {
+            return Err(AppendError::Failed);
         }
-        let last = inner.segments.values().next_back();
-        let takes = last.is_some_and(|last| !last.ended && last.disk_bytes < OVERGROWN_BYTES);
-        if inner.spare_missing && !takes { Err(AppendError::DiskFull) } else { Ok(()) }
+        let active = inner.active();
+        drop(inner);
+        self.capacity.ready(active.is_some_and(|(_, bytes)| bytes < OVERGROWN_BYTES))
     }
 
     pub(super) fn set_further_bytes(&self, bytes: u64) {
         self.lock().further_bytes = bytes;
-    }
-
-    pub(super) fn set_room(&self, room: Result<(), AppendError>) {
-        self.lock().room = room;
-    }
-
-    pub(super) fn room(&self) -> Result<(), AppendError> {
-        let inner = self.lock();
-        if inner.ended { Err(AppendError::Failed) } else { inner.room }
     }
 
     /// Finds the record at `cursor`, moving `cursor` to the next segment at a segment's end; waits
@@ -348,6 +314,11 @@ impl State {
 }
 
 impl Inner {
+    fn active(&self) -> Option<(u32, u64)> {
+        let (number, last) = self.segments.last_key_value()?;
+        (!last.ended).then_some((*number, last.disk_bytes))
+    }
+
     fn close_last(&mut self) {
         if let Some(mut last) = self.segments.last_entry() {
             last.get_mut().ended = true;

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use super::appender::{Append, Inbox, ReplyRoutes};
 use super::commit_delay::{CommitDelay, Wait};
+use super::error::NotStored;
 use super::frame::{Builder, Frame};
 use super::maintenance::MaintenanceTask;
 use super::segment::{OVERGROWN_BYTES, Segment};
@@ -18,15 +18,8 @@ use crate::record::Lsn;
 
 /// Records committed at once. More would only make the first of them wait longer.
 const GROUP_MAX: usize = 2048;
-/// Callbacks are rejected when there is no segment, or no space in it, within this time, and then at
-/// once until there is.
-const SPARE_WAIT: Duration = Duration::from_secs(1);
-
 /// A commit that takes longer is logged at debug level, with its steps.
 const SLOW_COMMIT: Duration = Duration::from_millis(20);
-/// The pause between attempts to reserve space.
-const FULL_PAUSE: Duration = Duration::from_millis(100);
-
 pub(super) struct Writer {
     log: LogId,
     opening: OpeningId,
@@ -37,24 +30,12 @@ pub(super) struct Writer {
     tasks: Sender<MaintenanceTask>,
     builder: Builder,
     active: Option<Active>,
-    /// Whether the last wait for a segment brought none.
-    starving: bool,
-    /// When space could last not be reserved; `None` while it can.
-    full: Option<Instant>,
 }
 
 /// The segment that records are added to.
 struct Active {
     segment: Segment,
     next: Lsn,
-}
-
-/// What became of a group.
-enum Stored {
-    /// It is durable; its first record has this LSN.
-    From(Lsn),
-    /// Nothing was written and nothing has failed.
-    Rejected(AppendError),
 }
 
 impl Writer {
@@ -75,8 +56,6 @@ impl Writer {
             tasks,
             builder: Builder::new(),
             active: None,
-            starving: false,
-            full: None,
         }
     }
 
@@ -106,34 +85,31 @@ impl Writer {
             let stored = self.store(&group, bytes);
             self.inbox.discount(bytes);
             delay.record_end(self.inbox.len());
-            let mut answer = match stored {
-                Ok(Stored::From(first)) => Ok(first),
-                Ok(Stored::Rejected(reason)) => Err(reason),
-                Err(_) => Err(AppendError::Failed),
+            let (mut answer, failure) = match stored {
+                Ok(first) => (Ok(first), None),
+                Err(NotStored::Rejected(reason)) => (Err(reason), None),
+                Err(NotStored::Failed(error)) => (Err(AppendError::Failed), Some(error)),
             };
             self.routes.answer(&mut group, || {
                 let lsn = answer?;
                 answer = Ok(lsn.next());
                 Ok(lsn)
             });
-            stored?;
+            if let Some(error) = failure {
+                return Err(error);
+            }
             self.state.set_busy(false);
         }
         Ok(())
     }
 
-    /// Makes the group durable, if there is space for its `bytes`.
-    fn store(&mut self, group: &[Append], bytes: usize) -> Result<Stored, StoreError> {
+    /// Makes the group durable, if there is space for its `bytes`. Returns its first record's LSN.
+    fn store(&mut self, group: &[Append], bytes: usize) -> Result<Lsn, NotStored> {
         self.rotate()?;
         let Some(active) = self.active.as_mut().filter(|active| !active.is_overgrown()) else {
-            return Ok(Stored::Rejected(AppendError::DiskFull));
+            return Err(self.state.capacity.reject_without_segment());
         };
-        if let Err(reason) = self.state.room() {
-            return Ok(Stored::Rejected(reason));
-        }
-        if !reserve(&mut active.segment, bytes as u64, &mut self.full, &self.state)? {
-            return Ok(Stored::Rejected(AppendError::DiskFull));
-        }
+        self.state.capacity.reserve(&mut active.segment, bytes as u64)?;
         Ok(active.commit(group, &mut self.builder, (self.log, self.opening), &self.state)?)
     }
 
@@ -157,16 +133,12 @@ impl Writer {
             return Ok(());
         }
         let needed = self.active.as_ref().is_none_or(Active::is_overgrown);
-        let wait = if needed && !self.starving { SPARE_WAIT } else { Duration::ZERO };
+        let wait = if needed { self.state.capacity.segment_wait() } else { Duration::ZERO };
         let spare = match self.spares.recv_timeout(wait) {
             Ok(spare) => spare,
-            Err(RecvTimeoutError::Timeout) => {
-                self.starving = needed;
-                return Ok(());
-            }
+            Err(RecvTimeoutError::Timeout) => return Ok(()),
             Err(RecvTimeoutError::Disconnected) => return Err(StoreError::Panicked("maintenance")),
         };
-        self.starving = false;
         let number = spare.number();
         // A maintenance that is gone shows at the next rotation.
         let _ = self.tasks.send(MaintenanceTask::CreateSpare);
@@ -191,14 +163,14 @@ impl Active {
         self.segment.used_bytes() >= OVERGROWN_BYTES
     }
 
-    /// Makes the group durable.
+    /// Makes the group durable. Returns its first record's LSN.
     fn commit(
         &mut self,
         group: &[Append],
         builder: &mut Builder,
         (log, opening): (LogId, OpeningId),
         state: &State,
-    ) -> Result<Stored, FileError> {
+    ) -> Result<Lsn, FileError> {
         let Self { segment, next } = self;
         let started = Instant::now();
         let first = *next;
@@ -234,38 +206,6 @@ impl Active {
         }
         let oldest = group[0].record.received_at;
         state.append_frames(frames, oldest, segment.used_bytes());
-        Ok(Stored::From(first))
+        Ok(first)
     }
-}
-
-/// Reserves space for a group of `bytes`, so that it does not fail for lack of it. `false` when there
-/// is none, at once if the last attempt, at `full`, found none either.
-fn reserve(
-    segment: &mut Segment,
-    bytes: u64,
-    full: &mut Option<Instant>,
-    state: &State,
-) -> Result<bool, FileError> {
-    if full.is_some_and(|since| since.elapsed() < FULL_PAUSE) {
-        return Ok(false);
-    }
-    let deadline = Instant::now() + SPARE_WAIT;
-    let mut reserved = segment.reserve(bytes)?;
-    while !reserved && full.is_none() && Instant::now() < deadline {
-        thread::sleep(FULL_PAUSE);
-        reserved = segment.reserve(bytes)?;
-    }
-    let was_full = full.is_some();
-    *full = (!reserved).then(Instant::now);
-    match (was_full, reserved) {
-        (false, true) => return Ok(true),
-        (true, true) => tracing::info!("the log accepts callbacks again: its segment can grow"),
-        (false, false) => tracing::error!(
-            "callbacks are rejected with 503 until the disk has space for them; what is stored is \
-             still published"
-        ),
-        (true, false) => {}
-    }
-    state.set_full(*full);
-    Ok(reserved)
 }
