@@ -26,6 +26,7 @@ use crate::reloadable::Reloadable;
 
 mod appender;
 mod capacity;
+mod checkpoint;
 mod commit_delay;
 mod dir;
 mod error;
@@ -35,7 +36,6 @@ mod inspect;
 mod maintenance;
 mod opening;
 mod preallocation;
-mod progress;
 mod reader;
 mod segment;
 mod self_audit;
@@ -57,12 +57,13 @@ pub use state::Stored;
 
 pub(crate) use dir::{create_dir_durably, sync_dir, write_durably};
 
+use checkpoint::CheckpointFile;
 use dir::{
     FoundSegment, Recovered, SEGMENTS, list, lock, make_identity, oldest, read_identity, recover,
 };
 use maintenance::Maintenance;
-use progress::ProgressFile;
-use self_audit::{AuditTotals, TotalsFile};
+use opening::Lineage;
+use self_audit::AuditTotals;
 use state::State;
 use writer::Writer;
 
@@ -232,8 +233,8 @@ pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
         found => found?,
     };
     let Recovered { found, next_number } = recover(&segments_dir, id)?;
-    let (progress, position) = ProgressFile::open(&config.dir, id);
-    let (mut totals_file, totals) = TotalsFile::open(&config.dir, id);
+    let (progress, position) = CheckpointFile::open(&config.dir, id);
+    let (mut totals_file, totals) = CheckpointFile::<AuditTotals>::open(&config.dir, id);
     let totals = totals.unwrap_or_else(|| AuditTotals::new(Timestamp::now()));
     // The totals are synced and the progress is not, so a power cut can leave the totals ahead.
     let done = released(&found, position).max(released(&found, Some(totals.done)));
@@ -287,12 +288,13 @@ fn begin_opening(
     opening: OpeningId,
     found: &[FoundSegment],
     done: Lsn,
-) -> Vec<OpeningId> {
+) -> Lineage {
     let is_empty = found.last().is_none_or(|last| Lsn::new(last.number, last.records) <= done);
     // Without a record of an earlier opening, what those openings committed is of no use.
-    let earlier = if is_empty { Vec::new() } else { opening::read_lineage(dir, log) };
-    let lineage = opening::extend_lineage(earlier, opening);
-    if let Err(error) = opening::write_lineage(dir, log, &lineage) {
+    let earlier = if is_empty { None } else { checkpoint::read(dir, log) };
+    let mut lineage: Lineage = earlier.unwrap_or_default();
+    lineage.push(opening);
+    if let Err(error) = checkpoint::replace(dir, log, &lineage) {
         // The next opening then ignores this one's progress and knows its events by their ids.
         tracing::warn!(%error, dir = %dir.display(), "cannot write the log's list of openings");
     }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::dir::{self, SEGMENTS};
 use super::frame::{Scanner, is_unreadable};
-use super::opening::{self, Extent};
-use super::{LogId, OpenError, OpeningId, progress};
+use super::opening::{self, Extent, Lineage};
+use super::{LogId, OpenError, OpeningId, checkpoint};
 use crate::event::Timestamp;
 use crate::permission::FileError;
 use crate::record::{Entry, Lsn};
@@ -73,9 +73,9 @@ impl LogView {
                 // The open segment is the last one, of which a position covers a part at most.
                 Some(Extent { number, writer: writer?, records: closed.unwrap_or(u32::MAX) })
             });
-        let published = progress::read(dir, id)
+        let published = checkpoint::read(dir, id)
             .map_or(Lsn::ZERO, |position| opening::resolve(extents, position));
-        let lineage = opening::read_lineage(dir, id);
+        let Lineage(lineage) = checkpoint::read(dir, id).unwrap_or_default();
         Ok(Self { id, lineage, published, segments, damaged })
     }
 

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use super::AuditTotals;
+use super::checkpoint::CheckpointFile;
 use super::dir::{self, Closed, REMOVING, SEGMENTS};
 use super::preallocation::{self, PIECE_BYTES, Preallocation};
 use super::segment::{PREALLOCATED_BYTES, SEGMENT_BYTES, Segment};
-use super::self_audit;
 use super::state::State;
 use super::{Audit, Config, OpeningId, free_bytes};
 use crate::metrics;
@@ -50,7 +51,7 @@ pub(super) struct Maintenance {
     /// Segments that are being written, or are about to be, in whose files space is preallocated.
     preallocations: BTreeMap<u32, Preallocation>,
     state: Arc<State>,
-    totals: self_audit::TotalsFile,
+    totals: CheckpointFile<AuditTotals>,
     /// What was missing at the last audit.
     missing: i64,
     /// Segments with damage. The marker in each tells the next process.
@@ -68,7 +69,7 @@ impl Maintenance {
         next_number: u32,
         tasks: Receiver<MaintenanceTask>,
         state: Arc<State>,
-        totals: self_audit::TotalsFile,
+        totals: CheckpointFile<AuditTotals>,
     ) -> (Self, Receiver<Segment>) {
         let (spares, ready) = sync_channel(1);
         let maintenance = Self {
@@ -320,8 +321,8 @@ mod tests {
     use crate::wal::LogId;
 
     fn maintenance(dir: &Path, limits: Limits) -> (Maintenance, Receiver<Segment>) {
-        let (totals, _) = self_audit::TotalsFile::open(dir, LogId::unique());
-        let fresh = self_audit::AuditTotals::new(Timestamp::now());
+        let (totals, _) = CheckpointFile::open(dir, LogId::unique());
+        let fresh = AuditTotals::new(Timestamp::now());
         let state = Arc::new(State::new(&[], Lsn::ZERO, None, fresh, limits));
         let (_, tasks) = mpsc::channel();
         let config = Config { dir: dir.to_owned(), limits };

@@ -7,18 +7,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs;
-use std::io;
-use std::iter;
-use std::path::Path;
 
 use uuid::Uuid;
 
-use super::LogId;
-use super::dir::{sync_dir, write_durably};
+use super::checkpoint::{Checkpoint, Overwritten};
 use crate::record::Lsn;
 
-const NAME: &str = "openings";
 const HEADING: &str = "livebridge openings 1";
 /// Openings that a lineage keeps; of an older one's commits only the event ids count. It holds more
 /// starts than a service manager makes in a day of restarts every 30 s.
@@ -147,44 +141,65 @@ pub fn resolve(segments: impl Iterator<Item = Extent> + Clone, position: Positio
     published(segments, &progress)
 }
 
-/// The openings that this directory has had, oldest first, the current one last.
+/// The openings that a directory has had, oldest first, the current one last.
 ///
-/// Only what one of them committed counts as progress here. A copy of the directory shares the
-/// openings from before it was made, and none from after.
-pub(super) fn read_lineage(dir: &Path, log: LogId) -> Vec<OpeningId> {
-    // A file that is missing, torn or another log's is no lineage: events are then known by id.
-    let text = fs::read_to_string(dir.join(NAME)).unwrap_or_default();
-    let lines = text.lines().skip(1).map_while(OpeningId::parse);
-    let lineage: Vec<_> = lines.collect();
-    if lineage_text(&lineage, log) == text { lineage } else { Vec::new() }
+/// Only what one of them committed counts as progress there. A copy of the directory shares the
+/// openings from before it was made, and none from after. Without the file, events are known by their
+/// ids only.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Lineage(pub(super) Vec<OpeningId>);
+
+impl Lineage {
+    /// Adds `opening`, and forgets the oldest beyond [`LINEAGE_MAX`].
+    pub(super) fn push(&mut self, opening: OpeningId) {
+        let excess = (self.0.len() + 1).saturating_sub(LINEAGE_MAX);
+        self.0.drain(..excess);
+        self.0.push(opening);
+    }
 }
 
-/// Replaces the lineage, durably.
-pub(super) fn write_lineage(dir: &Path, log: LogId, lineage: &[OpeningId]) -> io::Result<()> {
-    write_durably(&dir.join(NAME), lineage_text(lineage, log).as_bytes())?;
-    sync_dir(dir)
+impl Checkpoint for Lineage {
+    const NAME: &'static str = "openings";
+    const CHECKSUM: &'static str = "checksum ";
+
+    fn text(&self) -> String {
+        let lines = self.0.iter().map(|opening| format!("{opening}\n"));
+        format!("{HEADING}\n{}", lines.collect::<String>())
+    }
+
+    fn parse(file: &str) -> Option<Self> {
+        Some(Self(file.lines().skip(1).map_while(OpeningId::parse).collect()))
+    }
 }
 
-/// The lineage with `opening` added, cut to [`LINEAGE_MAX`].
-pub(super) fn extend_lineage(mut lineage: Vec<OpeningId>, opening: OpeningId) -> Vec<OpeningId> {
-    let excess = (lineage.len() + 1).saturating_sub(LINEAGE_MAX);
-    lineage.drain(..excess);
-    lineage.push(opening);
-    lineage
+/// How far the log was released: a copy of what the ledger says.
+///
+/// It is used when Kafka is unreachable at the start, and when the ledger topic has expired its
+/// records. It is never synced: an older copy means that the ledger is ahead.
+impl Checkpoint for Position {
+    const NAME: &'static str = "progress";
+    const CHECKSUM: &'static str = " ";
+
+    fn text(&self) -> String {
+        let Self { writer, lsn } = self;
+        format!("{writer} {:010}.{:010}", lsn.segment(), lsn.index())
+    }
+
+    fn parse(file: &str) -> Option<Self> {
+        let (writer, rest) = file.split_once(' ')?;
+        let (lsn, _) = rest.split_once(' ')?;
+        Some(Self { writer: OpeningId::parse(writer)?, lsn: Lsn::parse(lsn)? })
+    }
 }
 
-fn lineage_text(lineage: &[OpeningId], log: LogId) -> String {
-    let lines = lineage.iter().map(OpeningId::to_string);
-    let text = iter::once(HEADING.to_owned()).chain(lines).collect::<Vec<_>>().join("\n") + "\n";
-    let checksum = crc32fast::hash(format!("{log} {text}").as_bytes());
-    format!("{text}checksum {checksum:08x}\n")
+impl Overwritten for Position {
+    const CONTENT: &'static str = "a copy of the progress";
+    const MISLEADS_WHEN_OLD: bool = false;
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const LOG: LogId = LogId::from_bytes([7; 16]);
 
     fn opening(number: u8) -> OpeningId {
         OpeningId::from_bytes([number; 16])
@@ -195,35 +210,16 @@ mod tests {
     }
 
     #[test]
-    fn lineage_is_read_whole_or_not_at_all() {
-        let dir = tempfile::tempdir().unwrap();
-        assert_eq!(read_lineage(dir.path(), LOG), []);
-        let lineage = [opening(1), opening(2)];
-        write_lineage(dir.path(), LOG, &lineage).unwrap();
-        assert_eq!(read_lineage(dir.path(), LOG), lineage);
-        assert_eq!(read_lineage(dir.path(), LogId::from_bytes([8; 16])), [], "another log's");
-        let text = fs::read(dir.path().join(NAME)).unwrap();
-        for at in 0..text.len() {
-            let mut torn = text.clone();
-            torn[at] ^= 1;
-            fs::write(dir.path().join(NAME), &torn).unwrap();
-            assert_eq!(read_lineage(dir.path(), LOG), [], "byte {at}");
-            fs::write(dir.path().join(NAME), &text[..at]).unwrap();
-            assert_eq!(read_lineage(dir.path(), LOG), [], "{at} bytes");
-        }
-    }
-
-    #[test]
     fn lineage_keeps_the_newest_openings() {
-        let mut lineage = Vec::new();
+        let mut lineage = Lineage::default();
         for _ in 0..LINEAGE_MAX + 10 {
-            lineage = extend_lineage(lineage, OpeningId::unique());
+            lineage.push(OpeningId::unique());
         }
-        assert_eq!(lineage.len(), LINEAGE_MAX);
-        let newest = opening(1);
-        let longer = extend_lineage(lineage.clone(), newest);
-        assert_eq!(longer[..LINEAGE_MAX - 1], lineage[1..]);
-        assert_eq!(longer.last(), Some(&newest));
+        assert_eq!(lineage.0.len(), LINEAGE_MAX);
+        let before = lineage.clone();
+        lineage.push(opening(1));
+        assert_eq!(lineage.0[..LINEAGE_MAX - 1], before.0[1..]);
+        assert_eq!(lineage.0.last(), Some(&opening(1)));
     }
 
     #[test]

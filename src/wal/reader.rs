@@ -8,11 +8,11 @@ use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::Duration;
 
+use super::checkpoint::CheckpointFile;
 use super::dir::{self, SEGMENTS};
 use super::frame::{Frame, Scanner, is_unreadable};
 use super::maintenance::MaintenanceTask;
-use super::opening::{OpeningId, Progress};
-use super::progress::ProgressFile;
+use super::opening::{Lineage, OpeningId, Position, Progress};
 use super::self_audit::{Outcomes, ReleasedBy};
 use super::state::{Location, State};
 use super::{LogId, ReadError};
@@ -56,9 +56,9 @@ pub struct Reader {
     state: Arc<State>,
     segments: PathBuf,
     log: LogId,
-    lineage: Vec<OpeningId>,
+    lineage: Lineage,
     tasks: Sender<MaintenanceTask>,
-    progress: ProgressFile,
+    progress: CheckpointFile<Position>,
     /// The next record wanted.
     cursor: Lsn,
     /// The last one that was returned, and the last that is released.
@@ -87,9 +87,9 @@ impl Reader {
         state: Arc<State>,
         dir: &Path,
         log: LogId,
-        lineage: Vec<OpeningId>,
+        lineage: Lineage,
         tasks: Sender<MaintenanceTask>,
-        progress: ProgressFile,
+        progress: CheckpointFile<Position>,
         done: Lsn,
     ) -> Self {
         let mut reader = Self {
@@ -113,13 +113,13 @@ impl Reader {
     /// one is this process's.
     #[must_use]
     pub fn lineage(&self) -> &[OpeningId] {
-        &self.lineage
+        &self.lineage.0
     }
 
     /// This process's opening.
     #[must_use]
     pub fn opening(&self) -> OpeningId {
-        self.lineage.last().copied().unwrap_or_default()
+        self.lineage.0.last().copied().unwrap_or_default()
     }
 
     /// The next entries: about `max_bytes` of them, or one frame if that is more. Waits up to
@@ -213,7 +213,7 @@ impl Reader {
         let damaged = gone.map(|(_, records)| records).sum();
         let (removable, position) = self.state.release(released, newest, released_by, damaged);
         if let Some(position) = position {
-            self.progress.save(position);
+            self.progress.save(&position);
         }
         for number in removable {
             if self.open.as_ref().is_some_and(|open| open.number == number) {

@@ -7,17 +7,11 @@
 //! process, so that a start detects what was removed in between. The file may be older than the
 //! segments beside it, and is used only if its checksum is right.
 
-use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-
-use super::LogId;
+use super::checkpoint::{Checkpoint, Overwritten};
 use super::opening::{OpeningId, Position, Progress};
 use crate::event::Timestamp;
 use crate::record::Lsn;
 
-const NAME: &str = "self-audit";
 const HEADING: &str = "livebridge self-audit 2";
 
 /// What became of records, by the publisher.
@@ -171,15 +165,18 @@ impl AuditTotals {
         let Self { since, accepted, outcomes, by_ledger, damaged, .. } = *self;
         Audit { since, accepted, pending, outcomes, by_ledger, damaged }
     }
+}
 
-    /// Always of the same length, so that one overwrites the one before it whole, and shorter than
-    /// what a disk writes at once.
-    fn line(&self, log: LogId) -> String {
+impl Checkpoint for AuditTotals {
+    const NAME: &'static str = "self-audit";
+    const CHECKSUM: &'static str = "checksum ";
+
+    fn text(&self) -> String {
         let Outcomes { published, absorbed, dead_lettered, quarantined } = self.outcomes;
         let position = |Position { writer, lsn }: Position| {
             format!("{:010}.{:010} {writer}", lsn.segment(), lsn.index())
         };
-        let text = format!(
+        format!(
             "{HEADING}\n\
              since {:020}\naccepted {:020}\nthrough {}\nreleased {:020}\ndone {}\n\
              published {published:020}\nabsorbed {absorbed:020}\n\
@@ -192,20 +189,18 @@ impl AuditTotals {
             position(self.done),
             self.by_ledger,
             self.damaged,
-        );
-        let checksum = crc32fast::hash(format!("{log} {text}").as_bytes());
-        format!("{text}checksum {checksum:08x}\n")
+        )
     }
 
-    fn parse(text: &str, log: LogId) -> Option<Self> {
+    fn parse(file: &str) -> Option<Self> {
         let value =
-            |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            |name: &str| file.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         let number = |name| value(name)?.parse::<u64>().ok();
         let position = |name| {
             let (lsn, writer) = value(name)?.split_once(' ')?;
             Some(Position { writer: OpeningId::parse(writer)?, lsn: Lsn::parse(lsn)? })
         };
-        let totals = Self {
+        Some(Self {
             since: Timestamp::from_millis(value("since")?.parse().ok()?),
             accepted: number("accepted")?,
             through: position("through")?,
@@ -219,77 +214,19 @@ impl AuditTotals {
             },
             by_ledger: number("by_ledger")?,
             damaged: number("damaged")?,
-        };
-        (totals.line(log) == text).then_some(totals)
+        })
     }
 }
 
-/// The totals on disk.
-#[derive(Debug)]
-pub(super) struct TotalsFile {
-    log: LogId,
-    path: PathBuf,
-    saved: Option<AuditTotals>,
-    /// `None` after a failure to write: the log works without.
-    file: Option<File>,
-}
-
-impl TotalsFile {
-    /// With what the last process left; `None` when the file is missing or torn.
-    pub(super) fn open(dir: &Path, log: LogId) -> (Self, Option<AuditTotals>) {
-        let path = dir.join(NAME);
-        let text = fs::read_to_string(&path).unwrap_or_default();
-        let found = AuditTotals::parse(&text, log);
-        if found.is_none() && !text.is_empty() {
-            tracing::warn!(
-                path = %path.display(),
-                "the totals of the self-audit cannot be read; new ones begin"
-            );
-        }
-        let file = File::options().create(true).write(true).truncate(found.is_none()).open(&path);
-        if let Err(error) = &file {
-            tracing::warn!(
-                %error, path = %path.display(), "cannot keep the totals of the self-audit"
-            );
-        }
-        (Self { log, path, saved: found, file: file.ok() }, found)
-    }
-
-    /// Not synced. After a kill the page cache has the newest totals; after a power cut an older copy
-    /// is read.
-    pub(super) fn save(&mut self, totals: &AuditTotals) {
-        if self.saved.as_ref() == Some(totals) {
-            return;
-        }
-        self.saved = Some(*totals);
-        let line = totals.line(self.log);
-        self.write(|file| file.write_all_at(line.as_bytes(), 0));
-    }
-
-    /// Synced before segments are removed: an older copy would report their records as missing.
-    pub(super) fn save_durably(&mut self, totals: &AuditTotals) {
-        self.save(totals);
-        self.write(File::sync_data);
-    }
-
-    fn write(&mut self, work: impl FnOnce(&File) -> io::Result<()>) {
-        let Some(file) = &self.file else { return };
-        if let Err(error) = work(file) {
-            tracing::warn!(
-                %error, path = %self.path.display(), "cannot keep the totals of the self-audit any more"
-            );
-            // What it says now is wrong from now on.
-            let _ = fs::remove_file(&self.path);
-            self.file = None;
-        }
-    }
+/// Synced before segments are removed: an older copy would report their records as missing.
+impl Overwritten for AuditTotals {
+    const CONTENT: &'static str = "the totals of the self-audit";
+    const MISLEADS_WHEN_OLD: bool = true;
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const LOG: LogId = LogId::from_bytes([7; 16]);
 
     fn at(lsn: Lsn) -> Position {
         Position { writer: OpeningId::from_bytes([9; 16]), lsn }
@@ -339,28 +276,5 @@ mod tests {
         progress.advance(at(Lsn::ZERO).writer, Lsn::new(1, 10));
         assert_eq!(short.find_missing(missing, &progress), None);
         assert_eq!(short.audit(1).missing(), 0);
-    }
-
-    #[test]
-    fn the_file_is_read_whole_or_not_at_all() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut file, found) = TotalsFile::open(dir.path(), LOG);
-        assert_eq!(found, None);
-        let totals = totals();
-        file.save(&totals);
-        assert_eq!(TotalsFile::open(dir.path(), LOG).1, Some(totals));
-        let text = fs::read_to_string(dir.path().join(NAME)).unwrap();
-        assert!(text.len() <= 512, "{} bytes", text.len());
-        for at in 0..text.len() {
-            assert_eq!(AuditTotals::parse(&text[..at], LOG), None, "{at} bytes");
-            let mut torn = text.clone().into_bytes();
-            torn[at] ^= 1;
-            assert_eq!(
-                AuditTotals::parse(&String::from_utf8(torn).unwrap(), LOG),
-                None,
-                "byte {at}"
-            );
-        }
-        assert_eq!(AuditTotals::parse(&text, LogId::from_bytes([8; 16])), None, "another log's");
     }
 }
