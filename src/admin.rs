@@ -229,7 +229,7 @@ fn route(
                 let started = shared.started_at;
                 let text = status::status(
                     &shared.exporter,
-                    &shared.probe,
+                    (&shared.probe, &shared.health),
                     &history,
                     (&settings, started),
                     after,

@@ -10,6 +10,14 @@ const LATE_SECONDS: f64 = 60.0;
 /// Below this, the log is about to reject callbacks.
 const ROOM_LOW_BYTES: f64 = 256.0 * 1024.0 * 1024.0;
 
+/// Beyond this, the ledger is read too slowly.
+const LEDGER_LAG_RECORDS: f64 = 10_000.0;
+
+/// Reasons for a 403.
+const ACCESS: &[&str] = &["address", "secret"];
+/// Reasons for a 400 or 413.
+const MALFORMED: &[&str] =
+    &["malformed", "not_an_object", "duplicate_key", "too_deep", "wrong_type", "too_large"];
 /// Reasons for a 401.
 const AUTHENTICATION: &[&str] = &["unsigned", "bad_signature", "expired"];
 /// Reasons for a 503.
@@ -46,6 +54,8 @@ pub(super) struct Facts<'a> {
     pub(super) increase: Counts,
     /// Why callbacks are rejected, if they are.
     pub(super) not_ready: Option<&'a str>,
+    /// The part that makes no progress, if one does not.
+    pub(super) stuck: Option<&'a str>,
     /// Missing records by the self-audit.
     pub(super) missing: i64,
 }
@@ -92,12 +102,18 @@ fn rejected(metrics: &Snapshot, reasons: &[&str]) -> f64 {
 }
 
 /// In the order in which they are shown.
-const RULES: [Rule; 17] = [
+const RULES: [Rule; 24] = [
     (
         "LivebridgeRejectingCallbacks",
         Level::Critical,
         State(|facts| facts.not_ready.map(|reason| format!("Callbacks are rejected: {reason}"))),
         "Tencent retries for about 12 minutes. Free space, raise wal.max_bytes, or restore Kafka.",
+    ),
+    (
+        "LivebridgeRejectingCallbacks",
+        Level::Critical,
+        State(|facts| facts.stuck.map(|part| format!("{part} makes no progress"))),
+        "/healthz fails, so that a supervisor restarts livebridge. Does the disk answer?",
     ),
     (
         "LivebridgeAuditMismatch",
@@ -117,6 +133,24 @@ const RULES: [Rule; 17] = [
             "records of the log could not be read",
         ),
         "The disk lost acknowledged records. Check it, and move the log to another disk.",
+    ),
+    (
+        "LivebridgeLogNotReadable",
+        Level::Critical,
+        State(|facts| {
+            let unreadable = facts.metrics.get(&table::WAL_READ_OK) == 0.0;
+            unreadable.then(|| "The log cannot be read, so nothing is published".to_owned())
+        }),
+        "The log lines name the file and the cause. Callbacks are accepted. Keep the file.",
+    ),
+    (
+        "LivebridgeQuarantineNotWritable",
+        Level::Critical,
+        State(|facts| {
+            let blocked = facts.metrics.get(&table::QUARANTINE_OK) == 0.0;
+            blocked.then(|| "A record that Kafka rejects cannot be stored".to_owned())
+        }),
+        "Nothing behind it is published until it is. The log lines name the file and the cause.",
     ),
     (
         "LivebridgeLogSpaceLow",
@@ -143,7 +177,7 @@ const RULES: [Rule; 17] = [
             let age = facts.metrics.get(&table::OLDEST_UNPUBLISHED_AGE_SECONDS);
             (age > LATE_SECONDS).then(|| format!("The oldest callback has waited {age:.0} s"))
         }),
-        "Consumers receive events late. They are published as soon as Kafka accepts them.",
+        "Consumers receive events late. Nothing is lost; another finding or the log lines tell why.",
     ),
     (
         "LivebridgeGapNotRecovered",
@@ -175,6 +209,15 @@ const RULES: [Rule; 17] = [
         "Kafka rejected them in their own topics, for the reasons below.",
     ),
     (
+        "LivebridgeDamagedSegmentsKept",
+        Level::Warning,
+        State(|facts| {
+            let kept = facts.metrics.get(&table::WAL_DAMAGED_SEGMENTS);
+            (kept > 0.0).then(|| format!("{kept} segments with damaged records are kept"))
+        }),
+        "livebridge wal damaged lists them, exports what can be read, and removes them.",
+    ),
+    (
         "LivebridgeOnlyRejections",
         Level::Warning,
         Increase(
@@ -193,6 +236,26 @@ const RULES: [Rule; 17] = [
             "POST requests came to another path than http.path",
         ),
         "Correct the callback URL in the console, or http.path.",
+    ),
+    (
+        "LivebridgeMalformedCallbacks",
+        Level::Warning,
+        Increase(
+            |metrics| rejected(metrics, MALFORMED),
+            |_| true,
+            "requests were answered with 400 or 413",
+        ),
+        "If Tencent sent them, these callbacks are lost. Below are the last ones.",
+    ),
+    (
+        "LivebridgeAccessDenied",
+        Level::Warning,
+        Increase(
+            |metrics| rejected(metrics, ACCESS),
+            |_| true,
+            "requests did not fulfil access.allow or access.secret",
+        ),
+        "Are the load balancer's addresses in access.trusted_proxies, and its header right?",
     ),
     (
         "LivebridgeSignatureFailures",
@@ -239,6 +302,16 @@ const RULES: [Rule; 17] = [
             "times another producer fenced this instance",
         ),
         "Give every instance its own kafka.instance.",
+    ),
+    (
+        "LivebridgeLedgerLag",
+        Level::Warning,
+        State(|facts| {
+            let lag = facts.metrics.get(&table::LEDGER_LAG_RECORDS);
+            (lag > LEDGER_LAG_RECORDS)
+                .then(|| format!("{lag} records of the ledger topic are not read yet"))
+        }),
+        "Is the broker that leads the ledger topic slow, or the processor of this machine busy?",
     ),
     (
         "LivebridgeDedupWindowTruncated",

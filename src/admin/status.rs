@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::findings::{Counts, Facts, Level, findings};
 use crate::event::Timestamp;
+use crate::health::Health;
 use crate::metrics::{Exporter, Snapshot, table};
 use crate::recent;
 use crate::wal::Probe;
@@ -67,7 +68,7 @@ impl History {
 /// The state of now, with the samples taken `after` a moment.
 pub(super) fn status(
     exporter: &Exporter,
-    probe: &Probe,
+    (probe, health): (&Probe, &Health),
     history: &History,
     (settings, started_at): (&Value, Timestamp),
     after: i64,
@@ -79,10 +80,11 @@ pub(super) fn status(
         history: Vec<&'a RawValue>,
     }
     let metrics = exporter.snapshot();
-    let not_ready = probe.ready().err().map(|reason| reason.to_string());
+    let not_ready = health.ready().err().map(|reason| reason.to_string());
     let increase = history.increase(Counts::of(&metrics));
     let missing = probe.audit().missing();
-    let facts = Facts { metrics: &metrics, increase, not_ready: not_ready.as_deref(), missing };
+    let (not_ready_reason, stuck) = (not_ready.as_deref(), health.stuck());
+    let facts = Facts { metrics: &metrics, increase, not_ready: not_ready_reason, stuck, missing };
     let found = findings(&facts);
     let state = json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -91,7 +93,7 @@ pub(super) fn status(
         "started_at": started_at.as_millis(),
         "health": {
             "state": found.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok),
-            "taking_callbacks": not_ready.is_none(),
+            "taking_callbacks": not_ready.is_none() && stuck.is_none(),
             "findings": found,
         },
         "callbacks": {

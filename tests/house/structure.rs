@@ -1,7 +1,7 @@
 //! Structural rules of the source: allowed dependencies between modules, and which module uses
 //! which external crate. src/lib.rs lists the modules and their order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -180,7 +180,7 @@ fn files(dir: &Path, into: &mut Vec<PathBuf>) {
 }
 
 /// Every source file that is not a test: its module, its path, its code without comments.
-fn rooms() -> Vec<(String, PathBuf, String)> {
+fn modules() -> Vec<(String, PathBuf, String)> {
     let mut paths = Vec::new();
     files(&source(), &mut paths);
     assert!(paths.len() > 20, "the sources were found");
@@ -195,10 +195,39 @@ fn rooms() -> Vec<(String, PathBuf, String)> {
         .filter(|path| path.file_name().unwrap() != "tests.rs")
         .map(|path| {
             let below = path.strip_prefix(source()).unwrap();
-            let room = below.iter().next().unwrap().to_str().unwrap();
-            (room.trim_end_matches(".rs").to_owned(), path.clone(), code(&path))
+            let module = below.iter().next().unwrap().to_str().unwrap();
+            (module.trim_end_matches(".rs").to_owned(), path.clone(), code(&path))
         })
         .collect()
+}
+
+/// The modules of the library that `code` names, also those in the braces of `use crate::{…}`.
+fn named_modules(code: &str) -> BTreeSet<String> {
+    let word = |text: &str| {
+        text.split(|c| !char::is_alphanumeric(c) && c != '_').next().map(str::to_owned)
+    };
+    let mut named = BTreeSet::new();
+    for path in code.split("crate::").skip(1) {
+        let Some(group) = path.strip_prefix('{') else {
+            named.extend(word(path));
+            continue;
+        };
+        let mut depth = 0;
+        let mut nested = |c: char| {
+            depth += i32::from(c == '{') - i32::from(c == '}');
+            depth
+        };
+        let of_group = group.chars().map(|c| (c, nested(c))).take_while(|(_, depth)| *depth >= 0);
+        let top: String = of_group.filter(|(_, depth)| *depth == 0).map(|(c, _)| c).collect();
+        named.extend(top.split(',').filter_map(|path| word(path.trim())));
+    }
+    named
+}
+
+#[test]
+fn modules_in_the_braces_of_a_use_are_found() {
+    let code = "use crate::{a, b::{c, d::{e}}, f};\nuse crate::g::{h, i}; crate::j::k()";
+    assert_eq!(named_modules(code), BTreeSet::from(["a", "b", "f", "g", "j"].map(str::to_owned)));
 }
 
 /// Whether a path in `code` begins with `name`.
@@ -213,17 +242,15 @@ fn names(code: &str, name: &str) -> bool {
 #[test]
 fn no_module_depends_on_one_above_its_layer() {
     let allowed: BTreeMap<_, _> = MAY_NAME.into_iter().collect();
-    for (room, path, code) in rooms() {
-        if room == "main" || room == "cli" {
+    for (module, path, code) in modules() {
+        if module == "main" || module == "cli" {
             continue;
         }
-        let allowed = allowed.get(room.as_str());
+        let allowed = allowed.get(module.as_str());
         let allowed = allowed.unwrap_or_else(|| panic!("{} is not in the table", path.display()));
+        let named = named_modules(&code);
         for (other, _) in MAY_NAME {
-            let named = code.contains(&format!("crate::{other}::"))
-                || code.contains(&format!("crate::{other};"))
-                || code.contains(&format!("crate::{other}}}"));
-            let named = named && other != room && other != "lib";
+            let named = named.contains(other) && other != module && other != "lib";
             assert!(!named || allowed.contains(&other), "{} names {other}", path.display());
         }
     }
@@ -231,13 +258,13 @@ fn no_module_depends_on_one_above_its_layer() {
 
 #[test]
 fn each_external_crate_is_used_in_its_module_only() {
-    for (room, path, code) in rooms() {
-        if room == "main" || room == "cli" {
+    for (module, path, code) in modules() {
+        if module == "main" || module == "cli" {
             continue;
         }
         for (foreign, at) in NAMED_IN {
             let named = names(&code, foreign);
-            assert!(!named || at.contains(&room.as_str()), "{} names {foreign}", path.display());
+            assert!(!named || at.contains(&module.as_str()), "{} names {foreign}", path.display());
         }
         let sled = names(&code, "sled") && !path.ends_with("wal/segment.rs");
         assert!(!sled, "{} names sled", path.display());
@@ -246,7 +273,7 @@ fn each_external_crate_is_used_in_its_module_only() {
 
 #[test]
 fn no_output_panics_when_its_reader_has_closed_the_pipe() {
-    for (_, path, code) in rooms() {
+    for (_, path, code) in modules() {
         for printing in ["println!(", "print!("] {
             assert!(!code.contains(printing), "{} prints with {printing}", path.display());
         }
@@ -255,11 +282,11 @@ fn no_output_panics_when_its_reader_has_closed_the_pipe() {
 
 #[test]
 fn only_a_verified_callback_becomes_a_record() {
-    for (room, path, code) in rooms() {
+    for (module, path, code) in modules() {
         let made = code.contains("Record {") && !code.contains("struct Record {");
         let made = made && code.contains("received_at,");
         // Exported records were verified before they were logged, and are not logged again.
-        let verified = room == "callback" || path.ends_with("publisher/replay/event.rs");
+        let verified = module == "callback" || path.ends_with("publisher/replay/event.rs");
         assert!(!made || verified, "{} makes records (I2)", path.display());
     }
 }

@@ -185,6 +185,7 @@ fn a_quarantine_that_cannot_be_written_stops_publishing_and_not_the_intake() {
     }
     send(&bridge, 2..20, 0);
     bridge.assert_running();
+    assert!(bridge.get("/status").contains("LivebridgeQuarantineNotWritable"));
     assert_eq!(bridge.metric("livebridge_published_total"), Some(1.0));
     fs::remove_file(&quarantine).unwrap();
     bridge.drain(DRAIN);

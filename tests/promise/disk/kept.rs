@@ -134,6 +134,7 @@ fn a_log_that_the_publisher_cannot_read_does_not_stop_the_intake_and_is_publishe
     }
     let admin = running.address("admin listening");
     assert_eq!(get(admin, "/readyz").status, 200, "callbacks are accepted");
+    assert!(get(admin, "/status").body.contains("LivebridgeLogNotReadable"));
     wait_for_metric(&running, "livebridge_wal_records", "15");
     let line = running
         .stderr
