@@ -18,8 +18,8 @@ mod watch;
 
 pub(crate) use watch::Watch;
 
-/// A shorter time without acceptance loses nothing: the retries of every type outlast it
-/// (docs/protocol.md, section 4).
+/// A shorter time without acceptance loses no callback of the types with documented retries, which
+/// outlast it (docs/protocol.md, section 4).
 pub const GAP_MIN: Duration = Duration::from_mins(10);
 /// How long Tencent Cloud keeps its records of callbacks; older gaps cannot be recovered.
 pub const RECOVERABLE: Duration = Duration::from_hours(14 * 24);

@@ -21,8 +21,9 @@
 //! - **I1** A callback is answered 200 only when its record is durable: written, flushed, and its
 //!   file `fdatasync`ed.
 //! - **I2** Only a verified callback becomes a record.
-//! - **I3** A record leaves the log only when the ledger says that its transaction is committed, or
-//!   when it was absorbed as a retry of one whose transaction is.
+//! - **I3** A record leaves the log only when the ledger says that its transaction is committed, when
+//!   it was absorbed as a retry of one whose transaction is, or when it cannot be read: its segment
+//!   is then kept.
 //! - **I4** Records are sent in LSN order, one transaction at a time; after any crash the publisher
 //!   goes on behind the last record that the ledger names. A ledger record covers only what the
 //!   opening that it names as writer wrote, and counts only if an opening of this directory
@@ -33,7 +34,7 @@
 //!   record comes second in the topic aborts its transaction (`publisher/contention.rs`).
 //! - **I6** A failed commit ends the process: after a failed flush it is unknown what is on disk.
 //! - **I7** Everything has a limit, with a name: connections, headers, bodies, the inbox, frames,
-//!   segments, the log, the batch, the window, every wait.
+//!   segments, the log, the batch, the window, and every wait for a client.
 
 #![forbid(unsafe_code)]
 

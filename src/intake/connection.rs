@@ -27,7 +27,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// is closed gets no answer.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 /// Header bytes of a request. hyper takes no less than 8 KiB. Its limit of 100 fields is ours too:
-/// for any other it fills two tables for each request, one in seventy of the intake's instructions.
+/// for any other it fills two tables for each request.
 const HEADER_BYTES_MAX: usize = 16 * 1024;
 
 /// Serves the connection from `peer` until it ends or must be closed.

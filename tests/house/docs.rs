@@ -90,12 +90,12 @@ fn the_modules_of_the_design_match_the_library() {
 }
 
 #[test]
-fn the_way_of_a_callback_names_each_file_once() {
+fn the_path_of_a_callback_names_each_file_once() {
     let design = read("docs/design.md");
-    let (_, way) = design.split_once("## The way of a callback\n").unwrap();
-    let way = way.split("\n## ").next().unwrap();
+    let (_, path) = design.split_once("## The path of a callback\n").unwrap();
+    let path = path.split("\n## ").next().unwrap();
     let mut named = BTreeSet::new();
-    for file in spans(way).into_iter().filter(|span| span.starts_with("src/")) {
+    for file in spans(path).into_iter().filter(|span| span.starts_with("src/")) {
         assert!(named.insert(file.clone()), "{file} is named twice");
     }
     assert!(named.len() >= 20, "{named:?}");
