@@ -281,8 +281,8 @@ async fn finish(
     let mut left = log.stored().records;
     let mut moved = Instant::now();
     let mut end = None;
-    let patience = if reachable { PROGRESS_TIMEOUT } else { Duration::ZERO };
-    while end.is_none() && left > 0 && moved.elapsed() < patience && Instant::now() < until {
+    let progress_timeout = if reachable { PROGRESS_TIMEOUT } else { Duration::ZERO };
+    while end.is_none() && left > 0 && moved.elapsed() < progress_timeout && Instant::now() < until {
         end = timeout(PROGRESS_INTERVAL, &mut *publisher).await.ok();
         if log.stored().records < left {
             left = log.stored().records;
@@ -291,8 +291,8 @@ async fn finish(
     }
     if end.is_none() {
         give_up.cancel();
-        let patience = if reachable { GIVE_UP_TIMEOUT } else { UNREACHABLE_TIMEOUT };
-        end = timeout(patience, publisher).await.ok();
+        let give_up_timeout = if reachable { GIVE_UP_TIMEOUT } else { UNREACHABLE_TIMEOUT };
+        end = timeout(give_up_timeout, publisher).await.ok();
     }
     Some(match end? {
         Ok(end) => end.map_err(StopError::Publisher),

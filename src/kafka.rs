@@ -162,7 +162,7 @@ impl Config {
         set.map_or(STATISTICS_INTERVAL, Duration::from_millis)
     }
 
-    /// Whether librdkafka takes the settings, as far as that can be known without Kafka: it loads the
+    /// Whether librdkafka accepts the settings, as far as that can be known without Kafka: it loads the
     /// files that they name.
     ///
     /// # Errors
@@ -173,19 +173,19 @@ impl Config {
             // livebridge's own settings are the same in every test.
             return Ok(());
         }
-        let refused = |error: KafkaError| SettingError::of(&error);
+        let rejected = |error: KafkaError| SettingError::of(&error);
         let mut producer = ProducerSettings::default().client(self);
         let producer: BaseProducer<DefaultProducerContext> =
-            producer.remove("bootstrap.servers").create().map_err(refused)?;
+            producer.remove("bootstrap.servers").create().map_err(rejected)?;
         drop(producer);
         let mut consumer = ledger_reader::settings(self, "read_committed");
         let consumer: BaseConsumer =
-            consumer.remove("bootstrap.servers").create().map_err(refused)?;
+            consumer.remove("bootstrap.servers").create().map_err(rejected)?;
         drop(consumer);
         Ok(())
     }
 
-    /// What the settings that are taken cost, for operators.
+    /// What the accepted settings cost, for operators.
     pub fn warnings(&self) -> impl Iterator<Item = String> {
         settings::warnings(&self.client)
     }

@@ -9,7 +9,7 @@ use crate::callback::UnsignedPolicy;
 use crate::config::Config;
 use crate::descriptors;
 use crate::event::Timestamp;
-use crate::kafka::{self, Delivery, SetupError};
+use crate::kafka::{Delivery, SetupError};
 use crate::permission;
 use crate::secret::redact;
 use crate::wal;
@@ -218,10 +218,10 @@ fn keys(config: &Config, findings: &mut Findings) {
         ),
         (UnsignedPolicy::Types(types), keys) => findings.ok(
             "keys",
-            format_args!("{keys}; {} event types are taken without a signature", types.len()),
+            format_args!("{keys}; {} event types are accepted without a signature", types.len()),
         ),
         (UnsignedPolicy::Rejected, keys) => {
-            findings.ok("keys", format_args!("{keys}; unsigned callbacks are refused"));
+            findings.ok("keys", format_args!("{keys}; unsigned callbacks are rejected"));
         }
     }
 }
@@ -330,15 +330,21 @@ fn cleanup_policies(config: &Config, present: &[&str], findings: &mut Findings) 
     let compacted = match config.kafka.compacted_topics(present) {
         Ok(compacted) => compacted,
         // Publishing does not need this right, so its absence is no fault.
-        Err(SetupError::TopicSettings(cause)) if kafka::is_denied(&cause) => {
-            return findings.note(WHAT, SetupError::TopicSettings(cause));
-        }
+        Err(error) if error.is_denied() => return findings.note(WHAT, error),
         // Some compatible systems have no request for settings, and no compaction to report.
         Err(_) => return,
     };
     for (topic, policy) in compacted {
         if topic == config.topics.ledger() {
-            findings.bad(WHAT, SetupError::LedgerCompacted { topic, policy });
+            findings.bad(
+                WHAT,
+                format_args!(
+                    "the ledger topic {topic} has {policy}: Kafka keeps one record for each instance, \
+                     and retries that the others would tell are published again. Set \
+                     cleanup.policy=delete: kafka-configs.sh --bootstrap-server BROKER --alter --topic \
+                     {topic} --add-config cleanup.policy=delete"
+                ),
+            );
         } else {
             findings.note(
                 WHAT,

@@ -1,5 +1,5 @@
-//! Why there is no conversation with Kafka, as librdkafka reports it beside the call that waits: the
-//! call itself only times out.
+//! Why there is no connection to Kafka, as librdkafka reports it beside the call that waits: the call
+//! itself only times out.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -11,7 +11,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use super::Context;
+use super::{Context, text};
 use crate::secret::redact;
 
 /// A reason that librdkafka gave, and what to do about it.
@@ -31,10 +31,22 @@ impl fmt::Display for Cause {
 }
 
 impl Cause {
+    /// That of `error`, which says no more than that there is no answer.
+    pub(super) fn unknown(error: &KafkaError) -> Self {
+        Self { reason: text(error), ..Self::NO_ANSWER }
+    }
+
+    const NO_ANSWER: Self = Self {
+        what: "Kafka does not answer",
+        reason: String::new(),
+        advice: "check kafka.brokers and the network",
+        lasting: false,
+    };
+
     fn of(code: Code, reason: &str) -> Option<Self> {
         let lower = reason.to_ascii_lowercase();
         let has = |part: &str| lower.contains(part);
-        let mut lasting = true;
+        let reason = redact(reason).into_owned();
         let (what, advice) = match code {
             Code::Resolve => (
                 "a host name cannot be resolved",
@@ -75,13 +87,10 @@ impl Cause {
                 "Kafka closes the connection during authentication",
                 "its port may want no user: check security.protocol and sasl.* in [kafka.client]",
             ),
-            Code::BrokerTransportFailure => {
-                lasting = false;
-                ("Kafka does not answer", "check kafka.brokers and the network")
-            }
+            Code::BrokerTransportFailure => return Some(Self { reason, ..Self::NO_ANSWER }),
             _ => return None,
         };
-        Some(Self { what, reason: redact(reason).into_owned(), advice, lasting })
+        Some(Self { what, reason, advice, lasting: true })
     }
 }
 
@@ -95,7 +104,7 @@ fn tls(has: impl Fn(&str) -> bool) -> (&'static str, &'static str) {
         )
     } else if has("alert") {
         (
-            "Kafka refuses the TLS certificate of livebridge",
+            "Kafka rejects the TLS certificate of livebridge",
             "check ssl.certificate.location and ssl.key.location in [kafka.client]",
         )
     } else if has("hostname mismatch") || has("ip address mismatch") {
@@ -112,7 +121,7 @@ fn tls(has: impl Fn(&str) -> bool) -> (&'static str, &'static str) {
     }
 }
 
-/// A context that keeps the most telling cause.
+/// A context that keeps the last cause, and prefers lasting ones.
 #[derive(Debug, Default)]
 pub(super) struct Causes(Mutex<Option<Cause>>);
 

@@ -21,23 +21,22 @@ pub enum SetupError {
     /// librdkafka does not take the configuration.
     #[error("kafka.client: {}", SettingError::of(.0))]
     Client(#[source] KafkaError),
-    /// Kafka does not answer, and librdkafka does not say why.
-    #[error("Kafka does not answer: {}; check kafka.brokers and the network", text(.0))]
-    Unreachable(#[source] KafkaError),
-    /// There is no connection to Kafka, for a known cause.
+    /// There is no connection to Kafka.
     #[error("{0}")]
     Connection(Cause),
     /// Topics are missing and `kafka.create_topics` is off.
     #[error("topics are missing: {0}; create them or set kafka.create_topics = true")]
     Missing(String),
-    /// A topic cannot be created.
-    #[error("Kafka refuses to create topic {topic}: {}{}", text(.cause), super::topics::advice(.cause))]
-    TopicRejected {
-        /// The topic.
-        topic: String,
-        /// Why.
+    /// Kafka rejects a request about topics.
+    #[error("{what}: {}{advice}", text(.cause))]
+    Rejected {
+        /// What cannot be done.
+        what: String,
+        /// Kafka's answer.
         #[source]
         cause: KafkaError,
+        /// What to do about it.
+        advice: &'static str,
     },
     /// Kafka needs more brokers for the replicas.
     #[error(
@@ -65,31 +64,15 @@ pub enum SetupError {
         /// How many it has.
         partitions: usize,
     },
-    /// A compacted ledger loses records.
-    #[error(
-        "the ledger topic {topic} has cleanup.policy={policy}: Kafka keeps one record for each instance, \
-         and retries that the others would tell are published again. Set cleanup.policy=delete: \
-         kafka-configs.sh --bootstrap-server BROKER --alter --topic {topic} --add-config \
-         cleanup.policy=delete"
-    )]
-    LedgerCompacted {
-        /// The ledger topic.
-        topic: String,
-        /// Its `cleanup.policy`.
-        policy: String,
-    },
-    /// The settings of topics cannot be read.
-    #[error("cannot read the settings of the topics: {}{}", text(.0), describe_advice(.0))]
-    TopicSettings(#[source] KafkaError),
     /// The producer cannot start its transactions.
     #[error(
-        "Kafka refuses transactions for instance {instance:?}: {}{}",
+        "Kafka rejects transactions for instance {instance:?}: {}{}",
         text(.cause), transaction_advice(.cause)
     )]
     Transactions {
         /// The transactional id.
         instance: String,
-        /// Why.
+        /// Kafka's answer.
         #[source]
         cause: KafkaError,
     },
@@ -102,15 +85,6 @@ pub enum SetupError {
         .0.as_secs()
     )]
     Unanswered(Duration),
-    /// The ledger cannot be read.
-    #[error("cannot read the ledger topic {topic}: {}{}", text(.cause), read_advice(.cause))]
-    Ledger {
-        /// Its name.
-        topic: String,
-        /// Why.
-        #[source]
-        cause: KafkaError,
-    },
     /// A transaction is open for longer than Kafka allows: no coordinator knows it.
     #[error(
         "a transaction at offset {stable} of the ledger topic {topic} has been open for {}s and hides \
@@ -131,13 +105,47 @@ pub enum SetupError {
 }
 
 impl SetupError {
-    /// The error of an attempt that was given up after `patience`.
+    /// Kafka does not answer, and librdkafka does not report why.
+    pub(super) fn unreachable(cause: &KafkaError) -> Self {
+        Self::Connection(Cause::unknown(cause))
+    }
+
+    /// The settings of topics cannot be read.
+    pub(super) fn topic_settings(cause: KafkaError) -> Self {
+        let advice = if is_denied(&cause) {
+            "; allow this user DESCRIBE_CONFIGS on them, or check yourself that the ledger topic has \
+             cleanup.policy=delete"
+        } else {
+            ""
+        };
+        Self::Rejected { what: "cannot read the settings of the topics".into(), cause, advice }
+    }
+
+    /// The ledger cannot be read.
+    pub(super) fn ledger(topic: &str, cause: KafkaError) -> Self {
+        let advice = match cause.rdkafka_error_code() {
+            Some(Code::TopicAuthorizationFailed) => "; allow this user READ and DESCRIBE on it",
+            Some(Code::GroupAuthorizationFailed) => {
+                "; allow this user READ on the group livebridge-*"
+            }
+            _ => "",
+        };
+        Self::Rejected { what: format!("cannot read the ledger topic {topic}"), cause, advice }
+    }
+
+    /// The error of an attempt that was given up after `timeout`.
     #[must_use]
-    pub fn after(self, patience: Duration) -> Self {
+    pub fn after(self, timeout: Duration) -> Self {
         match self {
-            Self::Transactions { cause, .. } if is_silence(&cause) => Self::Unanswered(patience),
+            Self::Transactions { cause, .. } if is_silence(&cause) => Self::Unanswered(timeout),
             cause => cause,
         }
+    }
+
+    /// Whether this user lacks the right to a topic.
+    #[must_use]
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::Rejected { cause, .. } if is_denied(cause))
     }
 
     /// Whether the brokers allow no transaction as long as the producer asked for.
@@ -209,24 +217,6 @@ fn transaction_advice(error: &KafkaError) -> Cow<'static, str> {
         _ => "",
     };
     advice.into()
-}
-
-fn describe_advice(error: &KafkaError) -> &'static str {
-    match error.rdkafka_error_code() {
-        Some(Code::TopicAuthorizationFailed) => {
-            "; allow this user DESCRIBE_CONFIGS on them, or check yourself that the ledger topic has \
-             cleanup.policy=delete"
-        }
-        _ => "",
-    }
-}
-
-fn read_advice(error: &KafkaError) -> &'static str {
-    match error.rdkafka_error_code() {
-        Some(Code::TopicAuthorizationFailed) => "; allow this user READ and DESCRIBE on it",
-        Some(Code::GroupAuthorizationFailed) => "; allow this user READ on the group livebridge-*",
-        _ => "",
-    }
 }
 
 /// Whether Kafka has no transactions: librdkafka would ask again for ever.

@@ -171,7 +171,7 @@ impl LedgerReader {
     /// third one. `hidden` is called once when that takes long.
     ///
     /// # Errors
-    /// [`SetupError::Ledger`]
+    /// [`SetupError`]
     pub fn read_to_end(
         &mut self,
         give_up: &CancellationToken,
@@ -358,7 +358,7 @@ impl LedgerReader {
     }
 
     fn error(&self, cause: KafkaError) -> SetupError {
-        SetupError::Ledger { topic: self.topic.clone(), cause }
+        SetupError::ledger(&self.topic, cause)
     }
 }
 

@@ -14,16 +14,16 @@ use super::error::text;
 use crate::permission;
 use crate::secret::redact;
 
-/// What is done about a setting on which a promise depends.
+/// How a setting on which a promise depends is treated.
 #[derive(Clone, Copy)]
 enum Rule {
     /// livebridge sets it.
     Reserved,
-    /// Refused below the first or above the second number.
+    /// Rejected below the first or above the second number.
     Between(i64, i64),
-    /// Refused unless it is one of these.
+    /// Rejected unless it is one of these.
     Among(&'static [&'static str]),
-    /// Taken; `check` and the log say what it costs. The text is the value that is warned about;
+    /// Accepted; `check` and the log say what it costs. The text is the value that is warned about;
     /// empty for any.
     Warned(&'static str),
 }
@@ -138,54 +138,18 @@ const JAVA: &[(&str, &str)] = &[
     ("value.serializer", "nothing: livebridge sends bytes"),
 ];
 
-/// Why a setting of `[kafka.client]` is refused. No variant holds a value that may be a secret.
+/// Why the settings of `[kafka.client]` are rejected. No variant holds a value that may be a secret.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SettingError {
-    /// livebridge sets it.
-    #[error("{name} is set by livebridge: {reason}; take it out")]
-    Reserved {
-        /// The setting.
-        name: String,
-        /// Which promise depends on it.
-        reason: &'static str,
-    },
-    /// A promise would break with this value.
-    #[error("{name} must be {bounds}: {reason}")]
-    OutOfBounds {
-        /// The setting.
-        name: String,
-        /// The values that are taken.
-        bounds: String,
-        /// Which promise depends on it.
-        reason: &'static str,
-    },
     /// librdkafka has no such setting.
     #[error("librdkafka has no setting {name}{}", of_java(.name))]
     Unknown {
         /// The setting.
         name: String,
     },
-    /// librdkafka does not take the value.
-    #[error("librdkafka refuses the value of {name}{detail}")]
-    Value {
-        /// The setting.
-        name: String,
-        /// What librdkafka says, when the value may be shown.
-        detail: String,
-    },
-    /// A file that a setting names cannot be read; librdkafka would not say which.
-    #[error("{name}: cannot read {path}: {cause}")]
-    File {
-        /// The setting.
-        name: String,
-        /// The file.
-        path: String,
-        /// Why not.
-        cause: String,
-    },
-    /// librdkafka does not take the settings together, or a file that they name.
-    #[error("librdkafka refuses the settings: {0}")]
-    Refused(String),
+    /// livebridge or librdkafka rejects a value, or a file that it names.
+    #[error("{0}")]
+    Rejected(String),
 }
 
 fn of_java(name: &str) -> String {
@@ -208,7 +172,7 @@ impl SettingError {
     /// What librdkafka said when it was given the settings.
     pub(super) fn of(error: &KafkaError) -> Self {
         let KafkaError::ClientConfig(kind, detail, name, _) = error else {
-            return Self::Refused(text(error));
+            return Self::Rejected(format!("librdkafka rejects the settings: {}", text(error)));
         };
         let name = name.clone();
         // Of some of Java's settings librdkafka knows that they are not its own.
@@ -218,11 +182,11 @@ impl SettingError {
         }
         let detail =
             if is_harmless(&name) { format!(": {}", redact(detail)) } else { String::new() };
-        Self::Value { name, detail }
+        Self::Rejected(format!("librdkafka rejects the value of {name}{detail}"))
     }
 }
 
-/// Refuses what would break a promise, and files that cannot be read.
+/// Rejects what would break a promise, and files that cannot be read.
 pub(super) fn check(client: &BTreeMap<String, String>) -> Result<(), SettingError> {
     let protocol = client.get("security.protocol").map(|protocol| protocol.to_ascii_lowercase());
     if protocol.is_some_and(|protocol| protocol.contains("ssl")) {
@@ -233,7 +197,10 @@ pub(super) fn check(client: &BTreeMap<String, String>) -> Result<(), SettingErro
     for (name, value) in client {
         let Some((_, rule, reason)) = rule(name) else { continue };
         let bounds = match rule {
-            Reserved => return Err(SettingError::Reserved { name: name.clone(), reason }),
+            Reserved => {
+                let problem = format!("{name} is set by livebridge: {reason}; take it out");
+                return Err(SettingError::Rejected(problem));
+            }
             Between(low, high) => {
                 let number = value.trim().parse::<i64>();
                 if number.is_ok_and(|number| (*low..=*high).contains(&number)) {
@@ -249,25 +216,24 @@ pub(super) fn check(client: &BTreeMap<String, String>) -> Result<(), SettingErro
             }
             Warned(_) => continue,
         };
-        return Err(SettingError::OutOfBounds { name: name.clone(), bounds, reason });
+        return Err(SettingError::Rejected(format!("{name} must be {bounds}: {reason}")));
     }
     Ok(())
 }
 
+/// Tries to open a file that a setting names: librdkafka's error does not name it.
 fn open(name: &str, path: &str) -> Result<(), SettingError> {
     // With "probe" librdkafka looks in the usual places.
     if path == "probe" {
         return Ok(());
     }
-    let opened = File::open(path).map(drop).map_err(|cause| {
+    File::open(path).map(drop).map_err(|cause| {
         let advice = permission::advice(Path::new(path), &cause);
-        format!("{cause}{advice}")
-    });
-    let (name, path) = (name.to_owned(), path.to_owned());
-    opened.map_err(|cause| SettingError::File { name, path, cause })
+        SettingError::Rejected(format!("{name}: cannot read {path}: {cause}{advice}"))
+    })
 }
 
-/// What the settings that are taken cost.
+/// What the accepted settings cost.
 pub(super) fn warnings(client: &BTreeMap<String, String>) -> impl Iterator<Item = String> {
     client.iter().filter_map(|(name, value)| {
         let (_, Warned(of), reason) = rule(name)? else { return None };
@@ -326,7 +292,7 @@ mod tests {
     fn librdkafka_knows_every_name_in_the_tables() {
         let names = known().chain(reserved()).filter(|name| !name.starts_with("test.mock."));
         for name in names {
-            // Any value will do: an unknown name is refused for itself.
+            // Any value will do: an unknown name is rejected for itself.
             let outcome = ClientConfig::new().set(name, "1").create_native_config();
             if let Err(KafkaError::ClientConfig(kind, detail, ..)) = outcome {
                 assert_ne!(kind, RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, "{name}: {detail}");

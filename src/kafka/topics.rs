@@ -20,7 +20,7 @@ use super::{ADMIN_TIMEOUT, Config, LEDGER_RETENTION, METADATA_STEP, METADATA_TIM
 /// request, and librdkafka waits for the whole time.
 const SETTINGS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What Kafka has of the topics that livebridge needs.
+/// The topics of livebridge in Kafka.
 #[derive(Debug)]
 pub struct TopicState {
     /// Those that it does not have.
@@ -29,8 +29,8 @@ pub struct TopicState {
     brokers: usize,
 }
 
-/// What to do about a topic that Kafka refuses to create.
-pub(super) fn advice(error: &KafkaError) -> &'static str {
+/// What to do about a topic that Kafka does not create.
+fn advice(error: &KafkaError) -> &'static str {
     match error.rdkafka_error_code() {
         Some(
             Code::TopicAuthorizationFailed
@@ -56,7 +56,7 @@ impl Config {
     /// Creates those of `topics`, and the `ledger` topic, that are missing.
     ///
     /// # Errors
-    /// [`SetupError`] when Kafka cannot be reached, refuses one, or has a ledger that cannot be used.
+    /// [`SetupError`] when Kafka cannot be reached, rejects one, or has a ledger that cannot be used.
     pub fn make_topics(&self, topics: &[&str], ledger: &str) -> Result<(), SetupError> {
         let state = self.topic_state(topics, ledger)?;
         if state.missing.is_empty() {
@@ -107,21 +107,24 @@ impl Config {
             .collect();
         let (admin, options, runtime) = self.admin()?;
         let options = options.validate_only(only_try);
-        let refused =
-            |topic: &str, cause| SetupError::TopicRejected { topic: topic.to_owned(), cause };
+        let rejected = |topic: &str, cause| SetupError::Rejected {
+            what: format!("Kafka does not create topic {topic}"),
+            advice: advice(&cause),
+            cause,
+        };
         let results =
             runtime.block_on(admin.create_topics(&wanted, &options)).map_err(|cause| {
-                // What Kafka cannot do at all is refused once for all topics.
+                // What Kafka cannot do at all is rejected once for all topics.
                 match cause.rdkafka_error_code() {
-                    Some(Code::UnsupportedFeature) => refused(&missing.join(", "), cause),
-                    _ => SetupError::Unreachable(cause),
+                    Some(Code::UnsupportedFeature) => rejected(&missing.join(", "), cause),
+                    _ => SetupError::unreachable(&cause),
                 }
             })?;
         for result in results {
             match result {
                 Ok(topic) if !only_try => tracing::info!(%topic, "topic created"),
                 Ok(_) | Err((_, Code::TopicAlreadyExists)) => {}
-                Err((topic, code)) => return Err(refused(&topic, KafkaError::AdminOp(code))),
+                Err((topic, code)) => return Err(rejected(&topic, KafkaError::AdminOp(code))),
             }
         }
         Ok(())
@@ -152,11 +155,11 @@ impl Config {
         let names: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
         let described = runtime
             .block_on(admin.describe_configs(&names, &options))
-            .map_err(SetupError::TopicSettings)?;
+            .map_err(SetupError::topic_settings)?;
         let mut compacted = Vec::new();
         for topic in described {
             let topic =
-                topic.map_err(|code| SetupError::TopicSettings(KafkaError::AdminOp(code)))?;
+                topic.map_err(|code| SetupError::topic_settings(KafkaError::AdminOp(code)))?;
             let policy = topic.get("cleanup.policy").and_then(|entry| entry.value.clone());
             if let (OwnedResourceSpecifier::Topic(name), Some(policy)) = (topic.specifier, policy)
                 && policy.contains("compact")
@@ -211,9 +214,10 @@ impl Config {
                     let lasting = cause.as_ref().is_some_and(|cause| cause.lasting);
                     // The second attempt is for a broker that is just starting.
                     if started.elapsed() >= if lasting { METADATA_STEP } else { METADATA_TIMEOUT } {
-                        return Err(
-                            cause.map_or(SetupError::Unreachable(error), SetupError::Connection)
-                        );
+                        return Err(cause.map_or_else(
+                            || SetupError::unreachable(&error),
+                            SetupError::Connection,
+                        ));
                     }
                 }
             }

@@ -523,7 +523,7 @@ mod check {
     }
 }
 
-mod a_setting_that_librdkafka_refuses {
+mod a_setting_that_librdkafka_rejects {
     use super::*;
 
     /// Invalid settings in `[kafka.client]`, and the message for each.
@@ -595,7 +595,7 @@ mod a_setting_that_librdkafka_refuses {
         cause("Kafka does not answer");
         // As when a volume with the file is unmounted.
         fs::remove_file(&authority).unwrap();
-        let (level, message, found) = cause("kafka.client: librdkafka refuses the settings");
+        let (level, message, found) = cause("kafka.client: librdkafka rejects the settings");
         assert_eq!(level, "ERROR");
         assert!(message.as_str().unwrap().contains("callbacks are still accepted"), "{message}");
         assert!(found.contains("ssl.ca.location"), "{found}");

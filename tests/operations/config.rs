@@ -1176,7 +1176,7 @@ mod kafka {
             ("ssl.ca.pem = \"s3cret\"\nsecurity.protocol = \"ssl\"", "ssl.ca.pem"),
         ] {
             let message = refusal(&format!("{LEAST}[kafka.client]\n{text}"), &[]);
-            assert!(message.starts_with("kafka.client: librdkafka refuses"), "{message}");
+            assert!(message.starts_with("kafka.client: librdkafka rejects"), "{message}");
             assert!(message.contains(says) && !message.contains("s3cret"), "{message}");
         }
     }
