@@ -62,7 +62,7 @@ const PAGE: &str = include_str!("admin/page.html");
 /// Stands in the page for the nonce that allows its own style and script only.
 const NONCE: &str = "NONCE";
 
-/// What answers are made from.
+/// What every connection shares.
 struct Shared {
     token: Option<Secret>,
     exporter: Exporter,
@@ -85,7 +85,8 @@ pub(crate) async fn run(
     listener: TcpListener,
     token: Option<Secret>,
     exporter: Exporter,
-    (probe, health): (Probe, Health),
+    probe: Probe,
+    health: Health,
     settings: Reloadable<Value>,
     stop: CancellationToken,
 ) {
@@ -176,12 +177,12 @@ async fn serve(mut stream: TcpStream, shared: &Shared) {
 
 /// Whether the request carries the token, or there is none.
 fn is_operator(shared: &Shared, request: &Request<Incoming>) -> bool {
-    let said = || {
+    let presented = || {
         let value = request.headers().get(header::AUTHORIZATION)?.as_bytes();
         let (scheme, token) = value.split_at_checked("Bearer ".len())?;
         scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
     };
-    shared.token.as_ref().is_none_or(|token| said().is_some_and(|said| token.is(said)))
+    shared.token.as_ref().is_none_or(|token| presented().is_some_and(|other| token.is(other)))
 }
 
 /// The `Host` of the request, unless it is an IP address or a name without dots. This blocks DNS
@@ -231,7 +232,8 @@ fn route(
                     &shared.exporter,
                     (&shared.probe, &shared.health),
                     &history,
-                    (&settings, started),
+                    &settings,
+                    started,
                     after,
                 );
                 (StatusCode::OK, "application/json", text)

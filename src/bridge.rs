@@ -49,11 +49,11 @@ pub(crate) enum StartError {
     /// A port.
     #[error("cannot listen on {address} ({key}): {cause}")]
     Listen {
-        /// Which.
+        /// The address.
         address: SocketAddr,
-        /// The key that says so.
+        /// The key that configures it.
         key: &'static str,
-        /// Why not.
+        /// The operating system's error.
         #[source]
         cause: io::Error,
     },
@@ -151,8 +151,9 @@ impl Bridge {
         let settings = parts.settings.clone();
         let health = intake.health().clone();
         let gaps = watch_gaps(config.wal.dir, health.clone(), log.probe())?;
-        let state = (log.probe(), health.clone());
-        tokio::spawn(admin::run(admin_listener, token, exporter, state, settings, stop));
+        let (probe, of_admin) = (log.probe(), health.clone());
+        let admin = admin::run(admin_listener, token, exporter, probe, of_admin, settings, stop);
+        tokio::spawn(admin);
         tracing::info!(address = %admin_address, "admin listening");
         if is_open {
             tracing::warn!(
@@ -282,7 +283,8 @@ async fn finish(
     let mut moved = Instant::now();
     let mut end = None;
     let progress_timeout = if reachable { PROGRESS_TIMEOUT } else { Duration::ZERO };
-    while end.is_none() && left > 0 && moved.elapsed() < progress_timeout && Instant::now() < until {
+    while end.is_none() && left > 0 && moved.elapsed() < progress_timeout && Instant::now() < until
+    {
         end = timeout(PROGRESS_INTERVAL, &mut *publisher).await.ok();
         if log.stored().records < left {
             left = log.stored().records;

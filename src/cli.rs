@@ -69,13 +69,13 @@ enum Command {
     /// (callbacks would be taken all the same), 1 when something else is.
     #[command(after_long_help = CHECK_EXAMPLES)]
     Check(check::Options),
-    /// Ask a running instance whether it takes callbacks: for health checks of containers.
+    /// Ask a running instance whether it accepts callbacks: for health checks of containers.
     ///
     /// Exits 0 when it does, 1 when it does not.
     Ready(ready::Options),
     /// Print the configuration in effect, and where each value comes from; secrets are hidden.
     ///
-    /// Exits 64 when `serve` would refuse it.
+    /// Exits 64 when `serve` would reject it.
     #[command(after_long_help = CONFIG_EXAMPLES)]
     Config(config::Options),
     /// Send callbacks as Tencent does: signed, at a rate, tried again until answered 200.
@@ -150,7 +150,7 @@ Examples:
     livebridge wal status --dir /var/lib/livebridge/log
   Is a copy of a log good?
     livebridge wal verify --dir /backup/log
-  What Kafka refused everywhere, and why:
+  What Kafka rejected everywhere, and why:
     livebridge wal quarantine | jq -r .reason";
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:

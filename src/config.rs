@@ -52,7 +52,7 @@ pub struct Config {
     pub log: logging::Config,
     /// The files that all this was read from.
     pub files: Vec<PathBuf>,
-    /// What is taken and probably not meant, for operators; no secrets.
+    /// Notes for operators about values that are accepted and probably not meant; no secrets.
     pub notes: Vec<String>,
     /// The same as it was given, fit to be shown.
     pub settings: Settings,

@@ -43,10 +43,10 @@ pub(crate) struct Seen {
     pub message: Option<String>,
 }
 
-/// A record that Kafka refused.
+/// A record that Kafka rejected.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Undelivered {
-    /// When it was refused, in milliseconds since 1970.
+    /// When it was rejected, in milliseconds since 1970.
     pub at: i64,
     /// `dead-letter` or `quarantine`.
     pub place: &'static str,
@@ -94,7 +94,7 @@ impl Pending {
 }
 
 /// Notes a rejected request.
-pub(crate) fn refused(status: u16, outcome: &'static str, message: impl FnOnce() -> String) {
+pub(crate) fn rejected(status: u16, outcome: &'static str, message: impl FnOnce() -> String) {
     let at = Timestamp::now().as_millis();
     if !is_due(&REJECTED_NEXT_AT, at) {
         return;
@@ -104,7 +104,7 @@ pub(crate) fn refused(status: u16, outcome: &'static str, message: impl FnOnce()
     note(&CALLBACKS, Seen { at, status, outcome, event_type, stream, seconds, message });
 }
 
-/// Notes a record that Kafka refused and that went to `place`.
+/// Notes a record that Kafka rejected and that went to `place`.
 pub(crate) fn undelivered(place: &'static str, lsn: String, record: &Record, reason: &str) {
     note(
         &UNDELIVERED,

@@ -46,7 +46,7 @@ pub enum RecoverError {
     Undecoded {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         #[source]
         cause: io::Error,
     },
@@ -58,7 +58,7 @@ pub enum RecoverError {
     Spool {
         /// Its directory.
         dir: PathBuf,
-        /// Why.
+        /// The operating system's error.
         #[source]
         cause: io::Error,
     },

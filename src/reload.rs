@@ -78,7 +78,7 @@ pub(crate) struct Source {
     config: Config,
     read: Vec<Stamp>,
     /// Why the last configuration read was rejected, if it was.
-    refused: Option<String>,
+    rejected: Option<String>,
 }
 
 impl Source {
@@ -86,7 +86,7 @@ impl Source {
     #[must_use]
     pub(crate) fn new(file: Option<PathBuf>, config: Config) -> Self {
         let read = look(&config.files);
-        Self { file, config, read, refused: None }
+        Self { file, config, read, rejected: None }
     }
 
     /// Applies changes of the files to `parts`, for ever; `hangup` completes at each SIGHUP.
@@ -105,7 +105,7 @@ impl Source {
             if ordered || (settled && now != self.read) {
                 self.read = now;
                 self.reload(&parts);
-            } else if settled && self.refused.is_some() {
+            } else if settled && self.rejected.is_some() {
                 // The rejected configuration may name a file that is not watched yet, and that file
                 // may have been the fault.
                 self.read_again(&parts);
@@ -115,7 +115,7 @@ impl Source {
 
     fn reload(&mut self, parts: &Parts) {
         service::tell(Stage::Reloading);
-        self.refused = None;
+        self.rejected = None;
         self.read_again(parts);
         service::tell(Stage::Ready);
     }
@@ -125,15 +125,15 @@ impl Source {
             Ok(config) => config,
             Err(error) => {
                 let reason = error.to_string();
-                if self.refused.as_ref() != Some(&reason) {
+                if self.rejected.as_ref() != Some(&reason) {
                     metrics::reloaded(false);
                     tracing::error!(%error, "new configuration rejected; the old one stays in use");
                 }
-                self.refused = Some(reason);
+                self.rejected = Some(reason);
                 return;
             }
         };
-        self.refused = None;
+        self.rejected = None;
         parts.take(&config);
         metrics::reloaded(true);
         let keys: Vec<&str> = config.verifier.keys.iter().map(CallbackKey::name).collect();

@@ -70,7 +70,8 @@ pub(super) fn status(
     exporter: &Exporter,
     (probe, health): (&Probe, &Health),
     history: &History,
-    (settings, started_at): (&Value, Timestamp),
+    settings: &Value,
+    started_at: Timestamp,
     after: i64,
 ) -> String {
     #[derive(Serialize)]

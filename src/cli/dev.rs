@@ -23,7 +23,7 @@ use super::{CliError, block_on, parse_rate, stop_signal};
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// Where to take callbacks.
+    /// Where to accept callbacks.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
     /// Where to serve the status page, /metrics, /healthz and /readyz.

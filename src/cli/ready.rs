@@ -1,4 +1,4 @@
-//! `livebridge ready`: asks a running instance whether it takes callbacks.
+//! `livebridge ready`: asks a running instance whether it accepts callbacks.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};

@@ -99,7 +99,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
         None => finder.streams(now)?,
     };
     if options.report {
-        return report(options, &config, &finder, range, (&streams, named.as_deref()), now);
+        return report(options, &config, &finder, range, &streams, named.as_deref(), now);
     }
     recover(options, &config, &finder, &streams, now)?;
     if named.is_none() {
@@ -181,7 +181,8 @@ fn read_events(
     options: &Options,
     config: &Config,
     finder: &Finder<'_>,
-    (streams, failed_only): (&[String], bool),
+    streams: &[String],
+    failed_only: bool,
     now: Timestamp,
     mut visit: impl FnMut(&CallbackRecord, &Record) -> Result<(), RecoverError>,
 ) -> Result<(u64, UndecodedFile), CliError> {
@@ -214,7 +215,7 @@ fn recover(
     let (mut spool, mut plan) = (Spool::new(&options.undecoded)?, Plan::default());
     let (topics, instance) = (&config.topics, config.kafka.instance.as_str());
     let (failed, undecoded) =
-        read_events(options, config, finder, (streams, true), now, |_, event| spool.push(event))?;
+        read_events(options, config, finder, streams, true, now, |_, event| spool.push(event))?;
     spool.each(|line| {
         let event = Event::of_recovered(line, topics, instance, now);
         if let Some(event) = event {
@@ -254,7 +255,8 @@ fn report(
     config: &Config,
     finder: &Finder<'_>,
     range: TimeRange,
-    (streams, named): (&[String], Option<&[String]>),
+    streams: &[String],
+    named: Option<&[String]>,
     now: Timestamp,
 ) -> Result<(), CliError> {
     let mut comparison = Comparison::default();
@@ -262,7 +264,7 @@ fn report(
         comparison.add(record, event);
         Ok(())
     };
-    let (_, undecoded) = read_events(options, config, finder, (streams, false), now, add)?;
+    let (_, undecoded) = read_events(options, config, finder, streams, false, now, add)?;
     let report =
         comparison.with_kafka(&config.kafka, &config.topics, range, named, undecoded.count)?;
     if options.json {

@@ -74,7 +74,7 @@ pub(super) fn put(table: &mut Table, name: &str, text: String) -> Result<Effect,
         let value = parse(text, default).map_err(|problem| bad(problem.to_owned()))?;
         // A variable whose value got lost must not open the intake.
         if (section, key) == ("access", "allow") && value.as_array().is_some_and(Vec::is_empty) {
-            let problem = "is empty; to take callbacks from everywhere, leave the variable out";
+            let problem = "is empty; to accept callbacks from everywhere, leave the variable out";
             return Err(bad(problem.to_owned()));
         }
         (vec![section.to_owned(), key.to_owned()], value)

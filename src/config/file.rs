@@ -252,7 +252,7 @@ fn text(value: Value) -> Option<String> {
     if let Value::String(text) = value { Some(text) } else { None }
 }
 
-/// Settings of librdkafka, which takes all of them as text. Without quotes, the dots in their names
+/// Settings of librdkafka, which accepts all of them as text. Without quotes, the dots in their names
 /// make tables of TOML, which are undone here.
 fn settings<'de, D: Deserializer<'de>>(
     deserializer: D,
@@ -334,7 +334,7 @@ impl Raw {
 }
 
 impl Raw {
-    /// Values that are possible and defeat each other.
+    /// Notes about values that are valid and defeat each other.
     fn contradictions(&self) -> Vec<String> {
         let (window, leeway) = (self.dedup.window, self.callback.expiry_leeway);
         let notes = [
@@ -342,7 +342,7 @@ impl Raw {
                 self.wal.max_bytes < WAL_BYTES_RECOMMENDED,
                 format!(
                     "wal.max_bytes: below {WAL_BYTES_RECOMMENDED}, two segments, callbacks get 503 \
-                     now and then although Kafka takes everything"
+                     now and then although Kafka accepts everything"
                 ),
             ),
             (

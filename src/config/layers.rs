@@ -15,16 +15,16 @@ use super::{Config, ConfigError, environment, file, not_toml};
 use crate::kafka::settings::{self, is_harmless};
 use crate::secret::{self, HIDDEN};
 
-/// Who gave a value.
+/// Where a value is set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// No layer: the default.
     Default,
     /// The file, on this line.
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Counted from 1.
+        /// The line, counted from 1.
         line: usize,
     },
     /// The environment variable of this name.
@@ -50,7 +50,7 @@ pub struct Setting {
     pub key: String,
     /// Its value, secrets replaced by [`HIDDEN`]; `None` when there is none.
     pub value: Option<Value>,
-    /// Who gave it.
+    /// Where it is set.
     pub source: Source,
 }
 

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-/// The longest `CallbackKey` that the console takes.
+/// The longest `CallbackKey` that the console accepts.
 const KEY_MAX: usize = 32;
 
 /// The address that `text` names: `8080` and `:8080` mean all interfaces, `localhost` is 127.0.0.1.
@@ -20,7 +20,7 @@ pub fn listen_address(text: &str) -> Option<SocketAddr> {
         "localhost" => Ipv4Addr::LOCALHOST.into(),
         _ => return None,
     };
-    // `u16` would take "+80".
+    // `u16` would accept "+80".
     let digits = port.bytes().all(|b| b.is_ascii_digit());
     Some(SocketAddr::new(host, port.parse().ok().filter(|_| digits)?))
 }
@@ -28,17 +28,17 @@ pub fn listen_address(text: &str) -> Option<SocketAddr> {
 /// What `http.path` compares requests with: the path without slashes at its end.
 ///
 /// It is compared byte by byte with the path of the request as it was sent. A path that no request can
-/// have is refused here, because every callback would get 404.
+/// have is rejected here, because every callback would get 404.
 pub(super) fn path(text: &str) -> Result<String, &'static str> {
     let sub = |b: u8| b"-._~!$&'()*+,;=:@%/".contains(&b);
     let problem = if text.is_empty() {
-        "is empty; set it to \"/callback\", or to \"/\" to take every path"
+        "is empty; set it to \"/callback\", or to \"/\" to accept every path"
     } else if text.contains("://") {
         "is a whole URL; only its path belongs here, such as \"/callback\""
     } else if !text.starts_with('/') {
         "must begin with a slash, as in \"/callback\""
     } else if text.contains('?') {
-        "contains '?': a query is not part of the path; take it out, requests may have any"
+        "contains '?': a query is not part of the path; remove it, requests may have any"
     } else if text.contains('#') {
         "contains '#': clients do not send what follows it"
     } else if text.bytes().any(|b| b.is_ascii_whitespace() || b.is_ascii_control()) {
@@ -107,11 +107,11 @@ pub(super) fn brokers(text: &str) -> Result<(), String> {
 pub(super) fn key_problem(key: &str) -> Option<&'static str> {
     let quoted = |quote| key.len() > 1 && key.starts_with(quote) && key.ends_with(quote);
     if quoted('"') || quoted('\'') {
-        Some("is in quotes, which are part of the key then; take them out")
+        Some("is in quotes, which are part of the key then; remove them")
     } else if key.contains("${") || key.contains("$(") || key.contains("{{") {
         Some("looks like a variable that was not replaced")
     } else if key.chars().count() > KEY_MAX {
-        Some("has more than the 32 letters and digits that the console takes")
+        Some("has more than the 32 letters and digits that the console accepts")
     } else {
         None
     }
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_no_request_can_have_is_refused() {
+    fn a_path_that_no_request_can_have_is_rejected() {
         for (text, path_) in [
             ("/", ""),
             ("/callback/", "/callback"),
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn brokers_that_cannot_be_addresses_are_refused() {
+    fn brokers_that_cannot_be_addresses_are_rejected() {
         for text in
             ["a:1,b:2", "kafka", "kafka:9092, kafka2:9092", "[::1]:9092,[::2]", "SASL_SSL://a:9093"]
         {

@@ -63,20 +63,20 @@ impl Access {
     /// The client's address of a request over a connection from `peer`: the last address in
     /// `X-Forwarded-For` that a trusted proxy has written and that is not a trusted proxy itself.
     /// Any client can send the header, so others are not believed.
-    pub(super) fn caller(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    pub(super) fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         if !self.is_trusted(peer) {
             return peer;
         }
-        let mut caller = peer;
+        let mut client = peer;
         let lines = headers.get_all(FORWARDED).iter().rev();
         let mut hops = lines.flat_map(|line| line.to_str().unwrap_or("?").rsplit(','));
-        while self.is_trusted(caller) {
+        while self.is_trusted(client) {
             match hops.next().map(|hop| address(hop.trim())) {
-                Some(Some(before)) => caller = before,
+                Some(Some(before)) => client = before,
                 _ => break,
             }
         }
-        caller
+        client
     }
 
     pub(super) fn knows_secret(&self, headers: &HeaderMap) -> bool {
@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn only_trusted_proxies_are_believed_about_the_client() {
         let access = Access { trusted_proxies: networks(&["10.0.0.0/8"]), ..Access::default() };
-        for (peer, lines, caller) in [
+        for (peer, lines, client) in [
             ("203.0.113.9", &["198.51.100.1"][..], "203.0.113.9"),
             ("10.0.0.1", &[], "10.0.0.1"),
             ("10.0.0.1", &["198.51.100.1"], "198.51.100.1"),
@@ -142,8 +142,8 @@ mod tests {
             for line in lines {
                 headers.append(FORWARDED, line.parse().unwrap());
             }
-            let found = access.caller(peer.parse().unwrap(), &headers);
-            assert_eq!(found.to_string(), caller, "{peer} {lines:?}");
+            let found = access.client_address(peer.parse().unwrap(), &headers);
+            assert_eq!(found.to_string(), client, "{peer} {lines:?}");
         }
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::admission::Permit;
-use super::handler::{Caller, answer};
+use super::handler::{Client, answer};
 use super::rarely::Rarely;
 use super::stream::{ClientStream, Transport};
 use super::{Access, Shared};
@@ -51,8 +51,8 @@ pub(super) async fn serve(
         Ok(Ok(Some((transport, peer)))) => {
             activity.handshake_completed();
             let stream = ClientStream::new(transport, Arc::clone(&activity));
-            let caller = Caller { peer, activity: &activity, policy: &policy };
-            serve_http(stream, &shared, caller).await;
+            let client = Client { peer, activity: &activity, policy: &policy };
+            serve_http(stream, &shared, client).await;
         }
         // A TCP health check: connected, and closed without a byte.
         Ok(Ok(None)) => {}
@@ -113,8 +113,8 @@ async fn is_closed(stream: &TcpStream) -> bool {
     }
 }
 
-async fn serve_http(stream: ClientStream, shared: &Shared, caller: Caller<'_>) {
-    let service = service_fn(|request| answer(shared, caller, request));
+async fn serve_http(stream: ClientStream, shared: &Shared, client: Client<'_>) {
+    let service = service_fn(|request| answer(shared, client, request));
     let connection = http1::Builder::new()
         // A sender that has nothing more to send still wants its response.
         .half_close(true)
@@ -123,7 +123,7 @@ async fn serve_http(stream: ClientStream, shared: &Shared, caller: Caller<'_>) {
         .max_buf_size(HEADER_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
-    let mut closed = pin!(caller.activity.wait_for_close());
+    let mut closed = pin!(client.activity.wait_for_close());
     let stopping = pin!(shutdown_grace(shared.stop.clone()));
     let mut stopping = Rarely::new(stopping);
     let mut is_stopping = false;
@@ -144,7 +144,7 @@ async fn serve_http(stream: ClientStream, shared: &Shared, caller: Caller<'_>) {
         if let Some(reason) = reason(&error) {
             metrics::ended(reason);
         }
-        tracing::debug!(%error, peer = ?caller.peer, "a connection ended early");
+        tracing::debug!(%error, peer = ?client.peer, "a connection ended early");
     }
 }
 

@@ -20,10 +20,10 @@ use crate::event::{Timestamp, type_name};
 use crate::metrics;
 use crate::recent;
 
-/// Where a request comes from.
+/// The client of a connection.
 #[derive(Clone, Copy)]
-pub(super) struct Caller<'a> {
-    /// The other end of the connection, or the address in a PROXY header; `None` when a proxy does
+pub(super) struct Client<'a> {
+    /// The peer address of the connection, or the address in a PROXY header; `None` when a proxy does
     /// not know it.
     pub(super) peer: Option<IpAddr>,
     pub(super) activity: &'a Activity,
@@ -33,21 +33,21 @@ pub(super) struct Caller<'a> {
 
 pub(super) async fn answer(
     shared: &Shared,
-    caller: Caller<'_>,
+    client: Client<'_>,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
-    let activity = caller.activity;
+    let activity = client.activity;
     let started = activity.begin_request();
     let (mut response, outcome) = match health(shared, &request) {
         Some(response) => (response, RequestOutcome::HealthCheck),
-        None => handle(shared, caller, started, request).await,
+        None => handle(shared, client, started, request).await,
     };
     let last = activity.record_response(outcome);
     if let Some(reason) = last {
         metrics::ended(reason);
     }
     // The connection was accepted under a policy that is replaced.
-    let outdated = !shared.policy.is(caller.policy);
+    let outdated = !shared.policy.is(client.policy);
     if last.is_some() || outdated || shared.health.is_draining() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
@@ -80,12 +80,12 @@ fn health(shared: &Shared, request: &Request<Incoming>) -> Option<Response<Full<
 
 async fn handle(
     shared: &Shared,
-    caller: Caller<'_>,
+    client: Client<'_>,
     started: Instant,
     request: Request<Incoming>,
 ) -> (Response<Full<Bytes>>, RequestOutcome) {
     let (head, body) = request.into_parts();
-    match receive(shared, caller, &head, body).await {
+    match receive(shared, client, &head, body).await {
         Ok(type_name) => {
             metrics::accepted(type_name, started.elapsed());
             shared.rejections.accepted();
@@ -93,14 +93,14 @@ async fn handle(
         }
         Err((rejection, address)) => {
             let response = rejection.response();
-            if is_proxys_own(caller, &head) {
+            if is_proxys_own(client, &head) {
                 return (response, RequestOutcome::HealthCheck);
             }
             let (status, reason) = (rejection.status(), rejection.reason());
             metrics::rejected(reason);
-            recent::refused(status.as_u16(), reason, || rejection.to_string());
+            recent::rejected(status.as_u16(), reason, || rejection.to_string());
             let (method, path) = (head.method.as_str(), head.uri.path());
-            let example = Example::new((status, reason), method, path, address);
+            let example = Example::new(status, reason, method, path, address);
             shared.rejections.rejected(example);
             (response, RequestOutcome::Rejected)
         }
@@ -118,8 +118,8 @@ fn accepted(mut headers: HeaderMap) -> Response<Full<Bytes>> {
 }
 
 /// Whether a trusted proxy asks for itself, as its health checks do: no callback was rejected.
-fn is_proxys_own(caller: Caller<'_>, head: &Parts) -> bool {
-    let trusted = caller.peer.is_some_and(|peer| caller.policy.access().is_trusted(peer));
+fn is_proxys_own(client: Client<'_>, head: &Parts) -> bool {
+    let trusted = client.peer.is_some_and(|peer| client.policy.access().is_trusted(peer));
     let is_forwarded = head.headers.contains_key("x-forwarded-for");
     trusted && !is_forwarded && [Method::GET, Method::HEAD].contains(&head.method)
 }
@@ -128,15 +128,15 @@ fn is_proxys_own(caller: Caller<'_>, head: &Parts) -> bool {
 /// the request came from.
 async fn receive(
     shared: &Shared,
-    caller: Caller<'_>,
+    client: Client<'_>,
     head: &Parts,
     body: Incoming,
 ) -> Result<&'static str, (Rejection, Option<IpAddr>)> {
-    let (address, checked) = check(shared, caller, head);
+    let (address, checked) = check(shared, client, head);
     let accepted = async {
         checked?;
-        let body = body::read(shared, caller.activity, body).await?;
-        store(shared, caller, &body).await
+        let body = body::read(shared, client.activity, body).await?;
+        store(shared, client, &body).await
     };
     accepted.await.map_err(|rejection| (rejection, address))
 }
@@ -144,11 +144,11 @@ async fn receive(
 /// Where a request comes from, and whether its body is worth reading.
 fn check(
     shared: &Shared,
-    caller: Caller<'_>,
+    client: Client<'_>,
     head: &Parts,
 ) -> (Option<IpAddr>, Result<(), Rejection>) {
     let policy = shared.policy.get();
-    let address = policy.address(caller.peer, &head.headers);
+    let address = policy.address(client.peer, &head.headers);
     let checked = policy
         .check_request(address, &head.headers)
         .and_then(|()| check_target(shared, head))
@@ -181,14 +181,14 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), Rejection> {
 /// Verifies a callback and waits until it is durable.
 async fn store(
     shared: &Shared,
-    caller: Caller<'_>,
+    client: Client<'_>,
     body: &Bytes,
 ) -> Result<&'static str, Rejection> {
-    caller.activity.begin_storing();
+    client.activity.begin_storing();
     let record = shared.policy.get().verify(body, Timestamp::now())?;
     let type_name = type_name(record.event_type);
     let noted = recent::start(&record);
-    let appended = caller.activity.in_time(shared.appends.append(record)).await;
+    let appended = client.activity.in_time(shared.appends.append(record)).await;
     // After a time-out the record may still become durable; the sender's retry is then absorbed.
     appended.ok_or(Rejection::Deadline)??;
     if let Some(noted) = noted {

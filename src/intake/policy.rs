@@ -14,8 +14,6 @@ use crate::log_limit::LogLimiter;
 use crate::metrics::KeyUse;
 use crate::record::Record;
 
-static UNVERIFIED: LogLimiter = LogLimiter::new();
-
 /// What a request must show to be accepted.
 #[derive(Debug)]
 pub struct IntakePolicy {
@@ -43,7 +41,7 @@ impl IntakePolicy {
 
     /// The address that a request comes from, over a connection from `peer`.
     pub(super) fn address(&self, peer: Option<IpAddr>, headers: &HeaderMap) -> Option<IpAddr> {
-        peer.map(|peer| self.access.caller(peer, headers))
+        peer.map(|peer| self.access.client_address(peer, headers))
     }
 
     /// Whether a request from `address` with these headers is worth reading on. From an unknown
@@ -65,13 +63,14 @@ impl IntakePolicy {
         body: &Bytes,
         received_at: Timestamp,
     ) -> Result<Record, CallbackError> {
+        static LIMIT: LogLimiter = LogLimiter::new();
         let callback = UnverifiedCallback::parse(body)?.verify(&self.verifier, received_at)?;
         if let Some(used) = callback.key().and_then(|key| self.uses.get(key)) {
             used.count(received_at);
         }
         if let Some(error) = callback.unverified() {
             self.unverified.count(received_at);
-            if let Some(suppressed) = UNVERIFIED.permit() {
+            if let Some(suppressed) = LIMIT.permit() {
                 tracing::warn!(
                     %error, suppressed,
                     "accepted a signed callback without verifying its signature, because \

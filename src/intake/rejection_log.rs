@@ -40,7 +40,8 @@ pub(super) struct Example {
 
 impl Example {
     pub(super) fn new(
-        (status, reason): (StatusCode, &'static str),
+        status: StatusCode,
+        reason: &'static str,
         method: &str,
         path: &str,
         address: Option<IpAddr>,
@@ -142,7 +143,7 @@ mod tests {
     use super::*;
 
     fn example(path: &str) -> Example {
-        Example::new((StatusCode::NOT_FOUND, "path"), "POST", path, None)
+        Example::new(StatusCode::NOT_FOUND, "path", "POST", path, None)
     }
 
     #[test]

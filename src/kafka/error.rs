@@ -18,7 +18,7 @@ use crate::secret::redact;
 /// there at the next attempt.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// librdkafka does not take the configuration.
+    /// librdkafka rejects the configuration.
     #[error("kafka.client: {}", SettingError::of(.0))]
     Client(#[source] KafkaError),
     /// There is no connection to Kafka.

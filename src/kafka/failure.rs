@@ -79,6 +79,6 @@ pub struct RejectedMessage {
     /// Whether Kafka rejected this message. Otherwise it rejected all messages of a request, because
     /// of one of them or because of their number.
     pub alone: bool,
-    /// Why.
+    /// Kafka's error.
     pub reason: KafkaError,
 }

@@ -36,7 +36,7 @@ pub struct Named {
 /// Events of one kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Events {
-    /// How many.
+    /// Their number.
     pub count: u64,
     /// The first thousand.
     pub events: Vec<Named>,

@@ -16,7 +16,7 @@ pub enum TencentError {
         action: Action,
         /// The address.
         endpoint: String,
-        /// Why.
+        /// The error of the HTTP client.
         #[source]
         cause: Box<ureq::Error>,
     },
@@ -65,7 +65,7 @@ pub enum TencentError {
     },
 }
 
-/// What an error code of the API means for its caller.
+/// What an error code of the API means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
     /// There is no such secret ID, or it is disabled.
@@ -101,7 +101,7 @@ pub enum Reason {
     /// A parameter is missing or wrong.
     #[error("a parameter is wrong")]
     WrongParameter,
-    /// Not the caller's fault.
+    /// A fault of Tencent Cloud.
     #[error("an internal error of Tencent Cloud")]
     Internal,
     /// Any other code.
