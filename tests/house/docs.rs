@@ -155,6 +155,30 @@ fn every_documented_command_line_is_valid() {
 }
 
 #[test]
+fn the_testing_page_links_every_test_module_and_those_of_promises_by_promise() {
+    let page = read("docs/testing.md");
+    let (_, by_promise) = page.split_once("\n## Promises\n").unwrap();
+    let by_promise = links(by_promise.split("\n## ").next().unwrap());
+    let anywhere = links(&page);
+    let mut count = 0;
+    for main in files("tests", &["rs"]).iter().filter(|file| file.ends_with("main.rs")) {
+        let directory = main.parent().unwrap();
+        let text = read(main);
+        let modules = text.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';'));
+        for module in modules {
+            let file = directory.join(format!("{module}.rs"));
+            if root().join(&file).exists() {
+                let named = if directory.ends_with("promise") { &by_promise } else { &anywhere };
+                let link = format!("../{}", file.display());
+                assert!(named.contains(&link), "docs/testing.md does not link {link}");
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 40, "{count} modules were found");
+}
+
+#[test]
 fn every_documented_test_command_names_tests_that_exist() {
     let mut paths: Vec<PathBuf> = documents().into_iter().map(|(page, _)| page).collect();
     paths.extend(files("tests", &["rs"]));
