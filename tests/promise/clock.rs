@@ -3,8 +3,6 @@
 //! what takes hours happens within seconds.
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,6 +21,7 @@ use crate::support::kafka::{self, Cluster, Kafka, Setup};
 use crate::support::load::{Load, Plan};
 use crate::support::random::Random;
 use crate::support::shift::Shift;
+use crate::support::wire::deliver;
 use crate::support::{self, turn};
 
 /// The time-out for expected changes, with a margin for a busy machine.
@@ -48,18 +47,6 @@ fn callback(number: u32, ago: i64) -> String {
     event.insert("number".into(), number.into());
     event.insert("event_time".into(), (Timestamp::now().as_millis() / 1000 - ago).into());
     samples.delivery(event, Timestamp::now())
-}
-
-fn send(bridge: &Bridge, body: &str) {
-    let mut stream = TcpStream::connect(bridge.intake()).unwrap();
-    let length = body.len();
-    let request = format!(
-        "POST /callback HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
-    );
-    stream.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
 }
 
 fn wait_until(bridge: &Bridge, what: &str, is_so: impl Fn() -> bool) {
@@ -115,14 +102,14 @@ fn a_topic_that_rejects_old_timestamps_delays_records_and_rejects_none() {
         bridge.wait_until_connected(PATIENCE);
         let strict = [("message.timestamp.before.max.ms", "3600000")];
         kafka::configure_topic(kafka.bootstrap(), &topic, &strict);
-        send(&bridge, &callback(1, 0));
+        deliver(bridge.intake(), [&callback(1, 0)]);
         bridge.drain(PATIENCE);
 
         for number in 2..=4 {
-            send(&bridge, &callback(number, 2 * HOUR * i64::from(number % 2)));
+            deliver(bridge.intake(), [&callback(number, 2 * HOUR * i64::from(number % 2))]);
         }
         assert_is_outage(&bridge, &topic);
-        send(&bridge, &callback(5, 0));
+        deliver(bridge.intake(), [&callback(5, 0)]);
         // The pauses between attempts grow, and every attempt fails in the same way.
         thread::sleep(Duration::from_secs(3));
         assert_is_outage(&bridge, &topic);
@@ -159,19 +146,19 @@ fn a_broker_clock_more_than_an_hour_behind_delays_records_and_rejects_none() {
         let bridge = shift.apply(bridge(kafka.bootstrap(), &prefix, delivery));
         bridge.start();
         bridge.wait_until_connected(PATIENCE);
-        send(&bridge, &callback(1, 0));
+        deliver(bridge.intake(), [&callback(1, 0)]);
         bridge.drain(PATIENCE);
         shift.set(2 * HOUR);
-        send(&bridge, &callback(2, -2 * HOUR));
+        deliver(bridge.intake(), [&callback(2, -2 * HOUR)]);
         assert_is_outage(&bridge, &format!("{prefix}.push"));
-        send(&bridge, &callback(3, -2 * HOUR));
+        deliver(bridge.intake(), [&callback(3, -2 * HOUR)]);
         shift.set(0);
         bridge.drain(PATIENCE);
         assert!(bridge.is_connected());
 
         // The ledger record bears the time of receipt, whatever the event's time is.
         shift.set(2 * HOUR);
-        send(&bridge, &callback(4, 0));
+        deliver(bridge.intake(), [&callback(4, 0)]);
         assert_is_outage(&bridge, &format!("{prefix}.ledger"));
         shift.set(0);
         bridge.drain(PATIENCE);
@@ -201,12 +188,12 @@ fn a_retry_is_absorbed_after_the_clock_was_set_at_run_time_and_before_a_restart(
             let bridge = shift.apply(bridge(&cluster.bootstrap(), &prefix, delivery));
             bridge.start();
             let first = callback(1, 0);
-            send(&bridge, &first);
+            deliver(bridge.intake(), [&first]);
             bridge.drain(PATIENCE);
             shift.set(to);
-            send(&bridge, &first);
+            deliver(bridge.intake(), [&first]);
             let (second, third) = (callback(2, 0), callback(3, 0));
-            send(&bridge, &second);
+            deliver(bridge.intake(), [&second]);
             bridge.drain(PATIENCE);
             assert!(bridge.stop().success(), "{}", bridge.last_lines());
 
@@ -214,7 +201,7 @@ fn a_retry_is_absorbed_after_the_clock_was_set_at_run_time_and_before_a_restart(
             shift.set(if back { 0 } else { 2 * to });
             bridge.start();
             for body in [&first, &second, &third, &third, &first] {
-                send(&bridge, body);
+                deliver(bridge.intake(), [body]);
             }
             bridge.drain(PATIENCE);
             let messages = published(&cluster.bootstrap(), &prefix);
@@ -309,7 +296,7 @@ fn an_event_of_last_week_survives_the_retention_that_deletes_a_record_with_its_t
             kafka::configure_topic(&bootstrap, topic, &retention);
         }
         let number = if delivery == "exactly-once" { 1 } else { 2 };
-        send(&bridge, &callback(number, 8 * DAY));
+        deliver(bridge.intake(), [&callback(number, 8 * DAY)]);
         bridge.drain(PATIENCE);
         bridge.stop();
         // A record with the event's own time is deleted, twice, so that every partition has been
@@ -350,7 +337,7 @@ fn two_instances_with_one_name_that_publish_seldom_are_named_as_the_cause() {
     // Whichever is fenced for the third time within six hours reports it.
     for number in 0..7 {
         let bridge = &bridges[number as usize % 2];
-        send(bridge, &callback(number, 0));
+        deliver(bridge.intake(), [&callback(number, 0)]);
         bridge.drain(PATIENCE);
         bridges.iter().for_each(Bridge::assert_running);
         let named = bridges.iter().any(|bridge| bridge.log_text().contains(SAYS));

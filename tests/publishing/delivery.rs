@@ -20,11 +20,12 @@ use crate::support;
 use crate::support::bridge::Bridge;
 use crate::support::consumer::{self, Isolation, Message};
 use crate::support::kafka::{self, Kafka};
+use crate::support::wire::deliver;
 
 /// The signing key of the payloads (payloads/INDEX.md).
 const PAYLOADS_KEY: &str = "callbackKey0123456789";
 /// The payloads that the bridge rejects, and the status of each.
-const REFUSED: [(&str, u16); 6] = [
+const REJECTED: [(&str, u16); 6] = [
     ("064_bom", 400),
     ("065_duplicate_keys", 400),
     ("078_invalid_unquoted_value", 400),
@@ -79,22 +80,6 @@ fn topic_of(body: &[u8], prefix: &str) -> String {
     format!("{prefix}.{name}")
 }
 
-fn post(bridge: &Bridge, body: &[u8]) -> (u16, String) {
-    let (mut stream, request) = (
-        std::net::TcpStream::connect(bridge.intake()).unwrap(),
-        format!(
-            "POST /callback/any HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
-            body.len()
-        ),
-    );
-    std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
-    std::io::Write::write_all(&mut stream, body).unwrap();
-    let mut answer = String::new();
-    std::io::Read::read_to_string(&mut stream, &mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
-}
-
 fn bridge(instance: &str, brokers: &str, prefix: &str) -> Bridge {
     Bridge::new(instance, brokers, prefix)
         .set("CALLBACK_KEYS", PAYLOADS_KEY)
@@ -105,13 +90,14 @@ fn bridge(instance: &str, brokers: &str, prefix: &str) -> Bridge {
 
 /// Sends every payload twice and returns the bodies that must be in Kafka once.
 fn send_payloads(bridge: &Bridge, prefix: &str) -> BTreeMap<String, (String, Vec<u8>)> {
-    let refused: BTreeMap<_, _> = REFUSED.into_iter().collect();
+    let rejected: BTreeMap<_, _> = REJECTED.into_iter().collect();
     let mut expected = BTreeMap::new();
     let mut told = Vec::new();
     for round in 0..2 {
         for (name, body) in payloads() {
-            let (status, answer) = post(bridge, &body);
-            let wanted = refused.get(name.as_str()).copied().unwrap_or(200);
+            let answer = bridge.post(std::str::from_utf8(&body).unwrap()).unwrap();
+            let (status, answer) = (answer.status, answer.body);
+            let wanted = rejected.get(name.as_str()).copied().unwrap_or(200);
             assert_eq!(status, wanted, "{name}: {answer}");
             if wanted == 200 {
                 assert_eq!(answer, r#"{"code":0}"#, "{name}");
@@ -258,12 +244,12 @@ fn without_transactions_the_ledger_lists_an_event_only_after_it_is_in_its_topic(
     bridge.start();
     let event =
         |number: u32| format!(r#"{{"event_type":1,"stream_id":"s","sequence":"{number}"}}"#);
-    assert_eq!(post(&bridge, event(1).as_bytes()).0, 200);
+    deliver(bridge.intake(), [&event(1)]);
     bridge.drain(DRAIN);
     assert_eq!((count("late.push"), count(names.ledger())), (1, 1));
 
     mock.broker_down(1).unwrap();
-    assert_eq!(post(&bridge, event(2).as_bytes()).0, 200);
+    deliver(bridge.intake(), [&event(2)]);
     for _ in 0..40 {
         std::thread::sleep(Duration::from_millis(50));
         assert_eq!(count(names.ledger()), 1, "the event cannot be published yet");
@@ -283,11 +269,8 @@ fn a_retry_is_dropped_after_a_restart_and_after_a_lost_disk() {
     let samples = Samples::new(key);
     let events: Vec<_> = Samples::types().map(|kind| samples.event(kind)).collect();
     let send = |bridge: &Bridge| {
-        for event in &events {
-            let (status, answer) =
-                post(bridge, samples.delivery(event.clone(), Timestamp::now()).as_bytes());
-            assert_eq!(status, 200, "{answer}");
-        }
+        let bodies = events.iter().map(|event| samples.delivery(event.clone(), Timestamp::now()));
+        deliver(bridge.intake(), bodies);
     };
     send(&first);
     first.drain(DRAIN);
@@ -317,13 +300,13 @@ fn a_retry_that_waited_longer_than_the_window_is_still_dropped() {
     let samples = Samples::new(CallbackKey::new(PAYLOADS_KEY));
     let event = samples.event(livebridge::event::EventType(1));
     let body = samples.delivery(event, Timestamp::now());
-    assert_eq!(post(&bridge, body.as_bytes()).0, 200);
+    deliver(bridge.intake(), [&body]);
     bridge.drain(DRAIN);
     // The publisher is stopped permanently here: later callbacks wait in the log.
     bridge.kill();
     let away = bridge.set("KAFKA_BROKERS", "127.0.0.1:1");
     away.start();
-    assert_eq!(post(&away, body.as_bytes()).0, 200);
+    deliver(away.intake(), [&body]);
     std::thread::sleep(Duration::from_secs(32));
     away.kill();
     let back = away.set("KAFKA_BROKERS", kafka.bootstrap());
@@ -347,7 +330,7 @@ fn records_that_even_the_dead_letter_topic_rejects_stay_on_disk_until_released()
         let event = samples.event(livebridge::event::EventType(1));
         samples.delivery(event, Timestamp::now())
     };
-    assert_eq!(post(&bridge, small().as_bytes()).0, 200);
+    deliver(bridge.intake(), [&small()]);
     bridge.drain(DRAIN);
     for topic in &topics {
         kafka::configure_topic(kafka.bootstrap(), topic, &[("max.message.bytes", "20000")]);
@@ -355,8 +338,8 @@ fn records_that_even_the_dead_letter_topic_rejects_stay_on_disk_until_released()
     let mut event = samples.event(livebridge::event::EventType(1));
     event.insert("stream_param".into(), "x".repeat(100_000).into());
     let large = samples.delivery(event, Timestamp::now());
-    assert_eq!(post(&bridge, large.as_bytes()).0, 200);
-    assert_eq!(post(&bridge, small().as_bytes()).0, 200, "the progress line is updated");
+    deliver(bridge.intake(), [&large]);
+    deliver(bridge.intake(), [&small()]);
     bridge.drain(DRAIN);
     assert_eq!(bridge.metric("livebridge_quarantined_total"), Some(1.0));
     assert_eq!(bridge.metric("livebridge_published_total"), Some(2.0));

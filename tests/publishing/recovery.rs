@@ -3,8 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -229,20 +228,6 @@ impl Drop for Mount<'_> {
     }
 }
 
-/// The status of the answer to a callback.
-fn status(bridge: &Bridge) -> String {
-    let mut stream = TcpStream::connect(bridge.intake()).unwrap();
-    let body = r#"{"event_type":1,"stream_id":"s","sequence":"1000000"}"#;
-    let length = body.len();
-    let request = format!(
-        "POST /callback HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
-    );
-    stream.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer[9..12].to_owned()
-}
-
 /// Regression: the process ended, and every later one at its start.
 #[test]
 fn a_full_disk_and_a_rejected_record_stop_publishing_until_there_is_space() {
@@ -277,7 +262,8 @@ fn a_full_disk_and_a_rejected_record_stop_publishing_until_there_is_space() {
             // At its start the log gives back what it had reserved.
             mount.fill();
         }
-        assert_eq!(status(&back), "503", "the intake answers");
+        let body = r#"{"event_type":1,"stream_id":"s","sequence":"1000000"}"#;
+        assert_eq!(back.post(body).unwrap().status, 503, "the intake answers");
         thread::sleep(Duration::from_secs(1));
         back.assert_running();
         let text = back.log_text();

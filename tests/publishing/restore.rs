@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
 use std::thread;
@@ -52,7 +51,7 @@ impl Site {
             let mut event = samples.event(EventType(1));
             event.insert("sequence".into(), number.to_string().into());
             let body = samples.delivery(event, Timestamp::now());
-            if post(bridge, &body) == Some(200) {
+            if bridge.post(&body).is_some_and(|answer| answer.status == 200) {
                 self.acknowledged.push(body);
             }
         }
@@ -99,15 +98,6 @@ impl Site {
         assert_eq!(twice, 0, "of {sent} callbacks are present more than once");
         eprintln!("{test}: {sent} acknowledged, {} published", times.len());
     }
-}
-
-fn post(bridge: &Bridge, body: &str) -> Option<u16> {
-    let mut stream = TcpStream::connect(bridge.intake()).ok()?;
-    let head = "POST /callback HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
-    write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len()).ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    answer.split(' ').nth(1)?.parse().ok()
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -1,8 +1,7 @@
 //! The real binary as a process: start, kill, stop, and read its metrics.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,6 +13,7 @@ use tempfile::TempDir;
 
 use super::kafka::{Guarded, free_port};
 use super::tools;
+use super::wire::{self, Answer};
 
 /// The callback key of every bridge in these tests.
 pub const KEY: &str = "the-tests-callback-key";
@@ -281,15 +281,15 @@ impl Bridge {
         tools::last_lines(&self.log_text())
     }
 
+    /// Sends a callback; `None` without a connection or a response.
+    pub(crate) fn post(&self, body: &str) -> Option<Answer> {
+        wire::exchange(self.intake(), wire::post("/callback", body))
+    }
+
     fn admin(&self, path: &str) -> Option<(u16, String)> {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.admin)).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        let (head, body) = answer.split_once("\r\n\r\n")?;
-        let status = head.split(' ').nth(1)?.parse().ok()?;
-        Some((status, body.to_owned()))
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+        let answer = wire::exchange(self.admin_address(), request)?;
+        Some((answer.status, answer.body))
     }
 }
 

@@ -39,11 +39,15 @@ pub(crate) struct Wire {
 
 impl Wire {
     pub(crate) fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        Self { stream, received: Vec::new() }
+        Self::try_connect(address).unwrap()
+    }
+
+    pub(crate) fn try_connect(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, received: Vec::new() })
     }
 
     /// A client on an existing connection.
@@ -145,9 +149,9 @@ impl Wire {
     }
 }
 
-/// Sends `request` on a new connection.
+/// Sends `request` on a new connection; `None` without a connection or a response.
 pub(crate) fn exchange(address: SocketAddr, request: impl AsRef<[u8]>) -> Option<Answer> {
-    let mut wire = Wire::connect(address);
+    let mut wire = Wire::try_connect(address).ok()?;
     wire.send(request);
     wire.answer()
 }

@@ -523,12 +523,8 @@ fn a_rotation_waits_while_the_old_key_is_in_use() {
     for _ in 0..8 {
         let event = samples.event(EventType(1));
         let body = samples.delivery(event, livebridge::event::Timestamp::now());
-        let mut stream = TcpStream::connect(bed.bridge.intake()).unwrap();
-        let head = "POST /callback HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
-        write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200"), "the old key is still accepted: {answer}");
+        let answer = bed.bridge.post(&body).unwrap();
+        assert_eq!(answer.status, 200, "the old key is still accepted: {answer:?}");
         assert!(bed.keys_text().contains(&old_secret));
         thread::sleep(Duration::from_secs(1));
     }
