@@ -31,8 +31,7 @@ pub use credentials::{Credentials, CredentialsError};
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::{Reason, TencentError};
 pub use history::{
-    CallbackRecord, Page, RECORDS_SPAN_MAX, RecordQuery, STREAM_EVENTS_REACHABLE,
-    STREAM_EVENTS_SPAN_MAX, StreamEvent, StreamQuery, beijing_time, utc_time,
+    CallbackRecord, Page, RECORDS_SPAN_MAX, STREAM_EVENTS_REACHABLE, StreamEvent, utc_time,
 };
 
 use crate::backoff::Backoff;
@@ -153,7 +152,7 @@ impl Client {
         } else {
             config.https_only(true).tls_config(tls()?).proxy(proxy()?)
         };
-        Ok(Self { agent: config.build().into(), credentials, options, limits: Limits::new() })
+        Ok(Self { agent: config.build().into(), credentials, options, limits: Limits::default() })
     }
 
     /// Calls `action` with `parameters`, and again after a pause where that is safe and may help.
@@ -196,7 +195,7 @@ impl Client {
             .header("Host", host)
             .header("Content-Type", signature::CONTENT_TYPE)
             .header("Authorization", authorization)
-            .header("X-TC-Action", action.name())
+            .header("X-TC-Action", action.to_string())
             .header("X-TC-Version", VERSION)
             .header("X-TC-Timestamp", timestamp.to_string());
         if let Some(token) = self.credentials.token() {

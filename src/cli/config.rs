@@ -2,25 +2,23 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
-use std::path::PathBuf;
 
 use crate::config::{ConfigLayers, Setting, Settings};
 use clap::Args;
 
-use super::CliError;
+use super::{CliError, ConfigFile};
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// The configuration file; without it, defaults and the environment.
-    #[arg(long, value_name = "FILE", env = "LIVEBRIDGE_CONFIG")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigFile,
     /// Print JSON: an object of keys, each with its value and its source.
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(options: &Options) -> Result<(), CliError> {
-    let layers = ConfigLayers::read(options.config.as_deref())?;
+    let layers = ConfigLayers::read(options.config.config.as_deref())?;
     let settings = layers.settings();
     let text = if options.json { json(settings) } else { toml(&settings) };
     io::stdout().write_all(text.as_bytes()).map_err(CliError::other("print"))?;

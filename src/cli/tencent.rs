@@ -125,7 +125,7 @@ const MARK: &str = "managed-by-livebridge";
 struct Managed {
     /// The template's name: letters, digits, `_` and `-`. Several livebridges that share an account
     /// need a name each.
-    #[arg(long = "template", value_name = "NAME", default_value = "livebridge", value_parser = parse_name)]
+    #[arg(long = "template", value_name = "NAME", default_value = status::DEFAULT_NAME, value_parser = parse_name)]
     name: String,
 }
 

@@ -6,8 +6,7 @@ use std::time::Duration;
 use super::RecoverError;
 use crate::event::Timestamp;
 use crate::tencent::{
-    CallbackRecord, Client, RECORDS_SPAN_MAX, RecordQuery, STREAM_EVENTS_REACHABLE, StreamEvent,
-    StreamQuery,
+    CallbackRecord, Client, RECORDS_SPAN_MAX, STREAM_EVENTS_REACHABLE, StreamEvent,
 };
 
 /// Streams are listed from this long before the range: one that is pushed all through it began
@@ -82,15 +81,7 @@ impl<'a> Finder<'a> {
         while let Some(range) = ranges.pop() {
             let mut page = 1;
             loop {
-                let query = StreamQuery {
-                    since: range.since,
-                    until: range.until,
-                    domain: None,
-                    app: None,
-                    stream: None,
-                    page,
-                };
-                let listed = self.client.stream_events(&query)?;
+                let listed = self.client.stream_events(range.since, range.until, page)?;
                 if listed.total > STREAM_EVENTS_REACHABLE {
                     // What is beyond cannot be reached in a range as long as this.
                     let halves = range.halves();
@@ -117,7 +108,7 @@ impl<'a> Finder<'a> {
     }
 
     /// Calls `visit` for every record of `stream` in the range; with `failed_only`, for those of
-    /// callbacks that were not delivered.
+    /// callbacks that were not delivered. The API's own filter selects one result code only.
     ///
     /// # Errors
     /// [`RecoverError`], or what `visit` returned.
@@ -130,16 +121,10 @@ impl<'a> Finder<'a> {
         for TimeRange { since, until } in self.range.days() {
             let mut page = 1;
             loop {
-                let query = RecordQuery {
-                    since,
-                    until,
-                    stream: stream.to_owned(),
-                    event_type: None,
-                    failed_only,
-                    page,
-                };
-                let listed = self.client.callback_records(&query).map_err(RecoverError::from)?;
-                listed.entries.into_iter().try_for_each(&mut visit)?;
+                let listed = self.client.callback_records(stream, since, until, page);
+                let listed = listed.map_err(RecoverError::from)?;
+                let is_wanted = |record: &CallbackRecord| !failed_only || !record.is_delivered();
+                listed.entries.into_iter().filter(is_wanted).try_for_each(&mut visit)?;
                 if !listed.has_more {
                     break;
                 }

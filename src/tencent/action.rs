@@ -1,11 +1,12 @@
 //! The actions of the API that livebridge calls, with their documented rates.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// An action of the API.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "the names are those of the API's reference")]
 pub enum Action {
     CreateLiveCallbackTemplate,
@@ -21,37 +22,6 @@ pub enum Action {
 }
 
 impl Action {
-    /// All of them, in the order of their numbers.
-    const ALL: [Self; 10] = [
-        Self::CreateLiveCallbackTemplate,
-        Self::ModifyLiveCallbackTemplate,
-        Self::DeleteLiveCallbackTemplate,
-        Self::DescribeLiveCallbackTemplates,
-        Self::CreateLiveCallbackRule,
-        Self::DeleteLiveCallbackRule,
-        Self::DescribeLiveCallbackRules,
-        Self::DescribeLiveDomains,
-        Self::DescribeLiveStreamEventList,
-        Self::DescribeCallbackRecordsList,
-    ];
-
-    /// The value of the header `X-TC-Action`.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::CreateLiveCallbackTemplate => "CreateLiveCallbackTemplate",
-            Self::ModifyLiveCallbackTemplate => "ModifyLiveCallbackTemplate",
-            Self::DeleteLiveCallbackTemplate => "DeleteLiveCallbackTemplate",
-            Self::DescribeLiveCallbackTemplates => "DescribeLiveCallbackTemplates",
-            Self::CreateLiveCallbackRule => "CreateLiveCallbackRule",
-            Self::DeleteLiveCallbackRule => "DeleteLiveCallbackRule",
-            Self::DescribeLiveCallbackRules => "DescribeLiveCallbackRules",
-            Self::DescribeLiveDomains => "DescribeLiveDomains",
-            Self::DescribeLiveStreamEventList => "DescribeLiveStreamEventList",
-            Self::DescribeCallbackRecordsList => "DescribeCallbackRecordsList",
-        }
-    }
-
     /// Requests a second that an account may make, as docs/tencent.md lists them. Where the documents
     /// that were available state none, it is 20, the API's default.
     fn rate(self) -> u32 {
@@ -74,30 +44,27 @@ impl Action {
     /// deletion reports an error that the first one did not have.
     #[must_use]
     pub fn is_repeatable(self) -> bool {
-        self.name().starts_with("Describe") || self == Self::ModifyLiveCallbackTemplate
+        self.to_string().starts_with("Describe") || self == Self::ModifyLiveCallbackTemplate
     }
 }
 
+/// The value of the header `X-TC-Action`: the names of the variants are those of the API.
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        fmt::Debug::fmt(self, f)
     }
 }
 
 /// A token bucket for each action.
-#[derive(Debug)]
-pub(super) struct Limits([Mutex<TokenBucket>; Action::ALL.len()]);
+#[derive(Debug, Default)]
+pub(super) struct Limits(Mutex<BTreeMap<Action, TokenBucket>>);
 
 impl Limits {
-    pub(super) fn new() -> Self {
-        let now = Instant::now();
-        Self(Action::ALL.map(|action| Mutex::new(TokenBucket::new(action.rate(), now))))
-    }
-
     /// How long to wait before a request of `action`; counts the request.
     pub(super) fn take(&self, action: Action) -> Duration {
-        let bucket = &self.0[action as usize];
-        bucket.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now())
+        let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        buckets.entry(action).or_insert_with(|| TokenBucket::new(action.rate(), now)).take(now)
     }
 }
 
@@ -131,18 +98,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_action_has_its_own_number() {
-        for (number, action) in Action::ALL.into_iter().enumerate() {
-            assert_eq!(action as usize, number, "{action}");
-        }
-    }
-
-    #[test]
     fn no_second_has_more_requests_than_the_rate() {
         for rate in [20_u32, 200, 500] {
             let start = Instant::now();
             let mut bucket = TokenBucket::new(rate, start);
-            // A caller that asks again at once, and one that pauses first and then does.
+            // A client that asks again at once, and one that pauses first and then does.
             let mut now = start;
             let mut sent = Vec::new();
             for number in 0..rate * 4 {

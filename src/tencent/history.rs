@@ -7,10 +7,8 @@ use serde_json::{Map, Value};
 
 use super::callbacks::or_default;
 use super::{Action, Client, TencentError};
-use crate::event::{EventType, Timestamp};
+use crate::event::Timestamp;
 
-/// The longest range of one query of [`Client::stream_events`]: a month, of 28 days at least.
-pub const STREAM_EVENTS_SPAN_MAX: Duration = Duration::from_hours(28 * 24);
 /// Entries of one query of [`Client::stream_events`] that can be reached, over all pages.
 pub const STREAM_EVENTS_REACHABLE: u64 = 10_000;
 /// The longest range of one query of [`Client::callback_records`].
@@ -20,8 +18,7 @@ const PAGE: u64 = 100;
 /// Beijing's time zone, which has no daylight saving time.
 const BEIJING_AHEAD: Duration = Duration::from_hours(8);
 
-/// `YYYY-MM-DDThh:mm:ssZ`, a form of the API in which times are in UTC. Fractions of a second are
-/// dropped.
+/// `YYYY-MM-DDThh:mm:ssZ`, without fractions of a second.
 #[must_use]
 pub fn utc_time(time: Timestamp) -> String {
     let mut text = time.to_string();
@@ -30,13 +27,7 @@ pub fn utc_time(time: Timestamp) -> String {
     text
 }
 
-/// `YYYY-MM-DD hh:mm:ss`, the form of the API in which times are in Beijing's time zone.
-#[must_use]
-pub fn beijing_time(time: Timestamp) -> String {
-    utc_time(time.after(BEIJING_AHEAD)).replace('T', " ").replace('Z', "")
-}
-
-/// The time that either form names: with a zone it is that of the zone, without one Beijing's.
+/// The time of an answer: `YYYY-MM-DDThh:mm:ssZ` in UTC, or `YYYY-MM-DD hh:mm:ss` in Beijing's time zone.
 fn parse_time(text: &str) -> Option<Timestamp> {
     if text.ends_with('Z') {
         Timestamp::parse(text)
@@ -45,47 +36,12 @@ fn parse_time(text: &str) -> Option<Timestamp> {
     }
 }
 
-/// Which streams to list.
-#[derive(Clone, Debug)]
-pub struct StreamQuery {
-    /// From here; at most 60 days ago.
-    pub since: Timestamp,
-    /// To here; at most [`STREAM_EVENTS_SPAN_MAX`] later.
-    pub until: Timestamp,
-    /// Of this push domain only.
-    pub domain: Option<String>,
-    /// Of this app only.
-    pub app: Option<String>,
-    /// Of exactly this stream only.
-    pub stream: Option<String>,
-    /// The page, from 1.
-    pub page: u64,
-}
-
-/// Which callback records to list.
-#[derive(Clone, Debug)]
-pub struct RecordQuery {
-    /// From here; at most 14 days ago.
-    pub since: Timestamp,
-    /// To here; at most [`RECORDS_SPAN_MAX`] later.
-    pub until: Timestamp,
-    /// The stream's exact name, which the API requires.
-    pub stream: String,
-    /// Of this type only: 0, 1, 100 or 200.
-    pub event_type: Option<EventType>,
-    /// Whether records of callbacks that were delivered are left out. The filter is applied here,
-    /// because the API's own selects one result code.
-    pub failed_only: bool,
-    /// The page, from 1.
-    pub page: u64,
-}
-
 /// A page of an answer.
 #[derive(Clone, Debug)]
 pub struct Page<T> {
     /// Its entries.
     pub entries: Vec<T>,
-    /// Entries of all pages, before any are left out.
+    /// Entries of all pages.
     pub total: u64,
     /// Whether more pages follow.
     pub has_more: bool,
@@ -165,11 +121,17 @@ fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>,
 }
 
 impl Client {
-    /// A page of the streams whose push ended in a range of time, oldest first.
+    /// A page, counted from 1, of the streams whose push ended in a range of time, oldest first; at most
+    /// 60 days ago.
     ///
     /// # Errors
     /// [`TencentError`]
-    pub fn stream_events(&self, query: &StreamQuery) -> Result<Page<StreamEvent>, TencentError> {
+    pub fn stream_events(
+        &self,
+        since: Timestamp,
+        until: Timestamp,
+        page: u64,
+    ) -> Result<Page<StreamEvent>, TencentError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "PascalCase")]
         struct Answer {
@@ -180,30 +142,24 @@ impl Client {
             #[serde(default, deserialize_with = "or_default")]
             total_page: u64,
         }
-        let mut parameters = range(query.since, query.until, query.page);
+        let mut parameters = range(since, until, page);
         parameters.insert("IsAsc".to_owned(), 1.into());
-        for (member, value) in
-            [("DomainName", &query.domain), ("AppName", &query.app), ("StreamName", &query.stream)]
-        {
-            if let Some(value) = value {
-                parameters.insert(member.to_owned(), value.as_str().into());
-            }
-        }
-        if query.stream.is_some() {
-            parameters.insert("IsStrict".to_owned(), 1.into());
-        }
         let answer: Answer = self.call(Action::DescribeLiveStreamEventList, &parameters)?;
-        let has_more = query.page < answer.total_page && !answer.event_list.is_empty();
+        let has_more = page < answer.total_page && !answer.event_list.is_empty();
         Ok(Page { entries: answer.event_list, total: answer.total_num, has_more })
     }
 
-    /// A page of the records of a stream's callbacks in a range of time.
+    /// A page, counted from 1, of the records of a stream's callbacks in a range of time, of
+    /// [`RECORDS_SPAN_MAX`] at most and at most 14 days ago. The API requires the stream's exact name.
     ///
     /// # Errors
     /// [`TencentError`]
     pub fn callback_records(
         &self,
-        query: &RecordQuery,
+        stream: &str,
+        since: Timestamp,
+        until: Timestamp,
+        page: u64,
     ) -> Result<Page<CallbackRecord>, TencentError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "PascalCase")]
@@ -215,16 +171,11 @@ impl Client {
             #[serde(default, deserialize_with = "or_default")]
             total_page: u64,
         }
-        let mut parameters = range(query.since, query.until, query.page);
-        parameters.insert("StreamName".to_owned(), query.stream.as_str().into());
-        if let Some(event_type) = query.event_type {
-            parameters.insert("EventType".to_owned(), event_type.0.into());
-        }
+        let mut parameters = range(since, until, page);
+        parameters.insert("StreamName".to_owned(), stream.into());
         let answer: Answer = self.call(Action::DescribeCallbackRecordsList, &parameters)?;
-        let has_more = query.page < answer.total_page && !answer.data_info_list.is_empty();
-        let mut entries = answer.data_info_list;
-        entries.retain(|record| !query.failed_only || !record.is_delivered());
-        Ok(Page { entries, total: answer.total_num, has_more })
+        let has_more = page < answer.total_page && !answer.data_info_list.is_empty();
+        Ok(Page { entries: answer.data_info_list, total: answer.total_num, has_more })
     }
 }
 
@@ -248,7 +199,6 @@ mod tests {
     fn both_forms_of_a_time_name_the_same_moment() {
         let moment = Timestamp::parse("2026-03-01T20:30:05Z").unwrap();
         assert_eq!(utc_time(moment), "2026-03-01T20:30:05Z");
-        assert_eq!(beijing_time(moment), "2026-03-02 04:30:05");
         assert_eq!(parse_time("2026-03-01T20:30:05Z"), Some(moment));
         assert_eq!(parse_time("2026-03-02 04:30:05"), Some(moment));
         assert_eq!(parse_time(""), None);
