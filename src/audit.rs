@@ -75,11 +75,11 @@ pub(crate) struct Report {
     /// Events that were acknowledged or published, and are nowhere.
     pub missing: Findings,
     /// Events that are in the topics more than once, without a replay.
-    pub doubled: Findings,
+    pub duplicated: Findings,
     /// Events in the topics that are not in the ledger.
     pub unaccounted: Findings,
-    /// Partitions that do not begin at offset 0: records were removed by retention, or deleted.
-    pub cut: Vec<PartitionRange>,
+    /// Partitions that do not begin at offset 0: records were removed by retention or deleted.
+    pub truncated_partitions: Vec<PartitionRange>,
     /// Whether nothing is wrong.
     pub ok: bool,
 }
@@ -197,10 +197,12 @@ impl Audit<'_> {
             report.missing.add(id, at);
         }
         self.find_duplicates_and_unaccounted(&seen, ledger, &mut report)?;
-        report.cut = partitions.into_iter().filter(|held| held.begin > 0).collect();
-        let doubled = report.doubled.count > 0 && self.kafka.delivery == Delivery::ExactlyOnce;
+        report.truncated_partitions =
+            partitions.into_iter().filter(|held| held.begin > 0).collect();
+        let duplicated =
+            report.duplicated.count > 0 && self.kafka.delivery == Delivery::ExactlyOnce;
         let wrong = report.missing.count + report.unaccounted.count + report.log.damaged > 0;
-        report.ok = !wrong && !doubled && report.quarantine_damaged.is_empty();
+        report.ok = !wrong && !duplicated && report.quarantine_damaged.is_empty();
         Ok(report)
     }
 
@@ -301,7 +303,7 @@ impl Audit<'_> {
         }
         for (id, seen) in within() {
             if seen.times > 1 {
-                report.doubled.add(*id, seen.at.clone());
+                report.duplicated.add(*id, seen.at.clone());
             }
             if !ledger.contains(id) {
                 report.unaccounted.add(*id, seen.at.clone());

@@ -34,7 +34,7 @@ mod wal;
 const EXIT_USAGE: u8 = 64;
 /// Kafka cannot be used, and everything else can.
 const EXIT_UNAVAILABLE: u8 = 69;
-/// Whatever else went wrong.
+/// Any other failure.
 const EXIT_FAILURE: u8 = 1;
 
 /// Receives Tencent Cloud Live callbacks and delivers each to Kafka exactly once.
@@ -47,63 +47,66 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Take callbacks and publish them to Kafka.
+    /// Receive callbacks and publish them to Kafka.
     ///
-    /// Every key of the configuration file can be given as LIVEBRIDGE_<SECTION>_<KEY> in the
-    /// environment, which wins. Stops on SIGTERM or SIGINT; a second one stops at once. SIGHUP, or a
-    /// change of its files, brings new callback keys, limits of the log and levels of log lines without
-    /// a restart.
+    /// Every key of the configuration file can also be set as LIVEBRIDGE_<SECTION>_<KEY> in the
+    /// environment, which takes precedence over the file. Stops on SIGTERM or SIGINT; a second one
+    /// ends the process at once. On SIGHUP, and within seconds of a change of the configuration,
+    /// key or certificate files, it reloads [tls], [access], [callback], log.level, wal.max_bytes
+    /// and wal.min_free_bytes.
     ///
-    /// Exits 0 when it was told to stop, 64 when the configuration is wrong, 1 otherwise.
+    /// Exits 0 after SIGTERM or SIGINT, 64 if the configuration is wrong, 1 for any other problem.
     #[command(after_long_help = SERVE_EXAMPLES)]
     Serve(ConfigFile),
-    /// Try it: the same pipeline with a Kafka of its own, nothing to install.
+    /// Try livebridge with an in-memory Kafka; nothing else needs to be installed.
     ///
-    /// Starts an in-memory Kafka that any Kafka client reaches, a log in a temporary directory and
-    /// the intake, and prints each event as it lands in its topic.
+    /// Starts the in-memory Kafka, which any Kafka client can connect to, a log in a temporary
+    /// directory and the intake, and prints each event that it reads from the topics.
     #[command(after_long_help = DEV_EXAMPLES)]
     Dev(dev::Options),
-    /// Say what is wrong before production does: configuration, directory, clock, keys, Kafka.
+    /// Check the configuration, the log's directory, the clock, the callback keys and Kafka.
     ///
-    /// Exits 0 when nothing is wrong, 64 when the configuration is, 69 when nothing but Kafka is
-    /// (callbacks would be taken all the same), 1 when something else is.
+    /// Exits 0 if nothing is wrong, 64 if the configuration is wrong, 69 if only Kafka cannot be
+    /// used (callbacks would be accepted), 1 for any other problem.
     #[command(after_long_help = CHECK_EXAMPLES)]
     Check(check::Options),
     /// Ask a running instance whether it accepts callbacks: for health checks of containers.
     ///
-    /// Exits 0 when it does, 1 when it does not.
+    /// Exits 0 if it does, 1 if it does not or does not answer, 64 if the configuration or an
+    /// option is wrong.
     Ready(ready::Options),
     /// Print the configuration in effect, and where each value comes from; secrets are hidden.
     ///
-    /// Exits 64 when `serve` would reject it.
+    /// Exits 64 if `serve` would reject it.
     #[command(after_long_help = CONFIG_EXAMPLES)]
     Config(config::Options),
-    /// Send callbacks as Tencent does: signed, at a rate, tried again until answered 200.
+    /// Send signed callbacks, and retry those that are not answered 200, as Tencent does.
     #[command(after_long_help = SEND_EXAMPLES)]
     Send(send::Options),
-    /// Look into a log, also beside a running instance; only `--drop` and `release` change it.
+    /// Inspect a log, also that of a running instance; only `--drop` and `release` change it.
     #[command(after_long_help = WAL_EXAMPLES)]
     Wal(wal::Options),
-    /// Send events to Kafka again: from an export of a log, or out of the dead letters.
+    /// Publish events again: those of an export of a log, or dead letters.
     ///
-    /// Says what it would do, and does it with --yes.
+    /// Prints what it would send, and sends it with --yes.
     #[command(after_long_help = replay::EXAMPLES)]
     Replay(replay::Options),
     /// Publish the events whose callbacks Tencent Cloud gave up on, from its records of them.
     ///
-    /// Says what it would do, and does it with --yes. Needs credentials of Tencent Cloud.
+    /// Prints what it would send, and sends it with --yes. Needs credentials of Tencent Cloud.
     #[command(after_long_help = recover::EXAMPLES)]
     Recover(recover::Options),
-    /// Compare log, ledger and topics over a time: is anything missing, or there twice?
+    /// Compare log, ledger and topics, and report events that are missing or duplicated.
     ///
-    /// Changes nothing, also beside a running instance. Exits 0 when all is accounted for, 1 when
-    /// something is not or cannot be read, 64 when the configuration is wrong.
+    /// Changes nothing, and may run beside a running instance. Exits 0 if nothing is wrong, 1 if
+    /// events are missing or, with exactly-once, duplicated, or if something cannot be read, 64 if
+    /// the configuration is wrong.
     #[command(after_long_help = audit::EXAMPLES)]
     Audit(audit::Options),
     /// Set up, examine and remove the callbacks in Tencent Cloud, and rotate their key.
     #[command(after_long_help = tencent::EXAMPLES)]
     Tencent(tencent::Options),
-    /// Print a script that lets a shell complete livebridge's options.
+    /// Print the completion script of a shell.
     #[command(after_long_help = COMPLETIONS_EXAMPLES)]
     Completions(generate::Completions),
     /// Print the manual page, or write those of all commands.
@@ -127,30 +130,30 @@ Examples:
   livebridge check --config livebridge.toml
   As an init container, which must not wait for Kafka:
     livebridge check --offline
-  The same, and say in the log what is wrong with Kafka:
+  The same, but report problems of Kafka without failing:
     livebridge check || [ $? -eq 69 ]";
 const CONFIG_EXAMPLES: &str = "\
 Examples:
   livebridge config --config livebridge.toml
-  What is not as it comes:
+  Values that differ from the default:
     livebridge config --config livebridge.toml | grep -v '# default$'
   One value:
     livebridge config --json | jq -r '.[\"wal.dir\"].value'";
 const SEND_EXAMPLES: &str = "\
 Examples:
-  Is this the right key?
+  Test a callback key:
     LIVEBRIDGE_SEND_KEY=secret livebridge send --url http://host:8080/callback
   A thousand a second for a minute, of all event types:
     livebridge send --key-file key --rate 1000 --count 60000 --connections 8
-  A callback that was kept, byte for byte:
+  A saved callback, byte for byte:
     livebridge send --file callback.json";
 const WAL_EXAMPLES: &str = "\
 Examples:
-  What waits for Kafka:
+  Records that wait for Kafka:
     livebridge wal status --dir /var/lib/livebridge/log
-  Is a copy of a log good?
+  Check a copy of a log:
     livebridge wal verify --dir /backup/log
-  What Kafka rejected everywhere, and why:
+  Why Kafka rejected the records in quarantine:
     livebridge wal quarantine | jq -r .reason";
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:
@@ -164,7 +167,7 @@ struct ConfigFile {
     config: Option<PathBuf>,
 }
 
-/// What a command fails with.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 enum CliError {
     #[error(transparent)]
@@ -191,10 +194,10 @@ enum CliError {
     Usage(String),
     #[error("cannot {what}: {cause}")]
     Other { what: &'static str, cause: Box<dyn std::error::Error + Send + Sync> },
-    /// A finding that was printed already.
-    #[error("something is wrong")]
+    /// The command has printed the problems that it found.
+    #[error("problems were found")]
     Found,
-    /// The same, and it is nothing but Kafka.
+    /// The same, and all of them concern Kafka.
     #[error("Kafka cannot be used")]
     Unavailable,
 }
@@ -212,7 +215,7 @@ impl CliError {
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        // --help and --version come this way, too.
+        // clap returns the texts of --help and --version as errors, too.
         Err(text) => {
             let usage = text.use_stderr();
             let _ = text.print();
@@ -275,14 +278,14 @@ fn serve(options: &ConfigFile) -> Result<(), CliError> {
     })
 }
 
-/// How often a second: 0, or a rate that makes for pauses of at most a day.
+/// A rate per second: 0, or one whose intervals are at most a day long.
 fn parse_rate(text: &str) -> Result<f64, String> {
     const RATES: std::ops::RangeInclusive<f64> = 1.0 / 86400.0..=1e9;
     let rate = text.parse().ok().filter(|rate| *rate == 0.0 || RATES.contains(rate));
     rate.ok_or_else(|| "must be 0 or a number of times a second".to_owned())
 }
 
-/// Runs `work` on a runtime for everything but the intake, which has its own.
+/// Runs `work` on a runtime of one thread. The intake's workers have their own runtimes.
 fn block_on<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -292,7 +295,7 @@ fn block_on<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, Cli
 }
 
 /// Completes at the first SIGTERM (a service manager) or SIGINT (a person). At the second, the
-/// process ends at once: what is acknowledged is on disk.
+/// process ends at once: acknowledged callbacks are on disk.
 fn stop_signal() -> Result<impl Future<Output = ()>, CliError> {
     let listen = |kind| signal(kind).map_err(CliError::other("listen for signals"));
     let mut terminate = listen(SignalKind::terminate())?;

@@ -23,7 +23,7 @@ mod spool;
 pub use decode::{DecodeError, decode};
 pub use find::{Finder, TimeRange, streams_of_file};
 pub use gap::{covers, find_gaps, range_of};
-pub use report::{Comparison, Report};
+pub use report::{Comparison, ComparisonReport};
 pub use spool::{Spool, Undecoded, UndecodedFile};
 
 /// Why the records cannot be read.

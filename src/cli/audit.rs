@@ -9,27 +9,27 @@ use crate::event::Timestamp;
 use crate::kafka::topic_reader::PartitionRange;
 use clap::Args;
 
-use super::progress::Progress;
+use super::progress::ProgressBar;
 use super::range::parse_time;
 use super::{CliError, ConfigFile};
 
 /// The default of `--since`.
 const SINCE: Duration = Duration::from_hours(24);
-/// Findings of one kind that people are shown.
+/// Events of each kind that are printed without --json.
 const SHOWN: usize = 20;
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
     #[command(flatten)]
     config: ConfigFile,
-    /// What was received at this time or later: 2026-11-24T20:00:00Z, or 2h for two hours ago; a
-    /// day ago unless told otherwise.
+    /// Events received at this time or later: 2026-11-24T20:00:00Z, or 2h for two hours ago; the
+    /// default is a day ago.
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     since: Option<Timestamp>,
-    /// What was received before this time; until now unless told otherwise.
+    /// Events received before this time; the default is now.
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     until: Option<Timestamp>,
-    /// Compare the log in this directory instead of wal.dir: that of a lost host, say.
+    /// Compare the log in this directory instead of wal.dir, such as that of a lost host.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     /// Print the whole report as JSON.
@@ -44,12 +44,12 @@ Examples:
   One outage, for a script:
     livebridge audit --since 2026-11-24T20:00:00Z --until 2026-11-24T22:00:00Z --json | jq .missing
 
-missing: the ledger says that it was published, or it has left the log's line, and it is in no
-topic, not in the dead letters and not in quarantine. Retention removes events too: `cut` names the
-partitions that no longer begin at their beginning. doubled: in its topic more than once, which with
-at-least-once is no error. unaccounted: in a topic and not in the ledger, so not livebridge's doing,
-or older than the ledger remembers (7 days). It holds the ids of all events of the time in memory,
-about 100 MB for a million.";
+missing: events that the ledger or the log lists as published, and that are in no topic, not in the
+dead-letter topic and not in quarantine. Retention removes events too: truncated_partitions lists
+the partitions whose first records were removed. duplicated: events that are in their topic more
+than once; with at-least-once this is no error. unaccounted: events that are in a topic and not in
+the ledger: another program wrote them, or they are older than the ledger's retention (7 days).
+The command holds the ids of all events of the time in memory, about 100 MB for a million.";
 
 pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let config = Config::load(options.config.config.as_deref())?;
@@ -64,7 +64,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     if audit.since >= audit.until {
         return Err(CliError::Usage("--since must be before --until".into()));
     }
-    let bar = Progress::count("comparing", audit.steps());
+    let bar = ProgressBar::count("comparing", audit.steps());
     let report = audit.run(|| bar.add(1)).map_err(CliError::other("compare"))?;
     drop(bar);
     if options.json {
@@ -93,17 +93,17 @@ fn show(report: &Report) {
         print_out!("damaged      {damaged}");
     }
     list("missing", &report.missing);
-    list("doubled", &report.doubled);
+    list("duplicated", &report.duplicated);
     list("unaccounted", &report.unaccounted);
     if report.missing.count > 0 {
-        for PartitionRange { topic, partition, begin, .. } in &report.cut {
+        for PartitionRange { topic, partition, begin, .. } in &report.truncated_partitions {
             print_out!(
-                "  {topic}/{partition} begins at offset {begin}: what was before it was removed, by \
-                 retention or by an administrator"
+                "  {topic}/{partition} begins at offset {begin}: retention or an administrator \
+                 removed earlier records"
             );
         }
     }
-    print_out!("{}", if report.ok { "all is accounted for" } else { "something is wrong" });
+    print_out!("{}", if report.ok { "no problems found" } else { "problems found" });
 }
 
 fn list(name: &str, findings: &Findings) {
@@ -112,6 +112,6 @@ fn list(name: &str, findings: &Findings) {
         print_out!("  {}  {}", finding.id, finding.at);
     }
     if findings.count > SHOWN as u64 {
-        print_out!("  and {} more; --json names them", findings.count - SHOWN as u64);
+        print_out!("  and {} more; --json lists them", findings.count - SHOWN as u64);
     }
 }

@@ -1,4 +1,4 @@
-//! `livebridge check`: says what is wrong before production does, and what to do about it.
+//! `livebridge check`: reports problems of the configuration and its environment, with advice.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -18,7 +18,7 @@ use clap::Args;
 use super::tencent::{Account, status};
 use super::{CliError, ConfigFile};
 
-/// A clock before this release's making is wrong: 2026-01-01.
+/// A clock that is before this release was built is wrong: 2026-01-01.
 const RELEASED: Timestamp = Timestamp::from_millis(1_767_225_600_000);
 
 /// Prints findings and counts the bad ones.
@@ -52,7 +52,7 @@ impl Findings {
 pub(super) struct Options {
     #[command(flatten)]
     config: ConfigFile,
-    /// Leave Kafka and Tencent Cloud out: callbacks are accepted without them.
+    /// Do not check Kafka and Tencent Cloud: callbacks are accepted without them.
     #[arg(long)]
     offline: bool,
     #[command(flatten)]
@@ -83,25 +83,25 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     print_out!("{} findings, {} bad", findings.count, findings.bad);
     match (bad_here, findings.bad) {
         (0, 0) => Ok(()),
-        // Callbacks would be accepted and stored until then.
+        // Callbacks would be accepted and stored until Kafka can be used.
         (0, _) => Err(CliError::Unavailable),
         _ => Err(CliError::Found),
     }
 }
 
-/// Examines the log's directory. If it had to be made for that, it is removed again: its owner
-/// should be the user that runs `serve`.
+/// Examines the log's directory. A directory created for this is removed again: its owner
+/// must be the user that runs `serve`.
 fn directory(config: &Config, findings: &mut Findings) {
     let dir = &config.wal.dir;
     let missing: Vec<&Path> = dir.ancestors().take_while(|above| !above.exists()).collect();
-    look_into(dir, config, findings);
-    for made in missing {
-        // The empty path above a relative one is not there either.
-        let _ = fs::remove_dir(made);
+    examine_directory(dir, config, findings);
+    for created in missing {
+        // This includes the empty path above a relative one, which cannot be removed.
+        let _ = fs::remove_dir(created);
     }
 }
 
-fn look_into(dir: &Path, config: &Config, findings: &mut Findings) {
+fn examine_directory(dir: &Path, config: &Config, findings: &mut Findings) {
     let probe = dir.join("check.partial");
     let write = || {
         fs::create_dir_all(dir)?;
@@ -142,7 +142,7 @@ fn look_into(dir: &Path, config: &Config, findings: &mut Findings) {
             ),
         ),
         Some(free) => findings.ok("disk", format_args!("{} free", bytesize::ByteSize(free))),
-        None => findings.note("disk", "the free space cannot be told"),
+        None => findings.note("disk", "the free space cannot be determined"),
     }
     match log(dir) {
         Ok((segments, bytes)) => findings.ok(
@@ -152,13 +152,13 @@ fn look_into(dir: &Path, config: &Config, findings: &mut Findings) {
                 bytesize::ByteSize(bytes)
             ),
         ),
-        Err(wal::OpenError::Missing(_)) => findings.ok("log", "none yet; serve makes it"),
+        Err(wal::OpenError::Missing(_)) => findings.ok("log", "none yet; serve creates it"),
         Err(error) => findings.bad("log", error),
     }
 }
 
-/// How many segments the log has and of how many bytes. Of its records only the first and those of
-/// the last segment are read: this should not take minutes, and `wal verify` reads the rest.
+/// How many segments the log has and of how many bytes. Only the first record and those of the
+/// last segment are read, so that this does not take minutes; `wal verify` reads all.
 fn log(dir: &Path) -> Result<(usize, u64), wal::OpenError> {
     let view = wal::LogView::open(dir)?;
     if let Some(first) = view.segments.first() {
@@ -175,14 +175,18 @@ fn clock(findings: &mut Findings) {
     if now < RELEASED {
         findings.bad(
             "clock",
-            format_args!("it is {now}? Signatures expire by it; set it and run a time service"),
+            format_args!(
+                "the clock says {now}, which is before this release was built; signatures expire \
+                 by it, so set it and run a time service"
+            ),
         );
     } else {
-        findings.ok("clock", format_args!("{now}; signatures expire by it, so keep it in step"));
+        findings
+            .ok("clock", format_args!("{now}; signatures expire by it, so keep it synchronized"));
     }
 }
 
-/// Tells when the limit of file descriptors allows fewer connections than are configured.
+/// Reports when the limit of file descriptors allows fewer connections than are configured.
 fn file_descriptors(config: &Config, findings: &mut Findings) {
     let configured = config.http.max_connections;
     let limit = descriptors::attainable_limit();
@@ -204,8 +208,8 @@ fn keys(config: &Config, findings: &mut Findings) {
         findings.bad(
             "keys",
             format_args!(
-                "{} is change-me, which everybody knows; put in the CallbackKey of the callback \
-                 template",
+                "{} is change-me, the example of the documentation; replace it by the CallbackKey \
+                 of the callback template",
                 key.name()
             ),
         );
@@ -235,7 +239,9 @@ fn files(config: &Config, findings: &mut Findings) {
             let path = path.display();
             findings.note(
                 "files",
-                format_args!("everybody may read {path}, which has {key}; chmod o-r {path}"),
+                format_args!(
+                    "every user of this machine can read {path}, which contains {key}; chmod o-r {path}"
+                ),
             );
         }
     }
@@ -276,7 +282,7 @@ fn kafka(config: &Config, findings: &mut Findings) {
     findings.ok("Kafka", format_args!("{} answers", config.kafka.brokers));
     let missing = state.missing.join(", ");
     if state.missing.is_empty() {
-        findings.ok("topics", format_args!("all {} are there", topics.len() + 1));
+        findings.ok("topics", format_args!("all {} exist", topics.len() + 1));
     } else if !config.kafka.create_topics {
         findings.bad("topics", SetupError::Missing(missing));
     } else {
@@ -297,7 +303,7 @@ fn kafka(config: &Config, findings: &mut Findings) {
              idempotent producers, also whenever an answer is lost",
         );
     }
-    // Under a name of its own: the instance's would fence a bridge that is running.
+    // With its own transactional id: that of the instance would fence a running bridge.
     let mut test_producer = config.kafka.clone();
     test_producer.instance.push_str(".check");
     let tested = test_producer
@@ -307,21 +313,22 @@ fn kafka(config: &Config, findings: &mut Findings) {
     match (tested, present.len(), state.missing.len()) {
         (Ok(()), count, 0) => findings.ok(
             "transactions",
-            format_args!("work; {count} topics may be written (tried and undone)"),
+            format_args!("work; {count} topics can be written (tested with an aborted transaction)"),
         ),
         (Ok(()), 0, _) => findings
-            .ok("transactions", "work; whether topics may be written shows when they are there"),
+            .ok("transactions", "work; write permission can be tested only when the topics exist"),
         (Ok(()), count, absent) => findings.ok(
             "transactions",
             format_args!(
-                "work; {count} topics may be written (tried and undone), {absent} are not there yet"
+                "work; {count} topics can be written (tested with an aborted transaction), {absent} \
+                 do not exist yet"
             ),
         ),
         (Err(error), ..) => findings.bad("transactions", error),
     }
 }
 
-/// Reports topics whose records Kafka removes by key.
+/// Reports compacted topics: Kafka removes records from them by key.
 fn cleanup_policies(config: &Config, present: &[&str], findings: &mut Findings) {
     const WHAT: &str = "cleanup.policy";
     if present.is_empty() {
@@ -331,7 +338,7 @@ fn cleanup_policies(config: &Config, present: &[&str], findings: &mut Findings) 
         Ok(compacted) => compacted,
         // Publishing does not need this right, so its absence is no fault.
         Err(error) if error.is_denied() => return findings.note(WHAT, error),
-        // Some compatible systems have no request for settings, and no compaction to report.
+        // Some compatible systems support neither this request nor compaction.
         Err(_) => return,
     };
     for (topic, policy) in compacted {

@@ -22,12 +22,12 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let settings = layers.settings();
     let text = if options.json { json(settings) } else { toml(&settings) };
     io::stdout().write_all(text.as_bytes()).map_err(CliError::other("print"))?;
-    // Printed first, so that what is wrong can be looked for.
+    // Printed before the check, so that an operator sees the values that it rejects.
     layers.check()?;
     Ok(())
 }
 
-/// As a configuration file, with the source of each value behind it.
+/// As a configuration file, with the source of each value in a comment.
 fn toml(settings: &[Setting]) -> String {
     let line = |setting: &Setting| match &setting.value {
         Some(value) => format!("{} = {value}", key(&setting.key)),
@@ -49,7 +49,7 @@ fn toml(settings: &[Setting]) -> String {
     text
 }
 
-/// A key as TOML wants it: with quotes when there are dots in it.
+/// A key of TOML, which needs quotes if it contains other characters, such as dots.
 fn key(name: &str) -> String {
     let bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if name.chars().all(bare) { name.to_owned() } else { format!("{name:?}") }

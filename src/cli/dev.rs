@@ -1,4 +1,4 @@
-//! `livebridge dev`: everything in one process, to try it.
+//! `livebridge dev`: livebridge and an in-memory Kafka in one process, to try it.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -23,10 +23,10 @@ use super::{CliError, block_on, parse_rate, stop_signal};
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// Where to accept callbacks.
+    /// The address at which to accept callbacks.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
-    /// Where to serve the status page, /metrics, /healthz and /readyz.
+    /// The address at which to serve the status page, /metrics, /healthz and /readyz.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9464")]
     admin: SocketAddr,
     /// Send this many sample callbacks a second, of every event type; every fourth is sent twice,
@@ -34,23 +34,23 @@ pub(super) struct Options {
     #[arg(long, value_name = "RATE", default_value_t = 0.0, value_parser = parse_rate,
           allow_negative_numbers = true)]
     samples: f64,
-    /// Stop by itself after this time, such as 10s.
+    /// Stop after this time, such as 10s.
     #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
     time: Option<Duration>,
     /// Keep the log in this directory instead of a temporary one.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// A file with callback keys, one a line, to take callbacks of Tencent's; instead of
+    /// A file with callback keys, one a line, to accept Tencent's callbacks; it replaces
     /// dev-callback-key.
     #[arg(long, value_name = "FILE")]
     keys_file: Option<PathBuf>,
 }
 
-/// The callback key, unless told otherwise.
+/// The callback key without --keys-file.
 const KEY: &str = "dev-callback-key";
-/// Partitions of each topic of the embedded Kafka.
+/// Partitions of each topic of the in-memory Kafka.
 const PARTITIONS: i32 = 2;
-/// Characters of a body that fit on a line with the rest.
+/// Characters of a body that are printed: the line must fit a wide terminal.
 const BODY_SHOWN: usize = 100;
 
 pub(super) fn run(options: &Options) -> Result<(), CliError> {
@@ -58,10 +58,10 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let key = config.verifier.keys.first().cloned();
     let topics = config.topics.clone();
     let kafka = Embedded::start(&topics.all(), PARTITIONS, topics.ledger())
-        .map_err(CliError::other("start the embedded Kafka"))?;
+        .map_err(CliError::other("start the in-memory Kafka"))?;
     config.kafka.brokers = kafka.brokers();
-    let follower = TopicReader::new(&config.kafka, &topics.all())
-        .map_err(CliError::other("read from the embedded Kafka"))?;
+    let reader = TopicReader::new(&config.kafka, &topics.all())
+        .map_err(CliError::other("read from the in-memory Kafka"))?;
     let exporter = metrics::install().map_err(CliError::other("install metrics"))?;
     let stopping = Arc::new(AtomicBool::new(false));
 
@@ -70,10 +70,10 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
         let dir = config.wal.dir.clone();
         let bridge = Bridge::start(config, exporter).await?;
         let url = format!("http://{}/callback", bridge.intake_address);
-        introduce(options, &url, &kafka, &topics, &bridge, &dir, key.clone());
+        print_introduction(options, &url, &kafka, &topics, &bridge, &dir, key.clone());
         let printer = thread::spawn({
             let stopping = Arc::clone(&stopping);
-            move || print(&follower, &stopping)
+            move || print(&reader, &stopping)
         });
         if options.samples > 0.0 {
             tokio::spawn(send_samples(url, key, options.samples));
@@ -95,11 +95,11 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
         stopping.store(true, Ordering::Relaxed);
         let count = tokio::task::spawn_blocking(move || printer.join()).await;
         let count = count.ok().and_then(Result::ok).unwrap_or(0);
-        print_out!("{count} events landed in Kafka.");
+        print_out!("{count} events were published.");
         end.map_err(CliError::from)
     });
     if let Some(dir) = temporary {
-        // Left behind, it is only untidy.
+        // A failure leaves the directory behind, which does no harm.
         let _ = std::fs::remove_dir_all(dir);
     }
     outcome
@@ -129,7 +129,7 @@ fn config(options: &Options) -> Result<(Config, Option<PathBuf>), CliError> {
     Ok((Config::from_parts(toml::Table::new(), variables)?, temporary))
 }
 
-fn introduce(
+fn print_introduction(
     options: &Options,
     url: &str,
     kafka: &Embedded,
@@ -153,7 +153,7 @@ fn introduce(
         "sequence": "1", "event_time": Timestamp::now().as_millis() / 1000,
     });
     let event = push.as_object().cloned().unwrap_or_default();
-    print_out!("\nSend one (good for the next 30 minutes):\n");
+    print_out!("\nSend one (its signature is valid for 30 minutes):\n");
     print_out!("  curl -d '{}' {url}\n", samples.delivery(event, Timestamp::now()));
     if options.samples <= 0.0 {
         print_out!("Or start with --samples 2 for two sample callbacks a second.\n");
@@ -161,33 +161,33 @@ fn introduce(
 }
 
 /// Prints records until `stopping`; returns how many.
-fn print(follower: &TopicReader, stopping: &AtomicBool) -> u64 {
+fn print(reader: &TopicReader, stopping: &AtomicBool) -> u64 {
     const WAIT: Duration = Duration::from_millis(200);
     let mut count = 0;
     loop {
-        match follower.next(WAIT) {
-            Ok(Some(landed)) => {
+        match reader.next(WAIT) {
+            Ok(Some(record)) => {
                 count += 1;
-                print_out!("{}", line(&landed));
+                print_out!("{}", line(&record));
             }
             Ok(None) if stopping.load(Ordering::Relaxed) => return count,
             Ok(None) => {}
-            Err(error) => tracing::debug!(%error, "reading from the embedded Kafka"),
+            Err(error) => tracing::debug!(%error, "cannot read from the in-memory Kafka"),
         }
     }
 }
 
-fn line(landed: &ConsumedRecord) -> String {
+fn line(record: &ConsumedRecord) -> String {
     let header = |name: &str| {
-        let found = landed.headers.iter().find(|(key, _)| key == name);
+        let found = record.headers.iter().find(|(key, _)| key == name);
         found.map_or("-", |(_, value)| value.as_str())
     };
-    let key = landed.key.as_deref().map_or("-".into(), String::from_utf8_lossy);
-    let body: String = String::from_utf8_lossy(&landed.value).chars().take(BODY_SHOWN).collect();
-    let place = format!("{}/{}", landed.partition, landed.offset);
+    let key = record.key.as_deref().map_or("-".into(), String::from_utf8_lossy);
+    let body: String = String::from_utf8_lossy(&record.value).chars().take(BODY_SHOWN).collect();
+    let position = format!("{}/{}", record.partition, record.offset);
     format!(
-        "{:<26} {place:<6} key={key:<10} {} id={} {body}…",
-        landed.topic,
+        "{:<26} {position:<6} key={key:<10} {} id={} {body}…",
+        record.topic,
         header("ce_time"),
         header("ce_id")
     )
@@ -206,7 +206,7 @@ async fn send_samples(url: String, key: Option<CallbackKey>, rate: f64) {
         for _ in 0..tries {
             let outcome = sender.send(deliver(), policy, deliver).await;
             if outcome.status.is_none_or(|status| status != 200) {
-                tracing::warn!(?outcome, "a sample was not taken");
+                tracing::warn!(?outcome, "a sample was not accepted");
             }
         }
     }

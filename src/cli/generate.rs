@@ -1,4 +1,4 @@
-//! `livebridge completions` and `livebridge man`: what shells and `man` know of the command line.
+//! `livebridge completions` and `livebridge man`: completion scripts and manual pages.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ pub(super) struct Man {
 }
 
 pub(super) fn completions(options: &Completions) -> Result<(), CliError> {
-    // To memory first: the generator panics when it cannot write.
+    // Into memory first: the generator panics if a write fails.
     let mut script = Vec::new();
     clap_complete::generate(options.shell, &mut Cli::command(), "livebridge", &mut script);
     io::stdout().write_all(&script).map_err(CliError::other("print"))

@@ -1,5 +1,5 @@
-//! Lines for people and scripts. `println!` panics when the reader has closed the pipe, as in
-//! `livebridge check | head`; a command goes on without it and exits with its code.
+//! Output lines. `println!` panics when the reader has closed the pipe, as in
+//! `livebridge check | head`; with these macros the command continues and exits with its code.
 
 use std::fmt::Arguments;
 use std::io::{self, Write};

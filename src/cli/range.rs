@@ -1,15 +1,15 @@
-//! Which records are meant: options that several commands have in common.
+//! The options by which several commands select records.
 
 use crate::event::{EventType, OTHER, Timestamp, type_name};
 use clap::Args;
 
-/// Which records are meant; all of them, unless an option says otherwise.
+/// Selects records; without options, all of them.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct Range {
-    /// Only what was received at this time or later: 2026-11-24T20:00:00Z, or 2h for two hours ago.
+    /// Only records received at this time or later: 2026-11-24T20:00:00Z, or 2h for two hours ago.
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     since: Option<Timestamp>,
-    /// Only what was received before this time.
+    /// Only records received before this time.
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     until: Option<Timestamp>,
     /// Only events of this type, by number or name, such as 1 or push; may be given several times.
@@ -21,8 +21,8 @@ pub(super) struct Range {
 type TypeName = &'static str;
 
 impl Range {
-    /// Whether a record of this type that was received then is meant.
-    pub(super) fn has(&self, received_at: Timestamp, event_type: TypeName) -> bool {
+    /// Whether the options select a record of this type and receipt time.
+    pub(super) fn contains(&self, received_at: Timestamp, event_type: TypeName) -> bool {
         self.since.is_none_or(|since| received_at >= since)
             && self.until.is_none_or(|until| received_at < until)
             && (self.event_type.is_empty() || self.event_type.contains(&event_type))
@@ -44,6 +44,6 @@ fn parse_type(text: &str) -> Result<TypeName, String> {
     }
     EventType::parse(text).map(|code| type_name(Some(code))).ok_or_else(|| {
         let names: Vec<&str> = EventType::known().map(|(_, name)| name).chain([OTHER]).collect();
-        format!("is no event type; there are {}", names.join(", "))
+        format!("is no event type; the known ones are {}", names.join(", "))
     })
 }

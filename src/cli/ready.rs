@@ -13,12 +13,12 @@ use super::{CliError, ConfigFile};
 pub(super) struct Options {
     #[command(flatten)]
     config: ConfigFile,
-    /// Where it serves /readyz; without it, admin.listen of the configuration.
+    /// The address at which it serves /readyz; without it, admin.listen of the configuration.
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<SocketAddr>,
 }
 
-/// The longest that the answer is waited for; what asks has a limit of its own.
+/// The longest wait for the answer. Health checks of containers have longer limits of their own.
 const WAIT: Duration = Duration::from_secs(3);
 
 pub(super) fn run(options: &Options) -> Result<(), CliError> {
@@ -42,13 +42,15 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     }
 }
 
-/// Without reading the whole configuration: the caller may not be allowed to read the keys.
+/// Without reading the whole configuration: the user may not be allowed to read the keys.
 fn configured(options: &Options) -> Result<SocketAddr, CliError> {
     let settings = ConfigLayers::read(options.config.config.as_deref())?.settings();
     let listen =
         settings.iter().find(|setting| (&*setting.table, &*setting.key) == ("admin", "listen"));
     let listen = listen.and_then(|setting| listen_address(setting.value.as_ref()?.as_str()?));
-    let address = listen.ok_or_else(|| CliError::Usage("admin.listen is no address".into()))?;
+    let address = listen.ok_or_else(|| {
+        CliError::Usage("admin.listen is not an address such as 127.0.0.1:9464".into())
+    })?;
     Ok(reachable(address))
 }
 
@@ -69,10 +71,12 @@ fn ask(address: SocketAddr) -> io::Result<(u16, String)> {
     stream.set_read_timeout(Some(WAIT))?;
     write!(stream, "GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
-    // More than that is no answer of ours.
+    // livebridge never answers more than this.
     stream.take(64 * 1024).read_to_string(&mut answer)?;
     let parts = answer
         .split_once("\r\n\r\n")
         .and_then(|(head, body)| Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned())));
-    parts.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "this is not livebridge"))
+    parts.ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidData, "the answer is not that of livebridge")
+    })
 }

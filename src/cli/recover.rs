@@ -11,19 +11,19 @@ use crate::gaps::{self, Gap, RECOVERABLE};
 use crate::publisher::replay::{Event, Plan, Target};
 use crate::record::Record;
 use crate::recover::{
-    Comparison, Finder, RecoverError, Report, Spool, TimeRange, UndecodedFile, covers, event_of,
-    find_gaps, range_of, streams_of_file, verifier,
+    Comparison, ComparisonReport, Finder, RecoverError, Spool, TimeRange, UndecodedFile, covers,
+    event_of, find_gaps, range_of, streams_of_file, verifier,
 };
 use crate::tencent::CallbackRecord;
 
-use super::progress::Progress;
+use super::progress::ProgressBar;
 use super::range::parse_time;
 use super::tencent::Account;
 use super::{CliError, ConfigFile, replay};
 
 /// How far back `--gap` looks without `--since`.
 const GAP_SINCE: Duration = Duration::from_hours(24);
-/// Events of one kind that a report shows to people.
+/// Events of each kind that are printed without --json.
 const SHOWN: usize = 20;
 
 #[derive(Debug, Args)]
@@ -32,14 +32,14 @@ pub(super) struct Options {
     #[command(flatten)]
     config: ConfigFile,
     /// Events at this time or later: 2026-11-24T20:00:00Z, or 2h for two hours ago; at most 14 days
-    /// ago. With --gap: gaps since then, a day ago unless told otherwise.
+    /// ago. With --gap: gaps since then; the default is a day ago.
     #[arg(long, value_name = "TIME", value_parser = parse_time, required_unless_present = "gap")]
     since: Option<Timestamp>,
-    /// Events up to this time; until now unless told otherwise.
+    /// Events up to this time; the default is now.
     #[arg(long, value_name = "TIME", value_parser = parse_time, conflicts_with = "gap")]
     until: Option<Timestamp>,
-    /// Take the times in which this instance accepted nothing, as it has recorded them, and those in
-    /// which no instance took a callback, from the ledger.
+    /// Recover the times in which this instance accepted no callbacks, which it has recorded, and
+    /// those in which no instance accepted one, according to the ledger.
     #[arg(long)]
     gap: bool,
     /// Only the events of this stream; may be given several times.
@@ -54,7 +54,7 @@ pub(super) struct Options {
     /// Print the report as JSON.
     #[arg(long, requires = "report")]
     json: bool,
-    /// Really send. Without it, it is only reported what would be sent.
+    /// Send the events. Without it, the command prints what it would send.
     #[arg(long)]
     yes: bool,
     /// Write records that cannot be decoded to this file.
@@ -66,29 +66,30 @@ pub(super) struct Options {
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  livebridge was stopped or rejected everything. What was lost, then publish it:
+  livebridge was stopped or rejected everything. Show what would be sent, then send it:
     livebridge recover --config livebridge.toml --gap
     livebridge recover --config livebridge.toml --gap --yes
-  A time of which you know, and some streams:
+  A known time, and some streams:
     livebridge recover --config livebridge.toml --since 2026-11-24T20:00:00Z \\
       --until 2026-11-24T22:00:00Z --streams-file streams.txt --yes
   Is everything of the last two hours in Kafka?
     livebridge recover --config livebridge.toml --since 2h --report
 
-Tencent Cloud keeps records of the callbacks of types 0, 1, 100 and 200 for 14 days. What is found
-is published like a callback that came in time, with the header livebridge-recovered-at. What is in
-Kafka is left out, also what others publish meanwhile: it may run beside every livebridge, several
-times at once, and again after it was killed. It asks for one stream after another, 18 a second.
+Tencent Cloud keeps records of the callbacks of types 0, 1, 100 and 200 for 14 days. A recovered
+event is published like a callback that arrived in time, with the header livebridge-recovered-at.
+Events that are in Kafka are skipped, also those that others publish in the meantime: recover may
+run beside every livebridge, several times at once, and again after it was killed. It queries one
+stream after another, 18 a second.
 
-Exits 0 when every failed callback is in Kafka, or would be; 1 when some cannot be decoded or are
-rejected, or, with --report, are missing; 64 when the configuration or an option is wrong.";
+Exits 0 if every failed callback is in Kafka, or would be; 1 if some cannot be decoded or are
+rejected, or, with --report, are missing; 64 if the configuration or an option is wrong.";
 
 pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let config = Config::load(options.config.config.as_deref())?;
     let client = options.account.connect()?;
     let now = Timestamp::now();
     let Some(range) = range(options, &config, now)? else {
-        print_out!("No gap: callbacks came all the time.");
+        print_out!("No gap of more than 10 minutes was found.");
         return Ok(());
     };
     print_err!("events from {} to {}", range.since, range.until);
@@ -103,29 +104,29 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     }
     recover(options, &config, &finder, &streams, now)?;
     if named.is_none() {
-        settle_gaps(&config.wal.dir, range, now, options.yes);
+        remove_recovered_gaps(&config.wal.dir, range, now, options.yes);
     }
     Ok(())
 }
 
 /// Removes the recorded gaps that `range` covers: they are recovered.
-fn settle_gaps(dir: &Path, range: TimeRange, now: Timestamp, yes: bool) {
+fn remove_recovered_gaps(dir: &Path, range: TimeRange, now: Timestamp, yes: bool) {
     let is_recovered = |gap: Gap| covers(range, gap, now);
-    let done = if yes {
+    let recovered = if yes {
         gaps::remove(dir, is_recovered)
     } else {
         gaps::recorded(dir).map(|gaps| gaps.into_iter().filter(|gap| is_recovered(*gap)).collect())
     };
-    match done {
-        Ok(done) => {
-            let how = if yes { "is recovered" } else { "would count as recovered with --yes" };
-            for Gap { begin, end } in done {
+    match recovered {
+        Ok(recovered) => {
+            let how = if yes { "is recovered" } else { "would be recovered with --yes" };
+            for Gap { begin, end } in recovered {
                 print_out!("the gap from {begin} to {end} {how}");
             }
         }
         Err(error) => print_err!(
-            "{error}; the gaps stay recorded: `livebridge wal gaps --drop`, as the user who runs livebridge, \
-             ends the alert"
+            "{error}; the gaps stay recorded, and so does the alert: run `livebridge wal gaps \
+             --drop` as the user that runs livebridge"
         ),
     }
 }
@@ -159,7 +160,7 @@ fn range(
     Ok(Some(TimeRange { since, until: until.min(now) }))
 }
 
-/// The streams that the options name; `None` for all.
+/// The streams that the options select; `None` for all.
 fn named_streams(options: &Options) -> Result<Option<Vec<String>>, CliError> {
     let mut names = options.stream.clone();
     if let Some(path) = &options.streams_file {
@@ -175,8 +176,8 @@ fn named_streams(options: &Options) -> Result<Option<Vec<String>>, CliError> {
     Ok(Some(names))
 }
 
-/// Calls `visit` for each record of `streams` that yields an event, and writes the others to their file.
-/// Returns how many records there are, and those that yield none.
+/// Calls `visit` for each record of `streams` that yields an event, and writes the others to their
+/// file. Returns the number of records, and the undecoded ones.
 fn read_events(
     options: &Options,
     config: &Config,
@@ -189,7 +190,7 @@ fn read_events(
     let verifier = verifier(&config.verifier);
     let mut undecoded = UndecodedFile::new(&options.undecoded);
     let mut records = 0;
-    let bar = Progress::count("reading the records of streams", streams.len() as u64);
+    let bar = ProgressBar::count("reading the records of streams", streams.len() as u64);
     for stream in streams {
         finder.records(stream, failed_only, |record| {
             records += 1;
@@ -276,7 +277,7 @@ fn report(
     if report.is_complete() { Ok(()) } else { Err(CliError::Found) }
 }
 
-fn show(report: &Report) {
+fn show(report: &ComparisonReport) {
     print_out!("delivered, and in Kafka          {}", report.delivered);
     print_out!("failed, and in Kafka             {}", report.recovered);
     for (what, events) in [
@@ -290,7 +291,7 @@ fn show(report: &Report) {
             print_out!("  {}  {time}  stream {:?}", event.id, event.stream);
         }
         if events.count > SHOWN as u64 {
-            print_out!("  and {} more; --json names them", events.count - SHOWN as u64);
+            print_out!("  and {} more; --json lists them", events.count - SHOWN as u64);
         }
     }
     print_out!("records that are not decoded     {}", report.undecoded);

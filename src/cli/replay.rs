@@ -1,4 +1,4 @@
-//! `livebridge replay`: sends events to Kafka again.
+//! `livebridge replay`: publishes events again.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -10,7 +10,7 @@ use crate::kafka::topic_reader::read_to_end;
 use crate::publisher::replay::{Event, Plan, RejectedEvent, Replay, ReplayError, Summary, Target};
 use clap::Args;
 
-use super::progress::Progress;
+use super::progress::ProgressBar;
 use super::range::Range;
 use super::{CliError, ConfigFile};
 
@@ -19,27 +19,27 @@ pub(super) struct Options {
     #[command(flatten)]
     config: ConfigFile,
     #[command(flatten)]
-    source: Source,
+    input: Input,
     #[command(flatten)]
     range: Range,
     /// Send to this topic instead of each event's own. It must exist.
     #[arg(long, value_name = "TOPIC")]
     to: Option<String>,
-    /// Send also what is in its topic already: consumers then see it twice.
+    /// Also send events that are already in their topic: consumers then see them twice.
     #[arg(long)]
     again: bool,
-    /// Really send. Without it, nothing is changed and only said what would be.
+    /// Send the events. Without it, the command prints what it would send.
     #[arg(long)]
     yes: bool,
 }
 
-/// Rejected events that are named; all are counted.
+/// Rejected events that are printed; all are counted.
 const SHOWN: usize = 20;
 
 /// Where the events come from.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
-struct Source {
+struct Input {
     /// The dead-letter topic.
     #[arg(long)]
     dead_letters: bool,
@@ -50,7 +50,7 @@ struct Source {
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  A topic took no messages above 1 MB and has been mended. What would be sent, then send it:
+  max.message.bytes of a topic was too low and was raised. Show what would be sent, then send it:
     livebridge replay --config livebridge.toml --dead-letters --since 6h
     livebridge replay --config livebridge.toml --dead-letters --since 6h --yes
   The disk of a lost host, read on another one:
@@ -59,12 +59,14 @@ Examples:
   The same events into a topic to try a consumer with:
     livebridge replay --config livebridge.toml --export rescued.jsonl --to test --yes
 
-What a consumer sees: the event as it was, with the same ce_id, key, value and timestamp, and the
-header livebridge-replayed-at. It comes after what was published meanwhile, and retention counts
-from its own time. An event that is in its topic already is left out, and so is one that another
-instance or replay publishes meanwhile: it may run beside every livebridge, several times at once,
-and again after it was killed. With --again, or with --to, nothing is compared with what others
-publish meanwhile; of two that send to one topic with --to at once, the first is ended.";
+A replayed event has the ce_id, key, value and ce_time of the original, and the header
+livebridge-replayed-at. Consumers receive it after events that were published in the meantime. The
+timestamp of its record, by which retention removes it, is at most a day before the publication. An
+event that is already in its topic is skipped, and so is one that another instance or replay
+publishes in the meantime: replay may run beside every livebridge, several times at once, and again
+after it was killed. With --again or --to, events are not compared with those that others publish in
+the meantime. Only one replay with --to may run per topic: a second one fences the first, which then
+exits with an error.";
 
 pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let config = Config::load(options.config.config.as_deref())?;
@@ -73,9 +75,9 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     }
     let now = Timestamp::now();
     let mut plan = Plan::default();
-    let bytes = options.source.export.as_ref().and_then(|path| path.metadata().ok());
-    let bar = Progress::bytes("reading", bytes.map_or(0, |meta| meta.len()));
-    let (read, foreign) = each(options, &config, now, true, |event, bytes| {
+    let bytes = options.input.export.as_ref().and_then(|path| path.metadata().ok());
+    let bar = ProgressBar::bytes("reading", bytes.map_or(0, |meta| meta.len()));
+    let (read, skipped) = each(options, &config, now, true, |event, bytes| {
         bar.add(bytes);
         plan.add(&event);
         Ok(())
@@ -86,16 +88,15 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
         None if options.again => Target::TopicsAgain,
         None => Target::Topics,
     };
-    let skipped = foreign;
     let outcome = publish(&config, plan, target, options.again, options.yes, read, |send| {
         each(options, &config, now, false, |event, _| send(event)).map(|_| ())
     })?;
     if outcome && skipped == 0 { Ok(()) } else { Err(CliError::Found) }
 }
 
-/// Compares `plan` with the topics, and publishes what is missing with `yes`. `again` publishes also
-/// what is there. `each` calls its argument for every event of the plan. Returns whether all of them
-/// are published, or would be.
+/// Compares `plan` with the topics and, with `yes`, publishes the events that are missing; with
+/// `again`, also the others. `each` calls its argument for every event of the plan. Returns whether
+/// all of them are published, or would be.
 pub(super) fn publish(
     config: &Config,
     mut plan: Plan,
@@ -106,7 +107,7 @@ pub(super) fn publish(
     each: impl FnOnce(&mut dyn FnMut(Event) -> Result<(), CliError>) -> Result<(), CliError>,
 ) -> Result<bool, CliError> {
     let mut complete = true;
-    // First, so that what is published while the topics are read is found in the ledger.
+    // First, so that events published while the topics are read are found in the ledger.
     let replay = (yes && read > 0)
         .then(|| Replay::connect(&config.kafka, &config.topics, target, &plan))
         .transpose()?;
@@ -121,20 +122,20 @@ pub(super) fn publish(
             "skipped {count} events: there is no topic {topic}; livebridge serve creates it"
         );
     }
-    print_out!("{read} events are meant");
+    print_out!("{read} events selected");
     let mut to_send = 0;
-    for (topic, sent, there) in plan.counts() {
+    for (topic, sent, present) in plan.counts() {
         to_send += sent;
-        print_out!("  {topic:<26} {sent} to send, {there} there already");
+        print_out!("  {topic:<26} {sent} to send, {present} already in the topic");
     }
     if to_send == 0 {
         return Ok(complete);
     }
     let Some(mut replay) = replay else {
-        print_out!("Nothing was sent: --yes sends.");
+        print_out!("Nothing was sent. Run it again with --yes to send.");
         return Ok(complete);
     };
-    let bar = Progress::count("sending", to_send as u64);
+    let bar = ProgressBar::count("sending", to_send as u64);
     each(&mut |event| {
         if plan.take(&event) {
             bar.add(1);
@@ -145,7 +146,7 @@ pub(super) fn publish(
     let Summary { sent, absorbed, rejected } = replay.finish()?;
     drop(bar);
     if absorbed > 0 {
-        print_out!("{absorbed} events were published by others meanwhile");
+        print_out!("{absorbed} events were published by another instance in the meantime");
     }
     print_out!("{sent} events sent");
     for RejectedEvent { topic, id, reason } in rejected.iter().take(SHOWN) {
@@ -153,8 +154,8 @@ pub(super) fn publish(
     }
     if !rejected.is_empty() {
         print_err!(
-            "{} events were rejected; remove the cause (max.message.bytes of the topic, say) and run \
-             it again: what was sent is not sent twice",
+            "{} events were rejected; remove the cause (for example, raise max.message.bytes of \
+             the topic) and run it again: events that were sent are not sent twice",
             rejected.len()
         );
     }
@@ -164,10 +165,12 @@ pub(super) fn publish(
 /// Rejects the ledger as a target, and topics that do not exist: a typo must not create one.
 fn check_target(config: &Config, topic: &str) -> Result<(), CliError> {
     if topic == config.topics.ledger() {
-        return Err(CliError::Usage(format!("--to {topic}: that is the ledger, not for events")));
+        return Err(CliError::Usage(format!(
+            "--to {topic}: this is the ledger, which takes no events"
+        )));
     }
     if topic == config.topics.dead_letter() {
-        return Err(CliError::Usage(format!("--to {topic}: that is for dead letters only")));
+        return Err(CliError::Usage(format!("--to {topic}: this topic takes dead letters only")));
     }
     match config.kafka.missing_topics([topic].into_iter()) {
         Ok(missing) if missing.is_empty() => Ok(()),
@@ -176,9 +179,10 @@ fn check_target(config: &Config, topic: &str) -> Result<(), CliError> {
     }
 }
 
-/// Calls `visit` for every event that the options mean, with the bytes read for it. Returns how many
-/// there are, and how many dead letters were skipped: a header of theirs chooses the topic, and every
-/// client with permission to write dead letters can set it. The `first` call says which.
+/// Calls `visit` for every event that the options select, with the bytes read for it. Returns how
+/// many there are, and how many dead letters were skipped: one of their headers names the topic,
+/// and every client with permission to write dead letters can set it. The `first` call prints
+/// which.
 fn each(
     options: &Options,
     config: &Config,
@@ -187,17 +191,17 @@ fn each(
     mut visit: impl FnMut(Event, u64) -> Result<(), CliError>,
 ) -> Result<(u64, u64), CliError> {
     let (mut count, mut skipped) = (0, 0);
-    let mut take = |mut event: Event, bytes: usize, place: &str| {
+    let mut select = |mut event: Event, bytes: usize, location: &str| {
         let known = EventType::parse(&event.type_name);
-        if !options.range.has(event.received_at, type_name(known)) {
+        if !options.range.contains(event.received_at, type_name(known)) {
             return Ok(());
         }
         if options.to.is_none() && !config.topics.takes_events(&event.topic) {
             skipped += 1;
             if first {
                 print_err!(
-                    "skipped {place}: its topic {:?} takes no events in this configuration; add it to \
-                     [kafka.topics], or send it elsewhere with --to",
+                    "skipped {location}: its topic {:?} is not in this configuration; add it to \
+                     [kafka.topics], or choose another one with --to",
                     event.topic
                 );
             }
@@ -209,29 +213,32 @@ fn each(
         count += 1;
         visit(event, bytes as u64)
     };
-    if let Some(path) = &options.source.export {
+    if let Some(path) = &options.input.export {
         let file = File::open(path).map_err(CliError::other("open the export"))?;
         for (number, line) in BufReader::new(file).lines().enumerate() {
             let line = line.map_err(CliError::other("read the export"))?;
             let event = Event::of_line(&line, &config.topics, &config.kafka.instance, now);
-            let place = format!("{}:{}", path.display(), number + 1);
+            let location = format!("{}:{}", path.display(), number + 1);
             let event = event.ok_or_else(|| {
-                CliError::Usage(format!("{place}: not a line that `livebridge wal export` wrote"))
+                CliError::Usage(format!(
+                    "{location}: not a line that `livebridge wal export` wrote"
+                ))
             })?;
-            take(event, line.len() + 1, &place)?;
+            select(event, line.len() + 1, &location)?;
         }
     } else {
-        // From its beginning: the topic goes by the events' times, the options by their receipt.
+        // From its beginning: the topic is ordered by the events' times, the options are about
+        // their receipt.
         let beginning = Timestamp::from_millis(0);
-        read_to_end(&config.kafka, config.topics.dead_letter(), beginning, |landed| {
-            let place = format!("dead letter {}/{}", landed.partition, landed.offset);
-            let Some(event) = Event::of_dead_letter(landed, now) else {
+        read_to_end(&config.kafka, config.topics.dead_letter(), beginning, |letter| {
+            let location = format!("dead letter {}/{}", letter.partition, letter.offset);
+            let Some(event) = Event::of_dead_letter(letter, now) else {
                 if first {
-                    print_err!("skipped {place}: livebridge did not put it there");
+                    print_err!("skipped {location}: livebridge did not write it");
                 }
                 return Ok(());
             };
-            take(event, 0, &place)
+            select(event, 0, &location)
         })?;
     }
     Ok((count, skipped))

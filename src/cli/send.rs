@@ -1,4 +1,4 @@
-//! `livebridge send`: a Tencent-like sender.
+//! `livebridge send`: sends callbacks as Tencent does.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -19,33 +19,33 @@ use super::{CliError, block_on, parse_rate};
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// Where to.
+    /// The URL to send to.
     #[arg(long, default_value = "http://127.0.0.1:8080/callback")]
     url: String,
-    /// A file with the callback key to sign with. Instead of it, `LIVEBRIDGE_SEND_KEY` in the
-    /// environment has the key itself; without either, callbacks are unsigned. Not an argument,
-    /// because other users of the machine see those.
+    /// A file with the callback key to sign with. Without it, the key itself is read from
+    /// `LIVEBRIDGE_SEND_KEY` in the environment; without either, callbacks are unsigned. No option
+    /// takes a key, because other users of the machine can see arguments.
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
     /// An event type by number or name, such as 1 or push; or all, in turn.
     #[arg(long, value_name = "TYPE", default_value = "all")]
     event_type: String,
-    /// How many callbacks.
+    /// The number of callbacks.
     #[arg(long, default_value_t = 1)]
     count: u64,
-    /// At most this many a second; 0 for as fast as they are answered.
+    /// At most this many a second; 0: as fast as they are answered.
     #[arg(long, default_value_t = 0.0, value_parser = parse_rate, allow_negative_numbers = true)]
     rate: f64,
     /// Connections to send on at once.
     #[arg(long, default_value_t = 1)]
     connections: u64,
-    /// Tries after the first without a 200. Tencent makes 12, a minute apart.
+    /// Retries of a callback that is not answered 200. Tencent makes 12, a minute apart.
     #[arg(long, default_value_t = 3)]
     retries: u32,
-    /// Pause before each of them.
+    /// The pause before each retry.
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration)]
     retry_interval: Duration,
-    /// Send each callback this many times although it was answered 200, signed anew.
+    /// Send each callback this many times, each time with a new signature, also after a 200.
     #[arg(long, value_name = "TIMES", default_value_t = 1)]
     repeat: u32,
     /// Send these files instead, byte for byte: each is one body, or one a line if it ends in
@@ -54,7 +54,7 @@ pub(super) struct Options {
     file: Vec<PathBuf>,
 }
 
-/// What was answered, over all connections.
+/// The answers, over all connections.
 #[derive(Default)]
 struct Tally {
     answers: BTreeMap<String, u64>,
@@ -123,7 +123,7 @@ fn read_files(files: &[PathBuf]) -> Result<Vec<String>, CliError> {
     Ok(bodies)
 }
 
-/// One connection's share.
+/// The work of one connection.
 struct Work {
     options: Arc<Options>,
     bodies: Arc<Vec<String>>,
@@ -206,7 +206,7 @@ fn report(tallies: Vec<Tally>, elapsed: Duration) -> Result<(), CliError> {
     };
     let (p50, p99) = (at(50).copied().unwrap_or_default(), at(99).copied().unwrap_or_default());
     print_out!(
-        "{} answers in {:.2?}, p50 {p50:.2?}, p99 {p99:.2?}, {} took more than one try",
+        "{} answers in {:.2?}, p50 {p50:.2?}, p99 {p99:.2?}, {} needed more than one attempt",
         all.elapsed.len(),
         elapsed,
         all.retried

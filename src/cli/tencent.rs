@@ -28,26 +28,30 @@ pub(super) struct Options {
 enum Command {
     /// Make Tencent Cloud send the callbacks of push domains here.
     ///
-    /// Creates or updates one callback template, with a URL of its own for each kind of event and a
-    /// callback key, and binds it to the domains by rules. Says what it would do, and does it with
-    /// --yes. Run again, it changes only what differs. Templates and rules that it did not create are
-    /// left alone, unless --take-over is given.
+    /// Creates or updates one callback template, with a separate URL for each kind of event and a
+    /// callback key, and binds it to the domains by rules. Prints what it would change, and changes
+    /// it with --yes. Run again, it changes only what differs. Templates and rules that it did not
+    /// create stay unchanged, unless --take-over is given.
     #[command(after_long_help = SETUP_EXAMPLES)]
     Setup(setup::Options),
-    /// Compare Tencent Cloud's templates, rules and domains with the configuration; changes nothing.
+    /// Compare Tencent Cloud's templates, rules and domains with the configuration; changes
+    /// nothing.
     ///
-    /// Exits 0 when the callbacks of all enabled push domains (or of those given) come here and are
-    /// accepted, 1 when they do not or Tencent Cloud does not answer, 64 when the configuration or the
-    /// credentials are wrong.
+    /// Exits 0 if the callbacks of all enabled push domains (or of those given) are sent here and
+    /// would be accepted, 1 if not or if Tencent Cloud does not answer, 64 if the configuration or
+    /// the credentials are wrong.
     #[command(after_long_help = STATUS_EXAMPLES)]
     Status(status::Options),
-    /// Delete the rules and the template that `setup` created; with --yes only.
+    /// Delete the rules and the template that `setup` created.
+    ///
+    /// Prints what it would delete, and deletes it with --yes.
     Remove(remove::Options),
     /// Replace the callback key of the template that `setup` created, without losing a callback.
     ///
     /// Adds a new key to `callback.keys_file`, waits until the instances accept it, sets it in the
-    /// template, waits until the old key is no longer used, and removes that from the file. Interrupted
-    /// at any point, it continues there when run again. Only with --yes does it change anything.
+    /// template, waits until the old key is no longer used, and removes that from the file.
+    /// Interrupted at any point, it continues there when it is run again. Changes something only
+    /// with --yes.
     #[command(after_long_help = ROTATE_EXAMPLES)]
     RotateKey(rotate::Options),
 }
@@ -58,7 +62,7 @@ Examples:
   livebridge tencent status --config livebridge.toml";
 const SETUP_EXAMPLES: &str = "\
 Examples:
-  What it would do, then do it:
+  Show what would be changed, then change it:
     livebridge tencent setup --config livebridge.toml \\
       --url https://events.example.com/callback --domain push.example.com
     livebridge tencent setup --config livebridge.toml \\
@@ -77,22 +81,23 @@ Examples:
 const ROTATE_EXAMPLES: &str = "\
 Examples:
   livebridge tencent rotate-key --config livebridge.toml --yes
-  Two instances; put the new line into the other one's file when it is announced:
+  Two instances; copy the new line to the other one's file when the command says so:
     livebridge tencent rotate-key --admin 10.0.0.1:9464 --admin 10.0.0.2:9464 --yes";
 
 /// How to reach the account.
 #[derive(Debug, Args)]
 pub(super) struct Account {
     /// A file with the credentials, in the form of tccli or of Tencent Cloud's SDKs. Without it,
-    /// `TENCENTCLOUD_SECRET_ID`, `TENCENTCLOUD_SECRET_KEY` and `TENCENTCLOUD_TOKEN` in the environment
-    /// are used. Not arguments, because other users of the machine see those.
+    /// `TENCENTCLOUD_SECRET_ID`, `TENCENTCLOUD_SECRET_KEY` and `TENCENTCLOUD_TOKEN` in the
+    /// environment are used. No option takes the keys, because other users of the machine can see
+    /// arguments.
     #[arg(long, value_name = "FILE", env = "TENCENTCLOUD_CREDENTIALS_FILE")]
     credentials: Option<PathBuf>,
     /// The address of Tencent Cloud's API; accounts of tencentcloud.com use
     /// <https://live.intl.tencentcloudapi.com>.
     #[arg(long, value_name = "URL", default_value = "https://live.tencentcloudapi.com")]
     endpoint: String,
-    /// Time for one request to it.
+    /// The longest time for one request.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
     timeout: Duration,
 }
@@ -120,11 +125,11 @@ impl Account {
 /// The description that marks the templates that `setup` created.
 const MARK: &str = "managed-by-livebridge";
 
-/// Which template is managed.
+/// Selects the managed template.
 #[derive(Debug, Args)]
 struct Managed {
-    /// The template's name: letters, digits, `_` and `-`. Several livebridges that share an account
-    /// need a name each.
+    /// The template's name: letters, digits, `_` and `-`. Each of several livebridges that
+    /// share an account needs its own name.
     #[arg(long = "template", value_name = "NAME", default_value = status::DEFAULT_NAME, value_parser = parse_name)]
     name: String,
 }
@@ -140,13 +145,13 @@ fn parse_name(text: &str) -> Result<String, String> {
 
 impl Managed {
     /// Whether `setup` created the template under this name.
-    fn is(&self, template: &CallbackTemplate) -> bool {
+    fn created(&self, template: &CallbackTemplate) -> bool {
         template.template_name == self.name && template.description == MARK
     }
 
     /// The template; the oldest, if an interrupted run left two.
     fn find<'a>(&self, templates: &'a [CallbackTemplate]) -> Option<&'a CallbackTemplate> {
-        templates.iter().filter(|one| self.is(one)).min_by_key(|one| one.template_id)
+        templates.iter().filter(|one| self.created(one)).min_by_key(|one| one.template_id)
     }
 }
 

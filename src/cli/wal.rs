@@ -1,4 +1,4 @@
-//! `livebridge wal`: what is in a log.
+//! `livebridge wal`: inspects a log.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -16,7 +16,7 @@ use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::progress::Progress;
+use super::progress::ProgressBar;
 use super::range::Range;
 use super::{CliError, ConfigFile, block_on};
 
@@ -28,42 +28,42 @@ pub(super) struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Count what is in the log: by event type, published or not, how old, in quarantine.
-    Status(Report),
-    /// List the log's segments: how many records each has, of which time, published or not.
-    List(Report),
-    /// Print every record as a line of JSON, those already published but not removed included.
+    /// Count the records of the log: by event type, unpublished ones, those in quarantine.
+    Status(ReportOptions),
+    /// List the log's segments: number and time of their records, and whether they are published.
+    List(ReportOptions),
+    /// Print every record as a line of JSON, also published ones that are not removed yet.
     ///
     /// `livebridge replay --export` reads these lines again.
     #[command(after_long_help = EXPORT_EXAMPLES)]
     Export(Export),
     /// Read everything and check it: checksums, and that no record is missing.
     ///
-    /// Exits 1 when a record is lost that was not published.
-    Verify(Report),
-    /// List, print or drop the damaged segments that are kept.
+    /// Exits 1 if a record is lost that was not published.
+    Verify(ReportOptions),
+    /// List, export or drop the damaged segments that are kept.
     ///
-    /// A segment is kept when some of its records could not be read, and so not be published, after
-    /// everything readable in it was. It takes disk space until it is dropped.
+    /// A segment is kept if some of its records cannot be read, after its readable records were
+    /// published. It takes disk space until it is dropped.
     Damaged(Damaged),
-    /// List or drop the gaps: times in which nothing was accepted and that are not recovered.
+    /// List or drop the gaps: times without accepted callbacks that are not recovered.
     ///
-    /// Events of these times may be missing. `livebridge recover --gap` reports what it would publish;
-    /// with `--yes` it publishes that and drops the gaps.
+    /// Events of these times may be missing. `livebridge recover --gap` prints what it would
+    /// publish; with `--yes` it publishes that and drops the gaps.
     Gaps(Gaps),
     /// Print every record in quarantine as a line of JSON, with the reason.
     ///
     /// These are records that the dead-letter topic rejected too.
     Quarantine(Dir),
-    /// Put what is in quarantine back into the log, to be published after the next start.
+    /// Put the records in quarantine back into the log, to be published after the next start.
     ///
-    /// Needs the instance to be stopped. First remove the reason for the rejection.
+    /// The instance must be stopped. First remove the cause of the rejection.
     Release(Dir),
 }
 
 const EXPORT_EXAMPLES: &str = "\
 Examples:
-  What is not in Kafka yet, into a file:
+  The records that are not in Kafka yet, into a file:
     livebridge wal export --unpublished > rescued.jsonl
   The pushes of the last hour, their bodies only:
     livebridge wal export --since 1h --event-type push | jq -r .body
@@ -80,7 +80,8 @@ struct Dir {
 }
 
 impl Dir {
-    /// Without checking the whole configuration: the log can be read when Kafka's settings are wrong.
+    /// Without checking the whole configuration: the log can be read even if Kafka's settings are
+    /// wrong.
     fn path(&self) -> Result<PathBuf, CliError> {
         if let Some(dir) = &self.dir {
             return Ok(dir.clone());
@@ -95,7 +96,7 @@ impl Dir {
 }
 
 #[derive(Debug, Args)]
-struct Report {
+struct ReportOptions {
     #[command(flatten)]
     dir: Dir,
     /// Print JSON.
@@ -106,12 +107,12 @@ struct Report {
 #[derive(Debug, Args)]
 struct Damaged {
     #[command(flatten)]
-    report: Report,
+    report: ReportOptions,
     /// Print the readable records of this segment as lines of JSON, as `wal export` does; `all` for
     /// those of all segments.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["drop", "json"])]
     export: Option<String>,
-    /// Remove this segment for good; `all` for all of them.
+    /// Delete this segment; `all` for all of them.
     #[arg(long, value_name = "NAME", conflicts_with = "json")]
     drop: Option<String>,
 }
@@ -119,8 +120,8 @@ struct Damaged {
 #[derive(Debug, Args)]
 struct Gaps {
     #[command(flatten)]
-    report: Report,
-    /// Drop them all: nothing is missing, or it cannot be recovered.
+    report: ReportOptions,
+    /// Drop all gaps: no event is missing, or the missing ones cannot be recovered.
     #[arg(long, conflicts_with = "json")]
     drop: bool,
 }
@@ -133,10 +134,11 @@ struct Export {
     #[arg(long, value_name = "LSN", value_parser = parse_lsn, default_value = "0.0",
           hide_default_value = true)]
     from: Lsn,
-    /// Only up to this LSN and with it.
+    /// Only up to and including this LSN.
     #[arg(long, value_name = "LSN", value_parser = parse_lsn)]
     to: Option<Lsn>,
-    /// Only what is not published, by the log's own files; the ledger in Kafka may know of more.
+    /// Only records that are unpublished according to the log's files; the ledger in Kafka may list
+    /// more of them as published.
     #[arg(long)]
     unpublished: bool,
     #[command(flatten)]
@@ -150,10 +152,10 @@ fn parse_lsn(text: &str) -> Result<Lsn, String> {
 pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let mut out = BufWriter::new(io::stdout().lock());
     let done = match &options.command {
-        Command::Status(Report { dir, json }) => status(&dir.path()?, *json, &mut out),
-        Command::List(Report { dir, json }) => list(&dir.path()?, *json, &mut out),
+        Command::Status(ReportOptions { dir, json }) => status(&dir.path()?, *json, &mut out),
+        Command::List(ReportOptions { dir, json }) => list(&dir.path()?, *json, &mut out),
         Command::Export(options) => export(options, &mut out),
-        Command::Verify(Report { dir, json }) => verify(&dir.path()?, *json, &mut out),
+        Command::Verify(ReportOptions { dir, json }) => verify(&dir.path()?, *json, &mut out),
         Command::Damaged(options) => damaged(options, &mut out),
         Command::Gaps(options) => gaps(options, &mut out),
         Command::Quarantine(dir) => quarantined(&dir.path()?, &mut out),
@@ -177,26 +179,26 @@ fn print(out: &mut impl Write, line: &impl Display) -> Result<(), CliError> {
     writeln!(out, "{line}").map_err(CliError::other("print"))
 }
 
-/// The bar for reading all of `view`.
-fn bar(view: &LogView) -> Progress {
-    Progress::bytes("reading", view.segments.iter().map(|segment| segment.bytes).sum())
+/// The progress of reading all of `view`.
+fn bar(view: &LogView) -> ProgressBar {
+    ProgressBar::bytes("reading", view.segments.iter().map(|segment| segment.bytes).sum())
 }
 
 fn export(options: &Export, out: &mut impl Write) -> Result<(), CliError> {
     let view = LogView::open(&options.dir.path()?)?;
     let after = if options.unpublished { view.published } else { Lsn::ZERO };
-    let is_meant = |Entry { lsn, record }: &Entry| {
+    let is_selected = |Entry { lsn, record }: &Entry| {
         *lsn >= options.from
             && *lsn > after
             && options.to.is_none_or(|to| *lsn <= to)
-            && options.range.has(record.received_at, type_name(record.event_type))
+            && options.range.contains(record.received_at, type_name(record.event_type))
     };
     let bar = bar(&view);
     let first = options.from.max(after).segment();
     let last = options.to.map_or(u32::MAX, Lsn::segment);
     for segment in view.segments.iter().filter(|s| (first..=last).contains(&s.number)) {
         view.read(segment, |entry| {
-            if !is_meant(&entry) {
+            if !is_selected(&entry) {
                 return Ok(());
             }
             print_entry(out, &entry)
@@ -212,27 +214,27 @@ fn print_entry(out: &mut impl Write, entry: &Entry) -> Result<(), CliError> {
     print(out, &line)
 }
 
-/// The damaged segments that `name` means.
-fn meant<'v>(view: &'v LogView, name: &str) -> Result<Vec<&'v SegmentView>, CliError> {
-    let is_meant = |segment: &&SegmentView| name == "all" || segment.name() == name;
-    let meant: Vec<_> = view.damaged.iter().filter(is_meant).collect();
-    if meant.is_empty() && name != "all" {
+/// The damaged segments that `name` selects.
+fn select<'v>(view: &'v LogView, name: &str) -> Result<Vec<&'v SegmentView>, CliError> {
+    let is_selected = |segment: &&SegmentView| name == "all" || segment.name() == name;
+    let selected: Vec<_> = view.damaged.iter().filter(is_selected).collect();
+    if selected.is_empty() && name != "all" {
         let cause = format!("no such damaged segment: {name}; `livebridge wal damaged` lists them");
         return Err(CliError::other("find the segment")(io::Error::other(cause)));
     }
-    Ok(meant)
+    Ok(selected)
 }
 
 fn damaged(options: &Damaged, out: &mut impl Write) -> Result<(), CliError> {
     let view = LogView::open(&options.report.dir.path()?)?;
     if let Some(name) = &options.export {
-        for segment in meant(&view, name)? {
+        for segment in select(&view, name)? {
             view.read(segment, |entry| print_entry(out, &entry))?;
         }
         return Ok(());
     }
     if let Some(name) = &options.drop {
-        for segment in meant(&view, name)? {
+        for segment in select(&view, name)? {
             wal::remove_damaged(segment)?;
             print(out, &format_args!("{} is removed", segment.name()))?;
         }
@@ -296,7 +298,7 @@ fn quarantined(dir: &Path, out: &mut impl Write) -> Result<(), CliError> {
     report_damaged(&damaged)
 }
 
-/// Names the files that cannot be read, which makes the command fail.
+/// Prints the files that cannot be read; any of them makes the command fail.
 fn report_damaged(damaged: &[DamagedFile]) -> Result<(), CliError> {
     for file in damaged {
         print_err!("{file}");
@@ -349,7 +351,7 @@ fn status(dir: &Path, json: bool, out: &mut impl Write) -> Result<(), CliError> 
     print(out, &format_args!("on disk      {}, {segments} segments", ByteSize(bytes)))?;
     print(out, &format_args!("quarantined  {quarantined}"))?;
     if quarantine_damaged > 0 {
-        let advice = "`livebridge wal quarantine` names them";
+        let advice = "`livebridge wal quarantine` lists them";
         print(out, &format_args!("  unreadable {quarantine_damaged} more files; {advice}"))?;
     }
     Ok(())
@@ -363,7 +365,7 @@ fn list(dir: &Path, json: bool, out: &mut impl Write) -> Result<(), CliError> {
     for segment in &view.segments {
         let records = match segment.closed {
             Some(records) => records,
-            // Still written to, or left so by a crash: the only one that has to be read.
+            // Not closed yet, or not closed because of a crash: only such a segment must be read.
             None => view.read(segment, |_| Ok::<_, CliError>(()))?.last,
         };
         let oldest = view.oldest(segment)?.map(|time| time.to_string());
@@ -436,10 +438,10 @@ fn release(dir: &Path, out: &mut impl Write) -> Result<(), CliError> {
         }
         return report_damaged(&damaged);
     }
-    // No limits: what is in quarantine takes its space already.
+    // No limits: the records in quarantine take their disk space already.
     let config = wal::Config { dir: dir.to_owned(), limits: wal::Limits::NONE };
     let (appender, reader, mut log) = wal::open(&config)?;
-    let bar = Progress::count("releasing", records.len() as u64);
+    let bar = ProgressBar::count("releasing", records.len() as u64);
     let released = block_on(async {
         let appends = appender.handle();
         drop(appender);

@@ -53,7 +53,7 @@ impl Events {
 
 /// Both sides of a time, compared.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Report {
+pub struct ComparisonReport {
     /// Delivered according to Tencent Cloud, and in Kafka.
     pub delivered: u64,
     /// Failed according to Tencent Cloud, and in Kafka all the same.
@@ -68,7 +68,7 @@ pub struct Report {
     pub undecoded: u64,
 }
 
-impl Report {
+impl ComparisonReport {
     /// Whether nothing is missing in Kafka, as far as it can be told.
     #[must_use]
     pub fn is_complete(&self) -> bool {
@@ -115,8 +115,8 @@ impl Comparison {
         range: TimeRange,
         streams: Option<&[String]>,
         undecoded: u64,
-    ) -> Result<Report, RecoverError> {
-        let mut report = Report { undecoded, ..Report::default() };
+    ) -> Result<ComparisonReport, RecoverError> {
+        let mut report = ComparisonReport { undecoded, ..ComparisonReport::default() };
         let own = RECORDED_TYPES.map(|event_type| topics.of(Some(event_type)));
         let names: BTreeSet<&str> = own.into_iter().chain([topics.dead_letter()]).collect();
         wait_until_decided(kafka, &names.iter().copied().collect::<Vec<_>>())?;

@@ -80,7 +80,7 @@ mod dev {
             .collect();
         assert_eq!(places.len(), events.len(), "each was printed once");
         let last = text.lines().last().unwrap();
-        assert_eq!(last, format!("{} events landed in Kafka.", events.len()));
+        assert_eq!(last, format!("{} events were published.", events.len()));
         let left: Vec<_> = fs::read_dir(temporary.path()).unwrap().collect();
         assert!(left.is_empty(), "no file remains: {left:?}");
     }
@@ -93,7 +93,7 @@ mod dev {
         assert!(started.elapsed() >= Duration::from_secs(1));
         let text = dev.stdout.text();
         assert!(text.contains("start with --samples 2"), "{text}");
-        assert_eq!(text.lines().last(), Some("0 events landed in Kafka."));
+        assert_eq!(text.lines().last(), Some("0 events were published."));
     }
 
     #[test]
@@ -136,7 +136,7 @@ mod dev {
         assert_eq!(sent.code, Some(0), "{sent:?}");
         assert!(sent.stdout.starts_with(&all_taken(360)), "{sent:?}");
         assert!(sent.stdout.contains("360 answers in "), "{sent:?}");
-        assert!(sent.stdout.contains(" 0 took more than one try"), "{sent:?}");
+        assert!(sent.stdout.contains(" 0 needed more than one attempt"), "{sent:?}");
         let series = metrics::scrape(admin);
         for (_, name) in EventType::known() {
             let taken =
@@ -246,7 +246,7 @@ mod send {
         let sent = run(command.env("LIVEBRIDGE_SEND_KEY", "k"));
         assert_eq!(sent.code, Some(0), "{sent:?}");
         assert!(sent.stdout.starts_with(&all_taken(1)), "{sent:?}");
-        assert!(sent.stdout.contains(" 1 took more than one try"), "{sent:?}");
+        assert!(sent.stdout.contains(" 1 needed more than one attempt"), "{sent:?}");
         let tries: Vec<Value> =
             bodies.lock().unwrap().iter().map(|body| serde_json::from_str(body).unwrap()).collect();
         assert_eq!(tries.len(), 4);
@@ -501,7 +501,7 @@ mod check {
         let keys = ["callback.keys_file", "callback.keys", "tls.private_key"];
         for ((line, file), key) in notes().iter().zip(secret).zip(keys) {
             let path = dir.join(file).display().to_string();
-            assert!(line.contains(&format!("read {path}, which has {key}; ")), "{line}");
+            assert!(line.contains(&format!("read {path}, which contains {key}; ")), "{line}");
             assert!(line.ends_with(&format!("chmod o-r {path}")), "{line}");
         }
         assert_eq!(notes().len(), secret.len());
@@ -782,7 +782,7 @@ mod wal {
         for (option, wrong, says) in [
             ("--from", "twelve", "is no LSN such as 12.7"),
             ("--since", "yesterday", "nor a duration such as 2h"),
-            ("--event-type", "pull", "there are interrupt, push, "),
+            ("--event-type", "pull", "the known ones are interrupt, push, "),
         ] {
             let refused = wal(&dir, &["export", option, wrong]);
             assert_eq!(refused.code, Some(64), "{refused:?}");

@@ -165,7 +165,7 @@ fn events_removed_from_a_topic_are_reported_as_missing() {
     let (code, report) = audit(&bridge, &[]);
     assert_eq!(code, Some(1), "{report:#}");
     assert_eq!(report["missing"]["count"], 7, "{report:#}");
-    assert_eq!(report["cut"][0]["topic"], *topic);
+    assert_eq!(report["truncated_partitions"][0]["topic"], *topic);
     let missing: Vec<&str> = report["missing"]["events"]
         .as_array()
         .expect("a list")
@@ -205,7 +205,7 @@ fn duplicate_and_foreign_events_are_reported() {
         assert_eq!(report[kind]["count"], 1, "{report:#}");
         report[kind]["events"][0]["id"].clone()
     };
-    assert_eq!((only("doubled"), only("unaccounted")), (json!(own), json!(foreign)));
+    assert_eq!((only("duplicated"), only("unaccounted")), (json!(own), json!(foreign)));
     assert_eq!(report["missing"]["count"], 0);
 }
 

@@ -57,12 +57,15 @@ fn dead_letters_reach_their_topic_once_after_it_is_fixed() {
     // Nothing is sent without confirmation.
     let (code, output_text, complaint) = replay(&bridge, &["--dead-letters"]);
     assert_eq!(code, Some(0), "{output_text}{complaint}");
-    assert!(output_text.starts_with("1 events are meant\n"), "{output_text}");
+    assert!(output_text.starts_with("1 events selected\n"), "{output_text}");
     assert!(
-        output_text.contains(&format!("  {push:<26} 1 to send, 0 there already\n")),
+        output_text.contains(&format!("  {push:<26} 1 to send, 0 already in the topic\n")),
         "{output_text}"
     );
-    assert!(output_text.ends_with("Nothing was sent: --yes sends.\n"), "{output_text}");
+    assert!(
+        output_text.ends_with("Nothing was sent. Run it again with --yes to send.\n"),
+        "{output_text}"
+    );
     // Before the topic is fixed, the record is rejected, which is reported.
     let (code, _, complaint) = replay(&bridge, &["--dead-letters", "--yes"]);
     assert_eq!(code, Some(1), "{complaint}");
@@ -71,11 +74,11 @@ fn dead_letters_reach_their_topic_once_after_it_is_fixed() {
 
     kafka::configure_topic(kafka.bootstrap(), &push, &[]);
     for (arguments, says) in [
-        (&["--until", "1h"][..], "0 events are meant\n"),
-        (&["--event-type", "interrupt"], "0 events are meant\n"),
+        (&["--until", "1h"][..], "0 events selected\n"),
+        (&["--event-type", "interrupt"], "0 events selected\n"),
         (&["--since", "1h", "--event-type", "push"], "1 events sent\n"),
         // Now it is published.
-        (&[], ", 1 there already\n"),
+        (&[], ", 1 already in the topic\n"),
     ] {
         let (code, output_text, _) =
             replay(&bridge, &[&["--dead-letters", "--yes"], arguments].concat());
@@ -176,7 +179,7 @@ fn replay_goes_only_to_existing_topics_and_never_to_the_ledger() {
     fs::write(&file, output.stdout).unwrap();
     let file = file.to_str().unwrap();
     let (ledger, sandbox) = (format!("{prefix}.ledger"), format!("{prefix}.sandbox"));
-    for (topic, says) in [(&ledger, "that is the ledger"), (&sandbox, "there is no such topic")] {
+    for (topic, says) in [(&ledger, "this is the ledger"), (&sandbox, "there is no such topic")] {
         let (code, _, complaint) = replay(&bridge, &["--export", file, "--to", topic, "--yes"]);
         assert_eq!(code, Some(64), "{complaint}");
         assert!(complaint.contains(says), "{complaint}");

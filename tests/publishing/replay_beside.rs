@@ -105,7 +105,7 @@ fn an_event_older_than_a_day_is_found_in_its_topic() {
     bridge.drain(DRAIN);
     let file = export(&bridge.wal(), std::slice::from_ref(&body));
     let text = succeed(replay(&bridge, &["--export", file.to_str().unwrap(), "--yes"]));
-    assert!(text.contains("0 to send, 1 there already"), "{text}");
+    assert!(text.contains("0 to send, 1 already in the topic"), "{text}");
     assert_each_once(kafka.bootstrap(), &format!("{prefix}.push"), &[body]);
 }
 

@@ -132,7 +132,7 @@ fn what_was_lost_in_twenty_minutes_of_absence_is_recovered_and_the_alert_ends() 
     let (code, text) = finish(command(&bridge, &tencent, &arguments));
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("190 failed callbacks of 5 streams"), "{text}");
-    assert!(text.contains("would count as recovered with --yes"), "{text}");
+    assert!(text.contains("would be recovered with --yes"), "{text}");
     assert!(gap_seconds(&bridge) > 0.0, "nothing is recovered yet");
     let (code, text) = finish(command(&bridge, &tencent, &[&arguments[..], &["--yes"]].concat()));
     assert_eq!(code, Some(0), "{text}");

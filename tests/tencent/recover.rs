@@ -169,7 +169,7 @@ fn a_dry_run_sends_nothing_and_a_second_run_or_one_after_a_kill_nothing_twice() 
     let (bridge, tencent) = (ready_bridge(kafka, &prefix), Tencent::start());
     let lost = fill(&tencent, 50, 4000);
     let (_, text) = finish(command(&bridge, &tencent, &["--since", "2h"]));
-    assert!(text.contains("Nothing was sent: --yes sends."), "{text}");
+    assert!(text.contains("Nothing was sent. Run it again with --yes to send."), "{text}");
     let mut killed = command(&bridge, &tencent, &["--since", "2h", "--yes"]);
     let topic = format!("{prefix}.push");
     let started = Instant::now();

@@ -1,4 +1,4 @@
-//! Changes of `callback.keys_file`: a key is added or removed, and the rest stays as it is.
+//! Adds keys to `callback.keys_file` and removes them; the other lines stay as they are.
 
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::cli::CliError;
 
-/// The file, which may be reached by a symbolic link.
+/// The path of the file, with symbolic links resolved.
 #[derive(Debug)]
 pub(super) struct KeysFile(PathBuf);
 
@@ -26,8 +26,8 @@ impl KeysFile {
         let found = files.into_iter().find(|(_, key)| key == "callback.keys_file");
         let (path, _) = found.ok_or_else(|| {
             CliError::Usage(
-                "callback.keys_file is not set: a new key is written to that file, so name one that \
-                 livebridge may read, and create it empty"
+                "callback.keys_file is not set: a new key is written to that file; create an empty \
+                 file that livebridge may read, and set callback.keys_file to it"
                     .to_owned(),
             )
         })?;
@@ -39,7 +39,7 @@ impl KeysFile {
         &self.0
     }
 
-    /// Beside it, with another ending.
+    /// The path of a file beside it: its own with `ending` appended.
     pub(super) fn beside(&self, ending: &str) -> PathBuf {
         let mut name = self.0.clone().into_os_string();
         name.push(ending);
@@ -73,7 +73,8 @@ impl KeysFile {
         fs::read_to_string(&self.0).map_err(|cause| self.error("read callback.keys_file", &cause))
     }
 
-    /// Replaces the file in one step, so that livebridge never reads half of it; owner and mode stay.
+    /// Replaces the file in one step, so that livebridge never reads half of it; owner and mode
+    /// stay.
     fn replace(&self, text: &str) -> Result<(), CliError> {
         write_beside(&self.0, text).map_err(|cause| self.error("write callback.keys_file", &cause))
     }
@@ -96,7 +97,7 @@ fn write_beside(path: &Path, text: &str) -> io::Result<()> {
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial)?;
         let made = file.metadata()?;
         if (made.uid(), made.gid()) != (meta.uid(), meta.gid()) {
-            // Otherwise the user that livebridge runs as could not read it any more.
+            // Otherwise the user that runs livebridge could no longer read it.
             fchown(&file, Some(meta.uid()), Some(meta.gid()))?;
         }
         file.set_permissions(fs::Permissions::from_mode(meta.mode() & 0o7777))?;
@@ -118,7 +119,7 @@ fn line_name(line: &str) -> Option<&str> {
     words.next().map(|_| name)
 }
 
-/// A name of this moment, so that no other key has had it: metrics keep a name until the restart.
+/// A name that contains the time, so that no other key had it: metrics keep a name until a restart.
 pub(super) fn new_name() -> String {
     let digits = Timestamp::now().to_string().replace(['-', ':'], "").replace('T', "-");
     format!("tencent-{}", &digits[.."YYYYMMDD-hhmmss".len()])
@@ -137,7 +138,8 @@ impl std::fmt::Debug for NewKey {
 }
 
 impl NewKey {
-    /// 32 hexadecimal digits, the longest that Tencent Cloud's console takes, with 122 random bits.
+    /// 32 hexadecimal digits, the longest that Tencent Cloud's console accepts, with 122 random
+    /// bits.
     pub(super) fn random(name: String) -> Self {
         let secret = Uuid::new_v4().simple().to_string();
         secret::remember(&secret);
@@ -149,8 +151,8 @@ impl NewKey {
     }
 }
 
-/// Whether Tencent Cloud takes it: up to 32 letters and digits.
-pub(super) fn fits(key: &CallbackKey) -> bool {
+/// Whether Tencent Cloud accepts it: up to 32 letters and digits.
+pub(super) fn is_acceptable(key: &CallbackKey) -> bool {
     let text = key.reveal();
     text.len() <= 32 && text.bytes().all(|b| b.is_ascii_alphanumeric())
 }
@@ -167,7 +169,7 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         let file = KeysFile(path.clone());
         let key = NewKey::random(new_name());
-        assert!(fits(&key.key().unwrap()) && key.name.len() < key.secret.len());
+        assert!(is_acceptable(&key.key().unwrap()) && key.name.len() < key.secret.len());
         file.add(&key).unwrap();
         assert!(file.has("old").unwrap() && file.has(&key.name).unwrap());
         let line = format!("{} {}\n", key.name, key.secret);

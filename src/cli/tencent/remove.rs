@@ -12,8 +12,8 @@ pub(super) struct Options {
     account: Account,
     #[command(flatten)]
     managed: Managed,
-    /// Only the rules of this push domain; may be given several times. The template is deleted when no
-    /// rule names it any more.
+    /// Only the rules of this push domain; may be given several times. The template is deleted when
+    /// no rule names it.
     #[arg(long, value_name = "DOMAIN")]
     domain: Vec<String>,
     /// Delete them. Without it, the command prints what it would delete.
@@ -32,11 +32,11 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
         return Ok(());
     };
     let id = template.template_id;
-    let (meant, left): (Vec<_>, Vec<_>) =
+    let (selected, left): (Vec<_>, Vec<_>) =
         client.rules()?.into_iter().filter(|rule| rule.template_id == id).partition(|rule| {
             options.domain.is_empty() || options.domain.contains(&rule.domain_name)
         });
-    for rule in &meant {
+    for rule in &selected {
         print_out!("delete the rule of {}", shown(&rule.domain_name, &rule.app_name));
     }
     if left.is_empty() {
@@ -45,18 +45,18 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
         print_out!("keep the template {id}: {} other rules name it", left.len());
     }
     if !options.yes {
-        print_out!("Nothing was changed: --yes does it.");
+        print_out!("Nothing was deleted. Run it again with --yes to delete.");
         return Ok(());
     }
-    for rule in &meant {
+    for rule in &selected {
         client.delete_rule(rule)?;
     }
     if left.is_empty() {
         client.delete_template(id)?;
     }
     print_out!(
-        "Done. Callbacks still come for 10 minutes, and retries for 16 more: keep livebridge running \
-         and the callback key in its configuration until then."
+        "Done. Tencent Cloud still sends callbacks for 10 minutes, and retries for 16 more: keep \
+         livebridge running and the callback key in its configuration until then."
     );
     Ok(())
 }

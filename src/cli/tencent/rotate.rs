@@ -1,8 +1,8 @@
 //! `livebridge tencent rotate-key`.
 //!
 //! Each step is done once, however often the command is interrupted: a journal beside
-//! `callback.keys_file` has the names of the two keys and the time of the change, and the rest is read
-//! from the file, the template and the instances. The journal has no secrets.
+//! `callback.keys_file` records the names of the two keys and the time of the change; everything
+//! else is read from the file, the template and the instances. The journal contains no secrets.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -41,18 +41,18 @@ pub(super) struct Options {
     /// takes 10 minutes to take effect, and retries of earlier callbacks come for 16 more.
     #[arg(long, value_name = "TIME", default_value = "30m", value_parser = humantime::parse_duration)]
     quiet: Duration,
-    /// Do it. Without it, the command prints the next step.
+    /// Rotate the key. Without it, the command prints what it would change.
     #[arg(long)]
     yes: bool,
 }
 
-/// The pause between two looks at the instances: they reload within seconds.
-const LOOK: Duration = Duration::from_secs(1);
+/// The pause between two requests to the instances: they reload within seconds.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// The longest wait for an instance's answer, and the largest answer.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
 const ANSWER_MAX: u64 = 4 * 1024 * 1024;
 
-/// A rotation that is under way.
+/// The state of a rotation in progress.
 #[derive(Debug, Serialize, Deserialize)]
 struct Journal {
     template: i64,
@@ -92,7 +92,7 @@ impl Journal {
     }
 }
 
-/// What the steps need.
+/// The context of the steps.
 struct Rotation<'a> {
     options: &'a Options,
     config: Config,
@@ -120,7 +120,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
         None => (rotation.old_key()?.0, "a new key".to_owned()),
     };
     print_out!("replace the callback key {old} by {new} in {}", rotation.file.path().display());
-    print_out!("Nothing was changed: --yes does it.");
+    print_out!("Nothing was changed. Run it again with --yes to change it.");
     Ok(())
 }
 
@@ -153,7 +153,7 @@ impl Rotation<'_> {
         Ok(journal)
     }
 
-    /// The name of the key in the template, which must be one of the file, and the template.
+    /// The name of the template's key, which must have a line in the file, and the template's id.
     fn old_key(&self) -> Result<(String, i64), CliError> {
         let templates = self.client.templates()?;
         let template = self.options.managed.find(&templates).ok_or_else(|| {
@@ -168,7 +168,7 @@ impl Rotation<'_> {
             .and_then(|used| self.config.verifier.keys.iter().find(|key| key.same_secret(&used)));
         let name = known.map(CallbackKey::name).ok_or_else(|| {
             CliError::Usage(
-                "the template's key is none of the configured ones: run livebridge tencent setup, \
+                "the template's key is not configured here: run livebridge tencent setup, \
                  which sets one of them"
                     .to_owned(),
             )
@@ -183,7 +183,7 @@ impl Rotation<'_> {
         Ok((name.to_owned(), template.template_id))
     }
 
-    /// The new key, from the file, or made now.
+    /// The new key, from the file; it is created if the file does not have it.
     fn new_key(&self, journal: &Journal) -> Result<Option<CallbackKey>, CliError> {
         if !self.file.has(&journal.new)? {
             let new = NewKey::random(journal.new.clone());
@@ -210,11 +210,11 @@ impl Rotation<'_> {
             let Some(missing) = missing else { return Ok(()) };
             if Instant::now() >= deadline {
                 return Err(CliError::Usage(format!(
-                    "the new key is not in use yet: {missing}; check the file and the log of that \
-                     instance, and run this again, which continues here"
+                    "the new key is not in use yet: {missing}; check the file and the log lines of \
+                     that instance, and run this again, which continues here"
                 )));
             }
-            thread::sleep(LOOK);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -223,7 +223,7 @@ impl Rotation<'_> {
         let template = templates.iter().find(|one| one.template_id == journal.template);
         let template = template.ok_or_else(|| {
             CliError::Usage(format!(
-                "template {} does not exist any more; remove {} to give the rotation up",
+                "template {} does not exist any more; remove {} to abandon the rotation",
                 journal.template,
                 Journal::path(&self.file).display()
             ))
@@ -242,7 +242,7 @@ impl Rotation<'_> {
         self.check_other_templates(&templates, journal)
     }
 
-    /// The old key must stay while another template signs with it.
+    /// The old key must stay while another template uses it.
     fn check_other_templates(
         &self,
         templates: &[CallbackTemplate],
@@ -250,10 +250,10 @@ impl Rotation<'_> {
     ) -> Result<(), CliError> {
         let old = self.config.verifier.keys.iter().find(|key| key.name() == journal.old);
         let Some(old) = old else { return Ok(()) };
-        let signs = |one: &&CallbackTemplate| {
+        let uses_it = |one: &&CallbackTemplate| {
             one.template_id != journal.template && one.callback_key.text() == old.reveal()
         };
-        match templates.iter().find(signs) {
+        match templates.iter().find(uses_it) {
             None => Ok(()),
             Some(other) => Err(CliError::Usage(format!(
                 "template {} ({}) has the old key too, so {} stays in the file; give that template \
@@ -266,7 +266,7 @@ impl Rotation<'_> {
     fn wait_until_unused(&self, journal: &Journal) -> Result<(), CliError> {
         let switched = Timestamp::from_millis(journal.switched_at_ms.unwrap_or(0));
         let mut last = switched;
-        // An instance may restart at any time: until it answers, it may be using the old key.
+        // An instance may restart at any time: while it does not answer, it may use the old key.
         let mut answered = Instant::now();
         loop {
             let answers: io::Result<Vec<String>> =
@@ -279,13 +279,13 @@ impl Rotation<'_> {
                     ));
                 }
                 Err(_) => {
-                    thread::sleep(LOOK);
+                    thread::sleep(POLL_INTERVAL);
                     continue;
                 }
             };
             answered = Instant::now();
             for metrics in answers {
-                // Before its start, an instance does not know when the key was used.
+                // An instance does not know whether the key was used before its start.
                 for name in [
                     "process_start_time_seconds".to_owned(),
                     series("livebridge_callback_key_last_used_timestamp_seconds", &journal.old),
@@ -298,7 +298,7 @@ impl Rotation<'_> {
             else {
                 return Ok(());
             };
-            thread::sleep(left.min(LOOK * 10));
+            thread::sleep(left.min(POLL_INTERVAL * 10));
         }
     }
 

@@ -6,7 +6,7 @@ use crate::tencent::{CallbackRule, CallbackTemplate, Client, TemplateKey, Templa
 use clap::Args;
 
 use super::keys_file::{self, KeysFile, NewKey};
-use super::status::{Location, is_below};
+use super::status::{CallbackUrl, is_below};
 use super::{Account, MARK, Managed};
 use crate::cli::{CliError, ConfigFile};
 
@@ -18,8 +18,9 @@ pub(super) struct Options {
     account: Account,
     #[command(flatten)]
     managed: Managed,
-    /// Where Tencent Cloud reaches livebridge, such as <https://events.example.com/callback>: its path
-    /// is http.path or below. Each kind of event gets its name as a further segment.
+    /// The URL at which Tencent Cloud reaches livebridge, such as
+    /// <https://events.example.com/callback>: its path is http.path or below. The name of each kind
+    /// of event is appended as a further segment.
     #[arg(long, value_name = "URL")]
     url: String,
     /// A push domain; may be given several times.
@@ -28,21 +29,21 @@ pub(super) struct Options {
     /// Only this app of the domains (the first segment of the push path); without it, all of them.
     #[arg(long, value_name = "APP", default_value = "", hide_default_value = true)]
     app: String,
-    /// The kinds of events that have a URL; the others have none afterwards.
+    /// The kinds of events that get a URL; the URLs of the others are removed.
     #[arg(long, value_name = "TYPE,…", value_delimiter = ',', value_parser = parse_kind, default_value = "push,interrupt,record,record-status,record-exception,screenshot,porn-detection,audio-moderation,push-exception")]
     events: Vec<UrlKind>,
-    /// The name of the configured callback key to use; without it, the one in use stays, or the first
-    /// that Tencent Cloud takes is used.
+    /// The name of the configured callback key to use; without it, the one in use stays, or else
+    /// the first that Tencent Cloud accepts is used.
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
     /// Accept a path outside http.path, because a proxy rewrites it.
     #[arg(long)]
     any_path: bool,
-    /// Also change what another program or person created: a template of this name, and rules of these
-    /// domains that name other templates.
+    /// Also change what another program or person created: a template of this name, and rules of
+    /// these domains that name other templates.
     #[arg(long)]
     take_over: bool,
-    /// Change it. Without it, the command prints what it would change.
+    /// Make the changes. Without it, the command prints what it would change.
     #[arg(long)]
     yes: bool,
 }
@@ -54,7 +55,7 @@ fn parse_kind(text: &str) -> Result<UrlKind, String> {
     })
 }
 
-/// A change, in the order in which they are made.
+/// The changes, in the order in which they are made.
 #[derive(Debug)]
 enum Step {
     AddKey(NewKey),
@@ -98,15 +99,15 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
         print_out!("{}", describe(step, options, &template, key.name()));
     }
     if !options.yes {
-        print_out!("Nothing was changed: --yes does it.");
+        print_out!("Nothing was changed. Run it again with --yes to change it.");
         return Ok(());
     }
     apply(options, &config, &client, template, steps)
 }
 
-/// The configuration knows best what the intake answers.
-fn check_url(options: &Options, config: &Config) -> Result<Location, CliError> {
-    let location = Location::parse(&options.url).ok_or_else(|| {
+/// Checks the URL against the configuration of the intake.
+fn check_url(options: &Options, config: &Config) -> Result<CallbackUrl, CliError> {
+    let location = CallbackUrl::parse(&options.url).ok_or_else(|| {
         CliError::Usage(format!(
             "--url {:?} is not a URL such as https://events.example.com/callback",
             options.url
@@ -121,7 +122,7 @@ fn check_url(options: &Options, config: &Config) -> Result<Location, CliError> {
     }
     if location.is_plain() && config.access.tls.is_some() {
         return Err(CliError::Usage(
-            "--url is http, and the intake of this configuration speaks TLS: use https".to_owned(),
+            "--url is http, and the intake uses TLS in this configuration: use https".to_owned(),
         ));
     }
     Ok(location)
@@ -165,8 +166,7 @@ fn template(
     }
 }
 
-/// The key that the template is to have: the one that is asked for, the one it has, a configured one,
-/// or a new one.
+/// The key for the template: that of `--key`, the one it has, a configured one, or a new one.
 fn key(
     options: &Options,
     config: &Config,
@@ -179,17 +179,19 @@ fn key(
         let names: Vec<&str> = keys.iter().map(CallbackKey::name).collect();
         let key = found.ok_or_else(|| {
             let names = names.join(", ");
-            CliError::Usage(format!("no callback key is called {name}; there are {names}"))
+            CliError::Usage(format!(
+                "no callback key is called {name}; the configured ones are {names}"
+            ))
         })?;
-        if !keys_file::fits(&key) {
-            let text = "is not up to 32 letters and digits, which Tencent Cloud wants";
+        if !keys_file::is_acceptable(&key) {
+            let text = "is not 1 to 32 letters and digits, which Tencent Cloud requires";
             return Err(CliError::Usage(format!("the callback key {name} {text}")));
         }
         return Ok(key);
     }
     let in_use = CallbackKey::new(template.callback_key.text());
     let kept = in_use.and_then(|used| keys.iter().find(|key| key.same_secret(&used)));
-    let usable = keys.iter().find(|key| keys_file::fits(key) && !key.is_example());
+    let usable = keys.iter().find(|key| keys_file::is_acceptable(key) && !key.is_example());
     if let Some(key) = kept.or(usable) {
         return Ok(key.clone());
     }
@@ -212,7 +214,7 @@ fn differences(old: &CallbackTemplate, new: &CallbackTemplate, key: &str) -> Vec
     for kind in UrlKind::ALL {
         let (old, new) = (old.url(kind), new.url(kind));
         match (&old, &new) {
-            // Not reported: perhaps it is set already, and setting it again does no harm.
+            // Also when Tencent Cloud does not report it: setting it again does no harm.
             (_, TemplateUrl::Set(_)) if old != new => {
                 changes.push(format!("set the URL of {kind}"));
             }

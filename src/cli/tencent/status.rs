@@ -1,4 +1,4 @@
-//! `livebridge tencent status`, and its part of `livebridge check`.
+//! `livebridge tencent status`, and the same comparison for `livebridge check`.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ pub(super) struct Options {
     account: Account,
     #[command(flatten)]
     managed: Managed,
-    /// Only this push domain; may be given several times. Without it, all that are enabled.
+    /// Only this push domain; may be given several times. Without it, all enabled ones.
     #[arg(long, value_name = "DOMAIN")]
     domain: Vec<String>,
     /// Print JSON instead of a table.
@@ -31,16 +31,16 @@ pub(super) struct Options {
     json: bool,
 }
 
-/// A callback URL, taken apart.
+/// The parts of a callback URL.
 #[derive(Clone, Debug)]
-pub(super) struct Location {
+pub(super) struct CallbackUrl {
     scheme: String,
     authority: String,
     path: String,
 }
 
-impl Location {
-    /// `None` for what is no URL of a web server, or has a query.
+impl CallbackUrl {
+    /// `None` if `url` is not http or https, or has a query.
     pub(super) fn parse(url: &str) -> Option<Self> {
         let uri: Uri = url.trim().parse().ok()?;
         let scheme = uri.scheme_str().filter(|scheme| ["http", "https"].contains(scheme))?;
@@ -63,13 +63,13 @@ impl Location {
         self.scheme == "http"
     }
 
-    /// The URL of a kind of event, below this one.
+    /// The URL of a kind of event: its name is appended to the path.
     pub(super) fn of(&self, kind: UrlKind) -> String {
         let path = self.path.trim_end_matches('/');
         format!("{}://{}{path}/{}", self.scheme, self.authority, kind.name())
     }
 
-    /// Without the path, a part of which may be secret.
+    /// Without the path, which may contain a secret.
     fn origin(&self) -> String {
         format!("{}://{}", self.scheme, self.authority)
     }
@@ -81,7 +81,7 @@ pub(super) fn is_below(path: &str, http_path: &str) -> bool {
     path == http_path || rest.is_some_and(|rest| rest.starts_with('/'))
 }
 
-/// What a template's key is to this configuration.
+/// How a template's key is configured here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum KeyMatch {
     /// The configured key of this name.
@@ -99,28 +99,28 @@ struct TemplateReport {
     name: String,
     is_managed: bool,
     key: KeyMatch,
-    /// Kinds whose URL leads here.
+    /// Kinds whose URL is that of this intake.
     here: Vec<UrlKind>,
     unset: Vec<UrlKind>,
     not_reported: Vec<UrlKind>,
-    /// Kinds whose URL leads elsewhere, and why.
+    /// Kinds with another URL, and what is wrong with it.
     elsewhere: Vec<(UrlKind, String)>,
 }
 
 /// The comparison of an account with a configuration.
 #[derive(Debug, Default)]
-pub(in crate::cli) struct Report {
+pub(in crate::cli) struct StatusReport {
     templates: BTreeMap<i64, TemplateReport>,
     /// Domain, app, template; without the latter two for a domain without a rule.
     domains: Vec<(String, Option<(String, i64)>)>,
-    /// What keeps callbacks from being accepted here.
+    /// Reasons for which callbacks would not be accepted here.
     pub(in crate::cli) problems: Vec<String>,
-    /// What may be meant.
+    /// Findings that may be intended.
     pub(in crate::cli) notes: Vec<String>,
 }
 
-impl Report {
-    /// Rules that lead here.
+impl StatusReport {
+    /// The number of rules.
     pub(in crate::cli) fn rules(&self) -> usize {
         self.domains.iter().filter(|(_, rule)| rule.is_some()).count()
     }
@@ -147,13 +147,13 @@ pub(in crate::cli) fn examine(
     client: &Client,
     wanted: &[String],
     managed: &str,
-) -> Result<Report, TencentError> {
+) -> Result<StatusReport, TencentError> {
     let managed = Managed { name: managed.to_owned() };
     let (templates, rules, domains) =
         (client.templates()?, client.rules()?, client.push_domains()?);
-    let mut report = Report::default();
+    let mut report = StatusReport::default();
     for template in &templates {
-        let described = describe(config, template, managed.is(template));
+        let described = describe(config, template, managed.created(template));
         report.templates.insert(template.template_id, described);
     }
     for domain in wanted {
@@ -161,10 +161,10 @@ pub(in crate::cli) fn examine(
             report.problems.push(format!("the account has no push domain {domain}"));
         }
     }
-    let meant = |domain: &&PushDomain| {
+    let is_selected = |domain: &&PushDomain| {
         if wanted.is_empty() { domain.is_enabled() } else { wanted.contains(&domain.name) }
     };
-    for domain in domains.iter().filter(meant) {
+    for domain in domains.iter().filter(is_selected) {
         report.add_domain(config, domain, &rules);
     }
     if domains.is_empty() {
@@ -188,7 +188,7 @@ fn describe(config: &Config, template: &CallbackTemplate, is_managed: bool) -> T
         match template.url(kind) {
             TemplateUrl::Unset => report.unset.push(kind),
             TemplateUrl::NotReported => report.not_reported.push(kind),
-            TemplateUrl::Set(url) => match leads_elsewhere(config, &url) {
+            TemplateUrl::Set(url) => match url_problem(config, &url) {
                 None => report.here.push(kind),
                 Some(why) => report.elsewhere.push((kind, why)),
             },
@@ -197,16 +197,19 @@ fn describe(config: &Config, template: &CallbackTemplate, is_managed: bool) -> T
     report
 }
 
-/// Why a URL does not lead to this intake.
-fn leads_elsewhere(config: &Config, url: &str) -> Option<String> {
-    let Some(location) = Location::parse(url) else {
-        return Some("is no http or https URL without a query".to_owned());
+/// Why a URL cannot be that of this intake.
+fn url_problem(config: &Config, url: &str) -> Option<String> {
+    let Some(location) = CallbackUrl::parse(url) else {
+        return Some("is not an http or https URL without a query".to_owned());
     };
     if !is_below(location.path(), &config.http.path) {
         return Some(format!("leads to {}, to a path outside http.path", location.origin()));
     }
     if location.is_plain() && config.access.tls.is_some() {
-        return Some(format!("leads to {}, but the intake speaks TLS", location.origin()));
+        return Some(format!(
+            "leads to {}, but is http, and the intake uses TLS",
+            location.origin()
+        ));
     }
     None
 }
@@ -217,7 +220,7 @@ fn key_match(config: &Config, template: &CallbackTemplate) -> KeyMatch {
     found.map_or(KeyMatch::Unknown, |key| KeyMatch::Known(key.name().to_owned()))
 }
 
-impl Report {
+impl StatusReport {
     fn add_domain(&mut self, config: &Config, domain: &PushDomain, rules: &[CallbackRule]) {
         let mut found = false;
         for rule in rules.iter().filter(|rule| rule.domain_name == domain.name) {
@@ -379,16 +382,16 @@ mod tests {
 
     #[test]
     fn each_kind_has_a_url_of_its_own_below_the_one_that_is_given() {
-        let location = Location::parse("https://events.example.com/callback/").unwrap();
+        let location = CallbackUrl::parse("https://events.example.com/callback/").unwrap();
         assert_eq!(
             location.of(UrlKind::RecordStatus),
             "https://events.example.com/callback/record-status"
         );
-        let location = Location::parse("http://10.0.0.1:8080").unwrap();
+        let location = CallbackUrl::parse("http://10.0.0.1:8080").unwrap();
         assert_eq!(location.of(UrlKind::Push), "http://10.0.0.1:8080/push");
         for url in ["events.example.com/callback", "ftp://x/y", "https://x/?a=b", "https://u:p@x/"]
         {
-            assert!(Location::parse(url).is_none(), "{url}");
+            assert!(CallbackUrl::parse(url).is_none(), "{url}");
         }
     }
 }
