@@ -1,7 +1,8 @@
-//! The intake: accepts callbacks over HTTP, within limits, and answers 200 only for what is durable.
+//! The intake: accepts callbacks over HTTP, within limits, and answers 200 only for what is
+//! durable.
 //!
 //! One acceptor distributes connections over single-threaded runtimes, one per core: a connection
-//! stays on the core that it was given to. `rejection.rs` is the one table from errors to answers.
+//! stays on its core. `rejection.rs` is the only table of errors and their answers.
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,11 +28,11 @@ mod connection;
 mod handler;
 mod listener;
 mod policy;
-mod rarely;
 mod rejection;
 mod rejection_log;
 mod stream;
 mod tls;
+mod wake_gate;
 mod worker;
 
 pub use access::{Access, Networks};
@@ -55,7 +56,7 @@ pub struct Config {
     pub max_connections: usize,
     /// Open connections of one client address; further ones are closed.
     pub max_connections_per_address: usize,
-    /// How long a connection without a request is kept after an accepted one.
+    /// How long an idle connection is kept after an accepted callback.
     pub keep_alive: Duration,
     /// The longest that a whole callback waits for the log.
     pub deadline: Duration,
@@ -71,14 +72,14 @@ pub struct Intake {
     rejections: Arc<RejectionLog>,
 }
 
-/// What every connection of a core needs.
-struct Shared {
+/// What the connections of a worker share.
+struct IntakeContext {
     config: Config,
     policy: Reloadable<IntakePolicy>,
     appends: AppendHandle,
     health: Health,
     rejections: Arc<RejectionLog>,
-    /// Of all cores; see [`body`].
+    /// Bytes of partly received bodies, over all workers; see [`body`].
     body_bytes: Arc<AtomicUsize>,
     stop: CancellationToken,
 }
@@ -87,7 +88,7 @@ impl Intake {
     /// Accepts connections until `stop`. `log` is a probe of the log behind `appender`.
     ///
     /// # Errors
-    /// The operating system's, when it starts no thread.
+    /// The operating system's, if it cannot start a thread.
     pub fn start(
         listener: &Listener,
         config: &Config,
@@ -112,20 +113,23 @@ impl Intake {
         let mut acceptor =
             Some(acceptor::accept(listener.try_clone()?, limiter, workers, stop.clone()));
         let start = |(core, inbox)| {
-            let background =
-                worker::beat(heartbeat.clone(), core, (core == 0).then(|| Arc::clone(&rejections)));
+            let background = worker::run_heartbeat(
+                heartbeat.clone(),
+                core,
+                (core == 0).then(|| Arc::clone(&rejections)),
+            );
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let entered = runtime.enter();
             let appends = appender.handle();
             drop(entered);
-            let shared = Arc::new(Shared {
+            let shared = Arc::new(IntakeContext {
                 config: config.clone(),
                 policy: policy.clone(),
                 appends,
                 health: health.clone(),
                 rejections: Arc::clone(&rejections),
                 body_bytes: Arc::clone(&body_bytes),
-                // A token of its own: every check of a token locks it.
+                // One token per worker: every check of a token locks it.
                 stop: stop.child_token(),
             });
             let acceptor = acceptor.take();

@@ -1,5 +1,5 @@
-//! The PROXY protocol, versions 1 and 2: a proxy sends its client's address ahead of the client's own
-//! bytes. <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>
+//! The PROXY protocol, versions 1 and 2: a proxy sends its client's address ahead of the client's
+//! own bytes. <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,31 +9,31 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
-/// Bytes that tell the version. No header is shorter.
+/// Bytes that identify the version. No header is shorter.
 const START: usize = 12;
 const V2: &[u8; START] = b"\r\n\r\n\0\r\nQUIT\n";
 /// The start of version 1.
 const V1: &[u8] = b"PROXY ";
-/// Between two looks at a connection that has sent less than the start of a header.
+/// The pause between two reads of a connection that has sent less than the start of a header.
 const PEEK_INTERVAL: Duration = Duration::from_millis(10);
 /// The longest header of version 1.
 const V1_MAX: usize = 107;
-/// The longest part of version 2 behind its length: addresses and the balancers' extensions.
+/// The longest part of version 2 after its length: addresses and the balancers' extensions.
 const V2_MAX: u16 = 1024;
 
-/// On whose behalf a proxy has connected.
+/// The client of a connection, according to its PROXY header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Source {
+pub(crate) enum ClientAddress {
     /// A client with this address.
-    Address(IpAddr),
+    Known(IpAddr),
     /// The proxy itself, for a health check (`LOCAL`).
     Local,
-    /// A client whose address the proxy does not know or tell (`UNKNOWN`).
+    /// A client whose address the proxy does not send (`UNKNOWN`).
     Unknown,
 }
 
-/// Reads past a PROXY header if the connection begins with one, for a listener that does not care
-/// where its connections come from. Other bytes are left where they are.
+/// Reads a PROXY header if the connection begins with one, and ignores it: for a listener that does
+/// not need the client's address. Other bytes stay unread.
 ///
 /// # Errors
 /// The connection's, or an invalid header.
@@ -46,7 +46,7 @@ pub(crate) async fn skip(stream: &mut TcpStream) -> io::Result<()> {
         if count == 0 || !(is_prefix(V2) || is_prefix(V1)) {
             return Ok(());
         }
-        // Enough to tell it from every HTTP method.
+        // Enough to distinguish it from every HTTP method.
         if count >= V1.len() {
             return read(stream).await.map(drop);
         }
@@ -55,11 +55,11 @@ pub(crate) async fn skip(stream: &mut TcpStream) -> io::Result<()> {
     }
 }
 
-/// Reads the header and not a byte more.
+/// Reads the header, and no byte after it.
 ///
 /// # Errors
 /// The connection's, or an invalid header.
-pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Source> {
+pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<ClientAddress> {
     let mut start = [0; START];
     stream.read_exact(&mut start).await?;
     if start == *V2 {
@@ -83,11 +83,11 @@ fn wrong(problem: &'static str) -> io::Error {
 }
 
 /// `PROXY TCP4 <source> <destination> <source port> <destination port>`, or `PROXY UNKNOWN …`.
-fn version_1(line: &[u8]) -> io::Result<Source> {
+fn version_1(line: &[u8]) -> io::Result<ClientAddress> {
     let line = str::from_utf8(line).unwrap_or_default();
     let words: Vec<&str> = line.trim_end_matches("\r\n").split(' ').skip(1).collect();
     if words.first() == Some(&"UNKNOWN") {
-        return Ok(Source::Unknown);
+        return Ok(ClientAddress::Unknown);
     }
     let source = || {
         let [family, source, destination, from, to] = words[..] else { return None };
@@ -102,10 +102,10 @@ fn version_1(line: &[u8]) -> io::Result<Source> {
         };
         matches.then_some(source)
     };
-    source().map(Source::Address).ok_or_else(|| wrong("the PROXY header is invalid"))
+    source().map(ClientAddress::Known).ok_or_else(|| wrong("the PROXY header is invalid"))
 }
 
-async fn version_2(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Source> {
+async fn version_2(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<ClientAddress> {
     const LOCAL: u8 = 0x20;
     const PROXY: u8 = 0x21;
     let command = stream.read_u8().await?;
@@ -118,8 +118,8 @@ async fn version_2(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Source> 
     stream.read_exact(&mut rest).await?;
     // The high half of a family is 1 for IPv4 and 2 for IPv6; sources stand first.
     let source: Option<IpAddr> = match (command, family >> 4) {
-        (LOCAL, _) => return Ok(Source::Local),
-        (PROXY, 0 | 3) => return Ok(Source::Unknown),
+        (LOCAL, _) => return Ok(ClientAddress::Local),
+        (PROXY, 0 | 3) => return Ok(ClientAddress::Unknown),
         (PROXY, 1) if rest.len() >= 12 => {
             rest.first_chunk::<4>().map(|bytes| Ipv4Addr::from(*bytes).into())
         }
@@ -128,7 +128,7 @@ async fn version_2(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Source> 
         }
         _ => None,
     };
-    source.map(Source::Address).ok_or_else(|| wrong("the PROXY header is invalid"))
+    source.map(ClientAddress::Known).ok_or_else(|| wrong("the PROXY header is invalid"))
 }
 
 #[cfg(test)]
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     /// The header in `bytes`, and how many of them were not read.
-    fn parse(bytes: &[u8]) -> (io::Result<Source>, usize) {
+    fn parse(bytes: &[u8]) -> (io::Result<ClientAddress>, usize) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let mut rest = bytes;
         let source = runtime.block_on(read(&mut rest));
@@ -152,21 +152,21 @@ mod tests {
     }
 
     #[test]
-    fn a_header_names_the_source_and_takes_no_byte_of_what_follows() {
+    fn a_header_gives_the_clients_address_and_no_byte_after_it_is_read() {
         let v4: [u8; 12] = [203, 0, 113, 7, 10, 0, 0, 1, 1, 2, 0, 80];
         let mut v6 = [0; 40];
         v6[..2].copy_from_slice(&[0x20, 0x01]);
-        let address = |text: &str| Source::Address(text.parse().unwrap());
+        let address = |text: &str| ClientAddress::Known(text.parse().unwrap());
         for (header, expected) in [
             (b"PROXY TCP4 203.0.113.7 10.0.0.1 56324 443\r\n".to_vec(), address("203.0.113.7")),
             (b"PROXY TCP6 2001:db8::7 ::1 1 65535\r\n".to_vec(), address("2001:db8::7")),
-            (b"PROXY UNKNOWN\r\n".to_vec(), Source::Unknown),
-            (b"PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n".to_vec(), Source::Unknown),
+            (b"PROXY UNKNOWN\r\n".to_vec(), ClientAddress::Unknown),
+            (b"PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n".to_vec(), ClientAddress::Unknown),
             (version_2(0x21, 0x11, &v4), address("203.0.113.7")),
             (version_2(0x21, 0x21, &v6), address("2001::")),
-            (version_2(0x20, 0x00, &[]), Source::Local),
-            (version_2(0x20, 0x11, &v4), Source::Local),
-            (version_2(0x21, 0x00, &[1; 7]), Source::Unknown),
+            (version_2(0x20, 0x00, &[]), ClientAddress::Local),
+            (version_2(0x20, 0x11, &v4), ClientAddress::Local),
+            (version_2(0x21, 0x00, &[1; 7]), ClientAddress::Unknown),
         ] {
             let (source, left) = parse(&[&header[..], b"POST "].concat());
             assert_eq!((source.unwrap(), left), (expected, 5), "{}", header.escape_ascii());

@@ -1,7 +1,7 @@
 //! Accepts connections, and gives each to the worker that has the fewest.
 //!
-//! If every worker accepted for itself, connections that arrive together would go to whichever wakes
-//! first, and a sender with keep-alive connections would keep one core busy while others idle.
+//! If each worker accepted connections, those that arrive together would all go to the first one to
+//! wake, and a sender with keep-alive connections would keep one core busy while others idle.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -19,8 +19,8 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::admission::{ConnectionLimiter, Permit, SCAN_INTERVAL};
 use crate::log_limit::LogLimiter;
 
-/// When stopping, the longest that further connections are taken out of the kernel's queue, and the
-/// pause between two after which the queue counts as empty.
+/// When stopping, how long connections are still accepted from the kernel's queue, and the pause
+/// between two after which the queue counts as empty.
 const QUEUE_GRACE: Duration = Duration::from_millis(20);
 const QUEUE_GAP: Duration = Duration::from_millis(1);
 /// Pause after `accept` failed.
@@ -31,23 +31,23 @@ pub(super) struct NewConnection {
     pub(super) stream: std::net::TcpStream,
     pub(super) peer: IpAddr,
     pub(super) permit: Permit,
-    /// It counts as one of the worker's from here on.
+    /// Counts it as one of the worker's connections.
     pub(super) counted: TaskTrackerToken,
 }
 
-/// The acceptor's end of a worker.
+/// The acceptor's side of a worker's channel.
 pub(super) struct WorkerHandle {
     new_connections: mpsc::UnboundedSender<NewConnection>,
     connections: TaskTracker,
 }
 
-/// The worker's end. What waits here has a permit, so their number bounds it.
+/// The worker's side. Every connection in it holds a permit, which bounds its length.
 pub(super) struct WorkerInbox {
     pub(super) inbox: mpsc::UnboundedReceiver<NewConnection>,
     pub(super) connections: TaskTracker,
 }
 
-/// Both ends of one worker.
+/// Both sides of one worker's channel.
 pub(super) fn worker_channel() -> (WorkerHandle, WorkerInbox) {
     let (new_connections, inbox) = mpsc::unbounded_channel();
     let connections = TaskTracker::new();
@@ -57,8 +57,8 @@ pub(super) fn worker_channel() -> (WorkerHandle, WorkerInbox) {
     )
 }
 
-/// Accepts connections until `stop`, and then those that are in the kernel's queue already, which
-/// would be reset with the socket.
+/// Accepts connections until `stop`, and then those that are already in the kernel's queue: closing
+/// the socket would reset them.
 pub(super) async fn accept(
     listener: std::net::TcpListener,
     limiter: Arc<ConnectionLimiter>,
@@ -71,7 +71,7 @@ pub(super) async fn accept(
     };
     let next = async || -> io::Result<(std::net::TcpStream, SocketAddr, Permit)> {
         let (stream, from) = listener.accept().await?;
-        // Accepted before it has a permit: another one is evicted only for a connection that is there.
+        // Accept first: a connection is evicted only when another one really waits.
         let permit = limiter.acquire().await;
         Ok((stream.into_std()?, from, permit))
     };
@@ -81,16 +81,18 @@ pub(super) async fn accept(
             next = next() => next,
         };
         match next {
-            Ok((stream, from, permit)) => place(&workers, stream, from, permit),
+            Ok((stream, from, permit)) => assign(&workers, stream, from, permit),
             Err(error) if is_out_of_descriptors(&error) => {
                 static LIMIT: LogLimiter = LogLimiter::new();
                 if let Some(suppressed) = LIMIT.permit() {
                     tracing::error!(
                         %error, suppressed,
-                        "no file descriptor for a connection; idle ones are evicted, raise the limit"
+                        "no file descriptor is left for a connection: idle ones are evicted; raise the limit \
+                         (LimitNOFILE=, ulimit -Hn)"
                     );
                 }
-                // As at the limit of connections: the wait must not be that for a time-out.
+                // Evict, as at the connection limit, instead of waiting until a connection times
+                // out.
                 limiter.evict_idlest();
                 sleep(SCAN_INTERVAL).await;
             }
@@ -104,7 +106,7 @@ pub(super) async fn accept(
     while Instant::now() < until
         && let Ok(Ok((stream, from, permit))) = timeout(QUEUE_GAP, next()).await
     {
-        place(&workers, stream, from, permit);
+        assign(&workers, stream, from, permit);
     }
 }
 
@@ -115,11 +117,11 @@ fn is_out_of_descriptors(error: &io::Error) -> bool {
         .contains(&error.raw_os_error())
 }
 
-fn place(workers: &[WorkerHandle], stream: std::net::TcpStream, from: SocketAddr, permit: Permit) {
+fn assign(workers: &[WorkerHandle], stream: std::net::TcpStream, from: SocketAddr, permit: Permit) {
     let Some(worker) = workers.iter().min_by_key(|worker| worker.connections.len()) else { return };
     let peer = from.ip().to_canonical();
     let counted = worker.connections.token();
-    // It fails only when the worker has panicked, which ends the connection.
+    // This fails only if the worker has panicked; the connection is closed then.
     let _ = worker.new_connections.send(NewConnection { stream, peer, permit, counted });
 }
 

@@ -1,4 +1,4 @@
-//! From where callbacks are accepted: networks, trusted proxies, a secret in a header.
+//! Access control before the signature: networks, trusted proxies, a secret in a header.
 
 use std::net::IpAddr;
 
@@ -13,12 +13,12 @@ use crate::secret::Secret;
 const SECRET: HeaderName = HeaderName::from_static("x-livebridge-secret");
 const FORWARDED: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// From where callbacks are accepted, and over which protocols.
+/// The configured access control, and the protocols of connections.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
     /// Networks from which callbacks are accepted; empty for all.
     pub allow: Networks,
-    /// Proxies whose `X-Forwarded-For` or PROXY header is believed.
+    /// Proxies whose `X-Forwarded-For` or PROXY header is trusted.
     pub trusted_proxies: Networks,
     /// Whether the proxies' connections begin with a PROXY header.
     pub proxy_protocol: bool,
@@ -60,9 +60,9 @@ impl Access {
         self.allow.0.is_empty() || self.allow.contains(address)
     }
 
-    /// The client's address of a request over a connection from `peer`: the last address in
-    /// `X-Forwarded-For` that a trusted proxy has written and that is not a trusted proxy itself.
-    /// Any client can send the header, so others are not believed.
+    /// The address of the client that sent a request over a connection from `peer`: the last
+    /// address in `X-Forwarded-For` that a trusted proxy has written and that is not a trusted
+    /// proxy itself. Any client can send the header, so other addresses in it are ignored.
     pub(super) fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         if !self.is_trusted(peer) {
             return peer;
@@ -79,13 +79,13 @@ impl Access {
         client
     }
 
-    pub(super) fn knows_secret(&self, headers: &HeaderMap) -> bool {
+    pub(super) fn has_secret(&self, headers: &HeaderMap) -> bool {
         let value = || headers.get(SECRET).map_or(&b""[..], |value| value.as_bytes());
         self.secret.as_ref().is_none_or(|secret| secret.is(value()))
     }
 }
 
-/// An address as proxies write it: alone, or with a port, which some add.
+/// An address as proxies write it: alone or with a port.
 fn address(text: &str) -> Option<IpAddr> {
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     let with_port = || text.parse().ok().map(|address: std::net::SocketAddr| address.ip());
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn only_trusted_proxies_are_believed_about_the_client() {
+    fn only_trusted_proxies_name_the_client() {
         let access = Access { trusted_proxies: networks(&["10.0.0.0/8"]), ..Access::default() };
         for (peer, lines, client) in [
             ("203.0.113.9", &["198.51.100.1"][..], "203.0.113.9"),

@@ -1,4 +1,4 @@
-//! What a connection is doing, and when it must be closed for it: time-outs, requests, rejections.
+//! The state of a connection, and when it must be closed: time-outs, requests, rejections.
 
 use std::future::poll_fn;
 use std::mem;
@@ -10,22 +10,24 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use super::rarely::Rarely;
+use super::wake_gate::PolledOnWake;
 use crate::metrics::CloseReason;
 
-/// Requests on one connection. Then the sender must open another, which may be given to another core,
-/// or by a balancer to another instance.
+/// Requests on one connection. The sender must then open another, which may be assigned to another
+/// core or, by a balancer, to another instance.
 const REQUESTS_MAX: u32 = 100_000;
-/// Requests rejected in a row on one connection: pipelined, they cost a sender little.
+/// Consecutive rejections on one connection: with pipelining, such requests cost their sender
+/// little.
 const REJECTIONS_MAX: u32 = 16;
-/// From a connection's opening, or the first byte of a later request, to the end of the request's header.
+/// From a connection's opening, or the first byte of a later request, to the end of the request's
+/// header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
-/// From the header to the end of the body. Tencent gives up a call after 20 s.
+/// From the header to the end of the body. Tencent waits 20 s for an answer.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Interval at which the handler is polled again if it has not ended a request that is overdue.
+/// Interval at which the handler is polled again while a request is overdue.
 const OVERDUE_INTERVAL: Duration = Duration::from_millis(100);
-/// The longest that a connection is kept whose requests were only rejected since the last accepted
-/// one, or that does not read its responses.
+/// How long a connection is kept without an accepted callback while its requests are rejected or
+/// its responses are not read.
 const UNPRODUCTIVE_MAX: Duration = Duration::from_secs(30);
 /// At the limit of connections, one without an accepted callback for this long may be evicted.
 const EVICTABLE_AFTER: Duration = Duration::from_millis(250);
@@ -33,22 +35,22 @@ const EVICTABLE_AFTER: Duration = Duration::from_millis(250);
 /// The time-outs that are configured.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timeouts {
-    /// How long a connection without a request is kept after an accepted one.
+    /// How long an idle connection is kept after an accepted callback.
     pub(super) keep_alive: Duration,
     /// The longest that a whole callback waits for the log.
     pub(super) append: Duration,
 }
 
-/// What a connection is doing. Times are in milliseconds after `created`.
+/// The state of a connection. Times are in milliseconds after `created`.
 #[derive(Debug)]
 pub(super) struct Activity {
     created: Instant,
     timeouts: Timeouts,
-    /// When it was opened, or had its last callback accepted.
+    /// When it was opened, or its last callback was accepted.
     productive_at: AtomicU64,
     phase: AtomicU8,
     phase_since: AtomicU64,
-    /// Since when the client has not read what was written; [`NEVER`] when it has.
+    /// Since when a write has been waiting for the client; [`NEVER`] if none is.
     blocked_since: AtomicU64,
     requests: AtomicU32,
     /// Rejections since the last accepted callback.
@@ -63,16 +65,16 @@ const NEVER: u64 = u64::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Opened,
-    /// A part of a request's header is here.
+    /// A part of a request's header has arrived.
     Header,
     Body,
-    /// The whole request is here and not answered.
+    /// The whole request has arrived and is not answered yet.
     Storing,
     Response,
     Idle,
 }
 
-/// Every phase at its number, which is what an atomic holds.
+/// The phase of each number that an atomic holds.
 const PHASES: [Phase; 6] =
     [Phase::Opened, Phase::Header, Phase::Body, Phase::Storing, Phase::Response, Phase::Idle];
 
@@ -128,12 +130,12 @@ impl Activity {
         PHASES[usize::from(self.phase.load(Ordering::Relaxed))]
     }
 
-    /// The handshake is done; a request may begin.
+    /// Records that the handshake is complete.
     pub(super) fn handshake_completed(&self) {
         self.enter(Phase::Opened, self.now());
     }
 
-    /// Bytes of a request came.
+    /// Records that bytes of a request arrived.
     pub(super) fn bytes_received(&self) {
         if self.phase() == Phase::Opened {
             // The first request's time counts from the opening.
@@ -143,21 +145,21 @@ impl Activity {
         }
     }
 
-    /// The header is complete; returns the time of now.
+    /// Records that a request's header is complete, and returns the current time.
     pub(super) fn begin_request(&self) -> Instant {
         let now = Instant::now();
         self.enter(Phase::Body, millis(now.saturating_duration_since(self.created)));
         now
     }
 
-    /// The body is complete.
+    /// Records that the body is complete.
     pub(super) fn begin_storing(&self) {
         self.enter(Phase::Storing, self.now());
     }
 
-    /// The output of `future`, or `None` when the time of the present phase is over. The timer is
-    /// that of [`Activity::wait_for_close`], which the same task polls: one of its own for every request
-    /// would cost more than all else that is done here.
+    /// The output of `future`, or `None` at the deadline of the current phase. It is polled then
+    /// because the same task polls the timer of [`Activity::wait_for_close`]: a timer for every
+    /// request would cost more than everything else here.
     pub(super) async fn in_time<F: Future>(&self, future: F) -> Option<F::Output> {
         let mut future = pin!(future);
         let mut is_first = true;
@@ -170,8 +172,8 @@ impl Activity {
         .await
     }
 
-    /// Records how a request ended. Returns why the connection must end with its response, if it
-    /// must.
+    /// Records how a request ended. Returns the reason if the connection must be closed after the
+    /// response.
     pub(super) fn record_response(&self, outcome: RequestOutcome) -> Option<CloseReason> {
         let now = self.now();
         self.enter(Phase::Response, now);
@@ -199,8 +201,8 @@ impl Activity {
         self.linger.store(linger as u8, Ordering::Relaxed);
     }
 
-    /// Whether the connection is read after its last response. Bytes that make no request, or not a
-    /// whole one, are followed by more.
+    /// Whether the connection is read after its last response. After an invalid or incomplete
+    /// request, the client may still be sending.
     pub(super) fn linger(&self) -> Linger {
         let set = self.linger.load(Ordering::Relaxed);
         if set == Linger::Long as u8 {
@@ -214,38 +216,38 @@ impl Activity {
         }
     }
 
-    /// A write has to wait for the client.
+    /// Records that a write waits for the client.
     pub(super) fn write_blocked(&self) {
         if self.blocked_since.load(Ordering::Relaxed) == NEVER {
             self.blocked_since.store(self.now(), Ordering::Relaxed);
         }
     }
 
-    /// Everything is written.
+    /// Records that everything is written.
     pub(super) fn response_flushed(&self) {
         let was_blocked = self.blocked_since.load(Ordering::Relaxed) != NEVER;
         if was_blocked {
             self.blocked_since.store(NEVER, Ordering::Relaxed);
         }
         if self.phase() == Phase::Response {
-            // Otherwise the response was made just now.
+            // Otherwise the response was written at once.
             let since = if was_blocked { self.now() } else { self.phase_since() };
             self.enter(Phase::Idle, since);
         }
     }
 
-    /// Completes when the connection must be closed, and says why. To be polled by the task that
-    /// serves the connection: each change of its phase then sets the timer.
+    /// Completes with the reason when the connection must be closed. The task that serves the
+    /// connection must poll it, so that the timer is checked after each change of the phase.
     pub(super) async fn wait_for_close(&self) -> CloseReason {
         let mut timer = pin!(sleep(HEADER_TIMEOUT));
         let evicted = pin!(async {
             self.evict.notified().await;
-            // A request may have come since it was chosen.
+            // It may no longer be evictable.
             while self.evictable_for().is_none() {
                 self.evict.notified().await;
             }
         });
-        let mut evicted = Rarely::new(evicted);
+        let mut evicted = PolledOnWake::new(evicted);
         poll_fn(|cx| {
             if Pin::new(&mut evicted).poll(cx).is_ready() {
                 return Poll::Ready(CloseReason::Evicted);
@@ -278,8 +280,8 @@ impl Activity {
         self.phase_since.load(Ordering::Relaxed)
     }
 
-    /// When the present phase must end, and why the connection is closed then; without a reason,
-    /// the handler ends the request.
+    /// When the current phase must end, and the reason for which the connection is closed then;
+    /// without a reason, the handler ends the request.
     fn phase_deadline(&self) -> Option<(u64, Option<CloseReason>)> {
         let (timeout, reason) = match self.phase() {
             Phase::Opened | Phase::Header => (HEADER_TIMEOUT, Some(CloseReason::HeaderTimeout)),

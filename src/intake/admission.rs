@@ -1,7 +1,8 @@
 //! Connection limits: in total and per client address.
 //!
-//! When the limit of connections is reached, the connection that has gone longest without an accepted
-//! callback is evicted: an idle sender, which connects again, or an attacker, whatever it sends.
+//! When the limit of connections is reached, the connection that has gone longest without an
+//! accepted callback is evicted: an idle sender, which connects again, or an attacker, whatever it
+//! sends.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -15,7 +16,7 @@ use super::activity::{Activity, Timeouts};
 
 /// Interval between two searches for a connection to evict, while another one waits.
 pub(super) const SCAN_INTERVAL: Duration = Duration::from_millis(20);
-/// Connections that one search looks at.
+/// Connections that one search examines.
 const SCAN_MAX: usize = 128;
 
 /// All connections.
@@ -59,7 +60,7 @@ impl ConnectionLimiter {
         })
     }
 
-    /// A slot, as soon as there is one.
+    /// Waits for a slot.
     pub(super) async fn acquire(self: &Arc<Self>) -> Permit {
         loop {
             if let Some(permit) = self.try_acquire() {
@@ -86,7 +87,8 @@ impl ConnectionLimiter {
         Some(Permit { limiter: Arc::clone(self), slot, charged_to: None, activity })
     }
 
-    /// Evicts the longest unproductive of some connections, if it is so for long enough.
+    /// Of [`SCAN_MAX`] connections, evicts the one that has gone longest without an accepted
+    /// callback, if that is long enough.
     pub(super) fn evict_idlest(&self) {
         let mut slots = self.slots();
         let count = slots.entries.len();
@@ -105,7 +107,7 @@ impl ConnectionLimiter {
 }
 
 impl Permit {
-    /// Counts the connection as one of `address`; false when that has too many already.
+    /// Counts the connection as one of `address`; false if that address is at its limit.
     pub(super) fn charge_to(&mut self, address: IpAddr) -> bool {
         let network = network(address);
         let mut slots = self.limiter.slots();
@@ -138,7 +140,8 @@ impl Drop for Permit {
     }
 }
 
-/// The unit in which addresses are counted: of IPv6 a /64, within which a sender may use any address.
+/// The unit in which addresses are counted: for IPv6 a /64, within which a client may use any
+/// address.
 fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,

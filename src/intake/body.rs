@@ -1,4 +1,4 @@
-//! The body of one request, within the limits for one body and for all bodies in transit.
+//! Reads the body of one request, within the limits for one body and for all partly received ones.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -6,20 +6,20 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 
-use super::Shared;
+use super::IntakeContext;
 use super::activity::Activity;
 use super::rejection::Rejection;
 
-/// Bytes of bodies of which a part has arrived, over all connections. Of each body,
-/// [`BODY_BYTES_FREE`] do not count.
-const BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// A body of this size is accepted however many large ones are in transit: callbacks are smaller,
-/// and it takes no more memory than its connection does.
+/// Bytes of partly received bodies, over all connections. The first [`BODY_BYTES_FREE`] of each do
+/// not count.
+pub(super) const PARTIAL_BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// A body of this size is accepted even at the limit: callbacks are smaller, and it takes no more
+/// memory than its connection does.
 const BODY_BYTES_FREE: usize = 16 * 1024;
 
 /// Reads the whole body.
 pub(super) async fn read(
-    shared: &Shared,
+    shared: &IntakeContext,
     activity: &Activity,
     body: Incoming,
 ) -> Result<Bytes, Rejection> {
@@ -56,18 +56,19 @@ async fn read_frames(
     Ok(whole.freeze())
 }
 
-/// A share of [`BODIES_BYTES_MAX`], returned on drop. It grows as bytes arrive: a length that is
-/// only announced takes nothing from others.
+/// A share of [`PARTIAL_BODIES_BYTES_MAX`], released on drop. It grows as bytes arrive, so that a
+/// large `Content-Length` alone reserves nothing.
 struct Reservation<'a> {
     total: &'a AtomicUsize,
     bytes: usize,
 }
 
 impl Reservation<'_> {
-    /// Whether the limit allows this many bytes.
+    /// Grows to this many bytes; false if the limit does not allow it.
     fn grow_to(&mut self, bytes: usize) -> bool {
         let more = bytes - std::mem::replace(&mut self.bytes, bytes);
-        more == 0 || self.total.fetch_add(more, Ordering::Relaxed) + more <= BODIES_BYTES_MAX
+        more == 0
+            || self.total.fetch_add(more, Ordering::Relaxed) + more <= PARTIAL_BODIES_BYTES_MAX
     }
 }
 

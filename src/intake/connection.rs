@@ -1,4 +1,4 @@
-//! One connection: handshake, and then one request after another.
+//! Serves one connection: handshake, then one request after another.
 
 use std::io;
 use std::net::IpAddr;
@@ -14,31 +14,31 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::admission::Permit;
-use super::handler::{Client, answer};
-use super::rarely::Rarely;
+use super::handler::{ConnectionContext, answer};
 use super::stream::{ClientStream, Transport};
-use super::{Access, Shared};
+use super::wake_gate::PolledOnWake;
+use super::{Access, IntakeContext};
 use crate::metrics::{self, CloseReason};
-use crate::proxy_protocol::{self, Source};
+use crate::proxy_protocol::{self, ClientAddress};
 
-/// From a connection's opening to the end of a PROXY header and of the TLS handshake.
+/// From a connection's opening to the end of its PROXY header and TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// When stopping, the longest that an idle connection is kept: a request that is in transit when it
-/// is closed gets no answer.
+/// When stopping, how long idle connections are kept: a request that is in transit when its
+/// connection is closed gets no answer.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
-/// Header bytes of a request. hyper takes no less than 8 KiB. Its limit of 100 fields is ours too:
-/// for any other it fills two tables for each request.
+/// Header bytes of a request; hyper accepts no limit below 8 KiB. Its default limit of 100 fields
+/// stays: with any other, hyper initializes two tables of that size for each request.
 const HEADER_BYTES_MAX: usize = 16 * 1024;
 
 /// Serves the connection from `peer` until it ends or must be closed.
 pub(super) async fn serve(
     stream: TcpStream,
     peer: IpAddr,
-    shared: Arc<Shared>,
+    shared: Arc<IntakeContext>,
     mut permit: Permit,
 ) {
     metrics::connection_opened();
-    // Responses are single small packets.
+    // Each response is one small packet; Nagle's algorithm would only delay it.
     let _ = stream.set_nodelay(true);
     let activity = Arc::clone(&permit.activity);
     let policy = Arc::clone(&shared.policy.get());
@@ -51,8 +51,8 @@ pub(super) async fn serve(
         Ok(Ok(Some((transport, peer)))) => {
             activity.handshake_completed();
             let stream = ClientStream::new(transport, Arc::clone(&activity));
-            let client = Client { peer, activity: &activity, policy: &policy };
-            serve_http(stream, &shared, client).await;
+            let context = ConnectionContext { peer, activity: &activity, policy: &policy };
+            serve_http(stream, &shared, context).await;
         }
         // A TCP health check: connected, and closed without a byte.
         Ok(Ok(None)) => {}
@@ -62,8 +62,8 @@ pub(super) async fn serve(
     metrics::connection_closed();
 }
 
-/// Reads a PROXY header and performs a TLS handshake, as `access` has them. Returns the client's
-/// address, if that is known; or nothing when the client closes before it has sent anything.
+/// Reads a PROXY header and performs a TLS handshake, as `access` configures them. Returns the
+/// client's address, if it is known; or `None` if the client closes before it has sent anything.
 async fn handshake(
     mut stream: TcpStream,
     peer: IpAddr,
@@ -76,19 +76,19 @@ async fn handshake(
         if is_closed(&stream).await {
             return Ok(None);
         }
-        let source = proxy_protocol::read(&mut stream).await.map_err(|error| {
+        let address = proxy_protocol::read(&mut stream).await.map_err(|error| {
             tracing::debug!(%error, %peer, "a trusted proxy sent no valid PROXY header");
             CloseReason::ProxyHeader
         })?;
-        client = match source {
-            Source::Address(source) => Some(source.to_canonical()),
-            // A health check of the proxy's.
-            Source::Local => client,
-            // Nothing on it is the proxy's word, and health checks are all that it may ask.
-            Source::Unknown => None,
+        client = match address {
+            ClientAddress::Known(address) => Some(address.to_canonical()),
+            // The proxy itself, for a health check.
+            ClientAddress::Local => client,
+            // Every request but a health check is answered 403.
+            ClientAddress::Unknown => None,
         };
     }
-    // A trusted proxy has many connections, and each request names its client.
+    // A trusted proxy has many connections; the limit applies to clients.
     if let Some(client) = client.filter(|client| !access.is_trusted(*client))
         && !permit.charge_to(client)
     {
@@ -113,24 +113,24 @@ async fn is_closed(stream: &TcpStream) -> bool {
     }
 }
 
-async fn serve_http(stream: ClientStream, shared: &Shared, client: Client<'_>) {
-    let service = service_fn(|request| answer(shared, client, request));
+async fn serve_http(stream: ClientStream, shared: &IntakeContext, context: ConnectionContext<'_>) {
+    let service = service_fn(|request| answer(shared, context, request));
     let connection = http1::Builder::new()
-        // A sender that has nothing more to send still wants its response.
+        // A client may close its sending side and still read the response.
         .half_close(true)
         // `Activity` has the time-outs: hyper's would also end idle connections.
         .header_read_timeout(None)
         .max_buf_size(HEADER_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
-    let mut closed = pin!(client.activity.wait_for_close());
+    let mut closed = pin!(context.activity.wait_for_close());
     let stopping = pin!(shutdown_grace(shared.stop.clone()));
-    let mut stopping = Rarely::new(stopping);
+    let mut stopping = PolledOnWake::new(stopping);
     let mut is_stopping = false;
     let ended = loop {
         tokio::select! {
-            // Mostly it is the connection that has something to do. What follows depends on what it
-            // did.
+            // In this order: usually the connection is ready, and the other branches depend on the
+            // state that it has just changed.
             biased;
             ended = &mut connection => break ended,
             reason = &mut closed => return metrics::ended(reason),
@@ -144,17 +144,17 @@ async fn serve_http(stream: ClientStream, shared: &Shared, client: Client<'_>) {
         if let Some(reason) = reason(&error) {
             metrics::ended(reason);
         }
-        tracing::debug!(%error, peer = ?client.peer, "a connection ended early");
+        tracing::debug!(%error, peer = ?context.peer, "a connection ended early");
     }
 }
 
-/// Completes a moment after the order to stop.
+/// Completes [`SHUTDOWN_GRACE`] after `stop` is cancelled.
 async fn shutdown_grace(stop: CancellationToken) {
     stop.cancelled().await;
     sleep(SHUTDOWN_GRACE).await;
 }
 
-/// Which limit ended a connection; `None` when the client did.
+/// Why a connection was closed; `None` if the client closed it.
 fn reason(error: &hyper::Error) -> Option<CloseReason> {
     if error.is_parse_too_large() {
         Some(CloseReason::HeaderTooLarge)

@@ -11,7 +11,7 @@ const BACKLOG: i32 = 4096;
 pub struct Listener(TcpListener);
 
 impl Listener {
-    /// Binds `address`. Nothing is accepted yet.
+    /// Binds `address`. No connection is accepted yet.
     ///
     /// # Errors
     /// The operating system's.

@@ -1,5 +1,5 @@
-//! Which callbacks are accepted: from which addresses, with which secret, signed with which keys.
-//! One value, replaced as a whole on a reload.
+//! Which callbacks are accepted: by client address, secret and signature. A reload replaces the
+//! whole policy.
 
 use std::net::IpAddr;
 
@@ -14,16 +14,17 @@ use crate::log_limit::LogLimiter;
 use crate::metrics::KeyUse;
 use crate::record::Record;
 
-/// What a request must show to be accepted.
+/// The conditions under which a callback is accepted.
 #[derive(Debug)]
 pub struct IntakePolicy {
     verifier: Verifier,
     access: Access,
-    /// Members of the body that are not kept.
+    /// Members of the body that are dropped.
     omit: Vec<String>,
-    /// One for each key.
+    /// The metrics of each key, in the order of `verifier.keys`.
     uses: Vec<KeyUse>,
-    /// Of callbacks with a signature that could not be verified and needed not be.
+    /// Counts callbacks that were accepted with an invalid signature because `callback.unsigned`
+    /// names their type.
     unverified: KeyUse,
 }
 
@@ -39,13 +40,17 @@ impl IntakePolicy {
         &self.access
     }
 
-    /// The address that a request comes from, over a connection from `peer`.
-    pub(super) fn address(&self, peer: Option<IpAddr>, headers: &HeaderMap) -> Option<IpAddr> {
+    /// The address of the client that sent a request over a connection from `peer`.
+    pub(super) fn client_address(
+        &self,
+        peer: Option<IpAddr>,
+        headers: &HeaderMap,
+    ) -> Option<IpAddr> {
         peer.map(|peer| self.access.client_address(peer, headers))
     }
 
-    /// Whether a request from `address` with these headers is worth reading on. From an unknown
-    /// address none is: a proxy that was told to name its clients does not.
+    /// Rejects a request by its client address or by `X-Livebridge-Secret`, before its body is
+    /// read. An unknown address (PROXY header `UNKNOWN`) is rejected.
     pub(super) fn check_request(
         &self,
         address: Option<IpAddr>,
@@ -54,10 +59,11 @@ impl IntakePolicy {
         if !address.is_some_and(|address| self.access.is_allowed(address)) {
             return Err(Rejection::Address);
         }
-        if self.access.knows_secret(headers) { Ok(()) } else { Err(Rejection::Secret) }
+        if self.access.has_secret(headers) { Ok(()) } else { Err(Rejection::Secret) }
     }
 
-    /// The record of a callback that proves where it comes from (I2).
+    /// Parses `body`, verifies its signature (I2) and returns the record to log. Counts the use of
+    /// the key.
     pub(super) fn verify(
         &self,
         body: &Bytes,

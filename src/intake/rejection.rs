@@ -1,10 +1,11 @@
-//! Why a request is not answered 200: the one table of reasons, statuses and messages.
+//! The table of rejections: reasons, statuses and messages of requests that are not answered 200.
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{self, HeaderValue};
 use hyper::{Response, StatusCode};
 
+use super::body::PARTIAL_BODIES_BYTES_MAX;
 use crate::callback::CallbackError;
 use crate::wal::AppendError;
 
@@ -22,20 +23,23 @@ pub(super) enum Rejection {
     Path,
     /// Another method on another path: scanners, and health checks of the wrong path.
     #[error(
-        "nothing is here; callbacks are sent with POST to http.path, health checks ask /readyz"
+        "not found; callbacks are sent with POST to http.path, health checks with GET to /readyz"
     )]
     NotFound,
     #[error("callbacks are not accepted from this address (access.allow)")]
     Address,
     #[error("the header X-Livebridge-Secret is missing or wrong (access.secret)")]
     Secret,
-    #[error("the body is compressed (Content-Encoding); send it as it is")]
+    #[error("the body is compressed (Content-Encoding); send it uncompressed")]
     ContentEncoding,
     #[error("the body is larger than {max} bytes")]
     TooLarge { max: usize },
-    #[error("the body did not arrive whole")]
+    #[error("the body did not arrive completely")]
     BodyIncomplete,
-    #[error("too much is being received at once")]
+    #[error(
+        "the limit of {} MiB for partly received bodies is reached",
+        PARTIAL_BODIES_BYTES_MAX >> 20
+    )]
     Overloaded,
     #[error("the log did not answer in time")]
     Deadline,
@@ -138,7 +142,7 @@ pub(super) fn response(status: StatusCode, body: Bytes) -> Response<Full<Bytes>>
     response
 }
 
-/// Says that the body is JSON.
+/// Declares the body as JSON.
 pub(super) fn set_content_type(response: &mut Response<Full<Bytes>>) {
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, json);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
 
-/// Between two lines: a flood of rejections must not fill the log.
+/// Between two lines: many rejections must not flood standard error.
 const INTERVAL: Duration = Duration::from_mins(1);
 /// Characters of a path or method that a line shows.
 const TEXT_MAX: usize = 40;
@@ -16,7 +16,7 @@ const TEXT_MAX: usize = 40;
 /// The rejections since the last line.
 #[derive(Debug, Default)]
 pub(super) struct RejectionLog {
-    /// A callback was accepted since the last line.
+    /// Whether a callback was accepted since the last line.
     accepted: AtomicBool,
     state: Mutex<State>,
 }
@@ -56,16 +56,16 @@ impl Example {
 }
 
 impl RejectionLog {
-    /// Notes an accepted callback.
-    pub(super) fn accepted(&self) {
-        // Mostly it is set already, and reading shares the cache line between cores.
+    /// Records that a callback was accepted.
+    pub(super) fn record_accepted(&self) {
+        // Usually it is set already, and a read keeps the cache line shared between cores.
         if !self.accepted.load(Ordering::Relaxed) {
             self.accepted.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Notes a rejected request.
-    pub(super) fn rejected(&self, example: Example) {
+    /// Records a rejected request.
+    pub(super) fn record_rejected(&self, example: Example) {
         let mut state = self.lock();
         *state.counts.entry(example.reason).or_default() += 1;
         state.example = Some(example);
@@ -84,7 +84,7 @@ impl RejectionLog {
         self.report_if_due();
     }
 
-    fn take(&self, now: Instant) -> Option<Report> {
+    fn take(&self, now: Instant) -> Option<RejectionSummary> {
         let mut state = self.lock();
         if state.last_line.is_some_and(|last| now.duration_since(last) < INTERVAL) {
             return None;
@@ -92,7 +92,11 @@ impl RejectionLog {
         let example = state.example.take()?;
         state.last_line = Some(now);
         let counts = std::mem::take(&mut state.counts);
-        Some(Report { counts, example, accepted: self.accepted.swap(false, Ordering::Relaxed) })
+        Some(RejectionSummary {
+            counts,
+            example,
+            accepted: self.accepted.swap(false, Ordering::Relaxed),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -101,13 +105,13 @@ impl RejectionLog {
 }
 
 #[derive(Debug)]
-struct Report {
+struct RejectionSummary {
     counts: BTreeMap<&'static str, u64>,
     example: Example,
     accepted: bool,
 }
 
-impl Report {
+impl RejectionSummary {
     fn log(&self) {
         let Example { status, reason, method, path, address } = &self.example;
         let count: u64 = self.counts.values().sum();
@@ -126,7 +130,7 @@ impl Report {
                     method,
                     path,
                     address,
-                    "requests were rejected; the last one as shown"
+                    "requests were rejected; this is the last one"
                 )
             };
         }
@@ -155,14 +159,14 @@ mod tests {
             Some((report.counts.values().sum::<u64>(), report.accepted))
         };
         assert_eq!(counts(0), None, "nothing was rejected");
-        log.rejected(example("/"));
+        log.record_rejected(example("/"));
         assert_eq!(counts(1), Some((1, false)));
-        (0..1000).for_each(|_| log.rejected(example("/")));
-        log.accepted();
+        (0..1000).for_each(|_| log.record_rejected(example("/")));
+        log.record_accepted();
         assert_eq!(counts(60), None);
         assert_eq!(counts(61), Some((1000, true)));
         assert_eq!(counts(200), None);
-        log.rejected(example("/"));
+        log.record_rejected(example("/"));
         assert_eq!(counts(200), Some((1, false)));
     }
 

@@ -1,10 +1,10 @@
-//! A client's connection as HTTP sees it: plain or TLS, observed for time-outs, and closed so that
-//! the last answer arrives.
+//! The byte stream of a connection: plain or TLS, with its activity recorded for time-outs, and
+//! closed so that the last response arrives.
 //!
 //! When a server closes a socket with unread bytes in it, the kernel sends a reset, and the client
-//! may lose the answer that was sent before. So after an answer that leaves something unread, the
-//! connection is half closed, and what the client still sends is read and dropped, within limits
-//! (nginx: `lingering_close`).
+//! may lose the response that was sent before. So after a response that leaves bytes unread, the
+//! connection is half closed, and further bytes of the client are read and dropped, within limits
+//! (as nginx's `lingering_close`).
 
 use std::io;
 use std::pin::{Pin, pin};
@@ -20,13 +20,13 @@ use tokio_rustls::server::TlsStream;
 use super::activity::{Activity, Linger};
 use crate::metrics::{self, CloseReason};
 
-/// The longest that a connection is read after a rejection: enough for [`LINGER_BYTES_MAX`] at
+/// How long a connection is read after a rejection: enough for [`LINGER_BYTES_MAX`] at
 /// 13 Mbit/s, and half of what a slow body may take.
 const LINGER_LONG: Duration = Duration::from_secs(5);
-/// The same after other last answers, and after a body that already took too long: what is in
-/// transit arrives within a round trip.
+/// The same after other last responses, and after a body that timed out: bytes in transit arrive
+/// within a round trip.
 const LINGER_SHORT: Duration = Duration::from_secs(1);
-/// A client that has sent nothing for this long is not sending any more.
+/// A client that has sent nothing for this long counts as done.
 const LINGER_GAP: Duration = Duration::from_secs(2);
 /// Bytes that are read and dropped: sixteen times the largest body that can be configured.
 const LINGER_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -48,16 +48,16 @@ macro_rules! delegate {
     };
 }
 
-/// A connection that reports to its [`Activity`].
+/// A connection that records its state in its [`Activity`].
 pub(super) struct ClientStream {
     transport: Transport,
     activity: Arc<Activity>,
-    /// The client has sent everything.
+    /// Whether the client has closed its sending side.
     ended: bool,
     closing: Option<Closing>,
 }
 
-/// The connection is half closed; what the client still sends is dropped.
+/// The state of a half-closed connection, whose further bytes are dropped.
 struct Closing {
     until: Instant,
     /// Fires at `until`, or [`LINGER_GAP`] after the last bytes.
@@ -86,7 +86,7 @@ impl ClientStream {
     /// Reads and drops what the client sends until it ends, or a limit is reached.
     fn poll_drop_rest(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(closing) = &mut self.closing else { return Poll::Ready(()) };
-        // TLS is not decrypted any more: nothing of it is used.
+        // TLS is not decrypted: nothing of it is used.
         let tcp = match &self.transport {
             Transport::Plain(stream) => stream,
             Transport::Tls(stream) => stream.get_ref().0,

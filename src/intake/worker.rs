@@ -8,15 +8,19 @@ use tokio::time::{sleep, timeout};
 
 use super::acceptor::{NewConnection, WorkerInbox};
 use super::rejection_log::RejectionLog;
-use super::{Shared, connection};
+use super::{IntakeContext, connection};
 use crate::heartbeat::{self, Heartbeat};
 
 /// When stopping, the longest wait for open requests. Tencent gives up a call after 20 s.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
-/// Beats as long as the worker's runtime gets to its tasks, and reports rejections if it is the one
-/// worker that does.
-pub(super) async fn beat(heartbeat: Heartbeat, core: usize, rejections: Option<Arc<RejectionLog>>) {
+/// Records heartbeats while the worker's runtime runs its tasks. One of the workers gets
+/// `rejections` and reports them.
+pub(super) async fn run_heartbeat(
+    heartbeat: Heartbeat,
+    core: usize,
+    rejections: Option<Arc<RejectionLog>>,
+) {
     loop {
         heartbeat.beat(core);
         if let Some(rejections) = &rejections {
@@ -26,8 +30,8 @@ pub(super) async fn beat(heartbeat: Heartbeat, core: usize, rejections: Option<A
     }
 }
 
-/// Serves connections until the acceptor has ended and the connections have too.
-pub(super) async fn serve(inbox: WorkerInbox, shared: Arc<Shared>) {
+/// Serves connections until the acceptor and all connections have ended.
+pub(super) async fn serve(inbox: WorkerInbox, shared: Arc<IntakeContext>) {
     let WorkerInbox { mut inbox, connections } = inbox;
     while let Some(NewConnection { stream, peer, permit, counted }) = inbox.recv().await {
         let stream = match TcpStream::from_std(stream) {

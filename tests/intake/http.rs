@@ -480,7 +480,7 @@ mod a_request {
         ));
         wire.finish();
         if let Some(answer) = wire.answer() {
-            assert_rejected(&answer, 408, "whole");
+            assert_rejected(&answer, 408, "completely");
         }
         assert!(wire.is_closed());
 
@@ -489,7 +489,7 @@ mod a_request {
         wire.send(&whole[..whole.len() - 5]);
         wire.finish();
         if let Some(answer) = wire.answer() {
-            assert_rejected(&answer, 408, "whole");
+            assert_rejected(&answer, 408, "completely");
         }
         assert!(wire.is_closed());
         bed.assert_accepts_callbacks();
@@ -711,7 +711,7 @@ mod a_request {
         });
         bed.assert_accepts_callbacks();
         let answer = slow.answer().unwrap();
-        assert_rejected(&answer, 408, "whole");
+        assert_rejected(&answer, 408, "completely");
         assert!(answer.closes());
         assert!(started.elapsed() > Duration::from_secs(9), "{:?}", started.elapsed());
         assert!(started.elapsed() < Duration::from_secs(12), "{:?}", started.elapsed());
@@ -839,7 +839,7 @@ mod others {
             // Where many arrived at once, many were rejected at once and released memory.
             holders.push(hold());
         };
-        assert_rejected(&answer, 503, "at once");
+        assert_rejected(&answer, 503, "partly received");
         assert_eq!(answer.header("retry-after"), Some("10"));
         // A callback of ordinary size is accepted, in any number of parts.
         let usual = post("/callback", &push());

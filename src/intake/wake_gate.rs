@@ -1,15 +1,15 @@
-//! A future that is hardly ever ready, beside one that often is.
+//! Polls a future only after its waker was called, beside a future that is polled often.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
-/// Polls `future` only after it has called its waker: polling a notification that has not come takes
-/// locks, and a connection's task is polled several times for each request.
+/// Polls `future` at first and after each call of its waker: every poll of a pending notification
+/// takes locks, and a connection's task is polled several times for each request.
 ///
-/// To be polled by one task only.
-pub(super) struct Rarely<'a, F> {
+/// Only one task may poll it.
+pub(super) struct PolledOnWake<'a, F> {
     future: Pin<&'a mut F>,
     waking: Option<Arc<Waking>>,
 }
@@ -31,13 +31,13 @@ impl Wake for Waking {
     }
 }
 
-impl<'a, F> Rarely<'a, F> {
+impl<'a, F> PolledOnWake<'a, F> {
     pub(super) fn new(future: Pin<&'a mut F>) -> Self {
         Self { future, waking: None }
     }
 }
 
-impl<F: Future> Future for Rarely<'_, F> {
+impl<F: Future> Future for PolledOnWake<'_, F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
@@ -47,7 +47,7 @@ impl<F: Future> Future for Rarely<'_, F> {
         if !waking.is_due.load(Ordering::Acquire) {
             return Poll::Pending;
         }
-        // Before the poll, so that what comes during it counts.
+        // Before the poll, so that a wake during the poll is not lost.
         waking.is_due.swap(false, Ordering::AcqRel);
         let waker = Waker::from(Arc::clone(waking));
         self.future.as_mut().poll(&mut Context::from_waker(&waker))
@@ -77,18 +77,18 @@ mod tests {
             notified.as_mut().poll(cx)
         });
         let mut counted = pin!(counted);
-        let mut rarely = Rarely::new(counted.as_mut());
-        let poll_often = async |rarely: &mut Rarely<'_, _>| {
+        let mut gated = PolledOnWake::new(counted.as_mut());
+        let poll_often = async |gated: &mut PolledOnWake<'_, _>| {
             for _ in 0..100 {
-                let polled = poll_fn(|cx| Poll::Ready(Pin::new(&mut *rarely).poll(cx)));
+                let polled = poll_fn(|cx| Poll::Ready(Pin::new(&mut *gated).poll(cx)));
                 assert!(polled.await.is_pending());
             }
         };
-        poll_often(&mut rarely).await;
+        poll_often(&mut gated).await;
         notify.notify_one();
-        poll_often(&mut rarely).await;
+        poll_often(&mut gated).await;
         notify.notify_one();
-        rarely.await;
+        gated.await;
         assert_eq!(polls, 3);
     }
 }
