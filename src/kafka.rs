@@ -27,7 +27,6 @@ mod producer;
 mod producer_settings;
 mod reachability;
 pub mod settings;
-mod silence;
 mod stats;
 pub mod topic_reader;
 mod topics;
@@ -39,7 +38,7 @@ pub use ledger_reader::LedgerReader;
 pub use producer::{Message, Producer};
 pub use producer_settings::{ProducerSettings, READ_STALLED, REQUEST_BYTES, TIMEOUT_DOUBLINGS_MAX};
 pub use rdkafka::error::KafkaError;
-pub use reachability::{Observation, observe};
+pub use reachability::{last_failure, report_failure, report_success};
 pub use settings::SettingError;
 pub use topics::TopicState;
 
@@ -125,7 +124,7 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         if error.rdkafka_error_code() == Some(Code::AllBrokersDown) {
-            reachability::observe(Observation::Disconnected);
+            reachability::observe(reachability::Observation::Disconnected);
         }
         tracing::debug!(error = text(&error), reason = %redact(reason), "librdkafka");
     }

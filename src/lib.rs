@@ -56,6 +56,7 @@ pub mod ledger;
 mod log_limit;
 mod logging;
 pub mod metrics;
+mod outage;
 mod permission;
 mod proxy_protocol;
 pub mod publisher;

@@ -18,6 +18,7 @@ use crate::kafka::{self, Failure, LedgerReader, Producer, ProducerSettings, Setu
 use crate::ledger::{self, Commit, Ledger};
 use crate::log_limit::LogLimiter;
 use crate::metrics;
+use crate::outage::OutageLog;
 use crate::wal::Reader;
 
 mod batch;
@@ -25,7 +26,6 @@ mod batch_size;
 mod contention;
 mod fencing;
 mod message;
-mod outage;
 mod pace;
 pub mod quarantine;
 pub mod replay;
@@ -46,7 +46,6 @@ pub use replay::{Exported, is_command};
 pub use topics::{Topics, TopicsError};
 
 use fencing::{Fence, Fences};
-use outage::{Outage, OutageLog};
 use pace::Pace;
 use quarantine::Quarantine;
 use request_size::RequestSize;
@@ -60,6 +59,21 @@ const RETRIES: Backoff = Backoff::new(Duration::from_millis(100), LONGEST_PAUSE)
 /// The longest pause of an instance that aborted for another one. Two that meet again and again come
 /// apart sooner the longer they pause.
 const CONTENDED: Backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(640));
+
+/// A rejected record cannot be stored.
+const QUARANTINE_OUTAGE: OutageLog = OutageLog::new(
+    "cannot store a record that Kafka rejects, so nothing behind it is published; \
+     callbacks are still accepted and stored, trying again; is the disk full?",
+    "the quarantine can be written again",
+    metrics::quarantine_ok,
+);
+/// The log cannot be read.
+const LOG_OUTAGE: OutageLog = OutageLog::new(
+    "cannot read the log, so nothing is published; callbacks are still accepted and stored, \
+     trying again",
+    "the log can be read again",
+    metrics::wal_read_ok,
+);
 
 /// Why the publisher cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +110,6 @@ pub struct Publisher {
     request_size: RequestSize,
     /// Whether the brokers offer idempotence; only without transactions they may not.
     idempotent: bool,
-    kafka_outage: OutageLog,
     quarantine_outage: OutageLog,
     log_outage: OutageLog,
     fences: Fences,
@@ -140,9 +153,8 @@ impl Publisher {
             backlog: false,
             request_size: RequestSize::new(),
             idempotent: true,
-            kafka_outage: OutageLog::new(Outage::Kafka),
-            quarantine_outage: OutageLog::new(Outage::Quarantine),
-            log_outage: OutageLog::new(Outage::Log),
+            quarantine_outage: QUARANTINE_OUTAGE,
+            log_outage: LOG_OUTAGE,
             fences: Fences::default(),
         }
     }
@@ -177,7 +189,7 @@ impl Publisher {
                 SessionEnd::Setup(cause) if self.shortens_timeouts(&cause) => continue,
                 SessionEnd::Setup(cause) => {
                     self.ledger_reader = None;
-                    self.kafka_outage.report(&cause);
+                    kafka::report_failure(&cause);
                 }
                 SessionEnd::Lost { failure, late } => self.producer_lost(failure, late)?,
                 // It is reported.
@@ -221,7 +233,7 @@ impl Publisher {
                 // Nothing tells whether the last batch was committed.
                 return Err(PublisherError::Unknown(kafka::text(&cause)));
             }
-            failure => self.kafka_outage.report(&failure),
+            failure => kafka::report_failure(&failure),
         }
         Ok(())
     }
@@ -340,8 +352,9 @@ impl Publisher {
             ),
             Fence::Single => {}
         }
-        self.kafka_outage
-            .report(&format_args!("another producer took the name, or a time-out: {cause}"));
+        kafka::report_failure(&format_args!(
+            "another producer took the name, or a time-out: {cause}"
+        ));
         Ok(())
     }
 

@@ -12,8 +12,8 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Config, Context, Delivery, LEDGER_PARTITION, METADATA_TIMEOUT, Observation, READ_STALLED,
-    SetupError, observe, text,
+    Config, Context, Delivery, LEDGER_PARTITION, METADATA_TIMEOUT, READ_STALLED, SetupError,
+    reachability, text,
 };
 use crate::event::Timestamp;
 use crate::metrics;
@@ -327,7 +327,7 @@ impl LedgerReader {
             self.lag.updated = Instant::now();
             match self.bounds(Lag::TIMEOUT) {
                 Ok((_, decided)) => {
-                    observe(Observation::Connected);
+                    reachability::observe(reachability::Observation::Connected);
                     metrics::ledger_lag(self.lag.update(self.next, decided));
                 }
                 Err(error) => {

@@ -13,8 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::delivery::{Failed, Reports};
 use super::error::is_unsupported;
 use super::failure::{BACKDATED_MAX, Failure, RejectedMessage};
-use super::silence::Silence;
-use super::{Config, Delivery, ProducerSettings, SetupError, text};
+use super::{Config, Delivery, ProducerSettings, SetupError, report_failure, text};
 use crate::event::Timestamp;
 
 /// A message for Kafka.
@@ -53,6 +52,9 @@ const CAUSE_WAIT: Duration = Duration::from_secs(1);
 const ANSWERS_WAIT: Duration = Duration::from_mins(2);
 /// How often a wait looks for a fatal error.
 const FATAL_CHECK_INTERVAL: Duration = Duration::from_millis(100);
+/// No answer for longer than this is reported: a broker that is frozen keeps its connections, and
+/// nothing else would tell.
+const SILENCE: Duration = Duration::from_secs(10);
 /// Messages between two polls while a batch is being sent.
 const POLL_EVERY: usize = 512;
 
@@ -267,8 +269,8 @@ impl Producer {
         messages: impl Fn() -> M,
     ) -> Result<(), Failure> {
         let mut purged: Option<Instant> = None;
-        let mut silence = Silence::new();
         let mut fatal_check_at = Instant::now() + FATAL_CHECK_INTERVAL;
+        let mut answered_at = Instant::now();
         let mut left = self.client.in_flight_count();
         while self.poll() {
             if self.give_up.is_cancelled() {
@@ -288,14 +290,13 @@ impl Producer {
                 }
                 fatal_check_at = Instant::now() + FATAL_CHECK_INTERVAL;
                 let before = std::mem::replace(&mut left, self.client.in_flight_count());
-                if left == before {
-                    silence.lasts(&"no answer to what was sent");
-                } else {
-                    silence = silence.ends();
+                if left != before {
+                    answered_at = Instant::now();
+                } else if answered_at.elapsed() > SILENCE {
+                    report_failure(&"no answer to what was sent");
                 }
             }
         }
-        silence.ends();
         if !self.transactional {
             self.await_answers();
         }
@@ -430,7 +431,7 @@ impl Producer {
 
     /// Calls until the answer is not that the call should be resumed.
     fn resume(&self, call: impl Fn(&BaseProducer<Reports>) -> KafkaResult<()>) -> KafkaResult<()> {
-        let mut silence = Silence::new();
+        let started = Instant::now();
         loop {
             match call(&self.client) {
                 Err(KafkaError::Transaction(error))
@@ -438,16 +439,15 @@ impl Producer {
                         && !is_unsupported(error.code())
                         && !self.give_up.is_cancelled() =>
                 {
-                    silence.lasts(&text(&KafkaError::Transaction(error)));
+                    if started.elapsed() > SILENCE {
+                        report_failure(&text(&KafkaError::Transaction(error)));
+                    }
                     // librdkafka's statistics would fill the memory while Kafka is away.
                     self.client.poll(Duration::ZERO);
                     // An answer that comes at once must not become a busy loop.
                     std::thread::sleep(Duration::from_millis(20));
                 }
-                outcome => {
-                    silence.ends();
-                    return outcome;
-                }
+                outcome => return outcome,
             }
         }
     }

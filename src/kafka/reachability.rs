@@ -1,14 +1,21 @@
-//! Whether Kafka can be published to, as `livebridge_kafka_up` shows it.
+//! Whether Kafka can be published to, as the log and `livebridge_kafka_up` show it.
 //!
 //! The only place that sets the gauge. Two conditions make it 1: the last attempt to publish succeeded,
 //! and a broker is connected. An idle publisher makes no attempts, so the second condition does not
 //! depend on them: librdkafka reports when the last connection is lost, and the ledger's reader when a
 //! broker answers again.
 
-use std::sync::{Mutex, PoisonError};
+use std::fmt::Display;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::metrics;
+use crate::outage::OutageLog;
 
+static OUTAGE: Mutex<OutageLog> = Mutex::new(OutageLog::new(
+    "cannot publish to Kafka; callbacks are still accepted and stored, trying again",
+    "publishing to Kafka again",
+    |ok| observe(if ok { Observation::Succeeded } else { Observation::Failed }),
+));
 static STATE: Mutex<State> = Mutex::new(State { publishing: false, connected: false });
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +28,7 @@ struct State {
 
 /// What shows whether Kafka can be published to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Observation {
+pub(super) enum Observation {
     /// Kafka answered an attempt to publish.
     Succeeded,
     /// An attempt to publish failed, or has had no answer for long.
@@ -43,8 +50,28 @@ impl State {
     }
 }
 
+/// Logs that an attempt to publish, or to become ready for it, failed or has had no answer for long.
+pub fn report_failure(cause: &dyn Display) {
+    outage().report(cause);
+}
+
+/// Logs that an attempt to publish, or to become ready for it, succeeded, if one failed before.
+pub fn report_success() {
+    outage().resolved();
+}
+
+/// The cause of the last failure.
+#[must_use]
+pub fn last_failure() -> Option<String> {
+    outage().last_cause()
+}
+
+fn outage() -> MutexGuard<'static, OutageLog> {
+    OUTAGE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Updates the gauge.
-pub fn observe(observation: Observation) {
+pub(super) fn observe(observation: Observation) {
     let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
     *state = state.after(observation);
     // Under the lock, so that the gauge has the latest state.

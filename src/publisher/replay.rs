@@ -203,7 +203,7 @@ impl Replay {
         let thread = thread::Builder::new().name("publisher".into()).spawn(move || {
             let result = publisher.run_with(Some(producer));
             let sent = publisher.ledger.own_events();
-            PublisherEnd { result, sent, last_cause: publisher.kafka_outage.last_cause() }
+            PublisherEnd { result, sent, last_cause: kafka::last_failure() }
         });
         Ok(Self {
             has_ledger,

@@ -57,7 +57,7 @@ impl Publisher {
         self.queue.retain(|batch| !batch.is_empty());
         // Otherwise the outage ends when the batch that failed is published.
         if self.queue.is_empty() {
-            self.kafka_outage.resolved();
+            kafka::report_success();
         }
         let mut retries = RETRIES;
         while !self.give_up.is_cancelled() {
@@ -141,7 +141,7 @@ impl Publisher {
         }
         self.quarantine_outage.resolved();
         let Some(commit) = batch.commit(self.source.opening()) else {
-            self.kafka_outage.resolved();
+            kafka::report_success();
             return Attempt::Published(None);
         };
         if self.open_commits.is_full()
@@ -166,7 +166,7 @@ impl Publisher {
         match ended {
             Ok(true) => {
                 self.limits.on_published(batch.bytes(), batch.len(), elapsed);
-                self.kafka_outage.resolved();
+                kafka::report_success();
                 self.contended.reset();
                 Attempt::Published(Some(commit))
             }
@@ -207,7 +207,7 @@ impl Publisher {
             Failure::Rejected(rejected) => self.rejected(batch, rejected),
             Failure::LedgerRejected(cause) => self.ledger_rejected(producer, batch, cause),
             Failure::TimedOut(cause) => {
-                self.kafka_outage.report(&kafka::text(&cause));
+                kafka::report_failure(&kafka::text(&cause));
                 let needs_longer_timeouts = self.limits.on_timed_out(batch.bytes(), batch.len());
                 if needs_longer_timeouts && !self.is_transactional() {
                     return Attempt::End(SessionEnd::Replace);
@@ -215,7 +215,7 @@ impl Publisher {
                 self.try_again()
             }
             failure @ Failure::TimestampRejected { .. } => {
-                self.kafka_outage.report(&failure);
+                kafka::report_failure(&failure);
                 self.try_again_after(failure, producer)
             }
             Failure::Retry(_) if self.give_up.is_cancelled() => Attempt::End(SessionEnd::Done),
@@ -225,12 +225,12 @@ impl Publisher {
                 {
                     return Attempt::End(SessionEnd::Replace);
                 }
-                self.kafka_outage.report(&kafka::text(&cause));
+                kafka::report_failure(&kafka::text(&cause));
                 // A deleted topic is made again: here, or before the next producer.
                 if !self.is_transactional()
                     && let Err(cause) = self.make_topics()
                 {
-                    self.kafka_outage.report(&cause);
+                    kafka::report_failure(&cause);
                 }
                 self.try_again()
             }
@@ -257,7 +257,7 @@ impl Publisher {
             tracing::warn!(cause, ids, "Kafka rejects a ledger record; smaller ones follow");
             return Attempt::End(SessionEnd::Replace);
         }
-        self.kafka_outage.report(&format_args!(
+        kafka::report_failure(&format_args!(
             "Kafka rejects the smallest ledger record: {}; raise max.message.bytes of topic {}",
             kafka::text(&cause),
             self.topics.ledger()

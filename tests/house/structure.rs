@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A module and the modules it may depend on.
-const MAY_NAME: [(&str, &[&str]); 32] = [
+const MAY_NAME: [(&str, &[&str]); 33] = [
     ("audit", &["event", "kafka", "ledger", "publisher", "record", "wal"]),
     ("backoff", &[]),
     ("event", &[]),
@@ -15,9 +15,10 @@ const MAY_NAME: [(&str, &[&str]); 32] = [
     ("metrics", &["event", "record"]),
     ("recent", &["event", "record"]),
     ("log_limit", &[]),
+    ("outage", &[]),
     ("wal", &["metrics", "event", "record", "log_limit", "permission", "reloadable"]),
     ("ledger", &["metrics", "event", "record", "wal"]),
-    ("kafka", &["metrics", "event", "permission", "record", "secret"]),
+    ("kafka", &["metrics", "event", "outage", "permission", "record", "secret"]),
     (
         "publisher",
         &[
@@ -25,6 +26,7 @@ const MAY_NAME: [(&str, &[&str]); 32] = [
             "kafka",
             "ledger",
             "metrics",
+            "outage",
             "permission",
             "recent",
             "event",
