@@ -14,6 +14,7 @@ use crate::event::{EventId, Timestamp};
 use crate::kafka::topic_reader::{PartitionRange, read_to_end, wait_until_decided};
 use crate::kafka::{self, Delivery, KafkaError};
 use crate::ledger::Commit;
+use crate::permission::FileError;
 use crate::publisher::{Topics, id_of, is_replayed, quarantine, received_at};
 use crate::record::Lsn;
 use crate::wal::{LogView, OpenError, OpeningId, Progress};
@@ -35,7 +36,7 @@ pub(crate) enum AuditError {
     Kafka(#[from] KafkaError),
     /// The quarantine cannot be read.
     #[error(transparent)]
-    Quarantine(#[from] quarantine::QuarantineError),
+    Quarantine(#[from] FileError),
 }
 
 /// What to compare.

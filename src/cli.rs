@@ -183,8 +183,6 @@ enum CliError {
     #[error(transparent)]
     File(#[from] crate::permission::FileError),
     #[error(transparent)]
-    Quarantine(#[from] crate::publisher::quarantine::QuarantineError),
-    #[error(transparent)]
     Recover(#[from] crate::recover::RecoverError),
     #[error(transparent)]
     Kafka(#[from] crate::kafka::KafkaError),

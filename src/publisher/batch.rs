@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use super::batch_size::BatchLimits;
 use super::message::{DEAD_REASON, DEAD_TOPIC, kafka_timestamp, message};
-use super::quarantine::{Quarantine, QuarantineError};
+use super::quarantine::Quarantine;
 use super::replay::{Event, RejectedEvent};
 use super::topics::Topics;
 use crate::event::{EventId, Timestamp, type_name};
@@ -13,6 +13,7 @@ use crate::kafka::{self, Message};
 use crate::ledger::{Commit, Known, Ledger};
 use crate::log_limit::LogLimiter;
 use crate::metrics;
+use crate::permission::FileError;
 use crate::recent;
 use crate::record::{Entry, Lsn};
 use crate::wal::{Entries, OpeningId, Outcomes};
@@ -273,7 +274,7 @@ impl Batch {
     }
 
     /// Stores the records that go to the quarantine and are not there yet.
-    pub(super) fn store(&mut self, quarantine: &mut Quarantine) -> Result<(), QuarantineError> {
+    pub(super) fn store(&mut self, quarantine: &mut Quarantine) -> Result<(), FileError> {
         for item in &mut self.items {
             if let Disposition::Quarantine { reason, stored: stored @ false } =
                 &mut item.disposition

@@ -19,7 +19,7 @@ use serde::de::IgnoredAny;
 
 use super::batch::Batch;
 use crate::event::EventId;
-use crate::permission;
+use crate::permission::{self, FileError};
 use crate::record::{Entry, Lsn, Record};
 use crate::wal;
 
@@ -68,24 +68,9 @@ pub struct Contents {
     pub damaged: Vec<DamagedFile>,
 }
 
-/// The quarantine cannot be read or changed.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {what} the quarantine {path}: {cause}{}", permission::advice(path, cause), path = path.display())]
-pub struct QuarantineError {
-    what: &'static str,
-    path: PathBuf,
-    #[source]
-    cause: io::Error,
-}
-
-fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> QuarantineError {
-    let path = path.to_owned();
-    move |cause| QuarantineError { what, path, cause }
-}
-
-const READ: &str = "read";
-const WRITE: &str = "write to";
-const REMOVE: &str = "remove a record from";
+const READ: &str = "read the quarantine";
+const WRITE: &str = "write to the quarantine";
+const REMOVE: &str = "remove a record from the quarantine";
 
 /// The quarantine of the log in `dir`.
 #[must_use]
@@ -112,7 +97,7 @@ impl Quarantine {
     }
 
     /// Stores `entry` durably as pending, with the reason.
-    pub(super) fn store(&mut self, entry: &Entry, reason: &str) -> Result<(), QuarantineError> {
+    pub(super) fn store(&mut self, entry: &Entry, reason: &str) -> Result<(), FileError> {
         let key = (entry.lsn, entry.record.id);
         let path = self.path(key, PENDING);
         let bytes = encode(&entry.record);
@@ -121,14 +106,14 @@ impl Quarantine {
             .and_then(|()| wal::write_durably(&path.with_extension(REASON), reason.as_bytes()))
             .and_then(|()| wal::write_durably(&path, &bytes))
             .and_then(|()| wal::sync_dir(&self.dir));
-        stored.map_err(failed(WRITE, &path))?;
+        stored.map_err(FileError::at(WRITE, &path))?;
         self.pending.get_or_insert_default().insert(key);
         Ok(())
     }
 
     /// The records of `batch` and all before it are done with, for good. A pending record that the
     /// batch published is removed; every other one stays, because its transaction is committed.
-    pub(super) fn finalize(&mut self, batch: &Batch) -> Result<(), QuarantineError> {
+    pub(super) fn finalize(&mut self, batch: &Batch) -> Result<(), FileError> {
         let Some(last) = batch.entries().last().map(|entry| entry.lsn) else { return Ok(()) };
         self.decide(|key| match batch.is_quarantined(key) {
             _ if key.0 > last => Decision::Wait,
@@ -138,11 +123,11 @@ impl Quarantine {
     }
 
     /// Every record of the log is done with.
-    pub(super) fn finalize_all(&mut self) -> Result<(), QuarantineError> {
+    pub(super) fn finalize_all(&mut self) -> Result<(), FileError> {
         self.decide(|_| Decision::Keep)
     }
 
-    fn decide(&mut self, decision: impl Fn(Key) -> Decision) -> Result<(), QuarantineError> {
+    fn decide(&mut self, decision: impl Fn(Key) -> Decision) -> Result<(), FileError> {
         let keys: Vec<Key> = self.read_pending()?.iter().copied().collect();
         for key in keys {
             let path = self.path(key, PENDING);
@@ -151,21 +136,21 @@ impl Quarantine {
                 Decision::Keep => keep(&path),
                 Decision::Remove => remove_files(&path),
             };
-            done.map_err(failed(WRITE, &path))?;
+            done.map_err(FileError::at(WRITE, &path))?;
             // One by one: an error of the next must not have this one decided again.
             self.pending.get_or_insert_default().remove(&key);
             self.unsynced = true;
         }
         if self.unsynced {
-            wal::sync_dir(&self.dir).map_err(failed(WRITE, &self.dir))?;
+            wal::sync_dir(&self.dir).map_err(FileError::at(WRITE, &self.dir))?;
             self.unsynced = false;
         }
         Ok(())
     }
 
-    fn read_pending(&mut self) -> Result<&HashSet<Key>, QuarantineError> {
+    fn read_pending(&mut self) -> Result<&HashSet<Key>, FileError> {
         if self.pending.is_none() {
-            let names = files(&self.dir, PENDING).map_err(failed(READ, &self.dir))?;
+            let names = files(&self.dir, PENDING).map_err(FileError::at(READ, &self.dir))?;
             let key = |path: &PathBuf| {
                 let (lsn, id) = path.file_stem()?.to_str()?.split_once('-')?;
                 Some((Lsn::parse(lsn)?, EventId::parse(id)?))
@@ -245,9 +230,9 @@ fn files(dir: &Path, extension: &str) -> io::Result<Vec<PathBuf>> {
 ///
 /// # Errors
 /// When the directory cannot be read. A file that cannot be read is in [`Contents::damaged`].
-pub fn list(dir: &Path) -> Result<Contents, QuarantineError> {
+pub fn list(dir: &Path) -> Result<Contents, FileError> {
     let mut contents = Contents::default();
-    for path in files(dir, RECORD).map_err(failed(READ, dir))? {
+    for path in files(dir, RECORD).map_err(FileError::at(READ, dir))? {
         match fs::read(&path).and_then(|bytes| decode(bytes.into())) {
             Ok(record) => {
                 let reason = fs::read_to_string(path.with_extension(REASON)).unwrap_or_default();
@@ -268,11 +253,11 @@ pub fn list(dir: &Path) -> Result<Contents, QuarantineError> {
 ///
 /// # Errors
 /// When its files cannot be removed.
-pub fn remove(held: &QuarantinedRecord) -> Result<(), QuarantineError> {
+pub fn remove(held: &QuarantinedRecord) -> Result<(), FileError> {
     let removed = remove_files(&held.path);
     removed
         .and_then(|()| held.path.parent().map_or(Ok(()), wal::sync_dir))
-        .map_err(failed(REMOVE, &held.path))
+        .map_err(FileError::at(REMOVE, &held.path))
 }
 
 /// The record first: a reason without a record is not listed.

@@ -5,11 +5,12 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::batch::Batch;
-use super::quarantine::{Quarantine, QuarantineError};
+use super::quarantine::Quarantine;
 use super::replay::EventSource;
 use crate::event::Timestamp;
 use crate::kafka::{KafkaError, RejectedMessage};
 use crate::ledger::{self, Commit};
+use crate::permission::FileError;
 use crate::record::Lsn;
 use crate::wal::{Next, OpeningId, Progress, ReadError, Reader};
 
@@ -99,7 +100,7 @@ impl Source {
     }
 
     /// Completes what must be done before `batch` is sent without its rejected records.
-    pub(super) fn prepare(&mut self, batch: &mut Batch) -> Result<(), QuarantineError> {
+    pub(super) fn prepare(&mut self, batch: &mut Batch) -> Result<(), FileError> {
         match self {
             Self::Log { quarantine, .. } => batch.store(quarantine)?,
             Self::Events(events) => events.remove_denied(batch),
@@ -138,7 +139,7 @@ impl Source {
     }
 
     /// Gives quarantined records their final names once `batch`, or all of the log, is published.
-    pub(super) fn finalize(&mut self, batch: Option<&Batch>) -> Result<(), QuarantineError> {
+    pub(super) fn finalize(&mut self, batch: Option<&Batch>) -> Result<(), FileError> {
         match (self, batch) {
             (Self::Log { quarantine, .. }, Some(batch)) => quarantine.finalize(batch),
             (Self::Log { quarantine, .. }, None) => quarantine.finalize_all(),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// A module and the modules it may depend on.
 const MAY_NAME: [(&str, &[&str]); 33] = [
-    ("audit", &["event", "kafka", "ledger", "publisher", "record", "wal"]),
+    ("audit", &["event", "kafka", "ledger", "permission", "publisher", "record", "wal"]),
     ("backoff", &[]),
     ("event", &[]),
     ("record", &["event"]),
