@@ -35,9 +35,9 @@ pub struct Commit {
     pub publisher: OpeningId,
     /// The opening that wrote the records to the log: the publisher or one before it.
     pub writer: OpeningId,
-    /// The first record that the transaction dealt with.
+    /// The first record of the batch. Only for people who read the topic.
     pub first: Lsn,
-    /// The last one: everything up to it that `writer` wrote is published.
+    /// The last record of the batch: everything up to it that `writer` wrote is published.
     pub last: Lsn,
     /// When the newest of them was received.
     pub newest: Timestamp,
@@ -121,7 +121,7 @@ impl Commit {
     }
 }
 
-/// What the ledger says of an id.
+/// What the ledger knows of an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Known {
     /// Nothing: publish it.
@@ -139,8 +139,10 @@ pub struct Ledger {
     /// The openings whose commits count as progress.
     lineage: HashSet<OpeningId>,
     progress: Progress,
-    /// This process's opening, and the last of its commits that is applied.
-    own: (OpeningId, Lsn),
+    /// This process's opening.
+    own: OpeningId,
+    /// The last record of its commits that are applied.
+    own_last: Lsn,
     /// Events in the applied commits of this process.
     own_events: u64,
     window: Window,
@@ -154,7 +156,8 @@ impl Ledger {
         Self {
             lineage: lineage.iter().copied().collect(),
             progress: Progress::default(),
-            own: (own, Lsn::ZERO),
+            own,
+            own_last: Lsn::ZERO,
             own_events: 0,
             window: Window::new(config),
         }
@@ -184,12 +187,12 @@ impl Ledger {
     /// that is not in it had another directory: a copy of this one, or one that this was copied
     /// from, which may lack what is here.
     pub fn apply(&mut self, commit: &Commit, now: Instant) {
-        if commit.publisher == self.own.0 {
+        if commit.publisher == self.own {
             // Applied when it was committed, and read from the topic once more.
-            if commit.last <= self.own.1 {
+            if commit.last <= self.own_last {
                 return;
             }
-            self.own.1 = commit.last;
+            self.own_last = commit.last;
             self.own_events += commit.ids.len() as u64;
         }
         if self.lineage.contains(&commit.publisher) {

@@ -2,9 +2,11 @@
 //! are published already.
 //!
 //! A batch is what became durable while the last transaction ran and during the pause after it
-//! (pace.rs). Its transaction carries the events and one ledger record, so that after any crash the
-//! ledger tells exactly what Kafka has.
-//! While Kafka is busy with a full batch, the next one is read.
+//! (pace.rs). Its transaction contains the events and one ledger record, so that after any crash the
+//! ledger tells exactly what Kafka has. While Kafka is busy with a full batch, the next one is read.
+//!
+//! The publisher runs in sessions (session.rs): each has a producer of its own, and ends when that has
+//! failed or needs other settings.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -78,12 +80,12 @@ const LOG_OUTAGE: OutageLog = OutageLog::new(
 /// Why the publisher cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum PublisherError {
-    /// Two processes have one name.
+    /// Another process has the same name.
     #[error(
         "another livebridge publishes as kafka.instance = {0:?}; give every instance its own name"
     )]
     Fenced(String),
-    /// A producer without a ledger has failed.
+    /// The producer failed, and without a ledger it is unknown whether the last batch is published.
     #[error("the producer has failed: {0}")]
     Unknown(String),
 }
@@ -95,7 +97,7 @@ pub struct Publisher {
     kafka: kafka::Config,
     topics: Topics,
     ledger: Ledger,
-    /// The position in the ledger topic; kept from session to session.
+    /// Kept from session to session; `None` before the ledger is read, and without a ledger.
     ledger_reader: Option<LedgerReader>,
     open_commits: OpenCommits,
     /// Pauses after consecutive transactions that were aborted for another instance's.
@@ -318,8 +320,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// When the oldest record that is still to be published was received; the records that tell it
-    /// are then in the queue.
+    /// When the oldest record that is still to be published was received; reads it into the queue.
     fn read_oldest(&mut self) -> Timestamp {
         if self.queue.is_empty() {
             match self.source.next(1, Duration::ZERO) {

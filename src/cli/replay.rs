@@ -196,7 +196,7 @@ fn each(
         if !options.range.contains(event.received_at, type_name(known)) {
             return Ok(());
         }
-        if options.to.is_none() && !config.topics.takes_events(&event.topic) {
+        if options.to.is_none() && !config.topics.is_of_events(&event.topic) {
             skipped += 1;
             if first {
                 print_err!(

@@ -27,8 +27,10 @@ pub(super) struct Window {
 /// Ids that were published about the same time.
 #[derive(Debug)]
 struct Generation {
-    /// Of the first id: when its record was received, and when the id was learned.
-    started: (Timestamp, Instant),
+    /// When the record of the first id was received.
+    first_received: Timestamp,
+    /// When the first id was learned.
+    first_learned: Instant,
     /// When the newest of the records was received.
     newest: Timestamp,
     /// When the last of the ids was learned.
@@ -79,10 +81,9 @@ impl Window {
         let ids_max = (self.config.max_ids / GENERATIONS as usize).max(1);
         let span = self.config.window / GENERATIONS;
         let full = self.generations.back().is_none_or(|generation| {
-            let (started, learned) = generation.started;
             generation.len() >= ids_max
-                || received.since(started) > span
-                || now.saturating_duration_since(learned) > span
+                || received.since(generation.first_received) > span
+                || now.saturating_duration_since(generation.first_learned) > span
         });
         if full {
             // The next generation will be about as large as the last: allocate for it at once.
@@ -124,7 +125,8 @@ impl Window {
 impl Generation {
     fn new(received: Timestamp, now: Instant, expected: usize) -> Self {
         Self {
-            started: (received, now),
+            first_received: received,
+            first_learned: now,
             newest: received,
             learned: now,
             ids: HashMap::with_capacity_and_hasher(expected, BuildHasherDefault::default()),
@@ -177,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_of_one_moment_take_no_more_generations_than_the_window_has() {
+    fn ids_received_at_once_fill_no_more_generations_than_the_window_has() {
         const MAX: u64 = 4001;
         let config = Config { window: Duration::from_hours(1), max_ids: 4001 };
         let (mut window, now) = (Window::new(config), Instant::now());

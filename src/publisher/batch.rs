@@ -1,4 +1,4 @@
-//! A batch: consecutive records of the log, and what becomes of each.
+//! A batch: consecutive records, and what is decided for each.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -21,8 +21,8 @@ use crate::wal::{Entries, OpeningId, Outcomes};
 static DEAD_LETTERED: LogLimiter = LogLimiter::new();
 static QUARANTINED: LogLimiter = LogLimiter::new();
 
-/// Consecutive entries of the log. It outlives sessions: what is known of an entry is kept until
-/// the ledger says that the entry is done with.
+/// Consecutive entries of the log, or events of a command. It outlives sessions: what is decided for an
+/// entry is kept until the ledger says that it is published.
 #[derive(Debug)]
 pub struct Batch {
     /// The opening of the log that wrote the entries.
@@ -72,8 +72,8 @@ impl Batch {
         Self { writer, items: events.map(item).collect() }
     }
 
-    /// Sorts out retries of events that the ledger knows, and of each other (I5). It is repeated
-    /// before every attempt, because the ledger learns of other instances' events between them.
+    /// Absorbs retries of events that the ledger knows, and of each other (I5). This is repeated before
+    /// every attempt, because the ledger learns of other instances' events between them.
     pub fn deduplicate(&mut self, ledger: &Ledger) {
         let mut seen_in_batch: HashSet<EventId> = HashSet::with_capacity(self.items.len());
         for item in &mut self.items {
@@ -203,7 +203,7 @@ impl Batch {
         }
     }
 
-    /// Kafka has the messages with these indices, for good.
+    /// Without transactions: Kafka has the messages with these indices.
     pub(super) fn mark_delivered(&mut self, indices: &[usize]) {
         for index in indices {
             if let Some(item) = self.items.get_mut(*index) {
@@ -294,7 +294,7 @@ impl Batch {
         same.then_some(self.items[found].is_quarantined())
     }
 
-    /// Returns what became of the entries, and counts it in the metrics.
+    /// Returns what became of the entries, and adds it to the metrics.
     pub(super) fn record_outcomes(&self) -> Outcomes {
         let now = Timestamp::now();
         let mut outcomes = Outcomes::default();

@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_neither_asks_for_more_time_nor_for_batches_of_single_records() {
+    fn an_outage_raises_no_time_out_and_leaves_batches_of_several_records() {
         let mut limits = BatchLimits::default();
         assert!((0..1000).all(|_| !limits.on_timed_out(limits.bytes().min(700), 1)));
         assert_eq!((limits.bytes(), limits.timeout_doublings()), (LATE_MIN, 0));

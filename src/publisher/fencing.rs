@@ -1,5 +1,5 @@
-//! Tells a second process with the same `kafka.instance` from a transaction that ran into its
-//! time-out: Kafka fences the producer in both cases.
+//! Distinguishes a second process with the same `kafka.instance` from a transaction that timed out:
+//! Kafka fences the producer in both cases.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn the_times_that_tell_one_from_the_other_end_exactly_where_they_say() {
+    fn both_limits_are_exact_to_the_minute() {
         let minute = SAME_NAME_WITHIN.as_secs() / 60;
         assert_eq!(fences(&[0, minute], false), [Fence::Single, Fence::Single]);
         let span = REPEATED_WITHIN.as_secs() / 60;
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn transactions_that_ran_into_their_time_out_are_nobody_elses_doing() {
+    fn a_transaction_that_timed_out_is_no_sign_of_another_process() {
         assert_eq!(fences(&[0, 0, 1, 1, 2, 2], true), [Fence::Single; 6]);
     }
 }

@@ -1,9 +1,9 @@
 //! Records that no topic accepts: a file each in the log's directory, until an operator releases
 //! them.
 //!
-//! A record is stored before the transaction that passes over it commits, under a name of its own
-//! (`.pending`), and gets its final name (`.record`) afterwards. So a crash in between loses
-//! nothing, and a record that is accepted at the next attempt leaves no copy to release.
+//! A record is stored as `.pending` before the transaction commits that leaves it out, and renamed to
+//! `.record` afterwards. So a crash in between loses nothing, and a record that is accepted at the next
+//! attempt leaves no copy to release.
 //!
 //! A file is named after the record's LSN and event id: LSNs restart when the log's segments were
 //! removed by hand, and a new record must not replace one that is still in quarantine. It contains
@@ -29,7 +29,7 @@ const FORMAT: &[u8] = b"quarantine 2\n";
 
 /// A quarantined record, with its reason in a `.reason` file beside it.
 const RECORD: &str = "record";
-/// The same, while the transaction that passes over it may not be committed.
+/// The same, while the transaction that leaves it out may not be committed.
 const PENDING: &str = "pending";
 const REASON: &str = "reason";
 
@@ -52,9 +52,9 @@ pub struct QuarantinedRecord {
     permission::advice(path, cause), path = path.display()
 )]
 pub struct DamagedFile {
-    /// Which.
+    /// The file.
     pub path: PathBuf,
-    /// Why not; [`io::ErrorKind::InvalidData`] when it is not a whole record.
+    /// Why; [`io::ErrorKind::InvalidData`] when it is not a whole record.
     #[source]
     pub cause: io::Error,
 }
@@ -85,9 +85,9 @@ type Key = (Lsn, EventId);
 #[derive(Debug)]
 pub(super) struct Quarantine {
     dir: PathBuf,
-    /// Records stored and not yet decided on; `None` until the directory is read.
+    /// Pending records; `None` until the directory is read.
     pending: Option<HashSet<Key>>,
-    /// Whether decisions are not on disk for certain.
+    /// Whether a renamed or removed file is not synced.
     unsynced: bool,
 }
 
@@ -111,8 +111,8 @@ impl Quarantine {
         Ok(())
     }
 
-    /// The records of `batch` and all before it are done with, for good. A pending record that the
-    /// batch published is removed; every other one stays, because its transaction is committed.
+    /// The transactions of `batch` and of all before it are committed. A pending record that the batch
+    /// published is removed; every other one gets its final name.
     pub(super) fn finalize(&mut self, batch: &Batch) -> Result<(), FileError> {
         let Some(last) = batch.entries().last().map(|entry| entry.lsn) else { return Ok(()) };
         self.decide(|key| match batch.is_quarantined(key) {
@@ -122,7 +122,7 @@ impl Quarantine {
         })
     }
 
-    /// Every record of the log is done with.
+    /// The transactions of all records of the log are committed.
     pub(super) fn finalize_all(&mut self) -> Result<(), FileError> {
         self.decide(|_| Decision::Keep)
     }
@@ -137,7 +137,7 @@ impl Quarantine {
                 Decision::Remove => remove_files(&path),
             };
             done.map_err(FileError::at(WRITE, &path))?;
-            // One by one: an error of the next must not have this one decided again.
+            // At once: after an error of the next record, this one must not be decided again.
             self.pending.get_or_insert_default().remove(&key);
             self.unsynced = true;
         }

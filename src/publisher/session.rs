@@ -17,7 +17,7 @@ const IDLE: Duration = Duration::from_millis(500);
 /// Why a session ended.
 #[derive(Debug)]
 pub(super) enum SessionEnd {
-    /// The log has ended and all of it is published, or `give_up` is set.
+    /// The source has ended and all of it is published, or `give_up` is set.
     Done,
     /// The producer cannot be used any more.
     Lost {
@@ -31,7 +31,8 @@ pub(super) enum SessionEnd {
     Shrink,
     /// Another producer is needed, with other settings or because this one has ended.
     Replace,
-    /// Kafka did not take a transaction, for a reason that is reported and may pass.
+    /// The transaction is abandoned, for a cause that is reported and may pass: the next session
+    /// follows after a pause.
     Abandoned,
 }
 
@@ -40,7 +41,7 @@ pub(super) enum SessionEnd {
 enum Attempt {
     /// The batch is published; with its ledger record, if it needed one.
     Published(Option<Commit>),
-    /// Nothing has changed: try again after a pause.
+    /// The cause is reported and may pass: try again after a pause.
     Later,
     /// Another instance was first with some of the batch: wait for its transaction.
     Contended,
@@ -49,10 +50,11 @@ enum Attempt {
 }
 
 impl Publisher {
+    /// Publishes batches from the source through `producer` until the session ends.
     pub(super) fn publish(&mut self, producer: &Producer) -> SessionEnd {
-        let done = self.source.resume(self.ledger.progress());
+        let published = self.source.resume(self.ledger.progress());
         for batch in &mut self.queue {
-            batch.retain(|lsn| lsn > done);
+            batch.retain(|lsn| lsn > published);
         }
         self.queue.retain(|batch| !batch.is_empty());
         // Otherwise the outage ends when the batch that failed is published.
@@ -150,11 +152,11 @@ impl Publisher {
             return Attempt::End(SessionEnd::Setup(cause));
         }
         let started = Instant::now();
-        let handed = self.hand_over(producer, batch, &commit);
+        let sent = self.send(producer, batch, &commit);
         batch.mark_delivered(&producer.take_delivered());
-        let ended = handed.and_then(|offset| self.commit_if_first(producer, &commit, offset));
+        let committed = sent.and_then(|offset| self.commit_if_first(producer, &commit, offset));
         let elapsed = started.elapsed();
-        let transaction = match &ended {
+        let outcome = match &committed {
             Ok(true) => Transaction::Committed,
             Ok(false) => Transaction::Contended,
             Err(Failure::Lost(_) | Failure::Fenced(_) | Failure::NotIdempotent(_)) => {
@@ -162,8 +164,8 @@ impl Publisher {
             }
             Err(_) => Transaction::Aborted,
         };
-        metrics::transaction(transaction, batch.pending(), elapsed);
-        match ended {
+        metrics::transaction(outcome, batch.pending(), elapsed);
+        match committed {
             Ok(true) => {
                 self.limits.on_published(batch.bytes(), batch.len(), elapsed);
                 kafka::report_success();
@@ -175,8 +177,8 @@ impl Publisher {
         }
     }
 
-    /// Hands `batch` to Kafka, and reads the next one while Kafka works.
-    fn hand_over(
+    /// Sends `batch`, and reads the next one while Kafka works. Returns the offset of the ledger record.
+    fn send(
         &mut self,
         producer: &Producer,
         batch: &Batch,
@@ -186,16 +188,16 @@ impl Publisher {
         let ledger = self.source.has_ledger().then_some(&ledger);
         let messages = || batch.messages(&self.topics, &self.kafka);
         let (source, queue) = (&mut self.source, &mut self.queue);
-        let (ahead, bytes) = (self.backlog && queue.is_empty(), self.limits.bytes());
+        let (reads_ahead, bytes) = (self.backlog && queue.is_empty(), self.limits.bytes());
         producer.hand_over(ledger, messages, || {
             // An error shows again when there is nothing else to publish.
-            if ahead && let Ok(Input::Batch(batch)) = source.next(bytes, Duration::ZERO) {
+            if reads_ahead && let Ok(Input::Batch(batch)) = source.next(bytes, Duration::ZERO) {
                 queue.push_back(batch);
             }
         })
     }
 
-    /// What to do about a failed attempt.
+    /// Decides what follows a failed attempt.
     fn failed(
         &mut self,
         producer: &Producer,
@@ -282,7 +284,8 @@ impl Publisher {
         self.kafka.delivery == kafka::Delivery::ExactlyOnce
     }
 
-    /// Directs records that Kafka rejects elsewhere, or narrows down which they are.
+    /// Directs records that Kafka rejects elsewhere. If Kafka rejected whole requests, the next producer
+    /// sends smaller ones, to find out which of their records it rejects.
     fn rejected(&mut self, batch: &mut Batch, mut rejected: Vec<RejectedMessage>) -> Attempt {
         let bytes = batch.bytes();
         rejected.retain(|message| message.alone);
@@ -339,7 +342,7 @@ impl Publisher {
         std::thread::sleep(self.contended.pause().mul_f64(part));
     }
 
-    /// The batch is published, for good: counts it and releases its space in the log (I3).
+    /// `batch` is published: applies its ledger record, and releases its space in the log (I3).
     fn finish(&mut self, producer: &Producer, batch: &Batch, commit: Option<&Commit>) {
         if let Some(commit) = commit {
             self.ledger.apply(commit, Instant::now());
@@ -351,8 +354,8 @@ impl Publisher {
         self.source.release(batch);
     }
 
-    /// Gives quarantined records of published batches their final names. What `give_up` leaves is
-    /// done after the next start.
+    /// Gives quarantined records of published batches their final names. After `give_up`, the next start
+    /// does it.
     fn finalize_quarantine(&mut self, producer: &Producer, batch: Option<&Batch>) {
         let mut retries = RETRIES;
         loop {
@@ -363,7 +366,7 @@ impl Publisher {
             if self.give_up.is_cancelled() {
                 return;
             }
-            // Its statistics would fill the memory.
+            // Statistics that are not taken would fill the memory.
             producer.serve();
             self.wait(retries.pause());
         }

@@ -1,4 +1,4 @@
-//! Which topic takes which event type.
+//! The topic of each event type.
 
 use std::collections::BTreeMap;
 
@@ -16,21 +16,21 @@ pub struct Topics {
 /// Why topic names cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TopicsError {
-    /// Kafka would not take it.
+    /// Kafka does not accept such a name.
     #[error("topic name {0:?} is not 1 to 249 letters, digits, '.', '_' or '-'")]
     Name(String),
-    /// Not an event type.
+    /// `kafka.topics` has a key that is no event type.
     #[error(
         "kafka.topics names event type {0:?}; use a number, a name such as \"push\", or \"other\""
     )]
     Type(String),
-    /// Events would be taken for the ledger's records.
-    #[error("{0:?} is the ledger's; events go elsewhere")]
+    /// Events would be read as ledger records.
+    #[error("{0:?} is the topic of the ledger; kafka.topics must name another one for events")]
     Ledger(String),
 }
 
 impl Topics {
-    /// `<prefix>.<name of the type>`, save for the types that `overrides` names by code or name.
+    /// `<prefix>.<name of the type>`, except for the types that `overrides` names by code or name.
     ///
     /// # Errors
     /// [`TopicsError`]
@@ -63,13 +63,13 @@ impl Topics {
         Ok(topics)
     }
 
-    /// The topic of an event type; that of unknown ones when there is none.
+    /// The topic of an event type; unknown types, and events without one, share a topic.
     #[must_use]
     pub fn of(&self, event_type: Option<EventType>) -> &str {
         event_type.and_then(|code| self.by_type.get(&code)).unwrap_or(&self.other)
     }
 
-    /// The topic of records that Kafka refuses elsewhere.
+    /// The topic of records that Kafka rejects in their own topic.
     #[must_use]
     pub fn dead_letter(&self) -> &str {
         &self.dead_letter
@@ -83,11 +83,11 @@ impl Topics {
 
     /// Whether events, and only events, are published to `topic`.
     #[must_use]
-    pub fn takes_events(&self, topic: &str) -> bool {
+    pub fn is_of_events(&self, topic: &str) -> bool {
         topic != self.dead_letter && self.all().contains(&topic)
     }
 
-    /// Every topic that takes records, each once.
+    /// Every topic of events and dead letters, each once.
     #[must_use]
     pub fn all(&self) -> Vec<&str> {
         let names = self.by_type.values().chain([&self.other, &self.dead_letter]);
