@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::event::{EventId, Timestamp};
 use crate::kafka::topic_reader::{PartitionRange, read_to_end, wait_until_decided};
-use crate::kafka::{self, Delivery, KafkaError};
+use crate::kafka::{self, KafkaError};
 use crate::ledger::Commit;
 use crate::permission::FileError;
 use crate::publisher::{Topics, id_of, is_replayed, quarantine, received_at};
@@ -200,8 +200,7 @@ impl Audit<'_> {
         self.find_duplicates_and_unaccounted(&seen, ledger, &mut report)?;
         report.truncated_partitions =
             partitions.into_iter().filter(|held| held.begin > 0).collect();
-        let duplicated =
-            report.duplicated.count > 0 && self.kafka.delivery == Delivery::ExactlyOnce;
+        let duplicated = report.duplicated.count > 0 && self.kafka.is_transactional();
         let wrong = report.missing.count + report.unaccounted.count + report.log.damaged > 0;
         report.ok = !wrong && !duplicated && report.quarantine_damaged.is_empty();
         Ok(report)

@@ -133,6 +133,11 @@ impl ClientContext for Context {
 impl ConsumerContext for Context {}
 
 impl Config {
+    /// Whether batches are published in transactions.
+    pub(crate) fn is_transactional(&self) -> bool {
+        self.delivery == Delivery::ExactlyOnce
+    }
+
     /// What producer, consumer and admin client have in common.
     fn base(&self) -> ClientConfig {
         let mut client = ClientConfig::new();

@@ -222,6 +222,13 @@ impl Publisher {
     /// [`PublisherError`], when no other producer would help.
     fn producer_lost(&mut self, failure: Failure, late: bool) -> Result<(), PublisherError> {
         match failure {
+            // Without a ledger nothing tells whether the last batch was committed.
+            Failure::Fenced(_) if !self.source.has_ledger() => {
+                return Err(PublisherError::Fenced(self.kafka.instance.clone()));
+            }
+            Failure::Lost(cause) if !self.source.has_ledger() && self.kafka.is_transactional() => {
+                return Err(PublisherError::Unknown(kafka::text(&cause)));
+            }
             Failure::Fenced(cause) => return self.fenced(&kafka::text(&cause), late),
             Failure::NotIdempotent(cause) => {
                 self.idempotent = false;
@@ -230,10 +237,6 @@ impl Publisher {
                     "the brokers have no idempotent producers; one request at a time is sent, \
                      and one whose answer is lost is sent again, so events may repeat"
                 );
-            }
-            Failure::Lost(cause) if !self.source.has_ledger() && self.is_transactional() => {
-                // Nothing tells whether the last batch was committed.
-                return Err(PublisherError::Unknown(kafka::text(&cause)));
             }
             failure => kafka::report_failure(&failure),
         }
@@ -288,7 +291,7 @@ impl Publisher {
     /// Creates the topics that are missing.
     fn make_topics(&self) -> Result<(), SetupError> {
         if !self.source.has_ledger() {
-            // The events go to one topic, which a command has found.
+            // All events go to one topic, which exists.
             return Ok(());
         }
         self.kafka.make_topics(&self.topics.all(), self.topics.ledger())
@@ -337,12 +340,13 @@ impl Publisher {
         oldest.map_or(now, |oldest| oldest.min(now))
     }
 
-    fn fenced(&mut self, cause: &dyn std::fmt::Display, late: bool) -> Result<(), PublisherError> {
+    /// Another producer took this instance's name, or a transaction timed out.
+    ///
+    /// # Errors
+    /// [`PublisherError::Fenced`], when another process certainly has the name.
+    fn fenced(&mut self, cause: &str, late: bool) -> Result<(), PublisherError> {
         metrics::fenced();
         let instance = &self.kafka.instance;
-        if !self.source.has_ledger() {
-            return Err(PublisherError::Fenced(instance.clone()));
-        }
         match self.fences.record(Instant::now(), late) {
             Fence::SameName => return Err(PublisherError::Fenced(instance.clone())),
             Fence::Repeated(times) => tracing::error!(

@@ -112,11 +112,11 @@ pub(super) fn publish(
         .then(|| Replay::connect(&config.kafka, &config.topics, target, &plan))
         .transpose()?;
     if !again {
-        plan.leave_out_what_is_there(&config.kafka)?;
+        plan.skip_published(&config.kafka)?;
     }
     let absent = config.kafka.missing_topics(plan.counts().map(|(topic, ..)| topic));
     for topic in absent.map_err(ReplayError::from)? {
-        let count = plan.drop_topic(&topic);
+        let count = plan.skip_topic(&topic);
         complete &= count == 0;
         print_err!(
             "skipped {count} events: there is no topic {topic}; livebridge serve creates it"

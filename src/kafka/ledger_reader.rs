@@ -12,7 +12,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Config, Context, Delivery, LEDGER_PARTITION, METADATA_TIMEOUT, READ_STALLED, SetupError,
+    Config, Context, LEDGER_PARTITION, METADATA_TIMEOUT, READ_STALLED, SetupError,
     reachability, text,
 };
 use crate::event::Timestamp;
@@ -119,7 +119,7 @@ impl LedgerReader {
         };
         let (consumer, open): (BaseConsumer<Context>, BaseConsumer<Context>) =
             (consumer("read_committed", FETCH_BYTES_MIN)?, consumer("read_uncommitted", 1)?);
-        let transactional = config.delivery == Delivery::ExactlyOnce;
+        let transactional = config.is_transactional();
         let topic = topic.to_owned();
         let mut reader = Self {
             consumer,

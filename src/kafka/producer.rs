@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::delivery::{Failed, Reports};
 use super::error::is_unsupported;
 use super::failure::{BACKDATED_MAX, Failure, RejectedMessage};
-use super::{Config, Delivery, ProducerSettings, SetupError, report_failure, text};
+use super::{Config, ProducerSettings, SetupError, report_failure, text};
 use crate::event::Timestamp;
 
 /// A message for Kafka.
@@ -86,7 +86,7 @@ impl Producer {
         settings: &ProducerSettings,
         give_up: CancellationToken,
     ) -> Result<Self, SetupError> {
-        let transactional = config.delivery == Delivery::ExactlyOnce;
+        let transactional = config.is_transactional();
         let request_bytes = settings.request_bytes(config);
         let transaction_timeout = settings.transaction_timeout();
         let client = settings.client(config);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 
-use super::{Config, Delivery, SOCKET_TIMEOUT};
+use super::{Config, SOCKET_TIMEOUT};
 
 /// How long a transaction may stay open before Kafka aborts it. An abandoned one delays every
 /// `read_committed` consumer for this long.
@@ -65,7 +65,7 @@ impl ProducerSettings {
 
     /// The highest number of bytes in one request that holds more than one message.
     pub(super) fn request_bytes(&self, config: &Config) -> usize {
-        let transactional = config.delivery == Delivery::ExactlyOnce;
+        let transactional = config.is_transactional();
         let largest = if transactional { REQUEST_BYTES } else { PLAIN_REQUEST_BYTES };
         let configured = config.client.get("batch.size").and_then(|bytes| bytes.parse().ok());
         self.request_bytes.min(configured.unwrap_or(largest))
@@ -73,7 +73,7 @@ impl ProducerSettings {
 
     /// The client's configuration.
     pub(super) fn client(&self, config: &Config) -> ClientConfig {
-        let transactional = config.delivery == Delivery::ExactlyOnce;
+        let transactional = config.is_transactional();
         let idempotent = transactional || self.idempotent;
         let scaled = |timeout: Duration| timeout * (1 << self.timeout_doublings);
         let millis = |time: Duration| time.as_millis().to_string();

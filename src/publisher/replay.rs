@@ -4,8 +4,8 @@
 //! What is sent is the same event: the same `ce_id`, key, value and `ce_time`, so that a consumer
 //! that goes by `ce_id` sees a repeat as one. The publisher's own code sends it, with a ledger record
 //! in each transaction, so that no other instance, replay or recovery publishes it as well. What was
-//! published before is found in the topics ([`Plan::leave_out_what_is_there`]); what is published
-//! later, in the ledger, which is followed from before the topics are read.
+//! published before is found in the topics ([`Plan::skip_published`]); what is published later, in the
+//! ledger, which is followed from before the topics are read.
 
 use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
@@ -33,7 +33,8 @@ use events::{Deadline, PROGRESS_TIMEOUT};
 pub use event::{Event, Exported};
 pub use plan::Plan;
 
-/// Bytes and events that are handed to the publisher at once. Some of these fill its largest batch.
+/// The bytes and events of a chunk, which is passed to the publisher as one. A few chunks fill its
+/// largest batch.
 const CHUNK_BYTES: usize = 1024 * 1024;
 const CHUNK_EVENTS: usize = 2000;
 /// Chunks that wait for the publisher.
@@ -55,13 +56,13 @@ pub fn is_command(key: &[u8]) -> bool {
 /// Why events cannot be sent.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
-    /// No producer.
+    /// The topics or the producer are not ready.
     #[error(transparent)]
     Setup(#[from] SetupError),
     /// A topic cannot be read.
     #[error("cannot read from Kafka: {}", text(.0))]
     Read(#[from] KafkaError),
-    /// Kafka does not accept them.
+    /// The publisher has failed or makes no progress.
     #[error(
         "Kafka did not accept the events: {0}; those before are published, so run the command again"
     )]
@@ -71,10 +72,10 @@ pub enum ReplayError {
         "another replay with --to writes to this topic; let it finish, then run this one again"
     )]
     SameTarget,
-    /// No thread.
+    /// A thread cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[source] std::io::Error),
-    /// The thread has panicked.
+    /// The publisher's thread panicked.
     #[error("the publisher's thread panicked")]
     Panicked,
 }
@@ -86,7 +87,7 @@ pub struct RejectedEvent {
     pub topic: String,
     /// Its `ce_id`.
     pub id: EventId,
-    /// Why.
+    /// Why Kafka rejects it.
     pub reason: String,
 }
 
@@ -106,20 +107,10 @@ pub struct Summary {
 pub enum Target {
     /// To their own topics, without those that others publish in the same time.
     Topics,
-    /// The same, whatever others publish: consumers then see repeats.
+    /// To their own topics, also if others publish them: consumers then see repeats.
     TopicsAgain,
     /// To one other topic, without a ledger record. One command at a time can do that.
     Other(String),
-}
-
-/// What the publisher's thread ends with. The publisher itself ends with the thread, so that nothing
-/// waits for it to receive events.
-#[derive(Debug)]
-struct PublisherEnd {
-    result: Result<(), PublisherError>,
-    sent: u64,
-    /// The last cause of an outage.
-    last_cause: Option<String>,
 }
 
 /// Publishes the events of a command on a thread of its own.
@@ -134,7 +125,8 @@ pub struct Replay {
     /// Events so far.
     events: u64,
     rejected: Receiver<RejectedEvent>,
-    thread: Option<JoinHandle<PublisherEnd>>,
+    /// Returns how many events were sent. `None` once it is joined.
+    thread: Option<JoinHandle<Result<u64, PublisherError>>>,
     give_up: CancellationToken,
 }
 
@@ -201,9 +193,9 @@ impl Replay {
         };
         deadline.extend(PROGRESS_TIMEOUT);
         let thread = thread::Builder::new().name("publisher".into()).spawn(move || {
-            let result = publisher.run_with(Some(producer));
-            let sent = publisher.ledger.own_events();
-            PublisherEnd { result, sent, last_cause: kafka::last_failure() }
+            publisher.run_with(Some(producer))?;
+            // The publisher ends here, and the receiver of events with it: nothing waits for it.
+            Ok(publisher.ledger.own_events())
         });
         Ok(Self {
             has_ledger,
@@ -252,20 +244,20 @@ impl Replay {
 
     fn join(&mut self) -> Result<Summary, ReplayError> {
         let Some(thread) = self.thread.take() else { return Err(ReplayError::Panicked) };
-        let PublisherEnd { result, sent, last_cause } =
-            thread.join().map_err(|_| ReplayError::Panicked)?;
-        match result {
+        let sent = match thread.join().map_err(|_| ReplayError::Panicked)? {
             Err(PublisherError::Fenced(_)) if !self.has_ledger => {
                 return Err(ReplayError::SameTarget);
             }
             Err(error) => return Err(ReplayError::Send(error.to_string())),
-            Ok(()) if self.give_up.is_cancelled() => {
-                let cause = last_cause.unwrap_or_else(|| "no answer".into());
+            Ok(_) if self.give_up.is_cancelled() => {
+                let cause = kafka::last_failure().unwrap_or_else(|| "no answer".into());
                 let seconds = PROGRESS_TIMEOUT.as_secs();
-                return Err(ReplayError::Send(format!("nothing passed for {seconds} s: {cause}")));
+                return Err(ReplayError::Send(format!(
+                    "nothing was published for {seconds} s: {cause}"
+                )));
             }
-            Ok(()) => {}
-        }
+            Ok(sent) => sent,
+        };
         let rejected: Vec<RejectedEvent> = self.rejected.try_iter().collect();
         let absorbed = self.events.saturating_sub(sent + rejected.len() as u64);
         Ok(Summary { sent, absorbed, rejected })

@@ -211,7 +211,7 @@ impl Publisher {
             Failure::TimedOut(cause) => {
                 kafka::report_failure(&kafka::text(&cause));
                 let needs_longer_timeouts = self.limits.on_timed_out(batch.bytes(), batch.len());
-                if needs_longer_timeouts && !self.is_transactional() {
+                if needs_longer_timeouts && !self.kafka.is_transactional() {
                     return Attempt::End(SessionEnd::Replace);
                 }
                 self.try_again()
@@ -229,7 +229,7 @@ impl Publisher {
                 }
                 kafka::report_failure(&kafka::text(&cause));
                 // A deleted topic is made again: here, or before the next producer.
-                if !self.is_transactional()
+                if !self.kafka.is_transactional()
                     && let Err(cause) = self.make_topics()
                 {
                     kafka::report_failure(&cause);
@@ -277,11 +277,7 @@ impl Publisher {
 
     /// Tries again after a pause; with transactions through another producer ([`Producer::hand_over`]).
     fn try_again(&self) -> Attempt {
-        if self.is_transactional() { Attempt::End(SessionEnd::Abandoned) } else { Attempt::Later }
-    }
-
-    pub(super) fn is_transactional(&self) -> bool {
-        self.kafka.delivery == kafka::Delivery::ExactlyOnce
+        if self.kafka.is_transactional() { Attempt::End(SessionEnd::Abandoned) } else { Attempt::Later }
     }
 
     /// Directs records that Kafka rejects elsewhere. If Kafka rejected whole requests, the next producer

@@ -1,4 +1,4 @@
-//! Which events are to be sent, and which of them are in their topics already.
+//! Which events are to be sent, without those that are in their topics already.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -14,13 +14,14 @@ use crate::kafka::topic_reader::{read_to_end, wait_until_decided};
 /// instances can have received the same event at different times.
 const SLACK: Duration = Duration::from_hours(1);
 
-/// What is to be sent to which topic; made from one pass over the events, for a second one.
+/// The events to send to each topic. It is made in a first pass over the events, for a second one that
+/// sends them.
 #[derive(Debug, Default)]
 pub struct Plan {
     topics: BTreeMap<String, Wanted>,
 }
 
-/// What one topic is to get.
+/// The events for one topic.
 #[derive(Debug)]
 struct Wanted {
     /// Whether an event is still to be sent.
@@ -30,7 +31,7 @@ struct Wanted {
 }
 
 impl Plan {
-    /// `event` is to be sent.
+    /// Adds an event to send.
     pub fn add(&mut self, event: &Event) {
         let fresh = || Wanted { ids: HashMap::new(), oldest: event.earliest };
         let wanted = self.topics.entry(event.topic.clone()).or_insert_with(fresh);
@@ -38,8 +39,7 @@ impl Plan {
         wanted.oldest = wanted.oldest.min(event.earliest);
     }
 
-    /// Topic by topic: how many events are to be sent, and how many of the plan are not, because
-    /// they are there.
+    /// For each topic: its name, how many events are to be sent, and how many are skipped.
     pub fn counts(&self) -> impl Iterator<Item = (&str, usize, usize)> {
         self.topics.iter().map(|(topic, wanted)| {
             let to_send = wanted.ids.values().filter(|to_send| **to_send).count();
@@ -53,18 +53,12 @@ impl Plan {
         self.topics.values().flat_map(|wanted| wanted.ids.keys().copied()).collect()
     }
 
-    /// Whether `event` is in its topic already.
-    #[must_use]
-    pub fn is_there(&self, event: &Event) -> bool {
-        self.topics.get(&event.topic).and_then(|wanted| wanted.ids.get(&event.id)) == Some(&false)
-    }
-
-    /// Leaves out what is in its topic already, or is about to be: the open transaction of a host
-    /// that died hides what others committed behind it.
+    /// Skips the events that are in their topics already. Waits for open transactions first: that of a
+    /// host that died hides what others committed after it.
     ///
     /// # Errors
     /// [`ReplayError::Read`]
-    pub fn leave_out_what_is_there(&mut self, kafka: &kafka::Config) -> Result<(), ReplayError> {
+    pub fn skip_published(&mut self, kafka: &kafka::Config) -> Result<(), ReplayError> {
         let topics: Vec<&str> = self.topics.keys().map(String::as_str).collect();
         wait_until_decided(kafka, &topics)?;
         for (topic, wanted) in &mut self.topics {
@@ -80,13 +74,13 @@ impl Plan {
         Ok(())
     }
 
-    /// Leaves out `topic`, and returns how many events were to be sent there.
-    pub fn drop_topic(&mut self, topic: &str) -> usize {
+    /// Skips all events of `topic`; returns how many were to be sent.
+    pub fn skip_topic(&mut self, topic: &str) -> usize {
         let dropped = self.topics.remove(topic);
         dropped.map_or(0, |wanted| wanted.ids.values().filter(|to_send| **to_send).count())
     }
 
-    /// Whether `event` is to be sent; the next time it is not.
+    /// Whether `event` is to be sent; it is then counted as sent.
     pub fn take(&mut self, event: &Event) -> bool {
         let wanted = self.topics.get_mut(&event.topic).and_then(|w| w.ids.get_mut(&event.id));
         wanted.is_some_and(std::mem::take)
