@@ -135,7 +135,7 @@ impl Findings {
 }
 
 /// A record of the log.
-struct Stored {
+struct LoggedEvent {
     lsn: Lsn,
     writer: OpeningId,
     id: EventId,
@@ -143,7 +143,7 @@ struct Stored {
 
 /// What the topics have of an event.
 #[derive(Debug, Default)]
-struct Seen {
+struct TopicRecords {
     /// The number of its records, without dead letters and replays.
     times: u32,
     /// Whether it was received in the time of the audit.
@@ -180,13 +180,13 @@ impl Audit<'_> {
         report.quarantine_damaged = damaged.iter().map(ToString::to_string).collect();
 
         let (done, pending): (Vec<_>, Vec<_>) =
-            stored.into_iter().partition(|&Stored { lsn, writer, .. }| {
+            stored.into_iter().partition(|&LoggedEvent { lsn, writer, .. }| {
                 lsn <= view.published || progress.covers(writer, lsn)
             });
         report.log.pending = pending.len() as u64;
         let mut wanted: HashMap<EventId, String> =
             ledger.iter().map(|id| (*id, "ledger".to_owned())).collect();
-        wanted.extend(done.into_iter().map(|Stored { lsn, id, .. }| (id, format!("log {lsn}"))));
+        wanted.extend(done.into_iter().map(|LoggedEvent { lsn, id, .. }| (id, format!("log {lsn}"))));
         // A record that was released from the quarantine is in the log again.
         let pending: HashSet<EventId> = pending.into_iter().map(|stored| stored.id).collect();
         wanted
@@ -215,13 +215,13 @@ impl Audit<'_> {
         (self.since..self.until).contains(&received_at)
     }
 
-    fn read_log(&self, view: &LogView, part: &mut LogPart) -> Result<Vec<Stored>, AuditError> {
+    fn read_log(&self, view: &LogView, part: &mut LogPart) -> Result<Vec<LoggedEvent>, AuditError> {
         let mut stored = Vec::new();
         for segment in &view.segments {
             let writer = segment.writer.unwrap_or_default();
             let found = view.read(segment, |entry| {
                 if self.has(entry.record.received_at) {
-                    stored.push(Stored { lsn: entry.lsn, writer, id: entry.record.id });
+                    stored.push(LoggedEvent { lsn: entry.lsn, writer, id: entry.record.id });
                 }
                 Ok::<_, OpenError>(())
             })?;
@@ -262,7 +262,7 @@ impl Audit<'_> {
         &self,
         topic: &str,
         since: Timestamp,
-        seen: &mut HashMap<EventId, Seen>,
+        seen: &mut HashMap<EventId, TopicRecords>,
         report: &mut Report,
     ) -> Result<(), AuditError> {
         let dead = topic == self.topics.dead_letter();
@@ -290,7 +290,7 @@ impl Audit<'_> {
     /// Adds the events to the report that are in the topics twice, or not in the ledger.
     fn find_duplicates_and_unaccounted(
         &self,
-        seen: &HashMap<EventId, Seen>,
+        seen: &HashMap<EventId, TopicRecords>,
         mut ledger: HashSet<EventId>,
         report: &mut Report,
     ) -> Result<(), AuditError> {

@@ -17,7 +17,7 @@ mod start;
 mod window;
 
 pub use start::first_offset;
-use window::Window;
+use window::DedupWindow;
 
 /// How long and how many ids are remembered.
 #[derive(Clone, Copy, Debug)]
@@ -145,7 +145,7 @@ pub struct Ledger {
     own_last: Lsn,
     /// Events in the applied commits of this process.
     own_events: u64,
-    window: Window,
+    window: DedupWindow,
 }
 
 impl Ledger {
@@ -159,7 +159,7 @@ impl Ledger {
             own,
             own_last: Lsn::ZERO,
             own_events: 0,
-            window: Window::new(config),
+            window: DedupWindow::new(config),
         }
     }
 

@@ -52,7 +52,7 @@ use pace::Pace;
 use quarantine::Quarantine;
 use request_size::RequestSize;
 use session::SessionEnd;
-use source::{Input, Source};
+use source::{BatchSource, Input};
 
 /// The longest pause between attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -93,7 +93,7 @@ pub enum PublisherError {
 /// The publisher, on its own thread.
 #[derive(Debug)]
 pub struct Publisher {
-    source: Source,
+    source: BatchSource,
     kafka: kafka::Config,
     topics: Topics,
     ledger: Ledger,
@@ -129,12 +129,12 @@ impl Publisher {
         give_up: CancellationToken,
     ) -> Self {
         let ledger = Ledger::new(reader.lineage(), dedup);
-        let source = Source::Log { reader, quarantine: Quarantine::new(quarantine) };
+        let source = BatchSource::Log { reader, quarantine: Quarantine::new(quarantine) };
         Self::with(source, ledger, kafka, topics, give_up)
     }
 
     fn with(
-        source: Source,
+        source: BatchSource,
         ledger: Ledger,
         kafka: kafka::Config,
         topics: Topics,
@@ -375,7 +375,7 @@ impl Publisher {
 }
 
 /// Applies a record of the ledger topic.
-fn apply(ledger: &mut Ledger, source: &Source, bytes: &[u8]) {
+fn apply(ledger: &mut Ledger, source: &BatchSource, bytes: &[u8]) {
     match Commit::decode(bytes) {
         Ok(mut commit) => {
             source.retain_relevant(&mut commit);

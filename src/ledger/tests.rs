@@ -426,13 +426,13 @@ fn ids_learned_at_once_expire_by_when_their_records_were_received() {
 #[test]
 fn only_the_loss_of_ids_that_have_not_expired_truncates_the_window() {
     let config = Config { window: HOUR, max_ids: 8 };
-    let mut window = Window::new(config);
+    let mut window = DedupWindow::new(config);
     window.expire(at(0), mono(0));
     let truncated =
         (0..9).map(|number| window.insert(id(number, 1), at(10), mono(0))).collect::<Vec<_>>();
     assert_eq!(truncated.iter().position(|truncated| *truncated), Some(8), "the ninth id");
     // Older than what a retry can still be of, though not yet dropped.
-    let mut window = Window::new(config);
+    let mut window = DedupWindow::new(config);
     window.expire(at(100), mono(0));
     assert!(!(0..20).any(|number| window.insert(id(number, 1), at(10), mono(0))));
 }

@@ -16,11 +16,11 @@ use crate::event::{EventId, Timestamp};
 pub(super) const GENERATIONS: u32 = 8;
 
 #[derive(Debug)]
-pub(super) struct Window {
+pub(super) struct DedupWindow {
     config: Config,
     generations: VecDeque<Generation>,
     len: usize,
-    /// The latest horizon that [`Window::expire`] was given.
+    /// The latest horizon that [`DedupWindow::expire`] was given.
     horizon: Timestamp,
 }
 
@@ -41,7 +41,7 @@ struct Generation {
     conflicts: HashSet<EventId>,
 }
 
-impl Window {
+impl DedupWindow {
     pub(super) fn new(config: Config) -> Self {
         let horizon = Timestamp::from_millis(i64::MIN);
         Self { config, generations: VecDeque::new(), len: 0, horizon }
@@ -182,7 +182,7 @@ mod tests {
     fn ids_received_at_once_fill_no_more_generations_than_the_window_has() {
         const MAX: u64 = 4001;
         let config = Config { window: Duration::from_hours(1), max_ids: 4001 };
-        let (mut window, now) = (Window::new(config), Instant::now());
+        let (mut window, now) = (DedupWindow::new(config), Instant::now());
         for number in 0..MAX {
             let id = EventId { natural: number, content: number };
             window.insert(id, Timestamp::from_millis(0), now);

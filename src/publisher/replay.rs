@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::source::Source;
+use super::source::BatchSource;
 use super::{Publisher, PublisherError, Topics};
 use crate::event::EventId;
 use crate::kafka::topic_reader::wait_until_decided;
@@ -172,7 +172,7 @@ impl Replay {
         };
         let has_ledger = source.has_ledger();
         let ledger = Ledger::new(&[opening], UNLIMITED);
-        let source = Source::Events(source);
+        let source = BatchSource::Events(source);
         let mut publisher = Publisher::with(source, ledger, kafka, topics.clone(), give_up.clone());
         if has_ledger {
             publisher.make_topics()?;

@@ -17,7 +17,7 @@ use crate::wal::{Next, OpeningId, Progress, ReadError, Reader};
 /// Where batches come from, and where rejected records go.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "there is one in a process")]
-pub(super) enum Source {
+pub(super) enum BatchSource {
     /// The log. A rejected record becomes a dead letter, or a file in the quarantine.
     Log { reader: Reader, quarantine: Quarantine },
     /// The events of a command. A rejected event is reported to the command.
@@ -35,7 +35,7 @@ pub(super) enum Input {
     End,
 }
 
-impl Source {
+impl BatchSource {
     /// The opening that its commits name as their publisher.
     pub(super) fn opening(&self) -> OpeningId {
         match self {
