@@ -186,7 +186,8 @@ impl Audit<'_> {
         report.log.pending = pending.len() as u64;
         let mut wanted: HashMap<EventId, String> =
             ledger.iter().map(|id| (*id, "ledger".to_owned())).collect();
-        wanted.extend(done.into_iter().map(|LoggedEvent { lsn, id, .. }| (id, format!("log {lsn}"))));
+        wanted
+            .extend(done.into_iter().map(|LoggedEvent { lsn, id, .. }| (id, format!("log {lsn}"))));
         // A record that was released from the quarantine is in the log again.
         let pending: HashSet<EventId> = pending.into_iter().map(|stored| stored.id).collect();
         wanted

@@ -12,8 +12,8 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Config, Context, LEDGER_PARTITION, METADATA_TIMEOUT, READ_STALLED, SetupError,
-    reachability, text,
+    Config, Context, LEDGER_PARTITION, METADATA_TIMEOUT, READ_STALLED, SetupError, reachability,
+    text,
 };
 use crate::event::Timestamp;
 use crate::metrics;

@@ -1,4 +1,5 @@
-//! How much is sent in one request, when Kafka rejects requests that it does not tell apart by message.
+//! The size of requests: smaller after Kafka rejected a whole request, to find out which of its
+//! messages it rejects.
 
 use std::time::{Duration, Instant};
 
@@ -13,8 +14,8 @@ pub(super) struct RequestSize {
 }
 
 impl RequestSize {
-    /// How long a smaller size is kept. Small requests cost throughput, a new attempt costs about
-    /// ten sessions.
+    /// How long a smaller size is kept. Small requests cost throughput, and trying the full size costs
+    /// about ten sessions.
     const KEPT: Duration = Duration::from_hours(1);
 
     pub(super) fn new() -> Self {

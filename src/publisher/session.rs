@@ -277,7 +277,11 @@ impl Publisher {
 
     /// Tries again after a pause; with transactions through another producer ([`Producer::hand_over`]).
     fn try_again(&self) -> Attempt {
-        if self.kafka.is_transactional() { Attempt::End(SessionEnd::Abandoned) } else { Attempt::Later }
+        if self.kafka.is_transactional() {
+            Attempt::End(SessionEnd::Abandoned)
+        } else {
+            Attempt::Later
+        }
     }
 
     /// Directs records that Kafka rejects elsewhere. If Kafka rejected whole requests, the next producer
@@ -362,7 +366,7 @@ impl Publisher {
             if self.give_up.is_cancelled() {
                 return;
             }
-            // Statistics that are not taken would fill the memory.
+            // Unread statistics would fill the memory.
             producer.serve();
             self.wait(retries.pause());
         }
