@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::mpsc;
 use std::time::Duration;
 
 use rdkafka::ClientContext;
@@ -18,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::secret::redact;
 
 mod cause;
+mod deadline;
 mod delivery;
 pub mod embedded;
 mod error;
@@ -32,6 +32,7 @@ pub mod topic_reader;
 mod topics;
 
 pub use cause::Cause;
+pub(crate) use deadline::Deadline;
 pub use error::{SetupError, is_denied, text};
 pub use failure::{BACKDATED_MAX, Failure, RejectedMessage};
 pub use ledger_reader::LedgerReader;
@@ -194,25 +195,18 @@ impl Config {
         settings::warnings(&self.client)
     }
 
-    /// A producer for a command: unlike a bridge, it does not wait for Kafka for ever.
+    /// A producer for a command: unlike a bridge, it waits for Kafka for [`CONNECT_TIMEOUT`] only.
     ///
     /// # Errors
     /// [`SetupError`]
     pub fn producer_soon(&self) -> Result<Producer, SetupError> {
         let give_up = CancellationToken::new();
-        let late = give_up.clone();
-        let (connected, waiting) = mpsc::channel::<()>();
-        std::thread::spawn(move || {
-            if waiting.recv_timeout(CONNECT_TIMEOUT) == Err(mpsc::RecvTimeoutError::Timeout) {
-                late.cancel();
-            }
-        });
+        let started = Deadline::start(CONNECT_TIMEOUT, give_up.clone());
+        let _deadline = started.map_err(SetupError::Runtime)?;
         let settings = ProducerSettings { waits_forever: false, ..ProducerSettings::default() };
-        let outcome = Producer::connect(self, &settings, give_up.clone());
-        drop(connected);
-        // Kafka did answer, again and again with the same error.
-        outcome.map_err(
-            |cause| if give_up.is_cancelled() { cause.after(CONNECT_TIMEOUT) } else { cause },
-        )
+        Producer::connect(self, &settings, give_up.clone()).map_err(|cause| {
+            // Kafka may have answered, again and again with the same error.
+            if give_up.is_cancelled() { cause.after(CONNECT_TIMEOUT) } else { cause }
+        })
     }
 }

@@ -26,6 +26,7 @@ use crate::wal::Reader;
 mod batch;
 mod batch_size;
 mod contention;
+mod events;
 mod fencing;
 mod message;
 mod pace;

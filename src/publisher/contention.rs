@@ -11,14 +11,16 @@ use crate::event::EventId;
 use crate::ledger::Commit;
 use crate::wal::OpeningId;
 
-/// Ids that are kept before a decision is waited for: 16 MB. They pile up only behind a transaction
-/// that Kafka does not end.
+/// With so many ids (16 MB), the publisher waits until the transactions are decided. They accumulate
+/// only behind a transaction that Kafka does not end.
 const IDS_MAX: usize = 1_000_000;
 
-/// Ledger records by offset whose transactions are not known to be committed or aborted.
+/// Ledger records whose transactions are not known to be committed or aborted.
 #[derive(Debug, Default)]
 pub struct OpenCommits {
-    commits: VecDeque<(i64, Commit)>,
+    /// The offset of each, and the ids in it.
+    commits: VecDeque<(i64, Vec<EventId>)>,
+    /// The number of all these ids.
     ids: usize,
 }
 
@@ -32,17 +34,14 @@ impl OpenCommits {
         // What cannot be decoded is reported when it is read as committed.
         if let Ok(commit) = Commit::decode(bytes) {
             self.ids += commit.ids.len();
-            self.commits.push_back((offset, commit));
+            self.commits.push_back((offset, commit.ids));
         }
     }
 
     /// Drops what is before this offset: it is decided, and the ledger has applied it.
     pub fn forget(&mut self, before: i64) {
-        while let Some((offset, _)) = self.commits.front()
-            && *offset < before
-        {
-            let decided = self.commits.pop_front();
-            self.ids -= decided.map_or(0, |(_, commit)| commit.ids.len());
+        while let Some((_, ids)) = self.commits.pop_front_if(|(offset, _)| *offset < before) {
+            self.ids -= ids.len();
         }
     }
 
@@ -62,7 +61,7 @@ impl OpenCommits {
             return false;
         }
         let ids: HashSet<EventId> = own.ids.iter().copied().collect();
-        earlier.any(|(_, commit)| commit.ids.iter().any(|id| ids.contains(id)))
+        earlier.any(|(_, others)| others.iter().any(|id| ids.contains(id)))
     }
 }
 

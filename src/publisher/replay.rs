@@ -14,21 +14,18 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::events::{EventSource, PROGRESS_TIMEOUT};
 use super::source::BatchSource;
 use super::{Publisher, PublisherError, Topics};
 use crate::event::EventId;
 use crate::kafka::topic_reader::wait_until_decided;
-use crate::kafka::{self, KafkaError, SetupError, text};
+use crate::kafka::{self, Deadline, KafkaError, SetupError, text};
 use crate::ledger::{self, Ledger};
 use crate::record::Lsn;
 use crate::wal::OpeningId;
 
 mod event;
-mod events;
 mod plan;
-
-pub(super) use events::EventSource;
-use events::{Deadline, PROGRESS_TIMEOUT};
 
 pub use event::{Event, Exported};
 pub use plan::Plan;

@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::batch::Batch;
+use super::events::EventSource;
 use super::quarantine::Quarantine;
-use super::replay::EventSource;
 use crate::event::Timestamp;
 use crate::kafka::{KafkaError, RejectedMessage};
 use crate::ledger::{self, Commit};
@@ -40,7 +40,7 @@ impl BatchSource {
     pub(super) fn opening(&self) -> OpeningId {
         match self {
             Self::Log { reader, .. } => reader.opening(),
-            Self::Events(events) => events.opening(),
+            Self::Events(events) => events.opening,
         }
     }
 

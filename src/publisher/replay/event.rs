@@ -137,7 +137,7 @@ impl Event {
     }
 
     /// About as many bytes as it takes in memory.
-    pub(super) fn len(&self) -> usize {
+    pub(in super::super) fn len(&self) -> usize {
         let headers = self.headers.iter().map(|(name, value)| name.len() + value.len());
         self.value.len() + headers.sum::<usize>()
     }

@@ -1,18 +1,14 @@
-//! The events of a command as the publisher's source, and how long the command waits for progress.
+//! The events of a command as the publisher's source.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
-use std::{io, thread};
+use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
-
-use super::super::batch::Batch;
-use super::super::source::Input;
-use super::{Event, RejectedEvent, Target};
+use super::batch::Batch;
+use super::replay::{Event, RejectedEvent, Target};
+use super::source::Input;
 use crate::event::EventId;
-use crate::kafka::{self, KafkaError, RejectedMessage, text};
+use crate::kafka::{self, Deadline, KafkaError, RejectedMessage, text};
 use crate::ledger::Commit;
 use crate::record::Lsn;
 use crate::wal::OpeningId;
@@ -21,12 +17,10 @@ use crate::wal::OpeningId;
 /// an abandoned transaction, fails before and names the cause.
 pub(super) const PROGRESS_TIMEOUT: Duration =
     kafka::READ_STALLED.saturating_add(Duration::from_secs(30));
-/// How often the deadline is compared with the clock.
-const DEADLINE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The events of a command, numbered in their order.
 #[derive(Debug)]
-pub(in super::super) struct EventSource {
+pub(super) struct EventSource {
     pub(super) target: Target,
     pub(super) opening: OpeningId,
     /// Of commits of others, only these ids matter: all of them would not fit into memory.
@@ -43,20 +37,16 @@ pub(in super::super) struct EventSource {
 }
 
 impl EventSource {
-    pub(in super::super) fn opening(&self) -> OpeningId {
-        self.opening
-    }
-
     /// Whether its transactions have ledger records.
-    pub(in super::super) fn has_ledger(&self) -> bool {
+    pub(super) fn has_ledger(&self) -> bool {
         !matches!(self.target, Target::Other(_))
     }
 
     /// The events that are there: about `max_bytes` of them. Waits up to `timeout` for the first.
-    pub(in super::super) fn next(&mut self, max_bytes: usize, timeout: Duration) -> Input {
+    pub(super) fn next(&mut self, max_bytes: usize, timeout: Duration) -> Input {
         let received = self.events.recv_timeout(timeout);
         if !timeout.is_zero() {
-            // The publisher waits for events: all that came before are published.
+            // The publisher waits for events.
             self.on_published();
         }
         let mut events = match received {
@@ -80,38 +70,34 @@ impl EventSource {
     }
 
     /// Where the ledger is followed from: from its end within `bounds` when it was first opened.
-    pub(in super::super) fn ledger_start(&mut self, (low, high): (i64, i64)) -> i64 {
+    pub(super) fn ledger_start(&mut self, (low, high): (i64, i64)) -> i64 {
         (*self.ledger_start.get_or_insert(high)).clamp(low, high)
     }
 
     /// Drops the ids from `commit` that are not of its events, or, with [`Target::TopicsAgain`],
     /// that others published.
-    pub(in super::super) fn retain_relevant(&self, commit: &mut Commit) {
+    pub(super) fn retain_relevant(&self, commit: &mut Commit) {
         let own = commit.publisher == self.opening;
         let again = self.target == Target::TopicsAgain;
         commit.ids.retain(|id| own || (!again && self.ids.contains(id)));
     }
 
     /// Removes these messages from `batch` and reports them; returns how many.
-    pub(in super::super) fn reject(
-        &mut self,
-        batch: &mut Batch,
-        rejected: &[RejectedMessage],
-    ) -> usize {
+    pub(super) fn reject(&mut self, batch: &mut Batch, rejected: &[RejectedMessage]) -> usize {
         let reasons: HashMap<usize, &KafkaError> =
             rejected.iter().map(|message| (message.index, &message.reason)).collect();
         self.report(batch.reject_events(|index, _| reasons.get(&index).map(|reason| text(reason))))
     }
 
     /// No event of the topic of `batch`, which has one, is sent any more, for this reason.
-    pub(in super::super) fn deny_topic(&mut self, batch: &Batch, cause: &KafkaError) {
+    pub(super) fn deny_topic(&mut self, batch: &Batch, cause: &KafkaError) {
         if let Some(topic) = batch.first_topic() {
             self.denied.insert(topic.to_owned(), text(cause));
         }
     }
 
     /// Removes the events of denied topics from `batch`, and reports them.
-    pub(in super::super) fn remove_denied(&mut self, batch: &mut Batch) {
+    pub(super) fn remove_denied(&mut self, batch: &mut Batch) {
         self.report(batch.reject_events(|_, event| self.denied.get(&event.topic).cloned()));
     }
 
@@ -124,37 +110,8 @@ impl EventSource {
         count
     }
 
-    /// The command does not give up yet.
-    pub(in super::super) fn on_published(&self) {
+    /// Extends the deadline: all events before are published.
+    pub(super) fn on_published(&self) {
         self.deadline.extend(PROGRESS_TIMEOUT);
-    }
-}
-
-/// When a command gives up.
-#[derive(Clone, Debug)]
-pub(super) struct Deadline(Arc<Mutex<Instant>>);
-
-impl Deadline {
-    /// Cancels `give_up` once `timeout` has passed without [`Self::extend`]; as long as there is a
-    /// copy of the deadline.
-    pub(super) fn start(timeout: Duration, give_up: CancellationToken) -> io::Result<Self> {
-        let at = Arc::new(Mutex::new(Instant::now() + timeout));
-        let watched = Arc::downgrade(&at);
-        let watch = move || {
-            while let Some(at) = watched.upgrade() {
-                if *at.lock().unwrap_or_else(PoisonError::into_inner) < Instant::now() {
-                    return give_up.cancel();
-                }
-                drop(at);
-                thread::sleep(DEADLINE_CHECK_INTERVAL);
-            }
-        };
-        thread::Builder::new().spawn(watch)?;
-        Ok(Self(at))
-    }
-
-    /// Gives up `timeout` from now.
-    pub(super) fn extend(&self, timeout: Duration) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now() + timeout;
     }
 }
