@@ -181,7 +181,7 @@ impl Audit<'_> {
 
         let (done, pending): (Vec<_>, Vec<_>) =
             stored.into_iter().partition(|&LoggedEvent { lsn, writer, .. }| {
-                lsn <= view.published || progress.covers(writer, lsn)
+                lsn <= view.released || progress.covers(writer, lsn)
             });
         report.log.pending = pending.len() as u64;
         let mut wanted: HashMap<EventId, String> =

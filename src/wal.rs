@@ -12,8 +12,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -21,10 +20,12 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::event::Timestamp;
-use crate::record::Lsn;
+use crate::metrics;
+use crate::permission::FileError;
 use crate::reloadable::Reloadable;
 
 mod appender;
+mod busy;
 mod capacity;
 mod checkpoint;
 mod commit_delay;
@@ -32,39 +33,41 @@ mod dir;
 mod error;
 mod frame;
 mod inbox;
+mod index;
 mod inspect;
 mod maintenance;
 mod opening;
 mod preallocation;
 mod reader;
+mod recovery;
 mod segment;
 mod self_audit;
-mod state;
+mod tail;
 mod writer;
 
-pub use crate::permission::FileError;
 pub use appender::{AppendHandle, Appender};
 pub use dir::remove_damaged;
 pub use error::{AppendError, OpenError, ReadError, StoreError};
+pub use index::Stored;
 pub use inspect::{LogView, SegmentContents, SegmentView, visit};
 pub use opening::{OpeningId, Progress};
 // Public so that tests/promise/protocol_model.rs checks these decisions and not a copy of them.
 #[doc(hidden)]
-pub use opening::{Extent, Position, published, resolve};
+pub use opening::{Extent, Position, released_through, resolve};
 pub use reader::{Entries, Next, Reader};
-pub use self_audit::{Audit, Outcomes};
-pub use state::Stored;
+pub use self_audit::{AuditBalance, Outcomes};
 
 pub(crate) use dir::{create_dir_durably, sync_dir, write_durably};
 
+use busy::BusyTimer;
+use capacity::Capacity;
 use checkpoint::CheckpointFile;
-use dir::{
-    FoundSegment, Recovered, SEGMENTS, list, lock, make_identity, oldest, read_identity, recover,
-};
+use index::Index;
 use maintenance::Maintenance;
 use opening::Lineage;
+use recovery::Recovered;
+use segment::OVERGROWN_BYTES;
 use self_audit::AuditTotals;
-use state::State;
 use writer::Writer;
 
 /// Where the log is and how large it may become.
@@ -124,11 +127,43 @@ impl fmt::Display for LogId {
     }
 }
 
-/// The log's threads.
+/// What the log's threads and the views of it share.
+#[derive(Debug)]
+struct Shared {
+    index: Index,
+    capacity: Capacity,
+    busy: BusyTimer,
+}
+
+impl Shared {
+    fn new(index: Index, limits: Limits) -> Self {
+        Self { index, capacity: Capacity::new(limits), busy: BusyTimer::new() }
+    }
+
+    fn ready(&self) -> Result<(), AppendError> {
+        if self.index.has_ended() {
+            return Err(AppendError::Failed);
+        }
+        self.capacity.ready(self.index.active().is_some_and(|(_, bytes)| bytes < OVERGROWN_BYTES))
+    }
+
+    fn update_metrics(&self) {
+        let Stored { records, disk_bytes, segments, oldest } = self.index.stored();
+        metrics::stored(records, disk_bytes, segments, oldest);
+        let audit = self.index.audit();
+        let missing = audit.missing();
+        let AuditBalance { accepted, pending, outcomes, by_ledger, damaged, since } = audit;
+        let Outcomes { published, absorbed, dead_lettered, quarantined } = outcomes;
+        let settled = [published, absorbed, dead_lettered, quarantined, by_ledger, damaged];
+        metrics::audit(&metrics::SelfAuditTotals { accepted, settled, pending, missing, since });
+    }
+}
+
+/// An open log: its threads.
 #[derive(Debug)]
 pub struct Log {
     id: LogId,
-    state: Arc<State>,
+    shared: Arc<Shared>,
     writer: Option<oneshot::Receiver<Result<(), StoreError>>>,
     maintenance: thread::JoinHandle<()>,
 }
@@ -143,19 +178,19 @@ impl Log {
     /// What the log holds that is not released.
     #[must_use]
     pub fn stored(&self) -> Stored {
-        self.state.stored()
+        self.shared.index.stored()
     }
 
     /// The limits, which can be replaced while the log is open.
     #[must_use]
     pub fn limits(&self) -> Reloadable<Limits> {
-        self.state.capacity.limits.clone()
+        self.shared.capacity.limits.clone()
     }
 
     /// A view of the log that does not keep it open.
     #[must_use]
     pub fn probe(&self) -> Probe {
-        Probe(Arc::clone(&self.state))
+        Probe(Arc::clone(&self.shared))
     }
 
     /// Waits for the writer: it ends when the last [`Appender`] is dropped, or with its error.
@@ -179,7 +214,7 @@ impl Log {
 
 /// A view of an open log. It changes nothing in it.
 #[derive(Clone, Debug)]
-pub struct Probe(Arc<State>);
+pub struct Probe(Arc<Shared>);
 
 impl Probe {
     /// Whether an append would be accepted now.
@@ -193,13 +228,13 @@ impl Probe {
     /// For how long the writer has been at the group that it is writing; zero when it is at none.
     #[must_use]
     pub fn busy(&self) -> Duration {
-        self.0.busy()
+        self.0.busy.elapsed()
     }
 
     /// What the log holds that is not released.
     #[must_use]
     pub fn stored(&self) -> Stored {
-        self.0.stored()
+        self.0.index.stored()
     }
 
     /// Sets the metrics of what is stored, and of the self-audit.
@@ -207,10 +242,10 @@ impl Probe {
         self.0.update_metrics();
     }
 
-    /// The totals of the self-audit.
+    /// The self-audit.
     #[must_use]
-    pub fn audit(&self) -> Audit {
-        self.0.totals().1
+    pub fn audit(&self) -> AuditBalance {
+        self.0.index.audit()
     }
 }
 
@@ -219,79 +254,61 @@ impl Probe {
 /// # Errors
 /// [`OpenError`]
 pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
-    let segments_dir = config.dir.join(SEGMENTS);
-    create_dir_durably(&segments_dir).map_err(FileError::at("create", &segments_dir))?;
-    let lock = lock(&config.dir)?;
-    let id = match read_identity(&config.dir) {
-        Err(OpenError::Missing(dir)) => {
-            // A new identity would make every segment another log's.
-            if !list(&segments_dir).map_err(FileError::at("list", &segments_dir))?.is_empty() {
-                return Err(OpenError::Orphaned(dir));
-            }
-            make_identity(&dir)?
-        }
-        found => found?,
-    };
-    let Recovered { found, next_number } = recover(&segments_dir, id)?;
-    let (progress, position) = CheckpointFile::open(&config.dir, id);
-    let (mut totals_file, totals) = CheckpointFile::<AuditTotals>::open(&config.dir, id);
+    let dir = &config.dir;
+    let Recovered { lock, id, segments, next_number, oldest } = recovery::recover(dir)?;
+    let (progress, position) = CheckpointFile::open(dir, id);
+    let (mut totals_file, totals) = CheckpointFile::<AuditTotals>::open(dir, id);
     let totals = totals.unwrap_or_else(|| AuditTotals::new(Timestamp::now()));
     // The totals are synced and the progress is not, so a power cut can leave the totals ahead.
-    let done = released(&found, position).max(released(&found, Some(totals.done)));
+    let resolve = |position| opening::resolve(segments.iter().map(|found| found.extent), position);
+    let released = resolve(position.unwrap_or_default()).max(resolve(totals.released_through));
+
     let opening = OpeningId::unique();
-    let lineage = begin_opening(&config.dir, id, opening, &found, done);
-    let oldest = oldest(&segments_dir, &found, id);
-    let state = Arc::new(State::new(&found, done, oldest, totals, config.limits));
+    let holds_records = segments.last().is_some_and(|last| last.last().lsn > released);
+    let lineage = begin_opening(dir, id, opening, holds_records);
+    let index = Index::new(&segments, released, oldest, totals);
     // What the file says of segments that are gone must not be applied to those to come.
-    totals_file.save_durably(&state.totals().0);
+    totals_file.save_durably(&index.audit_totals());
+    let shared = Arc::new(Shared::new(index, config.limits));
+
     let (tasks, task_queue) = mpsc::channel();
     let (maintenance, spares) =
-        Maintenance::new(config, next_number, task_queue, Arc::clone(&state), totals_file);
-    let maintenance = thread::Builder::new()
-        .name("wal-maint".into())
-        .spawn(move || {
-            // Held as long as anything may still be written or removed.
-            let _lock = lock;
-            maintenance.run();
-        })
-        .map_err(FileError::at("start a thread for", &config.dir))?;
+        Maintenance::new(config, next_number, task_queue, Arc::clone(&shared), totals_file);
+    let maintenance = start_thread("wal-maint", dir, move || {
+        // Held as long as anything may still be written or removed.
+        let _lock = lock;
+        maintenance.run();
+    })?;
     let (appender, inbox, routes) = Appender::new();
     let writer =
-        Writer::new((id, opening), (inbox, routes), Arc::clone(&state), spares, tasks.clone());
+        Writer::new((id, opening), (inbox, routes), Arc::clone(&shared), spares, tasks.clone());
     let (ended, writer_end) = oneshot::channel();
-    thread::Builder::new()
-        .name("wal-writer".into())
-        .spawn({
-            let state = Arc::clone(&state);
-            move || {
-                let end = writer.run();
-                state.close();
-                // The receiver is gone when the process is already exiting.
-                let _ = ended.send(end);
-            }
-        })
-        .map_err(FileError::at("start a thread for", &config.dir))?;
-    let reader = Reader::new(Arc::clone(&state), &config.dir, id, lineage, tasks, progress, done);
-    Ok((appender, reader, Log { id, state, writer: Some(writer_end), maintenance }))
+    start_thread("wal-writer", dir, {
+        let shared = Arc::clone(&shared);
+        move || {
+            let end = writer.run();
+            shared.index.end();
+            // The receiver is gone when the process is already exiting.
+            let _ = ended.send(end);
+        }
+    })?;
+    let reader = Reader::new(Arc::clone(&shared), dir, id, lineage, tasks, progress, released);
+    Ok((appender, reader, Log { id, shared, writer: Some(writer_end), maintenance }))
 }
 
-/// The last released record of `found`, by what a file of the directory says.
-fn released(found: &[FoundSegment], position: Option<Position>) -> Lsn {
-    let extents = found.iter().map(FoundSegment::extent);
-    position.map_or(Lsn::ZERO, |position| opening::resolve(extents, position))
+fn start_thread(
+    name: &str,
+    dir: &Path,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<thread::JoinHandle<()>, FileError> {
+    let thread = thread::Builder::new().name(name.to_owned()).spawn(work);
+    thread.map_err(FileError::at("start a thread for", dir))
 }
 
 /// Adds `opening` to the directory's lineage and returns it.
-fn begin_opening(
-    dir: &Path,
-    log: LogId,
-    opening: OpeningId,
-    found: &[FoundSegment],
-    done: Lsn,
-) -> Lineage {
-    let is_empty = found.last().is_none_or(|last| Lsn::new(last.number, last.records) <= done);
+fn begin_opening(dir: &Path, log: LogId, opening: OpeningId, holds_records: bool) -> Lineage {
     // Without a record of an earlier opening, what those openings committed is of no use.
-    let earlier = if is_empty { None } else { checkpoint::read(dir, log) };
+    let earlier = if holds_records { checkpoint::read(dir, log) } else { None };
     let mut lineage: Lineage = earlier.unwrap_or_default();
     lineage.push(opening);
     if let Err(error) = checkpoint::replace(dir, log, &lineage) {

@@ -186,7 +186,7 @@ fn bar(view: &LogView) -> ProgressBar {
 
 fn export(options: &Export, out: &mut impl Write) -> Result<(), CliError> {
     let view = LogView::open(&options.dir.path()?)?;
-    let after = if options.unpublished { view.published } else { Lsn::ZERO };
+    let after = if options.unpublished { view.released } else { Lsn::ZERO };
     let is_selected = |Entry { lsn, record }: &Entry| {
         *lsn >= options.from
             && *lsn > after
@@ -315,7 +315,7 @@ fn status(dir: &Path, json: bool, out: &mut impl Write) -> Result<(), CliError> 
     for segment in &view.segments {
         view.read(segment, |Entry { lsn, record }| {
             *counts.entry(type_name(record.event_type)).or_default() += 1;
-            unpublished += u64::from(lsn > view.published);
+            unpublished += u64::from(lsn > view.released);
             let (first, _) = times.unwrap_or((record.received_at, record.received_at));
             times = Some((first, record.received_at));
             Ok::<_, CliError>(())
@@ -369,7 +369,7 @@ fn list(dir: &Path, json: bool, out: &mut impl Write) -> Result<(), CliError> {
             None => view.read(segment, |_| Ok::<_, CliError>(()))?.last,
         };
         let oldest = view.oldest(segment)?.map(|time| time.to_string());
-        let published = view.published >= Lsn::new(segment.number, records);
+        let published = view.released >= Lsn::new(segment.number, records);
         let state = match (segment.closed, records, published) {
             (_, 0, _) => "empty",
             (_, _, true) => "published",

@@ -20,8 +20,8 @@ pub struct LogView {
     pub id: LogId,
     /// The openings of this directory, oldest first: their commits in the ledger are its progress.
     pub lineage: Vec<OpeningId>,
-    /// Everything up to here is published, by the log's own files; the ledger may be ahead.
-    pub published: Lsn,
+    /// Everything up to here is released, by the log's own files; the ledger may be ahead.
+    pub released: Lsn,
     /// Its segments, in order.
     pub segments: Vec<SegmentView>,
     /// Segments that are kept because some of their records could not be published.
@@ -48,7 +48,7 @@ pub struct SegmentView {
 pub struct SegmentContents {
     /// The last record's index; 0 when there is none.
     pub last: u32,
-    /// Records that should be there and are not, published ones left out.
+    /// Records that should be there and are not, released ones left out.
     pub missing: u32,
     /// Whether something began like records and was none: a write that was cut short, or one that
     /// is just going on.
@@ -73,10 +73,10 @@ impl LogView {
                 // The open segment is the last one, of which a position covers a part at most.
                 Some(Extent { number, writer: writer?, records: closed.unwrap_or(u32::MAX) })
             });
-        let published = checkpoint::read(dir, id)
+        let released = checkpoint::read(dir, id)
             .map_or(Lsn::ZERO, |position| opening::resolve(extents, position));
         let Lineage(lineage) = checkpoint::read(dir, id).unwrap_or_default();
-        Ok(Self { id, lineage, published, segments, damaged })
+        Ok(Self { id, lineage, released, segments, damaged })
     }
 
     /// When the first record of `segment` was received; `None` when there is none.
@@ -113,7 +113,7 @@ impl LogView {
             }
             Err(cause) if is_unreadable(&cause) => {
                 let end = Lsn::new(number, closed.unwrap_or(0)).next();
-                let missing = self.unpublished(Lsn::new(number, 1), end);
+                let missing = self.unreleased(Lsn::new(number, 1), end);
                 return Ok(SegmentContents { last: 0, missing, torn: true });
             }
             file => file.map_err(failed)?,
@@ -127,7 +127,7 @@ impl LogView {
             if !is_ours || frame.last() < next {
                 continue;
             }
-            missing += self.unpublished(next, frame.first());
+            missing += self.unreleased(next, frame.first());
             frame
                 .entries(next, &mut entries)
                 .map_err(|cause| failed(io::Error::new(io::ErrorKind::InvalidData, cause)))?;
@@ -135,16 +135,16 @@ impl LogView {
             entries.drain(..).try_for_each(&mut visit)?;
         }
         let last = next.index() - 1;
-        missing += self.unpublished(next, Lsn::new(number, closed.unwrap_or(last)).next());
+        missing += self.unreleased(next, Lsn::new(number, closed.unwrap_or(last)).next());
         // It may have been removed while it was read, and is then no more than empty.
         let missing = if path.exists() { missing } else { 0 };
         let torn = scanner.passed_over_damage() || scanner.unreadable_bytes() > 0;
         Ok(SegmentContents { last, missing, torn })
     }
 
-    /// How many LSNs of one segment from `from` to before `to` are not published.
-    fn unpublished(&self, from: Lsn, to: Lsn) -> u32 {
-        let from = from.max(self.published.next());
+    /// How many LSNs of one segment from `from` to before `to` are not released.
+    fn unreleased(&self, from: Lsn, to: Lsn) -> u32 {
+        let from = from.max(self.released.next());
         if from.segment() == to.segment() { to.index().saturating_sub(from.index()) } else { 0 }
     }
 }

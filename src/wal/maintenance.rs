@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use super::AuditTotals;
 use super::checkpoint::CheckpointFile;
-use super::dir::{self, Closed, REMOVING, SEGMENTS};
+use super::dir::{self, REMOVING, SEGMENTS};
+use super::opening::Extent;
 use super::preallocation::{self, PIECE_BYTES, Preallocation};
 use super::segment::{PREALLOCATED_BYTES, SEGMENT_BYTES, Segment};
-use super::state::State;
-use super::{Audit, Config, OpeningId, free_bytes};
+use super::{AuditBalance, Config, OpeningId, Shared, free_bytes};
 use crate::metrics;
 use crate::permission::FileError;
 
@@ -50,7 +50,7 @@ pub(super) struct Maintenance {
     unprepared: Option<Segment>,
     /// Segments that are being written, or are about to be, in whose files space is preallocated.
     preallocations: BTreeMap<u32, Preallocation>,
-    state: Arc<State>,
+    shared: Arc<Shared>,
     totals: CheckpointFile<AuditTotals>,
     /// What was missing at the last audit.
     missing: i64,
@@ -68,7 +68,7 @@ impl Maintenance {
         config: &Config,
         next_number: u32,
         tasks: Receiver<MaintenanceTask>,
-        state: Arc<State>,
+        shared: Arc<Shared>,
         totals: CheckpointFile<AuditTotals>,
     ) -> (Self, Receiver<Segment>) {
         let (spares, ready) = sync_channel(1);
@@ -79,7 +79,7 @@ impl Maintenance {
             spares,
             unprepared: None,
             preallocations: BTreeMap::new(),
-            state,
+            shared,
             totals,
             missing: 0,
             damaged: HashSet::new(),
@@ -125,18 +125,18 @@ impl Maintenance {
             }
             self.count_damaged();
         }
-        self.state.update_metrics();
-        let stored = self.state.stored();
-        metrics::disk(free_bytes, self.state.capacity.room_bytes(&stored, free_bytes));
-        self.state.capacity.check_limits(&stored, free_bytes);
+        self.shared.update_metrics();
+        let stored = self.shared.index.stored();
+        metrics::disk(free_bytes, self.shared.capacity.room_bytes(&stored, free_bytes));
+        self.shared.capacity.check_limits(&stored, free_bytes);
     }
 
     /// Saves the totals of the self-audit, and logs when records are missing.
     fn audit(&mut self) {
-        let (totals, audit) = self.state.totals();
-        self.totals.save(&totals);
+        self.totals.save(&self.shared.index.audit_totals());
+        let audit = self.shared.index.audit();
         let missing = audit.missing();
-        let Audit { accepted, pending, outcomes, by_ledger, damaged, since } = audit;
+        let AuditBalance { accepted, pending, outcomes, by_ledger, damaged, since } = audit;
         if missing == std::mem::replace(&mut self.missing, missing) {
             return;
         }
@@ -152,7 +152,7 @@ impl Maintenance {
     fn create_spare(&mut self) -> bool {
         match self.create() {
             Ok(segment) => {
-                self.state.capacity.record_spare();
+                self.shared.capacity.record_spare();
                 match segment.open_preallocation() {
                     Ok(file) => _ = self.preallocations.insert(self.next_number, file),
                     Err(error) => tracing::debug!(%error, "cannot preallocate space in a segment"),
@@ -163,7 +163,7 @@ impl Maintenance {
                 true
             }
             Err(error) => {
-                self.state.capacity.record_no_spare(&error);
+                self.shared.capacity.record_no_spare(&error);
                 false
             }
         }
@@ -188,15 +188,10 @@ impl Maintenance {
     /// Preallocates space in the active segment, up to four times what is used, and half as much in
     /// its successor: about as fast as records come, and not at all without traffic.
     fn preallocate(&mut self, free_bytes: Option<u64>) {
-        let Some((active, used)) = self.state.active() else { return };
+        let Some((active, used)) = self.shared.index.active() else { return };
         self.preallocations = self.preallocations.split_off(&active);
-        let floor = self
-            .state
-            .capacity
-            .limits
-            .get()
-            .min_free_bytes
-            .saturating_add(PREALLOCATION_FLOOR_BYTES);
+        let min_free_bytes = self.shared.capacity.limits.get().min_free_bytes;
+        let floor = min_free_bytes.saturating_add(PREALLOCATION_FLOOR_BYTES);
         if free_bytes.is_none_or(|free| free < floor) {
             return;
         }
@@ -224,7 +219,7 @@ impl Maintenance {
         if let Err(error) = preallocation::trim(&dir::data_file(&dir)) {
             tracing::debug!(%error, path = %dir.display(), "cannot return preallocated space");
         }
-        if let Err(error) = dir::mark_closed(&dir, number, Closed { writer, records }) {
+        if let Err(error) = dir::mark_closed(&dir, Extent { number, writer, records }) {
             tracing::debug!(%error, path = %dir.display(), "cannot mark a segment as closed");
         }
     }
@@ -250,14 +245,14 @@ impl Maintenance {
             let dir = dir::segment_dir(&self.segments, *number);
             bytes(&dir) + bytes(&dir.with_extension(REMOVING))
         });
-        self.state.set_further_bytes(damaged + unremoved.sum::<u64>());
+        self.shared.index.set_further_bytes(damaged + unremoved.sum::<u64>());
         metrics::damaged_segments(kept.len(), damaged);
     }
 
     /// Renames first, so that a removal that a crash cuts short is finished by the next start. The
     /// last segment's directory stays, so that numbers do not restart.
     fn remove(&mut self, number: u32) {
-        self.totals.save_durably(&self.state.totals().0);
+        self.totals.save_durably(&self.shared.index.audit_totals());
         let dir = dir::segment_dir(&self.segments, number);
         let is_last = number + 1 == self.next_number;
         let damaged = self.damaged.contains(&number) || dir::is_marked_damaged(&dir);
@@ -319,14 +314,15 @@ mod tests {
     use crate::record::Lsn;
     use crate::wal::AppendError;
     use crate::wal::LogId;
+    use crate::wal::index::Index;
 
     fn maintenance(dir: &Path, limits: Limits) -> (Maintenance, Receiver<Segment>) {
         let (totals, _) = CheckpointFile::open(dir, LogId::unique());
         let fresh = AuditTotals::new(Timestamp::now());
-        let state = Arc::new(State::new(&[], Lsn::ZERO, None, fresh, limits));
+        let shared = Arc::new(Shared::new(Index::new(&[], Lsn::ZERO, None, fresh), limits));
         let (_, tasks) = mpsc::channel();
         let config = Config { dir: dir.to_owned(), limits };
-        Maintenance::new(&config, 1, tasks, state, totals)
+        Maintenance::new(&config, 1, tasks, shared, totals)
     }
 
     #[test]
@@ -335,10 +331,10 @@ mod tests {
         let (mut maintenance, _ready) = maintenance(dir.path(), Limits::NONE);
         fs::write(dir.path().join(SEGMENTS), "in the way").unwrap();
         assert!(!maintenance.create_spare());
-        assert_eq!(maintenance.state.ready(), Err(AppendError::DiskFull));
+        assert_eq!(maintenance.shared.ready(), Err(AppendError::DiskFull));
         fs::remove_file(dir.path().join(SEGMENTS)).unwrap();
         assert!(maintenance.create_spare());
-        assert_eq!(maintenance.state.ready(), Ok(()));
+        assert_eq!(maintenance.shared.ready(), Ok(()));
     }
 
     #[test]
@@ -354,12 +350,12 @@ mod tests {
         maintenance.remove(1);
         maintenance.check(None);
         assert!(segment.exists());
-        assert_eq!(maintenance.state.stored().disk_bytes, 1000);
+        assert_eq!(maintenance.shared.index.stored().disk_bytes, 1000);
         fs::remove_file(in_the_way).unwrap();
         maintenance.counted = None;
         maintenance.check(None);
         assert!(!segment.exists());
-        assert_eq!(maintenance.state.stored().disk_bytes, 0);
+        assert_eq!(maintenance.shared.index.stored().disk_bytes, 0);
     }
 
     #[test]
@@ -371,9 +367,9 @@ mod tests {
         for (min_free_bytes, room) in
             [(0, Ok(())), (u64::MAX, Err(AppendError::DiskFull)), (0, Ok(()))]
         {
-            maintenance.state.capacity.limits.set(Limits { min_free_bytes, ..Limits::NONE });
+            maintenance.shared.capacity.limits.set(Limits { min_free_bytes, ..Limits::NONE });
             maintenance.check(free_bytes(&maintenance.segments));
-            assert_eq!(maintenance.state.ready(), room);
+            assert_eq!(maintenance.shared.ready(), room);
         }
     }
 }

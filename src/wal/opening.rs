@@ -83,7 +83,7 @@ impl Progress {
     }
 }
 
-/// A position in one directory: everything before it in the directory's order is published. By
+/// A position in one directory: everything up to it in the directory's order is released. By
 /// default before everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
@@ -93,7 +93,7 @@ pub struct Position {
     pub lsn: Lsn,
 }
 
-/// A segment as far as progress is concerned.
+/// The records of a segment.
 #[derive(Clone, Copy, Debug)]
 pub struct Extent {
     /// The segment's number.
@@ -104,24 +104,24 @@ pub struct Extent {
     pub records: u32,
 }
 
-/// The last record of a directory that is published: its segments, in order, count as long as each
-/// is covered to its end by its writer's progress.
+/// The last record of a directory that is released when `progress` is published: its segments, in
+/// order, count as long as each is covered to its end by its writer's progress.
 #[must_use]
-pub fn published(segments: impl Iterator<Item = Extent>, progress: &Progress) -> Lsn {
-    let mut published = Lsn::ZERO;
+pub fn released_through(segments: impl Iterator<Item = Extent>, progress: &Progress) -> Lsn {
+    let mut released = Lsn::ZERO;
     for Extent { number, writer, records } in segments {
         let through = progress.of(writer);
         let last = Lsn::new(number, records);
         if through >= last {
-            published = last;
+            released = last;
             continue;
         }
         if through.segment() == number {
-            published = through;
+            released = through;
         }
         break;
     }
-    published
+    released
 }
 
 /// The last record of a directory up to `position`, which a file in it names.
@@ -138,7 +138,7 @@ pub fn resolve(segments: impl Iterator<Item = Extent> + Clone, position: Positio
     }
     let mut progress = Progress::default();
     progress.advance(writer, lsn);
-    published(segments, &progress)
+    released_through(segments, &progress)
 }
 
 /// The openings that a directory has had, oldest first, the current one last.
@@ -225,18 +225,18 @@ mod tests {
     #[test]
     fn progress_of_one_writer_covers_no_record_of_another() {
         let segments = [extent(1, 1, 10), extent(2, 2, 5), extent(3, 2, 5)];
-        let published = |progress: &[(u8, Lsn)]| {
+        let released_through = |progress: &[(u8, Lsn)]| {
             let mut all = Progress::default();
             for (writer, lsn) in progress {
                 all.advance(opening(*writer), *lsn);
             }
-            super::published(segments.into_iter(), &all)
+            super::released_through(segments.into_iter(), &all)
         };
-        assert_eq!(published(&[]), Lsn::ZERO);
-        assert_eq!(published(&[(1, Lsn::new(1, 7))]), Lsn::new(1, 7));
-        assert_eq!(published(&[(1, Lsn::new(9, 7))]), Lsn::new(1, 10));
-        assert_eq!(published(&[(2, Lsn::new(9, 7))]), Lsn::ZERO);
-        assert_eq!(published(&[(1, Lsn::new(1, 10)), (2, Lsn::new(3, 2))]), Lsn::new(3, 2));
+        assert_eq!(released_through(&[]), Lsn::ZERO);
+        assert_eq!(released_through(&[(1, Lsn::new(1, 7))]), Lsn::new(1, 7));
+        assert_eq!(released_through(&[(1, Lsn::new(9, 7))]), Lsn::new(1, 10));
+        assert_eq!(released_through(&[(2, Lsn::new(9, 7))]), Lsn::ZERO);
+        assert_eq!(released_through(&[(1, Lsn::new(1, 10)), (2, Lsn::new(3, 2))]), Lsn::new(3, 2));
     }
 
     #[test]

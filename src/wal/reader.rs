@@ -11,11 +11,11 @@ use std::time::Duration;
 use super::checkpoint::CheckpointFile;
 use super::dir::{self, SEGMENTS};
 use super::frame::{Frame, Scanner, is_unreadable};
+use super::index::Location;
 use super::maintenance::MaintenanceTask;
 use super::opening::{Lineage, OpeningId, Position, Progress};
 use super::self_audit::{Outcomes, ReleasedBy};
-use super::state::{Location, State};
-use super::{LogId, ReadError};
+use super::{LogId, ReadError, Shared};
 use crate::event::Timestamp;
 use crate::log_limit::LogLimiter;
 use crate::metrics;
@@ -53,7 +53,7 @@ pub enum Next {
 /// The one reader.
 #[derive(Debug)]
 pub struct Reader {
-    state: Arc<State>,
+    shared: Arc<Shared>,
     segments: PathBuf,
     log: LogId,
     lineage: Lineage,
@@ -76,24 +76,24 @@ struct OpenSegment {
     writer: OpeningId,
     path: PathBuf,
     scanner: Scanner,
-    /// The file's offset behind the last frame that was wanted.
-    done: u64,
+    /// The file's offset behind the last frame that was returned.
+    position: u64,
     /// Whether the disk did not return a part of it, after all attempts.
     unreadable: bool,
 }
 
 impl Reader {
     pub(super) fn new(
-        state: Arc<State>,
+        shared: Arc<Shared>,
         dir: &Path,
         log: LogId,
         lineage: Lineage,
         tasks: Sender<MaintenanceTask>,
         progress: CheckpointFile<Position>,
-        done: Lsn,
+        released: Lsn,
     ) -> Self {
         let mut reader = Self {
-            state,
+            shared,
             segments: dir.join(SEGMENTS),
             log,
             lineage,
@@ -105,7 +105,7 @@ impl Reader {
             damage: Vec::new(),
             open: None,
         };
-        reader.skip(done);
+        reader.skip(released);
         reader
     }
 
@@ -135,7 +135,7 @@ impl Reader {
         let is_other = |entries: &Vec<Entry>, writer, of| !entries.is_empty() && writer != of;
         while bytes < max_bytes {
             let timeout = if entries.is_empty() { timeout } else { Duration::ZERO };
-            let frame = match self.state.locate(&mut self.cursor, timeout) {
+            let frame = match self.shared.index.locate(&mut self.cursor, timeout) {
                 // Another writer's records are the next batch's.
                 Location::Tail(frame) if is_other(&entries, writer, frame.writer()) => break,
                 Location::File { writer: of, .. } if is_other(&entries, writer, of) => break,
@@ -150,12 +150,12 @@ impl Reader {
                     Err(_) if !entries.is_empty() => break,
                     Err(error) => return Err(error.into()),
                 },
-                end @ (Location::Nowhere | Location::End) if entries.is_empty() => {
+                end @ (Location::NotWritten | Location::End) if entries.is_empty() => {
                     // The last segment may only now be one that can go, and so may damaged records.
                     self.settle(self.released, None, Outcomes::default());
                     return Ok(if matches!(end, Location::End) { Next::End } else { Next::Idle });
                 }
-                Location::Nowhere | Location::End => break,
+                Location::NotWritten | Location::End => break,
             };
             let before = entries.len();
             if let Err(cause) = frame.entries(self.cursor, &mut entries) {
@@ -175,29 +175,28 @@ impl Reader {
         Ok(Next::Entries(Entries { writer, entries }))
     }
 
-    /// Goes on behind what the ledger says is published, and returns the last such record.
+    /// Releases what the ledger says is published, goes on behind it, and returns the last such record.
     pub fn resume(&mut self, progress: &Progress) -> Lsn {
-        let done = self.state.apply_progress(progress);
-        self.skip(done);
-        done
+        let released = self.shared.index.apply_progress(progress);
+        self.skip(released);
+        released
     }
 
-    fn skip(&mut self, done: Lsn) {
-        if done >= self.cursor {
-            self.cursor = done.next();
+    fn skip(&mut self, released: Lsn) {
+        if released >= self.cursor {
+            self.cursor = released.next();
             self.open = None;
         }
-        self.release(done, None);
+        self.release(released, None);
     }
 
-    /// Everything up to `through` is done with, by the ledger: it may be removed.
+    /// Releases everything up to `through`, which the ledger covers: it may be removed.
     /// `newest` is when the record at `through` was received.
     pub fn release(&mut self, through: Lsn, newest: Option<Timestamp>) {
         self.release_up_to(through, newest, ReleasedBy::Ledger);
     }
 
-    /// As [`Self::release`], by the publisher: this became of the records since the last
-    /// time, none left out.
+    /// Releases everything up to `through`, with the outcomes of all records since the last release.
     pub fn settle(&mut self, through: Lsn, newest: Option<Timestamp>, outcomes: Outcomes) {
         self.release_up_to(through, newest, ReleasedBy::Publisher(outcomes));
     }
@@ -211,7 +210,8 @@ impl Reader {
         let released = self.released;
         let gone = self.damage.extract_if(.., |(last, _)| *last <= released);
         let damaged = gone.map(|(_, records)| records).sum();
-        let (removable, position) = self.state.release(released, newest, released_by, damaged);
+        let (removable, position) =
+            self.shared.index.release(released, newest, released_by, damaged);
         if let Some(position) = position {
             self.progress.save(&position);
         }
@@ -262,7 +262,7 @@ impl Reader {
             if unreadable {
                 thread::sleep(READ_PAUSE);
             }
-            open.scanner.seek(open.done);
+            open.scanner.seek(open.position);
             found = open.find(self.cursor)?;
             attempts += 1;
         }
@@ -273,7 +273,7 @@ impl Reader {
             self.skip_damage(next);
         }
         if found.is_some() {
-            open.done = open.scanner.position();
+            open.position = open.scanner.position();
         }
         self.open = Some(open);
         Ok(found)
@@ -308,8 +308,14 @@ impl Reader {
             match File::open(&path) {
                 Ok(file) => {
                     let scanner = Scanner::new(file, self.log);
-                    let open =
-                        OpenSegment { number, writer, path, scanner, done: 0, unreadable: false };
+                    let open = OpenSegment {
+                        number,
+                        writer,
+                        path,
+                        scanner,
+                        position: 0,
+                        unreadable: false,
+                    };
                     return Ok(Some(open));
                 }
                 Err(cause) if cause.kind() == io::ErrorKind::NotFound => break,

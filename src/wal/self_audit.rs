@@ -14,7 +14,7 @@ use crate::record::Lsn;
 
 const HEADING: &str = "livebridge self-audit 2";
 
-/// What became of records, by the publisher.
+/// What the publisher did with records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcomes {
     /// In their topics.
@@ -27,19 +27,19 @@ pub struct Outcomes {
     pub quarantined: u64,
 }
 
-/// Who released records.
+/// What released records.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum ReleasedBy {
-    /// The publisher, which reports what became of them.
+    /// The publisher, which reports the outcomes.
     Publisher(Outcomes),
-    /// The ledger, which covers them; what became of each is unknown.
+    /// The ledger, which covers them; the outcome of each is unknown.
     Ledger,
 }
 
-/// The totals, in records, since they began.
+/// Where the accepted records are, in records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Audit {
-    /// When they began: with the log, unless the file was lost since.
+pub struct AuditBalance {
+    /// When the counts began: with the log, unless their file was lost since.
     pub since: Timestamp,
     /// Durable.
     pub accepted: u64,
@@ -53,39 +53,31 @@ pub struct Audit {
     pub damaged: u64,
 }
 
-impl Audit {
+impl AuditBalance {
     /// Accepted records whose outcome is unknown. Negative: more outcomes than accepted records.
     #[must_use]
     pub fn missing(&self) -> i64 {
         let Outcomes { published, absorbed, dead_lettered, quarantined } = self.outcomes;
-        let done = published + absorbed + dead_lettered + quarantined;
-        let known = done + self.by_ledger + self.damaged + self.pending;
+        let settled = published + absorbed + dead_lettered + quarantined;
+        let known = settled + self.by_ledger + self.damaged + self.pending;
         self.accepted.wrapping_sub(known).cast_signed()
     }
 }
 
-/// What the file holds.
+/// The counts that a file carries from process to process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct AuditTotals {
-    pub(super) since: Timestamp,
-    pub(super) accepted: u64,
-    /// The last of them.
-    pub(super) through: Position,
+    since: Timestamp,
+    accepted: u64,
+    /// The last accepted record.
+    pub(super) accepted_through: Position,
     /// Released by the log, or found to be missing at a start.
     released: u64,
-    /// The last that was released.
-    pub(super) done: Position,
+    /// The last released record.
+    pub(super) released_through: Position,
     outcomes: Outcomes,
     by_ledger: u64,
     damaged: u64,
-}
-
-/// Records that a start expected behind [`AuditTotals::done`] and did not find.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct MissingRecords {
-    records: u64,
-    /// The last of them.
-    last: Position,
 }
 
 impl AuditTotals {
@@ -93,47 +85,56 @@ impl AuditTotals {
         Self {
             since,
             accepted: 0,
-            through: Position::default(),
+            accepted_through: Position::default(),
             released: 0,
-            done: Position::default(),
+            released_through: Position::default(),
             outcomes: Outcomes::default(),
             by_ledger: 0,
             damaged: 0,
         }
     }
+}
 
+/// The self-audit of an open log.
+#[derive(Debug)]
+pub(super) struct SelfAudit {
+    totals: AuditTotals,
+    /// Records that were counted as accepted, and that the start did not find: how many, and the last.
+    missing: Option<(u64, Position)>,
+}
+
+impl SelfAudit {
     /// Reconciles the totals with what a start found: `expected` records that they counted as
     /// accepted and not as released, and `further` ones that they did not count.
     ///
-    /// Returns the records that they counted and the start did not find. They are missing, unless
-    /// the ledger knows of them.
-    pub(super) fn reconcile(&mut self, expected: u64, further: u64) -> Option<MissingRecords> {
-        let missing = self.accepted.saturating_sub(self.released).saturating_sub(expected);
-        self.released += missing;
-        self.accepted = self.accepted.max(self.released + expected) + further;
-        (missing > 0).then_some(MissingRecords { records: missing, last: self.through })
+    /// Records that they counted and the start did not find are missing, unless the ledger has them.
+    pub(super) fn new(mut totals: AuditTotals, expected: u64, further: u64) -> Self {
+        let missing = totals.accepted.saturating_sub(totals.released).saturating_sub(expected);
+        totals.released += missing;
+        totals.accepted = totals.accepted.max(totals.released + expected) + further;
+        let missing = (missing > 0).then_some((missing, totals.accepted_through));
+        Self { totals, missing }
     }
 
-    /// Counts `missing` as published when the ledger says so: a copy of a log whose segments were
-    /// copied before its totals lacks records that the original has published.
-    ///
-    /// Returns what is still missing.
-    pub(super) fn find_missing(
-        &mut self,
-        missing: MissingRecords,
-        progress: &Progress,
-    ) -> Option<MissingRecords> {
-        if !progress.covers(missing.last.writer, missing.last.lsn) {
-            return Some(missing);
+    /// Sets the last accepted and the last released record.
+    pub(super) fn set_positions(&mut self, accepted: Position, released: Position) {
+        self.totals.accepted_through = accepted;
+        self.totals.released_through = released;
+    }
+
+    /// Counts missing records as published when the ledger says so: a copy of a log whose segments
+    /// were copied before its totals lacks records that the original has published.
+    pub(super) fn apply_progress(&mut self, progress: &Progress) {
+        let is_covered = |last: Position| progress.covers(last.writer, last.lsn);
+        if let Some((records, _)) = self.missing.take_if(|(_, last)| is_covered(*last)) {
+            self.totals.by_ledger += records;
         }
-        self.by_ledger += missing.records;
-        None
     }
 
     /// `records` more became durable.
     pub(super) fn accept(&mut self, records: u64, through: Position) {
-        self.accepted += records;
-        self.through = through;
+        self.totals.accepted += records;
+        self.totals.accepted_through = through;
     }
 
     /// The log releases `records`, of which `damaged` were unreadable.
@@ -144,26 +145,31 @@ impl AuditTotals {
         released_by: ReleasedBy,
         damaged: u64,
     ) {
-        self.released += records;
-        self.done = through.unwrap_or(self.done);
+        let totals = &mut self.totals;
+        totals.released += records;
+        totals.released_through = through.unwrap_or(totals.released_through);
         // Damage that an earlier process released may be met again.
         let damaged = damaged.min(records);
-        self.damaged += damaged;
+        totals.damaged += damaged;
         match released_by {
             ReleasedBy::Publisher(more) => {
-                let outcomes = &mut self.outcomes;
-                outcomes.published += more.published;
-                outcomes.absorbed += more.absorbed;
-                outcomes.dead_lettered += more.dead_lettered;
-                outcomes.quarantined += more.quarantined;
+                totals.outcomes.published += more.published;
+                totals.outcomes.absorbed += more.absorbed;
+                totals.outcomes.dead_lettered += more.dead_lettered;
+                totals.outcomes.quarantined += more.quarantined;
             }
-            ReleasedBy::Ledger => self.by_ledger += records - damaged,
+            ReleasedBy::Ledger => totals.by_ledger += records - damaged,
         }
     }
 
-    pub(super) fn audit(&self, pending: u64) -> Audit {
-        let Self { since, accepted, outcomes, by_ledger, damaged, .. } = *self;
-        Audit { since, accepted, pending, outcomes, by_ledger, damaged }
+    pub(super) fn totals(&self) -> AuditTotals {
+        self.totals
+    }
+
+    /// With the `pending` records, which are not released.
+    pub(super) fn balance(&self, pending: u64) -> AuditBalance {
+        let AuditTotals { since, accepted, outcomes, by_ledger, damaged, .. } = self.totals;
+        AuditBalance { since, accepted, pending, outcomes, by_ledger, damaged }
     }
 }
 
@@ -184,9 +190,9 @@ impl Checkpoint for AuditTotals {
              by_ledger {:020}\ndamaged {:020}\n",
             self.since.as_millis(),
             self.accepted,
-            position(self.through),
+            position(self.accepted_through),
             self.released,
-            position(self.done),
+            position(self.released_through),
             self.by_ledger,
             self.damaged,
         )
@@ -203,9 +209,9 @@ impl Checkpoint for AuditTotals {
         Some(Self {
             since: Timestamp::from_millis(value("since")?.parse().ok()?),
             accepted: number("accepted")?,
-            through: position("through")?,
+            accepted_through: position("through")?,
             released: number("released")?,
-            done: position("done")?,
+            released_through: position("done")?,
             outcomes: Outcomes {
                 published: number("published")?,
                 absorbed: number("absorbed")?,
@@ -232,49 +238,46 @@ mod tests {
         Position { writer: OpeningId::from_bytes([9; 16]), lsn }
     }
 
-    fn totals() -> AuditTotals {
-        let mut totals = AuditTotals::new(Timestamp::from_millis(1_700_000_000_000));
-        totals.accept(10, at(Lsn::new(1, 10)));
+    fn audit() -> SelfAudit {
+        let since = Timestamp::from_millis(1_700_000_000_000);
+        let mut audit = SelfAudit::new(AuditTotals::new(since), 0, 0);
+        audit.accept(10, at(Lsn::new(1, 10)));
         let outcomes = Outcomes { published: 3, absorbed: 1, dead_lettered: 1, quarantined: 1 };
-        totals.release(7, Some(at(Lsn::new(1, 7))), ReleasedBy::Publisher(outcomes), 1);
-        totals
+        audit.release(7, Some(at(Lsn::new(1, 7))), ReleasedBy::Publisher(outcomes), 1);
+        audit
     }
 
     #[test]
     fn outcomes_add_up_and_a_record_without_one_is_missing() {
-        let mut totals = totals();
-        assert_eq!(totals.audit(3).missing(), 0);
-        totals.release(1, None, ReleasedBy::Ledger, 0);
-        assert_eq!(totals.audit(2).missing(), 0);
-        totals.release(1, None, ReleasedBy::Publisher(Outcomes::default()), 0);
-        assert_eq!(totals.audit(1).missing(), 1, "released without an outcome");
+        let mut audit = audit();
+        assert_eq!(audit.balance(3).missing(), 0);
+        audit.release(1, None, ReleasedBy::Ledger, 0);
+        assert_eq!(audit.balance(2).missing(), 0);
+        audit.release(1, None, ReleasedBy::Publisher(Outcomes::default()), 0);
+        assert_eq!(audit.balance(1).missing(), 1, "released without an outcome");
         let twice = Outcomes { published: 3, ..Outcomes::default() };
-        totals.release(1, None, ReleasedBy::Publisher(twice), 0);
-        assert_eq!(totals.audit(0).missing(), -1);
+        audit.release(1, None, ReleasedBy::Publisher(twice), 0);
+        assert_eq!(audit.balance(0).missing(), -1);
     }
 
     #[test]
     fn a_start_counts_new_records_and_reports_missing_ones() {
-        let mut whole = totals();
-        assert_eq!(whole.reconcile(3, 5), None);
-        assert_eq!((whole.audit(8).missing(), whole.accepted), (0, 15));
-        let mut short = totals();
-        let missing = short.reconcile(1, 0).unwrap();
-        assert_eq!(short.audit(1).missing(), 2);
-        assert_eq!(short.reconcile(1, 0), None, "missing once");
-        assert_eq!(short.audit(1).missing(), 2);
+        let whole = SelfAudit::new(audit().totals(), 3, 5);
+        assert_eq!((whole.balance(8).missing(), whole.totals.accepted), (0, 15));
+        let mut short = SelfAudit::new(audit().totals(), 1, 0);
+        assert_eq!(short.balance(1).missing(), 2);
+        let again = SelfAudit::new(short.totals(), 1, 0);
+        assert_eq!((again.missing, again.balance(1).missing()), (None, 2), "missing once");
 
         let mut progress = Progress::default();
         progress.advance(OpeningId::unique(), Lsn::new(9, 9));
         progress.advance(at(Lsn::ZERO).writer, Lsn::new(1, 9));
-        assert_eq!(
-            short.find_missing(missing, &progress),
-            Some(missing),
-            "one of them is unpublished"
-        );
-        assert_eq!(short.audit(1).missing(), 2);
+        short.apply_progress(&progress);
+        assert_eq!(short.balance(1).missing(), 2, "one of them is unpublished");
         progress.advance(at(Lsn::ZERO).writer, Lsn::new(1, 10));
-        assert_eq!(short.find_missing(missing, &progress), None);
-        assert_eq!(short.audit(1).missing(), 0);
+        short.apply_progress(&progress);
+        assert_eq!(short.balance(1).missing(), 0);
+        short.apply_progress(&progress);
+        assert_eq!(short.balance(1).missing(), 0, "counted once");
     }
 }

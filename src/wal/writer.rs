@@ -8,10 +8,10 @@ use super::appender::{Append, Inbox, ReplyRoutes};
 use super::commit_delay::{CommitDelay, Wait};
 use super::error::NotStored;
 use super::frame::{Builder, Frame};
+use super::index::Index;
 use super::maintenance::MaintenanceTask;
 use super::segment::{OVERGROWN_BYTES, Segment};
-use super::state::State;
-use super::{AppendError, LogId, OpeningId, StoreError};
+use super::{AppendError, LogId, OpeningId, Shared, StoreError};
 use crate::metrics;
 use crate::permission::FileError;
 use crate::record::Lsn;
@@ -25,7 +25,7 @@ pub(super) struct Writer {
     opening: OpeningId,
     inbox: Inbox,
     routes: ReplyRoutes,
-    state: Arc<State>,
+    shared: Arc<Shared>,
     spares: Receiver<Segment>,
     tasks: Sender<MaintenanceTask>,
     builder: Builder,
@@ -42,7 +42,7 @@ impl Writer {
     pub(super) fn new(
         (log, opening): (LogId, OpeningId),
         (inbox, routes): (Inbox, ReplyRoutes),
-        state: Arc<State>,
+        shared: Arc<Shared>,
         spares: Receiver<Segment>,
         tasks: Sender<MaintenanceTask>,
     ) -> Self {
@@ -51,7 +51,7 @@ impl Writer {
             opening,
             inbox,
             routes,
-            state,
+            shared,
             spares,
             tasks,
             builder: Builder::new(),
@@ -80,7 +80,7 @@ impl Writer {
         let mut group = Vec::with_capacity(GROUP_MAX);
         let mut delay = CommitDelay::new(Instant::now());
         while self.take_group(&mut delay, &mut group) {
-            self.state.set_busy(true);
+            self.shared.busy.start();
             let bytes = group.iter().map(|append| append.bytes).sum();
             let stored = self.store(&group, bytes);
             self.inbox.discount(bytes);
@@ -98,7 +98,7 @@ impl Writer {
             if let Some(error) = failure {
                 return Err(error);
             }
-            self.state.set_busy(false);
+            self.shared.busy.stop();
         }
         Ok(())
     }
@@ -107,10 +107,10 @@ impl Writer {
     fn store(&mut self, group: &[Append], bytes: usize) -> Result<Lsn, NotStored> {
         self.rotate()?;
         let Some(active) = self.active.as_mut().filter(|active| !active.is_overgrown()) else {
-            return Err(self.state.capacity.reject_without_segment());
+            return Err(self.shared.capacity.reject_without_segment());
         };
-        self.state.capacity.reserve(&mut active.segment, bytes as u64)?;
-        Ok(active.commit(group, &mut self.builder, (self.log, self.opening), &self.state)?)
+        self.shared.capacity.reserve(&mut active.segment, bytes as u64)?;
+        Ok(active.commit(group, &mut self.builder, (self.log, self.opening), &self.shared.index)?)
     }
 
     /// Takes the next group; `false` when every appender is gone and nothing is left.
@@ -133,7 +133,7 @@ impl Writer {
             return Ok(());
         }
         let needed = self.active.as_ref().is_none_or(Active::is_overgrown);
-        let wait = if needed { self.state.capacity.segment_wait() } else { Duration::ZERO };
+        let wait = if needed { self.shared.capacity.segment_wait() } else { Duration::ZERO };
         let spare = match self.spares.recv_timeout(wait) {
             Ok(spare) => spare,
             Err(RecvTimeoutError::Timeout) => return Ok(()),
@@ -147,7 +147,7 @@ impl Writer {
             self.retire(full);
         }
         // Last: from here on the reader may have the full segment removed, which must be closed.
-        self.state.begin_segment(number, self.opening);
+        self.shared.index.begin_segment(number, self.opening);
         Ok(())
     }
 
@@ -169,7 +169,7 @@ impl Active {
         group: &[Append],
         builder: &mut Builder,
         (log, opening): (LogId, OpeningId),
-        state: &State,
+        index: &Index,
     ) -> Result<Lsn, FileError> {
         let Self { segment, next } = self;
         let started = Instant::now();
@@ -205,7 +205,7 @@ impl Active {
             );
         }
         let oldest = group[0].record.received_at;
-        state.append_frames(frames, oldest, segment.used_bytes());
+        index.append_frames(frames, oldest, segment.used_bytes());
         Ok(first)
     }
 }

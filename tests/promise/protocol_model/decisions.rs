@@ -10,7 +10,7 @@ use livebridge::event::{EventId, Timestamp};
 use livebridge::ledger::{self, Commit, Ledger, first_offset};
 use livebridge::publisher::{Batch, OpenCommits};
 use livebridge::record::{self, Lsn, Record};
-use livebridge::wal::{Entries, Extent, OpeningId, Position, published, resolve};
+use livebridge::wal::{Entries, Extent, OpeningId, Position, released_through, resolve};
 
 use super::state::{
     Directory, Entry, LedgerStep, Opening, Place, Process, Published, Segment, State, Written,
@@ -169,7 +169,7 @@ pub(crate) fn is_contended(protocol: &Protocol, state: &State, process: &Process
 /// The last record of a directory that is published according to the ledger.
 pub(crate) fn resume(protocol: &Protocol, state: &State, process: usize) -> Place {
     let extents = extents(protocol, &state.directories[process]);
-    place(published(extents.into_iter(), ledger(protocol, state, process).progress()))
+    place(released_through(extents.into_iter(), ledger(protocol, state, process).progress()))
 }
 
 /// The last record of a directory that is published according to the directory's own progress.
