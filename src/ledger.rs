@@ -2,7 +2,7 @@
 //!
 //! Each transaction writes its events and one [`Commit`] to the ledger topic. Reading that topic
 //! back therefore tells, without doubt, how far this log was published (I4) and which ids any
-//! instance has published (I5). Only the progress has a copy on local disk (wal/progress.rs):
+//! instance has published (I5). Only the progress has a copy on local disk (wal/checkpoint.rs):
 //! nothing can be published while Kafka is away, so the ids are not needed then.
 
 use std::collections::HashSet;
@@ -48,7 +48,7 @@ pub struct Commit {
 /// Bytes that are not a ledger record of a version this release reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a ledger record that this release can read")]
-pub struct DecodeError;
+pub struct InvalidCommit;
 
 /// First byte of an encoded commit.
 const VERSION: u8 = 2;
@@ -90,20 +90,20 @@ impl Commit {
     /// the ids count.
     ///
     /// # Errors
-    /// [`DecodeError`]
-    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let (&version, rest) = bytes.split_first().ok_or(DecodeError)?;
-        let (&publisher, rest) = rest.split_first_chunk().ok_or(DecodeError)?;
+    /// [`InvalidCommit`]
+    pub fn decode(bytes: &[u8]) -> Result<Self, InvalidCommit> {
+        let (&version, rest) = bytes.split_first().ok_or(InvalidCommit)?;
+        let (&publisher, rest) = rest.split_first_chunk().ok_or(InvalidCommit)?;
         let (writer, rest) = match version {
             VERSION => rest.split_first_chunk().map(|(&writer, rest)| (writer, rest)),
             VERSION_OF_LOG => Some((publisher, rest)),
             _ => None,
         }
-        .ok_or(DecodeError)?;
-        let (numbers, ids) = rest.split_first_chunk::<NUMBERS_BYTES>().ok_or(DecodeError)?;
+        .ok_or(InvalidCommit)?;
+        let (numbers, ids) = rest.split_first_chunk::<NUMBERS_BYTES>().ok_or(InvalidCommit)?;
         let (ids, rest) = ids.as_chunks::<ID_BYTES>();
         if !rest.is_empty() {
-            return Err(DecodeError);
+            return Err(InvalidCommit);
         }
         let number = |index: usize| {
             let mut number = [0; 8];

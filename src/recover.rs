@@ -20,7 +20,7 @@ mod gap;
 mod report;
 mod spool;
 
-pub use decode::{DecodeError, decode};
+pub use decode::{ExtractError, decode};
 pub use find::{Finder, TimeRange, streams_of_file};
 pub use gap::{covers, find_gaps, range_of};
 pub use report::{Comparison, ComparisonReport};
@@ -69,7 +69,7 @@ pub enum RecoverError {
 pub enum RecordError {
     /// Its text.
     #[error(transparent)]
-    Decode(#[from] DecodeError),
+    Decode(#[from] ExtractError),
     /// The callback in it.
     #[error(transparent)]
     Callback(#[from] CallbackError),

@@ -37,7 +37,7 @@ pub use history::{
 use crate::backoff::Backoff;
 use crate::event::Timestamp;
 use crate::secret;
-use action::Limits;
+use action::RateLimits;
 
 /// The service in the signature, and the version of its actions.
 const SERVICE: &str = "live";
@@ -100,7 +100,7 @@ pub struct Client {
     agent: Agent,
     credentials: Credentials,
     options: Options,
-    limits: Limits,
+    limits: RateLimits,
 }
 
 impl fmt::Debug for Client {
@@ -152,7 +152,12 @@ impl Client {
         } else {
             config.https_only(true).tls_config(tls()?).proxy(proxy()?)
         };
-        Ok(Self { agent: config.build().into(), credentials, options, limits: Limits::default() })
+        Ok(Self {
+            agent: config.build().into(),
+            credentials,
+            options,
+            limits: RateLimits::default(),
+        })
     }
 
     /// Calls `action` with `parameters`, and again after a pause where that is safe and may help.

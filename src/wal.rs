@@ -62,6 +62,7 @@ pub(crate) use dir::{create_dir_durably, sync_dir, write_durably};
 use busy::BusyTimer;
 use capacity::Capacity;
 use checkpoint::CheckpointFile;
+use frame::Builder;
 use index::Index;
 use maintenance::Maintenance;
 use opening::Lineage;
@@ -280,8 +281,8 @@ pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
         maintenance.run();
     })?;
     let (appender, inbox, routes) = Appender::new();
-    let writer =
-        Writer::new((id, opening), (inbox, routes), Arc::clone(&shared), spares, tasks.clone());
+    let builder = Builder::new(id, opening);
+    let writer = Writer::new(builder, inbox, routes, Arc::clone(&shared), spares, tasks.clone());
     let (ended, writer_end) = oneshot::channel();
     start_thread("wal-writer", dir, {
         let shared = Arc::clone(&shared);

@@ -213,7 +213,7 @@ fn version_2_has_these_bytes() {
     let mut bytes = golden;
     for version in (0..=u8::MAX).filter(|version| ![1, 2].contains(version)) {
         bytes[0] = version;
-        assert_eq!(Commit::decode(&bytes), Err(DecodeError), "version {version}");
+        assert_eq!(Commit::decode(&bytes), Err(InvalidCommit), "version {version}");
     }
 }
 
@@ -242,7 +242,7 @@ fn version_1_tells_ids_and_no_progress() {
     assert_eq!(ledger.known(id(8, 9)), Known::Retry);
     assert_eq!(*ledger.progress(), Progress::default());
     for cut in 0..41 {
-        assert_eq!(Commit::decode(&VERSION_1.concat()[..cut]), Err(DecodeError), "{cut} bytes");
+        assert_eq!(Commit::decode(&VERSION_1.concat()[..cut]), Err(InvalidCommit), "{cut} bytes");
     }
 }
 

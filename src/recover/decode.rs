@@ -24,7 +24,7 @@ const WORK_MAX: usize = 8 * TEXT_MAX;
 
 /// Why a text yields no callback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DecodeError {
+pub enum ExtractError {
     /// It is longer than any callback.
     #[error("it is longer than {TEXT_MAX} bytes")]
     TooLong,
@@ -55,14 +55,14 @@ pub enum DecodeError {
 /// contain more than the body. An empty `stream` and no type fit any.
 ///
 /// # Errors
-/// [`DecodeError`]
+/// [`ExtractError`]
 pub fn decode(
     text: &str,
     event_type: Option<EventType>,
     stream: &str,
-) -> Result<Bytes, DecodeError> {
+) -> Result<Bytes, ExtractError> {
     if text.len() > TEXT_MAX {
-        return Err(DecodeError::TooLong);
+        return Err(ExtractError::TooLong);
     }
     // An encoder encodes braces. A text with one is plain, whatever percent signs its strings have.
     let plain =
@@ -73,7 +73,7 @@ pub fn decode(
     while let Some(at) = plain[rest..].find('{').map(|at| rest + at) {
         rest = at + 1;
         if work > WORK_MAX {
-            return Err(DecodeError::TooComplex);
+            return Err(ExtractError::TooComplex);
         }
         let object = match object_at(&plain[at..]) {
             Ok(object) => object,
@@ -96,15 +96,15 @@ pub fn decode(
         // Objects within it belong to it.
         rest = at + object.len();
         match found {
-            Some(first) if first != object => return Err(DecodeError::Ambiguous),
+            Some(first) if first != object => return Err(ExtractError::Ambiguous),
             _ => found = Some(object),
         }
     }
     match found {
-        Some(object) if object.len() > BODY_MAX => Err(DecodeError::BodyTooLong),
+        Some(object) if object.len() > BODY_MAX => Err(ExtractError::BodyTooLong),
         Some(object) => Ok(Bytes::copy_from_slice(object.as_bytes())),
-        None if others => Err(DecodeError::Other),
-        None => Err(DecodeError::NoCallback),
+        None if others => Err(ExtractError::Other),
+        None => Err(ExtractError::NoCallback),
     }
 }
 
@@ -153,7 +153,7 @@ fn object_at(text: &str) -> Result<&str, Option<usize>> {
 }
 
 /// Decodes `%XX` and `+` for a blank.
-fn percent_decoded(text: &str) -> Result<String, DecodeError> {
+fn percent_decoded(text: &str) -> Result<String, ExtractError> {
     let digit = |byte: Option<&u8>| byte.and_then(|byte| char::from(*byte).to_digit(16));
     let bytes = text.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
@@ -164,16 +164,16 @@ fn percent_decoded(text: &str) -> Result<String, DecodeError> {
             b'%' => {
                 let (Some(high), Some(low)) = (digit(bytes.get(at)), digit(bytes.get(at + 1)))
                 else {
-                    return Err(DecodeError::Encoding);
+                    return Err(ExtractError::Encoding);
                 };
                 at += 2;
-                decoded.push(u8::try_from(high << 4 | low).map_err(|_| DecodeError::Encoding)?);
+                decoded.push(u8::try_from(high << 4 | low).map_err(|_| ExtractError::Encoding)?);
             }
             b'+' => decoded.push(b' '),
             byte => decoded.push(*byte),
         }
     }
-    String::from_utf8(decoded).map_err(|_| DecodeError::NotUtf8)
+    String::from_utf8(decoded).map_err(|_| ExtractError::NotUtf8)
 }
 
 #[cfg(test)]
@@ -194,7 +194,7 @@ mod tests {
         text.bytes().map(encode).collect()
     }
 
-    fn found(text: &str) -> Result<Bytes, DecodeError> {
+    fn found(text: &str) -> Result<Bytes, ExtractError> {
         decode(text, PUSH, "s")
     }
 
@@ -216,23 +216,23 @@ mod tests {
     fn what_is_not_certain_is_not_decoded() {
         let other = BODY.replace("100", "200");
         for (text, error) in [
-            ("", DecodeError::NoCallback),
-            ("opensso++server%3D10.12.1.1%3A", DecodeError::NoCallback),
-            ("{}", DecodeError::NoCallback),
-            (&BODY[..BODY.len() - 1], DecodeError::NoCallback),
-            (r#"{"event_type":1,"stream_id":"s""#, DecodeError::NoCallback),
-            (r#"{"a":{"event_type":1,"stream_id":"s"}"#, DecodeError::NoCallback),
-            (r#"{"stream_id":"s"}"#, DecodeError::NoCallback),
-            (r#"{"event_type":0,"stream_id":"s"}"#, DecodeError::Other),
-            (r#"{"event_type":1,"stream_id":"t"}"#, DecodeError::Other),
-            (r#"{"event_type":1}"#, DecodeError::Other),
-            (&format!("{BODY}{other}"), DecodeError::Ambiguous),
-            ("%7B%22", DecodeError::NoCallback),
-            ("%7B%2", DecodeError::Encoding),
-            ("%zz", DecodeError::Encoding),
-            ("%FF", DecodeError::NotUtf8),
-            ("%é", DecodeError::Encoding),
-            (&"x".repeat(TEXT_MAX + 1), DecodeError::TooLong),
+            ("", ExtractError::NoCallback),
+            ("opensso++server%3D10.12.1.1%3A", ExtractError::NoCallback),
+            ("{}", ExtractError::NoCallback),
+            (&BODY[..BODY.len() - 1], ExtractError::NoCallback),
+            (r#"{"event_type":1,"stream_id":"s""#, ExtractError::NoCallback),
+            (r#"{"a":{"event_type":1,"stream_id":"s"}"#, ExtractError::NoCallback),
+            (r#"{"stream_id":"s"}"#, ExtractError::NoCallback),
+            (r#"{"event_type":0,"stream_id":"s"}"#, ExtractError::Other),
+            (r#"{"event_type":1,"stream_id":"t"}"#, ExtractError::Other),
+            (r#"{"event_type":1}"#, ExtractError::Other),
+            (&format!("{BODY}{other}"), ExtractError::Ambiguous),
+            ("%7B%22", ExtractError::NoCallback),
+            ("%7B%2", ExtractError::Encoding),
+            ("%zz", ExtractError::Encoding),
+            ("%FF", ExtractError::NotUtf8),
+            ("%é", ExtractError::Encoding),
+            (&"x".repeat(TEXT_MAX + 1), ExtractError::TooLong),
         ] {
             let shown: String = text.chars().take(80).collect();
             assert_eq!(found(text), Err(error), "{shown}");

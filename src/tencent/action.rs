@@ -57,9 +57,9 @@ impl fmt::Display for Action {
 
 /// A token bucket for each action.
 #[derive(Debug, Default)]
-pub(super) struct Limits(Mutex<BTreeMap<Action, TokenBucket>>);
+pub(super) struct RateLimits(Mutex<BTreeMap<Action, TokenBucket>>);
 
-impl Limits {
+impl RateLimits {
     /// How long to wait before a request of `action`; counts the request.
     pub(super) fn take(&self, action: Action) -> Duration {
         let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);

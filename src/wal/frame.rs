@@ -13,11 +13,13 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use memchr::memmem::Finder;
 
 use super::{LogId, OpeningId};
+use crate::event::Timestamp;
 use crate::record::{BODY_MAX, DecodeError, Entry, KEY_MAX, Lsn, Record};
 
 /// Starts every frame. 0xFF and 0xFE occur in no UTF-8 text, so no body can contain it.
@@ -75,9 +77,8 @@ impl Frame {
         let mut payload = self.payload.clone();
         for offset in 0..self.count {
             let lsn = Lsn::new(self.first.segment(), self.first.index() + offset);
-            let head = payload.split_to_checked(4).ok_or(DecodeError::Length)?;
-            let length = u32_at(&head, 0) as usize;
-            let record = payload.split_to_checked(length).ok_or(DecodeError::Length)?;
+            let length = u32_at(&split(&mut payload, 4)?, 0) as usize;
+            let record = split(&mut payload, length)?;
             if lsn >= from {
                 into.push(Entry { lsn, record: Record::decode(record)? });
             }
@@ -86,29 +87,31 @@ impl Frame {
     }
 }
 
-/// `Bytes::split_to` that does not panic on lengths read from a file.
-trait SplitChecked: Sized {
-    fn split_to_checked(&mut self, at: usize) -> Option<Self>;
-}
-
-impl SplitChecked for Bytes {
-    fn split_to_checked(&mut self, at: usize) -> Option<Self> {
-        (at <= self.len()).then(|| self.split_to(at))
-    }
+/// As `Bytes::split_to`, without a panic: the length comes from a file.
+fn split(payload: &mut Bytes, at: usize) -> Result<Bytes, DecodeError> {
+    if at <= payload.len() { Ok(payload.split_to(at)) } else { Err(DecodeError::Length) }
 }
 
 /// Builds frames in one reused buffer.
 #[derive(Debug)]
 pub(super) struct Builder {
+    log: LogId,
+    writer: OpeningId,
     buffer: BytesMut,
     count: u32,
 }
 
 impl Builder {
-    pub(super) fn new() -> Self {
-        let mut builder = Self { buffer: BytesMut::with_capacity(FRAME_BYTES_MAX), count: 0 };
+    /// Of frames that the opening `writer` writes to `log`.
+    pub(super) fn new(log: LogId, writer: OpeningId) -> Self {
+        let buffer = BytesMut::with_capacity(FRAME_BYTES_MAX);
+        let mut builder = Self { log, writer, buffer, count: 0 };
         builder.clear();
         builder
+    }
+
+    pub(super) fn writer(&self) -> OpeningId {
+        self.writer
     }
 
     fn clear(&mut self) {
@@ -128,20 +131,14 @@ impl Builder {
         self.buffer.len() >= FRAME_BYTES
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
     /// Closes the frame whose first record is at `first`. `keep` stores its bytes and returns the
     /// stored copy, which the frame then shares.
     pub(super) fn finish<E>(
         &mut self,
-        log: LogId,
-        writer: OpeningId,
         first: Lsn,
         keep: impl FnOnce(&[u8]) -> Result<Bytes, E>,
     ) -> Result<Frame, E> {
-        let count = self.count;
+        let Self { log, writer, count, .. } = *self;
         let payload_len = self.buffer.len() - HEADER_BYTES;
         self.buffer[..OPENING].copy_from_slice(&MAGIC);
         self.buffer[OPENING..FIRST].copy_from_slice(writer.as_bytes());
@@ -170,20 +167,45 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 }
 
 /// What a scan reads: a file, and in tests one on a disk that fails.
-pub(super) trait Source {
+pub(super) trait ReadAt {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
 
     /// The length in bytes; 0 if it is unknown.
     fn size(&self) -> u64;
 }
 
-impl Source for File {
+impl ReadAt for File {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         FileExt::read_at(self, buffer, offset)
     }
 
     fn size(&self) -> u64 {
         self.metadata().map_or(0, |metadata| metadata.len())
+    }
+}
+
+/// When the first record of segment `number` was received, by the file at `path`; `None` when it has
+/// none.
+pub(super) fn first_received(
+    path: &Path,
+    log: LogId,
+    number: u32,
+) -> io::Result<Option<Timestamp>> {
+    let Some(frame) = first_frame(path, log, number)? else { return Ok(None) };
+    let mut entries = Vec::new();
+    let decoded = frame.entries(frame.first(), &mut entries);
+    decoded.map_err(|cause| io::Error::new(io::ErrorKind::InvalidData, cause))?;
+    Ok(entries.first().map(|entry| entry.record.received_at))
+}
+
+/// The first frame of segment `number` in the file at `path`.
+pub(super) fn first_frame(path: &Path, log: LogId, number: u32) -> io::Result<Option<Frame>> {
+    let mut scanner = Scanner::new(File::open(path)?, log);
+    loop {
+        match scanner.next()? {
+            Some(frame) if frame.first().segment() != number => {}
+            frame => return Ok(frame),
+        }
     }
 }
 
@@ -220,7 +242,7 @@ pub(super) fn is_unreadable(error: &io::Error) -> bool {
     Errno::from_io_error(error).is_some_and(|errno| UNREADABLE.contains(&errno))
 }
 
-impl<S: Source> Scanner<S> {
+impl<S: ReadAt> Scanner<S> {
     pub(super) fn new(file: S, log: LogId) -> Self {
         let finder = Finder::new(&MAGIC).into_owned();
         Self {

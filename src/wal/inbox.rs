@@ -21,7 +21,7 @@ pub(super) enum Rejected {
     Closed,
 }
 
-struct Shared<T> {
+struct Channel<T> {
     queue: Mutex<Queue<T>>,
     ready: Condvar,
     limits: QueueLimits,
@@ -36,7 +36,7 @@ struct Queue<T> {
     closed: bool,
 }
 
-impl<T> Shared<T> {
+impl<T> Channel<T> {
     fn lock(&self) -> MutexGuard<'_, Queue<T>> {
         // Every update leaves the queue whole, so a panic elsewhere does not spoil it.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -46,7 +46,7 @@ impl<T> Shared<T> {
 /// The end for senders; the queue is closed when all clones are dropped.
 pub(super) struct Sender<T>(Arc<ClosesOnDrop<T>>);
 
-struct ClosesOnDrop<T>(Arc<Shared<T>>);
+struct ClosesOnDrop<T>(Arc<Channel<T>>);
 
 impl<T> Clone for Sender<T> {
     fn clone(&self) -> Self {
@@ -68,7 +68,7 @@ impl<T> Drop for ClosesOnDrop<T> {
 }
 
 /// The writer's end.
-pub(super) struct Receiver<T>(Arc<Shared<T>>);
+pub(super) struct Receiver<T>(Arc<Channel<T>>);
 
 impl<T> Drop for Receiver<T> {
     fn drop(&mut self) {
@@ -83,14 +83,14 @@ impl<T> Drop for Receiver<T> {
 
 pub(super) fn channel<T>(limits: QueueLimits) -> (Sender<T>, Receiver<T>) {
     let queue = Queue { items: Vec::new(), bytes: 0, wake_at: usize::MAX, closed: false };
-    let shared = Arc::new(Shared { queue: Mutex::new(queue), ready: Condvar::new(), limits });
+    let shared = Arc::new(Channel { queue: Mutex::new(queue), ready: Condvar::new(), limits });
     (Sender(Arc::new(ClosesOnDrop(Arc::clone(&shared)))), Receiver(shared))
 }
 
 impl<T> Sender<T> {
     /// Queues an item of this many bytes.
     pub(super) fn send(&self, item: T, bytes: usize) -> Result<(), Rejected> {
-        let Shared { ready, limits, .. } = &*self.0.0;
+        let Channel { ready, limits, .. } = &*self.0.0;
         let mut queue = self.0.0.lock();
         if queue.closed {
             return Err(Rejected::Closed);

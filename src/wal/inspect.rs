@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::dir::{self, SEGMENTS};
-use super::frame::{Scanner, is_unreadable};
+use super::frame::{Scanner, first_frame, first_received, is_unreadable};
 use super::opening::{self, Extent, Lineage};
 use super::{LogId, OpenError, OpeningId, checkpoint};
 use crate::event::Timestamp;
@@ -84,14 +84,12 @@ impl LogView {
     /// # Errors
     /// [`OpenError`]
     pub fn oldest(&self, segment: &SegmentView) -> Result<Option<Timestamp>, OpenError> {
-        let mut oldest = None;
-        let stop = |entry: Entry| {
-            oldest = Some(entry.record.received_at);
-            Err(Stop::Enough)
-        };
-        match self.read(segment, stop) {
-            Ok(_) | Err(Stop::Enough) => Ok(oldest),
-            Err(Stop::Failed(error)) => Err(error),
+        match first_received(&segment.path, self.id, segment.number) {
+            // Removed since it was listed, or damaged.
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound || is_unreadable(&cause) => {
+                Ok(None)
+            }
+            oldest => Ok(oldest.map_err(FileError::at("read", &segment.path))?),
         }
     }
 
@@ -157,7 +155,7 @@ impl SegmentView {
         let closed = dir::read_closed(dir, number);
         let writer = match closed {
             Some(closed) => Some(closed.writer),
-            None => first_writer(&path, log, number),
+            None => first_frame(&path, log, number).ok()?.map(|frame| frame.writer()),
         };
         Some(Self { number, path, bytes, writer, closed: closed.map(|closed| closed.records) })
     }
@@ -167,29 +165,6 @@ impl SegmentView {
     pub fn name(&self) -> &str {
         let dir = self.path.parent().and_then(Path::file_name);
         dir.and_then(|name| name.to_str()).unwrap_or_default()
-    }
-}
-
-/// The opening of the first frame of segment `number`.
-fn first_writer(path: &Path, log: LogId, number: u32) -> Option<OpeningId> {
-    let mut scanner = Scanner::new(File::open(path).ok()?, log);
-    loop {
-        let frame = scanner.next().ok()??;
-        if frame.first().segment() == number {
-            return Some(frame.writer());
-        }
-    }
-}
-
-/// How a visit ends early.
-enum Stop {
-    Enough,
-    Failed(OpenError),
-}
-
-impl From<OpenError> for Stop {
-    fn from(error: OpenError) -> Self {
-        Self::Failed(error)
     }
 }
 

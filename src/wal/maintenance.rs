@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use super::AuditTotals;
 use super::checkpoint::CheckpointFile;
 use super::dir::{self, REMOVING, SEGMENTS};
 use super::opening::Extent;
 use super::preallocation::{self, PIECE_BYTES, Preallocation};
 use super::segment::{PREALLOCATED_BYTES, SEGMENT_BYTES, Segment};
+use super::self_audit::AuditTotals;
 use super::{AuditBalance, Config, OpeningId, Shared, free_bytes};
 use crate::metrics;
 use crate::permission::FileError;

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use super::dir::{self, REMOVING, SEGMENTS, data_file};
-use super::frame::{Scanner, is_unreadable};
+use super::frame::{Scanner, first_received, is_unreadable};
 use super::opening::{Extent, Position};
 use super::{LogId, OpenError, preallocation};
 use crate::event::Timestamp;
@@ -57,7 +57,11 @@ pub(super) fn recover(dir: &Path) -> Result<Recovered, OpenError> {
         found => found?,
     };
     let (segments, next_number) = find_segments(&segments_dir, id)?;
-    let oldest = oldest(&segments_dir, &segments, id);
+    // Only a hint for operators, so that errors are the reader's to report.
+    let oldest = segments.first().and_then(|FoundSegment { extent, .. }| {
+        let file = data_file(&dir::segment_dir(&segments_dir, extent.number));
+        first_received(&file, id, extent.number).ok()?
+    });
     Ok(Recovered { lock, id, segments, next_number, oldest })
 }
 
@@ -106,17 +110,6 @@ fn find_segments(segments: &Path, id: LogId) -> Result<(Vec<FoundSegment>, u32),
         synced.map_err(FileError::at("sync", &data))?;
     }
     Ok((found, next_number))
-}
-
-/// When the first readable record of the first segment was received: no record left to publish is
-/// older. Only a hint for operators, so that errors are the reader's to report.
-fn oldest(segments: &Path, found: &[FoundSegment], id: LogId) -> Option<Timestamp> {
-    let dir = dir::segment_dir(segments, found.first()?.extent.number);
-    let file = File::open(data_file(&dir)).ok()?;
-    let frame = Scanner::new(file, id).next().ok()??;
-    let mut entries = Vec::new();
-    frame.entries(frame.first(), &mut entries).ok()?;
-    entries.first().map(|entry| entry.record.received_at)
 }
 
 /// Removes segments whose removal was cut short.

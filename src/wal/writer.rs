@@ -11,7 +11,7 @@ use super::frame::{Builder, Frame};
 use super::index::Index;
 use super::maintenance::MaintenanceTask;
 use super::segment::{OVERGROWN_BYTES, Segment};
-use super::{AppendError, LogId, OpeningId, Shared, StoreError};
+use super::{AppendError, Shared, StoreError};
 use crate::metrics;
 use crate::permission::FileError;
 use crate::record::Lsn;
@@ -20,15 +20,14 @@ use crate::record::Lsn;
 const GROUP_MAX: usize = 2048;
 /// A commit that takes longer is logged at debug level, with its steps.
 const SLOW_COMMIT: Duration = Duration::from_millis(20);
+
 pub(super) struct Writer {
-    log: LogId,
-    opening: OpeningId,
+    builder: Builder,
     inbox: Inbox,
     routes: ReplyRoutes,
     shared: Arc<Shared>,
     spares: Receiver<Segment>,
     tasks: Sender<MaintenanceTask>,
-    builder: Builder,
     active: Option<Active>,
 }
 
@@ -40,23 +39,14 @@ struct Active {
 
 impl Writer {
     pub(super) fn new(
-        (log, opening): (LogId, OpeningId),
-        (inbox, routes): (Inbox, ReplyRoutes),
+        builder: Builder,
+        inbox: Inbox,
+        routes: ReplyRoutes,
         shared: Arc<Shared>,
         spares: Receiver<Segment>,
         tasks: Sender<MaintenanceTask>,
     ) -> Self {
-        Self {
-            log,
-            opening,
-            inbox,
-            routes,
-            shared,
-            spares,
-            tasks,
-            builder: Builder::new(),
-            active: None,
-        }
+        Self { builder, inbox, routes, shared, spares, tasks, active: None }
     }
 
     /// Commits groups until every appender is gone, or until a commit fails: then its group and
@@ -110,7 +100,7 @@ impl Writer {
             return Err(self.shared.capacity.reject_without_segment());
         };
         self.shared.capacity.reserve(&mut active.segment, bytes as u64)?;
-        Ok(active.commit(group, &mut self.builder, (self.log, self.opening), &self.shared.index)?)
+        Ok(active.commit(group, &mut self.builder, &self.shared.index)?)
     }
 
     /// Takes the next group; `false` when every appender is gone and nothing is left.
@@ -147,12 +137,12 @@ impl Writer {
             self.retire(full);
         }
         // Last: from here on the reader may have the full segment removed, which must be closed.
-        self.shared.index.begin_segment(number, self.opening);
+        self.shared.index.begin_segment(number, self.builder.writer());
         Ok(())
     }
 
     fn retire(&self, Active { segment, next }: Active) {
-        let (writer, records) = (self.opening, next.index() - 1);
+        let (writer, records) = (self.builder.writer(), next.index() - 1);
         let _ = self.tasks.send(MaintenanceTask::Close { segment, writer, records });
     }
 }
@@ -168,28 +158,19 @@ impl Active {
         &mut self,
         group: &[Append],
         builder: &mut Builder,
-        (log, opening): (LogId, OpeningId),
         index: &Index,
     ) -> Result<Lsn, FileError> {
         let Self { segment, next } = self;
         let started = Instant::now();
         let first = *next;
         let mut frames = Vec::new();
-        let mut close = |builder: &mut Builder, next: &mut Lsn| -> Result<(), FileError> {
-            let frame: Frame =
-                builder.finish(log, opening, *next, |bytes| segment.append(*next, bytes))?;
-            *next = frame.last().next();
-            frames.push(frame);
-            Ok(())
-        };
-        for append in group {
+        for (at, append) in group.iter().enumerate() {
             builder.push(&append.record);
-            if builder.is_full() {
-                close(builder, next)?;
+            if builder.is_full() || at + 1 == group.len() {
+                let frame = builder.finish(*next, |bytes| segment.append(*next, bytes))?;
+                *next = frame.last().next();
+                frames.push(frame);
             }
-        }
-        if !builder.is_empty() {
-            close(builder, next)?;
         }
         let appended = Instant::now();
         segment.flush()?;

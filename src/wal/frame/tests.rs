@@ -31,13 +31,13 @@ fn record(number: u64, body: Vec<u8>) -> Record {
 
 /// A frame's bytes: a record for each body, the first of them at `first`.
 fn frame(log: LogId, first: Lsn, bodies: &[Vec<u8>]) -> Vec<u8> {
-    let mut builder = Builder::new();
+    let mut builder = Builder::new(log, WRITER);
     for (offset, body) in bodies.iter().enumerate() {
         builder.push(&record(first.as_u64() + offset as u64, body.clone()));
     }
     let mut bytes = Vec::new();
     builder
-        .finish::<()>(log, WRITER, first, |kept| {
+        .finish::<()>(first, |kept| {
             bytes.extend_from_slice(kept);
             Ok(Bytes::copy_from_slice(kept))
         })
@@ -57,7 +57,7 @@ fn file_of(bytes: &[u8]) -> File {
 }
 
 /// The first LSN of every frame that a scan of `file` finds.
-fn firsts(scanner: &mut Scanner<impl Source>) -> Vec<Lsn> {
+fn firsts(scanner: &mut Scanner<impl ReadAt>) -> Vec<Lsn> {
     std::iter::from_fn(|| scanner.next().unwrap().map(|frame| frame.first())).collect()
 }
 
@@ -190,7 +190,7 @@ fn frames_larger_than_what_is_left_of_the_window_are_found() {
 
 #[test]
 fn the_largest_frame_that_a_builder_makes_is_found() {
-    let mut builder = Builder::new();
+    let mut builder = Builder::new(LOG, WRITER);
     while builder.buffer.len() < FRAME_BYTES - 500 {
         builder.push(&record(1, vec![b'x'; 100]));
     }
@@ -209,7 +209,7 @@ fn the_largest_frame_that_a_builder_makes_is_found() {
         bytes.extend_from_slice(kept);
         Ok::<_, ()>(Bytes::copy_from_slice(kept))
     };
-    builder.finish(LOG, WRITER, Lsn::new(1, 1), keep).unwrap();
+    builder.finish(Lsn::new(1, 1), keep).unwrap();
     assert!(bytes.len() > 250 * 1024 + BODY_MAX, "{} bytes are large", bytes.len());
     assert!(bytes.len() <= FRAME_BYTES_MAX, "{} bytes are no blob", bytes.len());
     assert_eq!(scan(&bytes), [1]);
@@ -358,14 +358,14 @@ fn format_2_has_these_bytes() {
 }
 
 #[test]
-fn a_builder_is_empty_until_a_record_is_added_and_after_each_frame() {
-    let mut builder = Builder::new();
-    assert!(builder.is_empty());
-    builder.push(&record(1, Vec::new()));
-    assert!(!builder.is_empty());
-    let keep = |kept: &[u8]| Ok::<_, ()>(Bytes::copy_from_slice(kept));
-    builder.finish(LOG, WRITER, Lsn::new(1, 1), keep).unwrap();
-    assert!(builder.is_empty());
+fn a_builder_begins_anew_after_each_frame() {
+    let mut builder = Builder::new(LOG, WRITER);
+    for index in 1..=2 {
+        builder.push(&record(1, Vec::new()));
+        let keep = |kept: &[u8]| Ok::<_, ()>(Bytes::copy_from_slice(kept));
+        let frame = builder.finish(Lsn::new(1, index), keep).unwrap();
+        assert_eq!((frame.first(), frame.count()), (Lsn::new(1, index), 1));
+    }
 }
 
 #[test]
@@ -394,7 +394,7 @@ impl FailingDisk {
     }
 }
 
-impl Source for FailingDisk {
+impl ReadAt for FailingDisk {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         if let Some(errno) = self.errors.borrow_mut().pop() {
             return Err(errno.into());
