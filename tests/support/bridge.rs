@@ -148,14 +148,21 @@ impl Bridge {
 
     /// Waits until it accepts callbacks.
     pub fn wait_until_ready(&self) {
-        let deadline = Instant::now() + Duration::from_mins(1);
-        while self.admin("/readyz").is_none_or(|(status, _)| status != 200) {
-            self.assert_running();
-            assert!(Instant::now() < deadline, "not ready: {}", self.last_lines());
-            thread::sleep(Duration::from_millis(5));
-        }
+        let is_ready = || self.admin("/readyz").is_some_and(|(status, _)| status == 200);
+        self.wait_until("ready", Duration::from_mins(1), is_ready);
     }
 
+    /// Waits until `condition`, which `what` names, holds; the process must not exit.
+    #[track_caller]
+    pub fn wait_until(&self, what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
+        let condition = || {
+            self.assert_running();
+            condition()
+        };
+        super::wait_until(limit, condition, || format!("not {what}: {}", self.last_lines()));
+    }
+
+    #[track_caller]
     pub fn assert_running(&self) {
         assert!(!self.is_over(), "exited by itself: {}", self.last_lines());
     }
@@ -163,11 +170,6 @@ impl Bridge {
     /// Whether it exited by itself.
     pub fn is_over(&self) -> bool {
         self.life().process.as_ref().is_some_and(Guarded::is_over)
-    }
-
-    /// Whether it was killed and not restarted.
-    pub fn is_dead(&self) -> bool {
-        self.life().process.is_none()
     }
 
     pub fn killer(&self) -> Killer {
@@ -199,11 +201,8 @@ impl Bridge {
 
     /// Its exit status, once it has exited.
     pub fn wait(&self, within: Duration) -> ExitStatus {
-        let deadline = Instant::now() + within;
-        while !self.is_over() {
-            assert!(Instant::now() < deadline, "does not exit: {}", self.last_lines());
-            thread::sleep(Duration::from_millis(5));
-        }
+        let message = || format!("does not exit: {}", self.last_lines());
+        super::wait_until(within, || self.is_over(), message);
         let process = self.life().process.take();
         process.expect("it was started").wait().expect("a child that is not yet reaped")
     }
@@ -219,11 +218,9 @@ impl Bridge {
 
     /// Waits until its log has an error with `says`.
     pub fn wait_for_error(&self, says: &str, within: Duration) {
-        let started = Instant::now();
-        while !self.log_text().lines().any(|line| line.contains("ERROR") && line.contains(says)) {
-            assert!(started.elapsed() < within, "no {says:?} in {}", self.last_lines());
-            thread::sleep(Duration::from_millis(50));
-        }
+        let is_error = |line: &str| line.contains("ERROR") && line.contains(says);
+        let message = || format!("no {says:?} in {}", self.last_lines());
+        super::wait_until(within, || self.log_text().lines().any(is_error), message);
     }
 
     /// The response of its admin listener at `path`.
@@ -255,12 +252,7 @@ impl Bridge {
 
     /// Waits until it publishes: its topics exist, and the ledger is read.
     pub fn wait_until_connected(&self, within: Duration) {
-        let deadline = Instant::now() + within;
-        while !self.is_connected() {
-            self.assert_running();
-            assert!(Instant::now() < deadline, "{}", self.last_lines());
-            thread::sleep(Duration::from_millis(50));
-        }
+        self.wait_until("connected", within, || self.is_connected());
     }
 
     /// Waits until everything stored is published.

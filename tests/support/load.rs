@@ -145,11 +145,9 @@ impl Load {
 
     /// Waits until `more` further callbacks are acknowledged.
     pub fn wait_for(&self, more: u64, within: Duration) {
-        let (until, deadline) = (self.acknowledged() + more, Instant::now() + within);
-        while self.acknowledged() < until {
-            assert!(Instant::now() < deadline, "callbacks are not acknowledged");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let until = self.acknowledged() + more;
+        let message = || "callbacks are not acknowledged".to_owned();
+        super::wait_until(within, || self.acknowledged() >= until, message);
     }
 
     /// Stops when every callback that was begun is acknowledged.

@@ -30,6 +30,8 @@ pub mod turn;
 pub mod wire;
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 pub use tools::Unavailable;
 
@@ -50,4 +52,21 @@ pub fn or_skip<T>(test: &str, asked: Result<T, Unavailable>) -> Option<T> {
 pub fn unique(stem: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("{stem}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Waits until `condition` holds.
+///
+/// # Panics
+/// With the text of `message`, when it does not hold within `limit`.
+#[track_caller]
+pub fn wait_until(
+    limit: Duration,
+    mut condition: impl FnMut() -> bool,
+    message: impl Fn() -> String,
+) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < limit, "{}", message());
+        thread::sleep(Duration::from_millis(20));
+    }
 }
