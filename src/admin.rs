@@ -48,22 +48,22 @@ pub struct Config {
     pub token: Option<Secret>,
 }
 
-/// Connections at once: a few scrapers and a few people. For one more, the oldest is closed.
+/// Open connections: a few scrapers and a few people. One more closes the oldest.
 const CONNECTIONS_MAX: usize = 64;
 /// From a connection's opening, or its last request, to the end of the next header: the limit for
 /// clients that send nothing or do not read the answer.
 const IDLE_MAX: Duration = Duration::from_secs(30);
-/// Interval between two looks for dropped log lines.
+/// Interval between two checks for dropped log lines.
 const DROPPED_LINES_INTERVAL: Duration = Duration::from_secs(1);
 /// Paths without a token: health checks, and the page, which gets its data from `/status`.
 const OPEN: [&str; 3] = ["/", "/healthz", "/readyz"];
 /// The status page, with its style and script.
 const PAGE: &str = include_str!("admin/page.html");
-/// Stands in the page for the nonce that allows its own style and script only.
+/// The placeholder in the page for the nonce, which allows only the page's own style and script.
 const NONCE: &str = "NONCE";
 
 /// What every connection shares.
-struct Shared {
+struct AdminContext {
     token: Option<Secret>,
     exporter: Exporter,
     probe: Probe,
@@ -74,7 +74,7 @@ struct Shared {
     stop: CancellationToken,
 }
 
-impl Shared {
+impl AdminContext {
     fn history(&self) -> MutexGuard<'_, History> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -92,7 +92,7 @@ pub(crate) async fn run(
 ) {
     // The oldest first.
     let mut connections: VecDeque<JoinHandle<()>> = VecDeque::new();
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(AdminContext {
         token,
         exporter,
         probe,
@@ -103,17 +103,17 @@ pub(crate) async fn run(
         history: Mutex::default(),
         stop: stop.clone(),
     });
-    let mut looking = tokio::time::interval(DROPPED_LINES_INTERVAL);
+    let mut dropped_checks = tokio::time::interval(DROPPED_LINES_INTERVAL);
     let mut dropped_lines = DroppedLines::default();
-    let mut sampling = tokio::time::interval(Duration::from_secs(status::EVERY));
+    let mut sampling = tokio::time::interval(Duration::from_secs(status::SAMPLE_SECONDS));
     sampling.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // So that the first answer has a sample.
+    // At once, so that the first answer has a sample.
     shared.history().sample(&shared.exporter);
     sampling.reset();
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            _ = looking.tick() => dropped_lines.report(),
+            _ = dropped_checks.tick() => dropped_lines.report(),
             _ = sampling.tick() => shared.history().sample(&shared.exporter),
             accepted = listener.accept() => {
                 let Ok((stream, _)) = accepted else { continue };
@@ -132,7 +132,7 @@ pub(crate) async fn run(
     }
 }
 
-/// Log lines that were dropped, as far as the log has told of them.
+/// The number of dropped log lines that were reported.
 #[derive(Default)]
 struct DroppedLines {
     reported: u64,
@@ -150,20 +150,20 @@ impl DroppedLines {
     }
 }
 
-async fn serve(mut stream: TcpStream, shared: &Shared) {
+async fn serve(mut stream: TcpStream, shared: &AdminContext) {
     // Balancers that send PROXY headers to the intake send them with health checks of any port.
     match timeout(IDLE_MAX, proxy_protocol::skip(&mut stream)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => return tracing::debug!(%error, "an admin connection ended early"),
         Err(_) => return metrics::admin_ended(CloseReason::IdleTimeout),
     }
-    let asked = Notify::new();
+    let requested = Notify::new();
     let service = service_fn(async |request| {
-        asked.notify_one();
+        requested.notify_one();
         Ok::<_, Infallible>(answer(shared, &request))
     });
     let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-    let idle = async { while timeout(IDLE_MAX, asked.notified()).await.is_ok() {} };
+    let idle = async { while timeout(IDLE_MAX, requested.notified()).await.is_ok() {} };
     tokio::select! {
         ended = connection => {
             if let Err(error) = ended {
@@ -175,8 +175,8 @@ async fn serve(mut stream: TcpStream, shared: &Shared) {
     }
 }
 
-/// Whether the request carries the token, or there is none.
-fn is_operator(shared: &Shared, request: &Request<Incoming>) -> bool {
+/// Whether the request carries the token, or none is configured.
+fn is_operator(shared: &AdminContext, request: &Request<Incoming>) -> bool {
     let presented = || {
         let value = request.headers().get(header::AUTHORIZATION)?.as_bytes();
         let (scheme, token) = value.split_at_checked("Bearer ".len())?;
@@ -185,10 +185,10 @@ fn is_operator(shared: &Shared, request: &Request<Incoming>) -> bool {
     shared.token.as_ref().is_none_or(|token| presented().is_some_and(|other| token.is(other)))
 }
 
-/// The `Host` of the request, unless it is an IP address or a name without dots. This blocks DNS
-/// rebinding: a web page could let its own domain resolve to this listener, and then read every answer
-/// through the browser of an operator.
-fn strange_name(request: &Request<Incoming>) -> Option<&str> {
+/// The `Host` of the request, unless it is an IP address or a name without dots. Rejecting it
+/// blocks DNS rebinding: a web page could let its own domain resolve to this listener, and then
+/// read every answer through the browser of an operator.
+fn rebindable_host(request: &Request<Incoming>) -> Option<&str> {
     let hosts = request.headers().get_all(header::HOST).iter();
     hosts.map(|host| host.to_str().unwrap_or("?.")).find(|host| {
         let Ok(authority) = host.parse::<Authority>() else { return true };
@@ -201,21 +201,22 @@ const TEXT: &str = "text/plain; charset=utf-8";
 
 /// The status, content type and body of the answer to `request`.
 fn route(
-    shared: &Shared,
+    shared: &AdminContext,
     request: &Request<Incoming>,
     nonce: &str,
 ) -> (StatusCode, &'static str, String) {
-    // A page that does not know the token can read nothing.
-    let stranger = strange_name(request).filter(|_| shared.token.is_none());
+    // With a token, a page in an operator's browser cannot read anything.
+    let rebindable = rebindable_host(request).filter(|_| shared.token.is_none());
     match (request.method(), request.uri().path()) {
         (_, path) if !OPEN.contains(&path) && !is_operator(shared, request) => {
             let text = "this needs the header Authorization: Bearer and the token of admin.token\n";
             (StatusCode::UNAUTHORIZED, TEXT, text.to_owned())
         }
-        (_, "/" | "/status") if let Some(name) = stranger => {
+        (_, "/" | "/status") if let Some(host) = rebindable => {
             let text = format!(
-                "without admin.token this is not shown under the name {name}, which could be \
-                 anybody's; set admin.token, or use the address or localhost\n"
+                "without admin.token, this is served only if Host is an IP address or a name \
+                 without dots, not {host} (protection against DNS rebinding); set admin.token, or \
+                 use the IP address or localhost\n"
             );
             (StatusCode::MISDIRECTED_REQUEST, TEXT, text)
         }
@@ -238,12 +239,12 @@ fn route(
                 );
                 (StatusCode::OK, "application/json", text)
             } else {
-                let text = "after must be a moment, in milliseconds since 1970\n";
+                let text = "after must be a time in milliseconds since 1970\n";
                 (StatusCode::BAD_REQUEST, TEXT, text.to_owned())
             }
         }
         (&Method::GET | &Method::HEAD, "/metrics") => {
-            // The log updates its metrics ten times a second only.
+            // The log updates its metrics only ten times a second.
             shared.probe.update_metrics();
             metrics::log_lines_dropped(logging::dropped_lines());
             (StatusCode::OK, "text/plain; version=0.0.4", shared.exporter.render())
@@ -267,12 +268,12 @@ fn route(
         _ => (
             StatusCode::NOT_FOUND,
             TEXT,
-            "here are / for people, /status, /metrics, /healthz and /readyz\n".to_owned(),
+            "not found; use /, /status, /metrics, /healthz or /readyz\n".to_owned(),
         ),
     }
 }
 
-fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+fn answer(shared: &AdminContext, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let nonce = Uuid::new_v4().simple().to_string();
     let (status, kind, text) = route(shared, request, &nonce);
     let mut response = Response::new(Full::new(Bytes::from(text)));
@@ -285,13 +286,13 @@ fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>>
     if status == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
     }
-    guard(headers, &nonce);
+    set_security_headers(headers, &nonce);
     response
 }
 
-/// Sets the headers by which a browser runs the page's own style and script only, and connects to this
-/// listener only.
-fn guard(headers: &mut HeaderMap, nonce: &str) {
+/// Sets the headers by which a browser runs only the page's own style and script, and connects only
+/// to this listener.
+fn set_security_headers(headers: &mut HeaderMap, nonce: &str) {
     let policy = format!(
         "default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; \
          connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; \

@@ -26,15 +26,15 @@ use crate::{admin, intake, wal};
 
 /// When stopping, the longest that records are still published. The rest stays in the log.
 const PUBLISH_GRACE: Duration = Duration::from_secs(10);
-/// Publishing is given up when nothing was published for this long: every moment costs callbacks that
-/// the next process would accept.
+/// Publishing is given up when nothing was published for this long: the next process can accept
+/// callbacks only after this one has ended.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(2);
 /// Interval between two checks of that progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// After the publisher was told to give up, the longest wait for it to end its transaction.
 const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(1);
-/// The same while Kafka is unreachable: there is no transaction that could be ended, only a call of
-/// librdkafka that does not return before its time-out.
+/// The same while Kafka is unreachable: no transaction can be ended then, and a call of librdkafka
+/// does not return before its time-out.
 const UNREACHABLE_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// The longest wait for the time of the last acceptance to be written, which takes a sync.
@@ -57,8 +57,11 @@ pub(crate) enum StartError {
         #[source]
         cause: io::Error,
     },
-    /// The service manager's.
-    #[error("the socket that LISTEN_FDS speaks of cannot be used: {0}; give one ListenStream=")]
+    /// The socket of the service manager.
+    #[error(
+        "cannot use the socket that the service manager passed (LISTEN_FDS): {0}; configure exactly \
+         one ListenStream= with a TCP address"
+    )]
     Socket(#[source] io::Error),
     /// A thread.
     #[error("cannot start a thread: {0}")]
@@ -79,14 +82,14 @@ pub(crate) enum StopError {
     PublisherPanicked,
 }
 
-/// A bridge at work.
+/// A running bridge.
 #[derive(Debug)]
 pub(crate) struct Bridge {
     /// The address of the intake.
     pub intake_address: SocketAddr,
     /// The address of the admin listener.
     pub admin_address: SocketAddr,
-    /// What a new configuration replaces while the bridge runs.
+    /// The parts that a new configuration replaces.
     pub parts: Parts,
     intake: Intake,
     gaps: Watch,
@@ -101,8 +104,8 @@ pub(crate) struct Bridge {
 }
 
 impl Bridge {
-    /// Opens the log, starts the publisher, then the intake: errors are found before the first callback
-    /// is accepted. Kafka being unreachable is not an error.
+    /// Opens the log, starts the publisher, then the intake: errors are found before the first
+    /// callback is accepted. Kafka being unreachable is not an error.
     ///
     /// # Errors
     /// [`StartError`]
@@ -178,17 +181,17 @@ impl Bridge {
         })
     }
 
-    /// Whether intake and log make progress, or have nothing to do.
-    pub(crate) fn is_well(&self) -> impl Fn() -> bool + use<> {
+    /// Whether the intake and the log make progress, or have nothing to do.
+    pub(crate) fn makes_progress(&self) -> impl Fn() -> bool + use<> {
         let health = self.health.clone();
         move || health.stuck().is_none()
     }
 
     /// Runs until `stop`, or until a part ends on its own, which is an error.
     ///
-    /// Then, for `http.drain`, health checks say not ready while callbacks are still accepted. After
-    /// that no connection is accepted, every callback in progress gets its answer, the log closes, and
-    /// records are published as far as the grace period allows.
+    /// Then, for `http.drain`, health checks say not ready while callbacks are still accepted.
+    /// After that no connection is accepted, every callback in progress gets its answer, the log
+    /// closes, and records are published as far as the grace period allows.
     ///
     /// # Errors
     /// [`StopError`]
@@ -200,10 +203,10 @@ impl Bridge {
         let (intake, drain) = (&self.intake, self.drain);
         let stop = async {
             stop.await;
-            service::tell(Stage::Stopping);
+            service::notify(Stage::Stopping);
             intake.drain();
             if !drain.is_zero() {
-                tracing::info!(seconds = drain.as_secs_f64(), "stopping soon; not ready any more");
+                tracing::info!(seconds = drain.as_secs_f64(), "stopping soon; no longer ready");
                 tokio::time::sleep(drain).await;
             }
         };
@@ -223,17 +226,17 @@ impl Bridge {
             Err(error) => tracing::error!(%error, "stopping"),
         }
 
-        // While the log still accepts: what comes later is a gap.
+        // While the log still accepts: a gap begins when it does not.
         let gaps = tokio::task::spawn_blocking(move || self.gaps.stop());
         if timeout(GAPS_TIMEOUT, gaps).await.is_err() {
-            tracing::debug!("the disk is too slow to note when callbacks were accepted");
+            tracing::debug!("the disk is too slow to write last-accepting");
         }
         self.intake.drain();
         self.stop_intake.cancel();
         let intake = self.intake;
         let intake = tokio::task::spawn_blocking(move || intake.join());
         let log_end = async {
-            // The writer ends when the intake has let go of it.
+            // The writer ends when the intake has dropped its handles.
             let _ = intake.await;
             self.log.ended().await
         };
@@ -251,7 +254,8 @@ impl Bridge {
             let log = self.log;
             let _ = tokio::task::spawn_blocking(move || log.close()).await;
         } else {
-            // Its reader keeps the log open. The ledger tells the next process what it published.
+            // Its reader keeps the log open. The ledger lists what it published for the next
+            // process.
             tracing::debug!("the publisher is in a call of librdkafka; it ends with the process");
         }
         self.stop_admin.cancel();
@@ -260,7 +264,7 @@ impl Bridge {
     }
 }
 
-/// Records when callbacks were not accepted for so long that events may be missing.
+/// Records times without acceptance that are so long that events may be missing.
 fn watch_gaps(dir: PathBuf, health: Health, log: Probe) -> Result<Watch, StartError> {
     let mut accepted = log.audit().accepted;
     let accepts = move || {
@@ -280,15 +284,18 @@ async fn finish(
 ) -> Option<Result<(), StopError>> {
     let until = Instant::now() + PUBLISH_GRACE;
     let mut left = log.stored().records;
-    let mut moved = Instant::now();
+    let mut progressed_at = Instant::now();
     let mut end = None;
     let progress_timeout = if reachable { PROGRESS_TIMEOUT } else { Duration::ZERO };
-    while end.is_none() && left > 0 && moved.elapsed() < progress_timeout && Instant::now() < until
+    while end.is_none()
+        && left > 0
+        && progressed_at.elapsed() < progress_timeout
+        && Instant::now() < until
     {
         end = timeout(PROGRESS_INTERVAL, &mut *publisher).await.ok();
         if log.stored().records < left {
             left = log.stored().records;
-            moved = Instant::now();
+            progressed_at = Instant::now();
         }
     }
     if end.is_none() {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use crate::bridge::{Bridge, StartError, StopError};
 use crate::config::{Config, ConfigError};
-use crate::reload::Source;
+use crate::reload::ConfigWatcher;
 use crate::service::{self, Stage};
 use crate::{logging, metrics};
 use clap::{Args, Parser, Subcommand};
@@ -263,12 +263,12 @@ fn serve(options: &ConfigFile) -> Result<(), CliError> {
         // First, so that a signal during the start does not end the process midway.
         let stop = stop_signal()?;
         let mut hangups = signal(SignalKind::hangup()).map_err(CliError::other("await signals"))?;
-        let source = Source::new(options.config.clone(), config.clone());
+        let watcher = ConfigWatcher::new(options.config.clone(), config.clone());
         let bridge = Bridge::start(config, exporter).await?;
-        service::tell(Stage::Ready);
-        tokio::spawn(service::watchdog(bridge.is_well()));
+        service::notify(Stage::Ready);
+        tokio::spawn(service::watchdog(bridge.makes_progress()));
         let parts = bridge.parts.clone();
-        tokio::spawn(source.keep(parts, async move || {
+        tokio::spawn(watcher.watch(parts, async move || {
             hangups.recv().await;
         }));
         bridge.run_until(stop).await?;

@@ -1,9 +1,9 @@
-//! Gaps: times in which this instance accepted no callback for longer than Tencent's retries last, so
-//! that events may be missing until `livebridge recover` has published them.
+//! Gaps: times in which this instance accepted no callback for longer than Tencent's retries last,
+//! so that events may be missing until `livebridge recover` has published them.
 //!
-//! While callbacks are accepted, `last-accepting` in the log's directory has the time. A gap that is over
-//! is a file in `gaps`, named after its begin and end, until it is recovered: files, because a running
-//! bridge adds them while another process removes them.
+//! While callbacks are accepted, the time is written to `last-accepting` in the log's directory. A
+//! gap that has ended is a file in `gaps`, named after its begin and end, until it is recovered:
+//! one file per gap, because a running bridge adds them while another process removes them.
 
 use std::fs::{self, File};
 use std::io;
@@ -34,7 +34,7 @@ const GAPS: &str = "gaps";
 pub struct Gap {
     /// When a callback was last accepted, or would have been.
     pub begin: Timestamp,
-    /// When that was so again, or now.
+    /// When a callback was next accepted, or would have been; or now.
     pub end: Timestamp,
 }
 
@@ -45,7 +45,7 @@ impl Gap {
         self.end.since(self.begin)
     }
 
-    /// The gap that a file's name spells.
+    /// The gap that a file's name encodes.
     fn parse(name: &str) -> Option<Self> {
         let (begin, end) = name.split_once('-')?;
         let time = |text: &str| text.parse().ok().map(Timestamp::from_millis);
@@ -60,7 +60,7 @@ impl Gap {
 /// The gaps that are recorded in the log's directory `dir`, oldest first.
 ///
 /// # Errors
-/// When the directory cannot be read; that there is none is no error.
+/// When the directory exists and cannot be read.
 pub fn recorded(dir: &Path) -> Result<Vec<Gap>, FileError> {
     let dir = dir.join(GAPS);
     let entries = match fs::read_dir(&dir) {
@@ -76,19 +76,19 @@ pub fn recorded(dir: &Path) -> Result<Vec<Gap>, FileError> {
     Ok(gaps)
 }
 
-/// The recorded gaps, and the one that lasts now: an instance that is stopped or rejects everything has
+/// The recorded gaps, and the current one: an instance that is stopped or rejects everything has
 /// not recorded it yet.
 ///
 /// # Errors
 /// As [`recorded`].
 pub fn all(dir: &Path, now: Timestamp) -> Result<Vec<Gap>, FileError> {
     let mut gaps = recorded(dir)?;
-    let lasting = read_last_accepting(dir).map(|begin| Gap { begin, end: now });
-    gaps.extend(lasting.filter(|gap| gap.length() > GAP_MIN));
+    let current = read_last_accepting(dir).map(|begin| Gap { begin, end: now });
+    gaps.extend(current.filter(|gap| gap.length() > GAP_MIN));
     Ok(gaps)
 }
 
-/// Removes the recorded gaps that `is_recovered` names, and returns them.
+/// Removes the recorded gaps that `is_recovered` selects, and returns them.
 ///
 /// # Errors
 /// When a file cannot be read or removed.
@@ -101,7 +101,7 @@ pub fn remove(dir: &Path, is_recovered: impl Fn(Gap) -> bool) -> Result<Vec<Gap>
     Ok(gaps)
 }
 
-/// Another process may have removed it first.
+/// Removes a file, which another process may have removed first.
 fn remove_file(path: &Path) -> Result<(), FileError> {
     match fs::remove_file(path) {
         Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
@@ -131,7 +131,7 @@ fn record(dir: &Path, gap: Gap) -> Result<(), FileError> {
     sync_dir(&gaps).map_err(FileError::at("sync", &gaps))
 }
 
-/// `None` when callbacks were never accepted with this directory, or the file makes no sense.
+/// `None` if callbacks were never accepted with this directory, or the file cannot be parsed.
 fn read_last_accepting(dir: &Path) -> Option<Timestamp> {
     Timestamp::parse(fs::read_to_string(dir.join(LAST_ACCEPTING)).ok()?.trim())
 }
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_that_lasts_counts_once_the_retries_are_over() {
+    fn the_current_gap_counts_once_the_retries_are_over() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(all(dir.path(), minute(5000)).unwrap(), [], "never accepted");
         record(dir.path(), gap(0, 20)).unwrap();

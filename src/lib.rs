@@ -7,32 +7,41 @@
 //!                                                                ▲
 //!                                                              ledger (what is published)
 //! ```
-//! Modules in the order in which a callback meets them:
-//! [`intake`], [`callback`], [`event`] and [`record`], [`wal`], [`publisher`], [`ledger`], [`kafka`]. Around them:
-//! [`config`], [`metrics`], [`recent`], [`logging`], [`admin`], and [`bridge`], which starts and
-//! stops them;
-//! [`reloadable`] and [`reload`] bring a new configuration to the running parts; [`service`] notifies
-//! systemd, [`heartbeat`] and [`health`] tell whether the parts make progress, [`gaps`] when nothing was accepted, [`descriptors`] raises
-//! the limit of open files, [`proxy_protocol`] reads PROXY headers; [`log_limit`] limits log lines,
-//! [`permission`] has the errors at files, with what to do about denied access. [`tencent`] calls
-//! Tencent Cloud's API for commands, and [`recover`] finds there what was not delivered; the bridge itself does not.
+//! The path of a callback: [`intake`], [`callback`] (which makes a [`record`] of an [`event`]),
+//! [`wal`], [`publisher`], [`ledger`], [`kafka`].
+//!
+//! Around it:
+//! - [`cli`]: the commands. [`config`]: the configuration. [`bridge`] starts and stops the parts.
+//! - [`reload`] applies a changed configuration to a running bridge, through [`reloadable`] values.
+//! - [`metrics`], [`logging`], [`log_limit`] and [`outage`] (limit log lines), [`admin`] (the
+//!   status page) and [`recent_callbacks`]: what operators see.
+//! - [`heartbeat`] and [`health`]: whether the parts make progress. [`gaps`]: times without
+//!   accepted callbacks. [`service`]: notifies systemd.
+//! - [`descriptors`] raises the limit of open files. [`proxy_protocol`] reads PROXY headers.
+//!   [`permission`] has the errors of files, with advice. [`secret`] masks secrets. [`backoff`] has
+//!   the pauses between retries.
+//! - [`tencent`] calls Tencent Cloud's API, and [`recover`] finds callbacks there that were not
+//!   delivered: for commands; the running bridge uses neither. [`audit`] compares log, ledger and
+//!   topics.
+//! - [`sample`] makes sample callbacks, and [`sender`] sends them: for `dev`, `send` and
+//!   benchmarks.
 //!
 //! # Invariants
 //! - **I1** A callback is answered 200 only when its record is durable: written, flushed, and its
 //!   file `fdatasync`ed.
 //! - **I2** Only a verified callback becomes a record.
-//! - **I3** A record leaves the log only when the ledger says that its transaction is committed, when
-//!   it was absorbed as a retry of one whose transaction is, or when it cannot be read: its segment
-//!   is then kept.
-//! - **I4** Records are sent in LSN order, one transaction at a time; after any crash the publisher
-//!   goes on behind the last record that the ledger names. A ledger record covers only what the
-//!   opening that it names as writer wrote, and counts only if an opening of this directory
-//!   published it: nothing that one process wrote is covered by what a process on a copy of its
-//!   directory committed.
-//! - **I5** Two records are one event only if natural key and content are equal. Of two publishers
-//!   of the same event at the same time, whatever directories they have, the one whose ledger
+//! - **I3** A record leaves the log only when the ledger says that its transaction is committed,
+//!   when it was absorbed as a retry of one whose transaction is, or when it cannot be read: its
+//!   segment is then kept.
+//! - **I4** Records are sent in LSN order, one transaction at a time. After a crash, the publisher
+//!   resumes after the last record in the ledger. Each process that opens a log directory is an
+//!   *opening*, with an id. A ledger record counts as progress only for records that its writer's
+//!   opening wrote, and only if an opening of this directory published it. So a copy of a directory
+//!   never marks records of the original as published, nor the reverse.
+//! - **I5** Two records are one event only if natural key and content are equal. If two publishers
+//!   publish the same event at the same time, also from different directories, the one whose ledger
 //!   record comes second in the topic aborts its transaction (`publisher/contention.rs`).
-//! - **I6** A failed commit ends the process: after a failed flush it is unknown what is on disk.
+//! - **I6** A failed write or sync of the log ends the process: it is then unknown what is on disk.
 //! - **I7** Everything has a limit, with a name: connections, headers, bodies, the inbox, frames,
 //!   segments, the log, the batch, the window, and every wait for a client.
 
@@ -60,7 +69,7 @@ mod outage;
 mod permission;
 mod proxy_protocol;
 pub mod publisher;
-mod recent;
+mod recent_callbacks;
 pub mod record;
 pub mod recover;
 mod reload;

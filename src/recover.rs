@@ -1,8 +1,8 @@
 //! Recovers the callbacks that Tencent Cloud gave up on, from its records of them.
 //!
-//! The records are asked for stream by stream, because the API requires the stream's exact name.
-//! What is found goes through the same parser and identity as a callback, and is then published like
-//! a replay ([`crate::publisher::replay`]).
+//! The records are queried stream by stream, because the API requires the stream's exact name. A
+//! record goes through the same parser and identity as a callback, and is then published like a
+//! replay ([`crate::publisher::replay`]).
 
 use std::io;
 use std::path::PathBuf;
@@ -41,7 +41,7 @@ pub enum RecoverError {
     /// Kafka.
     #[error("cannot read from Kafka: {}", kafka::text(.0))]
     Kafka(#[from] kafka::KafkaError),
-    /// The file of records that were not decoded.
+    /// The file of undecoded records.
     #[error("cannot write {}: {cause}{}", path.display(), permission::advice(path, cause))]
     Undecoded {
         /// The file.
@@ -75,8 +75,8 @@ pub enum RecordError {
     Callback(#[from] CallbackError),
 }
 
-/// The callbacks in `Request` prove where they come from, as far as they are signed. Expiry does not
-/// matter: Tencent Cloud itself says that it sent them.
+/// The verifier for callbacks in `Request`. Those that are signed must have a valid signature; it
+/// does not expire, because Tencent Cloud itself lists them as sent.
 #[must_use]
 pub fn verifier(configured: &Verifier) -> Verifier {
     Verifier { leeway: std::time::Duration::MAX, ..configured.clone() }
@@ -98,7 +98,7 @@ pub fn event_of(
     let callback = if content.is_signed() {
         content.verify(verifier, now)?
     } else {
-        // The API is the proof of those that carry no signature.
+        // Those without a signature are accepted because the API lists them as sent.
         content.verify(&Verifier { unsigned: UnsignedPolicy::All, ..verifier.clone() }, now)?
     };
     let mut event = callback.into_record(now, omit)?;
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_is_checked_without_expiry_and_needed_only_if_a_part_of_one_is_there() {
+    fn a_signature_is_verified_without_expiry_and_required_only_if_a_part_of_it_is_present() {
         let samples = Samples::new(CallbackKey::new("right"));
         let signed_at = Timestamp::now().before(Duration::from_hours(50));
         let signed = || samples.delivery(samples.event(EventType(1)), signed_at);

@@ -1,7 +1,8 @@
 //! Reloads the configuration of a running bridge: on SIGHUP, and when one of its files has changed.
 //!
-//! A configuration is applied whole or not at all: while a file is wrong, the old one stays in use, and
-//! a log line and `livebridge_config_ok` report it. [`Parts`] is what changes without a restart.
+//! A configuration is applied whole or not at all: while a file is wrong, the old one stays in use,
+//! and a log line and `livebridge_config_ok` report it. [`Parts`] is what changes without a
+//! restart.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -19,12 +20,12 @@ use crate::service::{self, Stage};
 use crate::wal::Limits;
 use crate::{logging, metrics};
 
-/// Interval between two checks of the files: short for an operator who edits one and watches the log.
-/// Kubernetes takes a minute to update a mounted secret anyway.
-const LOOK: Duration = Duration::from_secs(2);
+/// Interval between two checks of the files: short for an operator who edits one and watches the
+/// log lines. /// Kubernetes takes a minute to update a mounted secret anyway.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The sections that a running bridge applies, beside the limits of the log.
-const TAKEN: [&str; 4] = ["access", "callback", "log", "tls"];
+/// The sections that are applied without a restart, beside the limits of the log.
+const RELOADABLE_SECTIONS: [&str; 4] = ["access", "callback", "log", "tls"];
 
 /// The parts of a running bridge that a new configuration replaces.
 #[derive(Clone, Debug)]
@@ -45,7 +46,7 @@ impl Parts {
         Self { policy: Reloadable::new(policy(config)), settings, limits }
     }
 
-    fn take(&self, config: &Config) {
+    fn apply(&self, config: &Config) {
         logging::set_level(&config.log);
         self.limits.set(config.wal.limits);
         self.policy.set(policy(config));
@@ -56,7 +57,7 @@ fn policy(config: &Config) -> IntakePolicy {
     let expires = config.access.tls.as_ref().map(Tls::expires);
     metrics::certificate_expires(expires);
     if expires.is_some_and(|expires| expires < SystemTime::now()) {
-        tracing::error!("the certificate of tls.certificate has expired; callers may reject it");
+        tracing::error!("the certificate of tls.certificate has expired; clients may reject it");
     }
     for key in config.verifier.keys.iter().filter(|key| key.is_example()) {
         tracing::warn!(
@@ -71,53 +72,54 @@ fn policy(config: &Config) -> IntakePolicy {
 /// Identifies a state of a file: a rename changes the inode, a write the time.
 type Stamp = Option<(u64, i64, i64, u64)>;
 
-/// The files of the configuration, and their state when they were last read.
+/// Watches the files of the configuration.
 #[derive(Debug)]
-pub(crate) struct Source {
+pub(crate) struct ConfigWatcher {
     file: Option<PathBuf>,
     config: Config,
+    /// The state of the files when they were last read.
     read: Vec<Stamp>,
     /// Why the last configuration read was rejected, if it was.
     rejected: Option<String>,
 }
 
-impl Source {
+impl ConfigWatcher {
     /// `config` was read from `file` and the environment.
     #[must_use]
     pub(crate) fn new(file: Option<PathBuf>, config: Config) -> Self {
-        let read = look(&config.files);
+        let read = file_stamps(&config.files);
         Self { file, config, read, rejected: None }
     }
 
-    /// Applies changes of the files to `parts`, for ever; `hangup` completes at each SIGHUP.
-    pub(crate) async fn keep(mut self, parts: Parts, mut hangup: impl AsyncFnMut()) {
-        let mut looks = interval(LOOK);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    /// Applies changes of the files to `parts`, forever; `hangup` completes at each SIGHUP.
+    pub(crate) async fn watch(mut self, parts: Parts, mut hangup: impl AsyncFnMut()) {
+        let mut checks = interval(CHECK_INTERVAL);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut seen = self.read.clone();
         loop {
-            let ordered = tokio::select! {
+            let requested = tokio::select! {
                 () = hangup() => true,
-                _ = looks.tick() => false,
+                _ = checks.tick() => false,
             };
-            let now = look(&self.config.files);
-            // The same state twice: the file is not being written at this moment.
+            let now = file_stamps(&self.config.files);
+            // The same state twice: no file is being written.
             let settled = now == std::mem::replace(&mut seen, now.clone());
-            if ordered || (settled && now != self.read) {
+            if requested || (settled && now != self.read) {
                 self.read = now;
                 self.reload(&parts);
             } else if settled && self.rejected.is_some() {
                 // The rejected configuration may name a file that is not watched yet, and that file
-                // may have been the fault.
+                // may have been the cause.
                 self.read_again(&parts);
             }
         }
     }
 
     fn reload(&mut self, parts: &Parts) {
-        service::tell(Stage::Reloading);
+        service::notify(Stage::Reloading);
         self.rejected = None;
         self.read_again(parts);
-        service::tell(Stage::Ready);
+        service::notify(Stage::Ready);
     }
 
     fn read_again(&mut self, parts: &Parts) {
@@ -134,7 +136,7 @@ impl Source {
             }
         };
         self.rejected = None;
-        parts.take(&config);
+        parts.apply(&config);
         metrics::reloaded(true);
         let keys: Vec<&str> = config.verifier.keys.iter().map(CallbackKey::name).collect();
         tracing::info!(keys = keys.join(", "), "new configuration applied");
@@ -144,20 +146,20 @@ impl Source {
             tracing::warn!(sections, "changes in these sections are applied at the next start");
         }
         if self.config.files != config.files {
-            self.read = look(&config.files);
+            self.read = file_stamps(&config.files);
         }
-        // What needs a restart keeps its old value.
+        // Settings that need a restart keep their old values.
         self.config.verifier = config.verifier;
         self.config.access = config.access;
         self.config.omit = config.omit;
         self.config.log = config.log;
-        let taken = |setting: &Setting| {
+        let is_reloadable = |setting: &Setting| {
             let limit = setting.table == "wal" && setting.key != "dir";
             let format = setting.table == "log" && setting.key == "format";
-            !format && (limit || TAKEN.contains(&setting.table.as_str()))
+            !format && (limit || RELOADABLE_SECTIONS.contains(&setting.table.as_str()))
         };
-        let kept = self.config.settings.0.iter().filter(|setting| !taken(setting));
-        let new = config.settings.0.iter().filter(|setting| taken(setting));
+        let kept = self.config.settings.0.iter().filter(|setting| !is_reloadable(setting));
+        let new = config.settings.0.iter().filter(|setting| is_reloadable(setting));
         let settings = Settings(kept.chain(new).cloned().collect());
         parts.settings.set(settings.to_json());
         self.config.settings = settings;
@@ -165,7 +167,7 @@ impl Source {
     }
 }
 
-fn look(files: &[PathBuf]) -> Vec<Stamp> {
+fn file_stamps(files: &[PathBuf]) -> Vec<Stamp> {
     let stamp = |path: &PathBuf| {
         let meta = fs::metadata(path).ok()?;
         Some((meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.size()))

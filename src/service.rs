@@ -1,8 +1,8 @@
 //! The service manager (systemd): its socket activation, and notifications to it.
 //!
-//! A socket that it holds stays open while one process ends and the next one starts, and the kernel
-//! queues connections until then, so an upgrade rejects none. Without a service manager everything here
-//! does nothing.
+//! A socket of the service manager stays open between the end of one process and the start of the
+//! next, and the kernel queues connections in the meantime, so an upgrade rejects none. Without a
+//! service manager, everything here does nothing.
 
 use std::io;
 use std::net::TcpListener;
@@ -24,35 +24,35 @@ pub(crate) fn socket() -> io::Result<Option<TcpListener>> {
 pub(crate) enum Stage {
     /// Callbacks are accepted.
     Ready,
-    /// A new configuration is read; ready again right after.
+    /// A new configuration is being read.
     Reloading,
     /// A stop was requested.
     Stopping,
 }
 
 /// Notifies the service manager.
-pub(crate) fn tell(stage: Stage) {
-    let told = match stage {
+pub(crate) fn notify(stage: Stage) {
+    let notified = match stage {
         Stage::Ready => sd_notify::notify(&[NotifyState::Ready]),
         Stage::Reloading => NotifyState::monotonic_usec_now()
             .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now])),
         Stage::Stopping => sd_notify::notify(&[NotifyState::Stopping]),
     };
-    if let Err(error) = told {
+    if let Err(error) = notified {
         tracing::warn!(%error, "cannot notify the service manager: {stage:?}");
     }
 }
 
-/// Notifies the service manager's watchdog for ever, while `is_well`. Without a notification for
-/// `WatchdogSec=` it restarts the process.
-pub(crate) async fn watchdog(is_well: impl Fn() -> bool) {
+/// Notifies the service manager's watchdog forever, while `makes_progress`. Without a notification
+/// for `WatchdogSec=`, it restarts the process.
+pub(crate) async fn watchdog(makes_progress: impl Fn() -> bool) {
     let Some(limit) = sd_notify::watchdog_enabled() else { return };
     // Half the time-out, as systemd advises, and never a busy loop.
     let every = (limit / 2).max(Duration::from_millis(10));
-    let mut well = true;
+    let mut progressing = true;
     loop {
-        let before = std::mem::replace(&mut well, is_well());
-        if well {
+        let before = std::mem::replace(&mut progressing, makes_progress());
+        if progressing {
             if let Err(error) = sd_notify::notify(&[NotifyState::Watchdog]) {
                 tracing::warn!(%error, "cannot notify the watchdog of the service manager");
             }

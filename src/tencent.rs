@@ -1,7 +1,7 @@
 //! Tencent Cloud's API 3.0 for Cloud Live: the client, and the actions that livebridge calls.
 //!
-//! The running bridge never calls it, and needs no credentials: the commands `tencent`, `recover` and
-//! `check` do. docs/tencent.md lists the facts of the API that this module rests on.
+//! The running bridge never calls it, and needs no credentials: the commands `tencent`, `recover`
+//! and `check` do. docs/tencent.md lists the facts of the API on which this module relies.
 
 mod action;
 mod callbacks;
@@ -9,7 +9,7 @@ mod credentials;
 mod endpoint;
 mod error;
 mod history;
-mod signature;
+mod request_signature;
 
 use std::fmt;
 use std::sync::Arc;
@@ -55,14 +55,14 @@ const PAUSE_MAX: Duration = Duration::from_secs(4);
 const ANSWER_MAX: u64 = 8 * 1024 * 1024;
 /// The longest text of an answer that an error repeats.
 const SHOWN_MAX: usize = 300;
-/// The proxy variables, of which the first that is set counts. `NO_PROXY` names the exceptions.
+/// The proxy variables; the first that is set takes effect. `NO_PROXY` names the exceptions.
 const PROXY_VARIABLES: [&str; 6] =
     ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"];
 
 /// How the client connects.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where to.
+    /// The address of the API.
     pub endpoint: Endpoint,
     /// Time for one request, from the name lookup to the last byte of the answer.
     pub timeout: Duration,
@@ -76,7 +76,7 @@ impl Default for Options {
     }
 }
 
-/// Why there is no client.
+/// Why the client cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// No certificate authority can be read.
@@ -109,7 +109,7 @@ impl fmt::Debug for Client {
     }
 }
 
-/// Every answer, whether the action succeeded or not.
+/// The envelope of every answer, also of an error.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Envelope<'a> {
@@ -119,7 +119,7 @@ struct Envelope<'a> {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Outcome {
+struct ResponseHeader {
     error: Option<ErrorBody>,
     #[serde(default)]
     request_id: String,
@@ -147,7 +147,7 @@ impl Client {
             .max_redirects_will_error(false)
             .user_agent(concat!("livebridge/", env!("CARGO_PKG_VERSION")));
         config = if options.endpoint.is_plain() {
-            // The loopback interface is not reached through a proxy.
+            // A proxy cannot reach this machine's loopback interface.
             config.proxy(None)
         } else {
             config.https_only(true).tls_config(tls()?).proxy(proxy()?)
@@ -169,8 +169,9 @@ impl Client {
         action: Action,
         parameters: &impl Serialize,
     ) -> Result<T, TencentError> {
-        let body = serde_json::to_vec(parameters)
-            .map_err(|cause| self.not_the_api(action, 0, format!("cannot ask: {cause}")))?;
+        let body = serde_json::to_vec(parameters).map_err(|cause| {
+            self.not_the_api(action, 0, format!("cannot encode the request: {cause}"))
+        })?;
         let mut backoff = Backoff::new(self.options.pause, PAUSE_MAX);
         for attempt in 0.. {
             thread::sleep(self.limits.take(action));
@@ -182,7 +183,7 @@ impl Client {
                 return Err(error);
             }
             let pause = backoff.pause();
-            tracing::debug!(%error, ?pause, "trying again");
+            tracing::debug!(%error, ?pause, "retrying");
             thread::sleep(pause);
         }
         unreachable!("the attempts are counted");
@@ -190,15 +191,15 @@ impl Client {
 
     fn send<T: DeserializeOwned>(&self, action: Action, body: &[u8]) -> Result<T, TencentError> {
         let host = self.options.endpoint.authority();
-        // Signed anew for each attempt: a signature is valid for five minutes.
+        // Each attempt has a new signature: a signature is valid for five minutes.
         let timestamp = u64::try_from(Timestamp::now().as_millis() / 1000).unwrap_or(0);
         let authorization =
-            signature::authorization(&self.credentials, SERVICE, host, timestamp, body);
+            request_signature::authorization(&self.credentials, SERVICE, host, timestamp, body);
         let mut request = self
             .agent
             .post(format!("{}/", self.options.endpoint))
             .header("Host", host)
-            .header("Content-Type", signature::CONTENT_TYPE)
+            .header("Content-Type", request_signature::CONTENT_TYPE)
             .header("Authorization", authorization)
             .header("X-TC-Action", action.to_string())
             .header("X-TC-Version", VERSION)
@@ -225,11 +226,11 @@ impl Client {
         let malformed = |cause: serde_json::Error| {
             self.not_the_api(action, status, format!("unexpected members: {cause}"))
         };
-        let outcome: Outcome = serde_json::from_str(text).map_err(malformed)?;
-        if let Some(ErrorBody { code, message }) = outcome.error {
+        let header: ResponseHeader = serde_json::from_str(text).map_err(malformed)?;
+        if let Some(ErrorBody { code, message }) = header.error {
             let message = secret::redact(&message).into_owned();
             let reason = Reason::of(&code);
-            let request_id = outcome.request_id;
+            let request_id = header.request_id;
             return Err(TencentError::Rejected { action, reason, code, message, request_id });
         }
         serde_json::from_str(text).map_err(malformed)
@@ -261,7 +262,7 @@ fn shown(answer: &[u8]) -> String {
     text.chars().take(SHOWN_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// Verifies with the system's certificate authorities, so that those of an organisation count too.
+/// Verifies with the system's certificate authorities, which may include those of an organisation.
 fn tls() -> Result<TlsConfig, ClientError> {
     let found = rustls_native_certs::load_native_certs();
     if found.certs.is_empty() {
@@ -276,8 +277,8 @@ fn tls() -> Result<TlsConfig, ClientError> {
         .build())
 }
 
-/// The proxy of the environment. One that cannot be used is an error: a request must not go another
-/// way than the operator wants.
+/// The proxy of the environment. One that cannot be used is an error: requests must not bypass the
+/// configured proxy.
 fn proxy() -> Result<Option<Proxy>, ClientError> {
     let is_set = |name: &&str| std::env::var(name).is_ok_and(|value| !value.trim().is_empty());
     let set: Vec<&str> = PROXY_VARIABLES.into_iter().filter(is_set).collect();

@@ -1,5 +1,5 @@
-//! What the status page shows, as JSON: the state of now, what is wrong with it, and the quarter of
-//! an hour before. `docs/status.md` explains each member.
+//! The data of the status page, as JSON: the current state, findings, and the last quarter of an
+//! hour. `docs/status.md` explains each member.
 
 use std::collections::VecDeque;
 
@@ -11,14 +11,14 @@ use super::findings::{Counts, Facts, Level, findings};
 use crate::event::Timestamp;
 use crate::health::Health;
 use crate::metrics::{Exporter, Snapshot, table};
-use crate::recent;
+use crate::recent_callbacks;
 use crate::wal::Probe;
 
-/// Between two samples, in seconds.
-pub(super) const EVERY: u64 = 2;
-/// Samples kept: a quarter of an hour.
-const KEPT: usize = 450;
-/// Samples of the last quarter of an hour.
+/// The interval between two samples, in seconds.
+pub(super) const SAMPLE_SECONDS: u64 = 2;
+/// Samples of a quarter of an hour.
+const SAMPLES_MAX: usize = 450;
+/// The samples of the last quarter of an hour.
 #[derive(Default)]
 pub(super) struct History {
     samples: VecDeque<Sample>,
@@ -48,7 +48,7 @@ impl History {
             "kafka_up": metrics.get(&table::KAFKA_UP),
         });
         let Ok(text) = serde_json::value::to_raw_value(&sample) else { return };
-        if self.samples.len() == KEPT {
+        if self.samples.len() == SAMPLES_MAX {
             self.samples.pop_front();
         }
         self.samples.push_back(Sample { at, counts: Counts::of(&metrics), text });
@@ -58,14 +58,14 @@ impl History {
         self.samples.iter().filter(|sample| sample.at > after).map(|sample| &*sample.text).collect()
     }
 
-    /// The increase of the counts in the time that is kept.
+    /// The increase of the counts since the oldest sample.
     fn increase(&self, now: Counts) -> Counts {
         let before = self.samples.front().map(|sample| sample.counts).unwrap_or_default();
         now.since(before)
     }
 }
 
-/// The state of now, with the samples taken `after` a moment.
+/// The current state, with the samples taken later than `after`.
 pub(super) fn status(
     exporter: &Exporter,
     (probe, health): (&Probe, &Health),
@@ -94,7 +94,7 @@ pub(super) fn status(
         "started_at": started_at.as_millis(),
         "health": {
             "state": found.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok),
-            "taking_callbacks": not_ready.is_none() && stuck.is_none(),
+            "accepting_callbacks": not_ready.is_none() && stuck.is_none(),
             "findings": found,
         },
         "callbacks": {
@@ -118,11 +118,11 @@ pub(super) fn status(
             "pending": metrics.get(&table::AUDIT_PENDING_RECORDS),
             "missing": missing,
         },
-        "recent": recent::callbacks(),
+        "recent": recent_callbacks::callbacks(),
         "undelivered": {
             "dead_letters": metrics.get(&table::DEAD_LETTERS),
             "quarantined": metrics.get(&table::QUARANTINED),
-            "recent": recent::all_undelivered(),
+            "recent": recent_callbacks::all_undelivered(),
         },
         "config": settings,
     });

@@ -14,12 +14,13 @@ use crate::log_limit::LogLimiter;
 use crate::metrics;
 use crate::permission::FileError;
 
-/// How often acceptance is looked at. A recovery by another process is seen as late as that.
+/// The interval between two checks of acceptance, and of recoveries by other processes.
 const INTERVAL: Duration = Duration::from_secs(10);
-/// How often the time is written: it is synced, and a gap may seem longer by as much after a crash.
+/// The interval between two writes of the time, each with a sync. After a crash, a gap may seem
+/// longer by as much.
 const WRITE_INTERVAL: Duration = Duration::from_secs(30);
-/// How long, by the monotonic clock, the wall clock has to say the same before something is deleted
-/// because of it: a clock that is set wrong is noticed and corrected within a day.
+/// How long, by the monotonic clock, the wall clock must agree before a file is deleted because of
+/// it: a wrong clock is noticed and corrected within a day.
 const CLOCK_TRUSTED_AFTER: Duration = Duration::from_hours(24);
 
 /// The thread that watches.
@@ -30,8 +31,8 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Watches for the log in `dir`; `accepts` tells whether callbacks were accepted since it was
-    /// called last, or would be now.
+    /// Watches for the log in `dir`; `accepts` returns whether callbacks were accepted since its
+    /// last call, or would be now.
     ///
     /// # Errors
     /// When the thread cannot be started.
@@ -42,24 +43,24 @@ impl Watch {
         let (stop, stopped) = mpsc::channel();
         let thread = thread::Builder::new().name("gaps".into()).spawn(move || {
             let mut recorder = Recorder::new(dir, Timestamp::now());
-            let mut looked = Instant::now();
+            let mut checked = Instant::now();
             loop {
-                let elapsed = looked.elapsed();
-                looked += elapsed;
-                recorder.look(accepts(), elapsed, Timestamp::now());
+                let elapsed = checked.elapsed();
+                checked += elapsed;
+                recorder.check(accepts(), elapsed, Timestamp::now());
                 match stopped.recv_timeout(INTERVAL) {
                     Err(RecvTimeoutError::Timeout) => {}
                     Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
                 }
             }
-            // What happens from now on is a gap.
+            // From now on it is a gap, so the time is written in any case.
             recorder.written = WRITE_INTERVAL;
-            recorder.look(accepts(), looked.elapsed(), Timestamp::now());
+            recorder.check(accepts(), checked.elapsed(), Timestamp::now());
         })?;
         Ok(Self { stop, thread })
     }
 
-    /// Notes the time, when no more callbacks are accepted.
+    /// Writes the time; called when no more callbacks are accepted.
     pub(crate) fn stop(self) {
         drop(self.stop);
         if self.thread.join().is_err() {
@@ -71,21 +72,21 @@ impl Watch {
 #[derive(Debug)]
 struct Recorder {
     dir: PathBuf,
-    /// Since when nothing was accepted. Not a difference of two times of the clock, which can be set.
+    /// How long nothing was accepted, by the monotonic clock: the wall clock can be set.
     not_accepting: Duration,
     /// How long ago the time was written.
     written: Duration,
     /// A gap that could not be recorded yet.
     unrecorded: Option<Gap>,
-    /// What an earlier process wrote, while the clock is before that.
+    /// The time that an earlier process wrote, while the clock is before it.
     ahead_of_clock: Option<AheadOfClock>,
-    /// For how long the clock has said that a gap is too old to be recovered.
+    /// For how long each gap has been too old to be recovered, by the clock.
     too_old: BTreeMap<Gap, Duration>,
 }
 
 /// A time in `last-accepting` that is later than the clock of this process. Either this clock is
-/// behind, and a gap shows when it is corrected, or the clock of the earlier process was ahead. Until
-/// that is known, the time is not overwritten.
+/// behind, and a gap shows when it is corrected, or the clock of the earlier process was ahead.
+/// Until that is known, the time is not overwritten.
 #[derive(Debug)]
 struct AheadOfClock {
     last: Timestamp,
@@ -97,7 +98,7 @@ struct AheadOfClock {
 
 impl Recorder {
     fn new(dir: PathBuf, now: Timestamp) -> Self {
-        // A first start is no gap.
+        // Before the first start there is no gap.
         let last = read_last_accepting(&dir);
         let ahead_of_clock = last.filter(|last| now < *last).map(|last| {
             tracing::warn!(
@@ -117,14 +118,14 @@ impl Recorder {
         }
     }
 
-    /// Looks, `elapsed` after the last time.
-    fn look(&mut self, accepting: bool, elapsed: Duration, now: Timestamp) {
+    /// Checks for a gap, `elapsed` after the last check, and writes the files.
+    fn check(&mut self, accepting: bool, elapsed: Duration, now: Timestamp) {
         static LIMIT: LogLimiter = LogLimiter::new();
         self.not_accepting += elapsed;
         self.written += elapsed;
         self.compare_with_clock(accepting, elapsed, now);
         if accepting {
-            self.note(Gap { begin: now.before(self.not_accepting), end: now });
+            self.add(Gap { begin: now.before(self.not_accepting), end: now });
             self.not_accepting = Duration::ZERO;
         }
         let written = self.write(accepting, now).and_then(|()| self.expire(elapsed, now));
@@ -133,14 +134,14 @@ impl Recorder {
         {
             tracing::warn!(
                 %error, suppressed,
-                "cannot note when callbacks were accepted; a later start may take this time for a gap"
+                "cannot write last-accepting or gaps/; the next start may record this time as a gap"
             );
         }
         metrics::gap_not_recovered(self.not_recovered());
     }
 
-    /// Finds the gap before this process once the clock has reached the time that an earlier process
-    /// wrote. If it has not after a day, the earlier clock was ahead.
+    /// Finds the gap before this process once the clock has reached the time that an earlier
+    /// process wrote. If that does not happen within a day, the earlier clock was ahead.
     fn compare_with_clock(&mut self, accepting: bool, elapsed: Duration, now: Timestamp) {
         let Some(ahead) = &mut self.ahead_of_clock else { return };
         ahead.running += elapsed;
@@ -149,7 +150,7 @@ impl Recorder {
             let (last, accepting) = (ahead.last, ahead.accepting);
             self.ahead_of_clock = None;
             if let Some(since) = accepting {
-                self.note(Gap { begin: last, end: now.before(since) });
+                self.add(Gap { begin: last, end: now.before(since) });
             } else {
                 self.not_accepting = self.not_accepting.max(now.since(last));
             }
@@ -160,8 +161,8 @@ impl Recorder {
         }
     }
 
-    /// Has a gap recorded if Tencent's retries did not outlast it.
-    fn note(&mut self, gap: Gap) {
+    /// Adds a gap to be recorded, if it was longer than Tencent's retries.
+    fn add(&mut self, gap: Gap) {
         if gap.length() <= GAP_MIN {
             return;
         }
@@ -171,13 +172,13 @@ impl Recorder {
             "no callback was accepted for longer than Tencent retries, so that events may be \
              missing; `livebridge recover --gap --yes` publishes them"
         );
-        // Without a file of its own, the earlier gap must not be forgotten.
+        // An earlier gap that could not be recorded is merged with this one.
         let earlier = self.unrecorded.unwrap_or(gap);
         let (begin, end) = (gap.begin.min(earlier.begin), gap.end.max(earlier.end));
         self.unrecorded = Some(Gap { begin, end });
     }
 
-    /// The gap first: without its file, the next start finds it by the time.
+    /// Writes the gap first: if that fails, the old time remains, by which the next start finds it.
     fn write(&mut self, accepting: bool, now: Timestamp) -> Result<(), FileError> {
         if let Some(gap) = self.unrecorded {
             record(&self.dir, gap)?;
@@ -191,8 +192,8 @@ impl Recorder {
         Ok(())
     }
 
-    /// Removes gaps that Tencent Cloud has no records of, when the clock has said so for a day: one
-    /// that is set forward for a short time removes nothing.
+    /// Removes gaps of which Tencent Cloud no longer has records, once the clock has agreed for a
+    /// day: a clock that is set forward for a short time removes nothing.
     fn expire(&mut self, elapsed: Duration, now: Timestamp) -> Result<(), FileError> {
         let mut known = recorded(&self.dir)?;
         known.retain(|gap| now.since(gap.end) > RECOVERABLE);
@@ -205,18 +206,18 @@ impl Recorder {
             tracing::error!(
                 begin = %gap.begin,
                 end = %gap.end,
-                "a gap was not recovered in time: Tencent Cloud has no records of it any more"
+                "a gap was not recovered in time: Tencent Cloud no longer has records of it"
             );
         }
         Ok(())
     }
 
-    /// The length of all gaps, with the one that lasts.
+    /// The length of all gaps, including the current one.
     fn not_recovered(&self) -> Duration {
         let known = recorded(&self.dir).unwrap_or_default();
         let lengths = known.into_iter().chain(self.unrecorded).map(Gap::length);
-        let lasting = Some(self.not_accepting).filter(|length| *length > GAP_MIN);
-        lengths.chain(lasting).sum()
+        let current = Some(self.not_accepting).filter(|length| *length > GAP_MIN);
+        lengths.chain(current).sum()
     }
 }
 
@@ -241,7 +242,7 @@ mod tests {
     /// A recorder that has accepted until minute 0.
     fn recorder(dir: &tempfile::TempDir) -> Recorder {
         let mut recorder = Recorder::new(dir.path().to_owned(), at(0));
-        recorder.look(true, Duration::ZERO, at(0));
+        recorder.check(true, Duration::ZERO, at(0));
         recorder
     }
 
@@ -252,13 +253,13 @@ mod tests {
         assert_eq!(recorder.not_recovered(), Duration::ZERO);
         assert_eq!(recorded(dir.path()).unwrap(), []);
         let mut short = Recorder::new(dir.path().to_owned(), at(10));
-        short.look(true, Duration::ZERO, at(10));
+        short.check(true, Duration::ZERO, at(10));
         assert_eq!(short.not_recovered(), Duration::ZERO);
         let mut long = Recorder::new(dir.path().to_owned(), at(30));
-        long.look(false, Duration::ZERO, at(30));
+        long.check(false, Duration::ZERO, at(30));
         assert_eq!(long.not_recovered(), MINUTE * 20, "not accepting yet");
         assert_eq!(recorded(dir.path()).unwrap(), []);
-        long.look(true, MINUTE, at(31));
+        long.check(true, MINUTE, at(31));
         assert_eq!(long.not_recovered(), MINUTE * 21);
         assert_eq!(recorded(dir.path()).unwrap(), [gap(10, 31)]);
         let again = Recorder::new(dir.path().to_owned(), at(32));
@@ -272,17 +273,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut recorder = recorder(&dir);
         // The clock jumps forward by a day, and back.
-        recorder.look(true, MINUTE, at(24 * 60));
-        recorder.look(false, MINUTE, at(2));
+        recorder.check(true, MINUTE, at(24 * 60));
+        recorder.check(false, MINUTE, at(2));
         assert_eq!(recorder.not_recovered(), Duration::ZERO);
         for minute in 3..20 {
-            recorder.look(false, MINUTE, at(minute));
+            recorder.check(false, MINUTE, at(minute));
         }
         assert_eq!(recorder.not_recovered(), MINUTE * 18, "while it lasts");
-        recorder.look(true, MINUTE, at(20));
+        recorder.check(true, MINUTE, at(20));
         assert_eq!(recorded(dir.path()).unwrap(), [gap(1, 20)]);
         for minute in 21..50 {
-            recorder.look(minute % 10 == 0, MINUTE, at(minute));
+            recorder.check(minute % 10 == 0, MINUTE, at(minute));
         }
         assert_eq!(recorded(dir.path()).unwrap(), [gap(1, 20)], "ten minutes lose nothing");
     }
@@ -294,12 +295,12 @@ mod tests {
         let path = dir.path().join(LAST_ACCEPTING);
         fs::remove_file(&path).unwrap();
         for seconds in [10, 20, 29] {
-            recorder.look(true, SECOND * 9, at(0).after(SECOND * seconds));
+            recorder.check(true, SECOND * 9, at(0).after(SECOND * seconds));
             assert!(!path.exists());
         }
-        recorder.look(false, SECOND * 9, at(0).after(SECOND * 38));
+        recorder.check(false, SECOND * 9, at(0).after(SECOND * 38));
         assert!(!path.exists());
-        recorder.look(true, SECOND * 9, at(0).after(SECOND * 47));
+        recorder.check(true, SECOND * 9, at(0).after(SECOND * 47));
         assert_eq!(read_last_accepting(dir.path()), Some(at(0).after(SECOND * 47)));
     }
 
@@ -309,12 +310,12 @@ mod tests {
         let mut recorder = recorder(&dir);
         let gaps = dir.path().join(GAPS);
         fs::write(&gaps, "in the way").unwrap();
-        recorder.look(true, MINUTE * 20, at(20));
-        recorder.look(true, MINUTE, at(21));
+        recorder.check(true, MINUTE * 20, at(20));
+        recorder.check(true, MINUTE, at(21));
         assert_eq!(recorder.not_recovered(), MINUTE * 20);
         assert_eq!(read_last_accepting(dir.path()), Some(at(0)), "for the next start to find it");
         fs::remove_file(&gaps).unwrap();
-        recorder.look(true, MINUTE, at(22));
+        recorder.check(true, MINUTE, at(22));
         assert_eq!(all(dir.path(), at(22)).unwrap(), [gap(0, 20)]);
         assert_eq!(recorder.not_recovered(), MINUTE * 20);
     }
@@ -325,14 +326,14 @@ mod tests {
     fn a_gap_is_removed_when_it_has_been_too_old_for_a_day() {
         let dir = tempfile::tempdir().unwrap();
         let mut recorder = recorder(&dir);
-        recorder.look(true, MINUTE * 20, at(20));
-        recorder.look(true, MINUTE, at(EXPIRED - 1));
+        recorder.check(true, MINUTE * 20, at(20));
+        recorder.check(true, MINUTE, at(EXPIRED - 1));
         assert_eq!(recorder.not_recovered(), MINUTE * 20);
         for minute in 0..24 * 60 {
-            recorder.look(true, MINUTE, at(EXPIRED + minute));
+            recorder.check(true, MINUTE, at(EXPIRED + minute));
             assert_eq!(recorder.not_recovered(), MINUTE * 20, "minute {minute}");
         }
-        recorder.look(true, MINUTE, at(EXPIRED + 24 * 60));
+        recorder.check(true, MINUTE, at(EXPIRED + 24 * 60));
         assert_eq!(recorder.not_recovered(), Duration::ZERO);
     }
 
@@ -340,17 +341,17 @@ mod tests {
     fn a_clock_that_is_set_forward_and_back_removes_no_gap() {
         let dir = tempfile::tempdir().unwrap();
         let mut recorder = recorder(&dir);
-        recorder.look(true, MINUTE * 20, at(20));
+        recorder.check(true, MINUTE * 20, at(20));
         for _ in 0..5 {
-            recorder.look(true, SECOND * 10, at(EXPIRED + 24 * 60));
+            recorder.check(true, SECOND * 10, at(EXPIRED + 24 * 60));
         }
-        recorder.look(true, SECOND * 10, at(21));
+        recorder.check(true, SECOND * 10, at(21));
         assert_eq!(recorded(dir.path()).unwrap(), [gap(0, 20)]);
         // What counts is one time without interruption.
         for day in 0..10 {
-            recorder.look(true, MINUTE, at(EXPIRED + day));
-            recorder.look(true, MINUTE * 9, at(EXPIRED + day));
-            recorder.look(true, MINUTE, at(22));
+            recorder.check(true, MINUTE, at(EXPIRED + day));
+            recorder.check(true, MINUTE * 9, at(EXPIRED + day));
+            recorder.check(true, MINUTE, at(22));
         }
         assert_eq!(recorded(dir.path()).unwrap(), [gap(0, 20)]);
     }
@@ -358,45 +359,45 @@ mod tests {
     #[test]
     fn a_start_with_a_clock_that_is_behind_finds_the_gap_when_the_clock_is_corrected() {
         let dir = tempfile::tempdir().unwrap();
-        recorder(&dir).look(true, MINUTE, at(100));
+        recorder(&dir).check(true, MINUTE, at(100));
         let mut behind = Recorder::new(dir.path().to_owned(), at(50));
-        behind.look(true, Duration::ZERO, at(50));
-        behind.look(true, MINUTE, at(51));
+        behind.check(true, Duration::ZERO, at(50));
+        behind.check(true, MINUTE, at(51));
         assert_eq!(read_last_accepting(dir.path()), Some(at(100)), "for the next start");
         let mut again = Recorder::new(dir.path().to_owned(), at(52));
         for minute in 0..=4 {
-            again.look(true, if minute == 0 { Duration::ZERO } else { MINUTE }, at(52 + minute));
+            again.check(true, if minute == 0 { Duration::ZERO } else { MINUTE }, at(52 + minute));
         }
-        again.look(true, MINUTE, at(200));
+        again.check(true, MINUTE, at(200));
         assert_eq!(recorded(dir.path()).unwrap(), [gap(100, 195)]);
         assert_eq!(read_last_accepting(dir.path()), Some(at(200)));
 
         remove(dir.path(), |_| true).unwrap();
         let mut rejecting = Recorder::new(dir.path().to_owned(), at(150));
-        rejecting.look(false, Duration::ZERO, at(150));
-        rejecting.look(false, MINUTE, at(230));
+        rejecting.check(false, Duration::ZERO, at(150));
+        rejecting.check(false, MINUTE, at(230));
         assert_eq!(rejecting.not_recovered(), MINUTE * 30, "while it lasts");
-        rejecting.look(true, MINUTE, at(231));
+        rejecting.check(true, MINUTE, at(231));
         assert_eq!(recorded(dir.path()).unwrap(), [gap(200, 231)]);
     }
 
     #[test]
     fn a_time_from_a_clock_that_was_ahead_is_no_gap_and_is_replaced_after_a_day() {
         let dir = tempfile::tempdir().unwrap();
-        recorder(&dir).look(true, MINUTE, at(100));
+        recorder(&dir).check(true, MINUTE, at(100));
         let mut right = Recorder::new(dir.path().to_owned(), at(80));
         for minute in 80..120 {
-            right.look(true, if minute == 80 { Duration::ZERO } else { MINUTE }, at(minute));
+            right.check(true, if minute == 80 { Duration::ZERO } else { MINUTE }, at(minute));
         }
         assert_eq!(recorded(dir.path()).unwrap(), []);
         assert_eq!(read_last_accepting(dir.path()), Some(at(119)));
 
         write_last_accepting(dir.path(), at(1_000_000)).unwrap();
         let mut far = Recorder::new(dir.path().to_owned(), at(0));
-        far.look(true, MINUTE, at(1));
-        far.look(true, MINUTE * (24 * 60 - 2), at(24 * 60 - 1));
+        far.check(true, MINUTE, at(1));
+        far.check(true, MINUTE * (24 * 60 - 2), at(24 * 60 - 1));
         assert_eq!(read_last_accepting(dir.path()), Some(at(1_000_000)));
-        far.look(true, MINUTE, at(24 * 60));
+        far.check(true, MINUTE, at(24 * 60));
         assert_eq!(read_last_accepting(dir.path()), Some(at(24 * 60)));
     }
 }

@@ -197,7 +197,7 @@ declare! {
     KAFKA_UP: Gauge = gauge("livebridge_kafka_up", Unit::Count,
         "1 while the last attempt to publish succeeded and a broker is connected");
     KAFKA_SESSIONS: Counter = counter("livebridge_kafka_sessions_total",
-        "Producers created: one at the start, one after each that failed");
+        "Producers created: at the start, and whenever one failed or needed other settings");
     FENCED: Counter = counter("livebridge_fenced_total",
         "Times that another producer with this transactional id fenced this one");
     KAFKA_BROKERS_CONNECTED: Gauge = gauge("livebridge_kafka_brokers_connected", Unit::Count,

@@ -14,7 +14,7 @@ use crate::ledger::{Commit, Known, Ledger};
 use crate::log_limit::LogLimiter;
 use crate::metrics;
 use crate::permission::FileError;
-use crate::recent;
+use crate::recent_callbacks;
 use crate::record::{Entry, Lsn};
 use crate::wal::{Entries, OpeningId, Outcomes};
 
@@ -223,7 +223,7 @@ impl Batch {
         let reason = reason.to_string();
         match disposition {
             Disposition::Publish { .. } => {
-                recent::undelivered("dead-letter", lsn.to_string(), record, &reason);
+                recent_callbacks::undelivered("dead-letter", lsn.to_string(), record, &reason);
                 if let Some(suppressed) = DEAD_LETTERED.permit() {
                     tracing::error!(
                         %lsn, %reason, suppressed,
@@ -233,7 +233,7 @@ impl Batch {
                 *disposition = Disposition::DeadLetter { reason };
             }
             Disposition::DeadLetter { .. } => {
-                recent::undelivered("quarantine", lsn.to_string(), record, &reason);
+                recent_callbacks::undelivered("quarantine", lsn.to_string(), record, &reason);
                 if let Some(suppressed) = QUARANTINED.permit() {
                     tracing::error!(
                         %lsn, %reason, suppressed,

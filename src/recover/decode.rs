@@ -1,9 +1,9 @@
-//! From the text that Tencent's records hold of a callback to the callback's body.
+//! Finds the body of a callback in the text of Tencent's record.
 //!
-//! What a record's `Request` contains in full is not documented. The sample is percent-encoded, with
-//! `+` for blanks. Therefore nothing is assumed about what surrounds the body: the one JSON object
-//! that is a callback of the record's type and stream is taken, byte for byte. Where there is none, or
-//! more than one, nothing is guessed.
+//! The format of a record's `Request` is not documented. The sample is percent-encoded, with `+`
+//! for blanks. So nothing is assumed about the text around the body: the one JSON object that is a
+//! callback of the record's type and stream is used, byte for byte. If there is none, or more than
+//! one, the record stays undecoded.
 
 use std::borrow::Cow;
 
@@ -18,11 +18,11 @@ use crate::record::BODY_MAX;
 /// Longer texts are not searched: a body of [`BODY_MAX`] with every byte percent-encoded fits.
 const TEXT_MAX: usize = 4 * BODY_MAX;
 
-/// Bytes that are parsed in all. A text with many objects that end in an error could take hours: each
-/// is read up to the error.
+/// Bytes that are parsed in total. A text with many objects that end in an error could take hours,
+/// because each is parsed up to the error.
 const WORK_MAX: usize = 8 * TEXT_MAX;
 
-/// Why a text yields no callback.
+/// Why a text contains no callback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExtractError {
     /// It is longer than any callback.
@@ -51,8 +51,8 @@ pub enum ExtractError {
     Ambiguous,
 }
 
-/// The body of the callback of this type and stream in `text`, which may be percent-encoded, and may
-/// contain more than the body. An empty `stream` and no type fit any.
+/// The body of the callback of this type and stream in `text`, which may be percent-encoded, and
+/// may contain more than the body. An empty `stream` and no type fit any.
 ///
 /// # Errors
 /// [`ExtractError`]
@@ -140,8 +140,8 @@ fn claims(object: &str) -> Option<(EventType, Option<String>)> {
     Some((event_type, stream))
 }
 
-/// The JSON object that `text` begins with; otherwise how much of it was read, at most, or `None` if
-/// the object is not finished.
+/// The JSON object that `text` begins with; otherwise how much of it was read, at most, or `None`
+/// if the object is not finished.
 fn object_at(text: &str) -> Result<&str, Option<usize>> {
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
     match values.next() {

@@ -1,4 +1,4 @@
-//! Finds the streams of a time, and the records of their callbacks.
+//! Finds the streams of a time range, and the records of their callbacks.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use crate::tencent::{
     CallbackRecord, Client, RECORDS_SPAN_MAX, STREAM_EVENTS_REACHABLE, StreamEvent,
 };
 
-/// Streams are listed from this long before the range: one that is pushed all through it began
-/// earlier. Streams that are pushed for longer are to be named.
+/// Streams are listed from this long before the range: one that is pushed throughout the range
+/// began earlier. Streams that are pushed for longer must be named.
 const LISTED_BEFORE: Duration = Duration::from_hours(7 * 24);
 /// And this long after it, for those that end later.
 const LISTED_AFTER: Duration = Duration::from_hours(24);
@@ -29,8 +29,9 @@ pub struct TimeRange {
 }
 
 impl TimeRange {
-    /// Ranges that one query of callback records may have. They share the second at which they meet:
-    /// whether the API compares fractions of it is not documented. What happened in it counts twice.
+    /// Ranges that one query of callback records may have. They share the second at which they
+    /// meet, because it is not documented whether the API compares fractions of it. Records of that
+    /// second are found twice.
     pub fn days(self) -> impl Iterator<Item = Self> {
         let mut next = Some(self.since);
         std::iter::from_fn(move || {
@@ -51,7 +52,7 @@ impl TimeRange {
     }
 }
 
-/// Asks the API.
+/// Queries the API.
 #[derive(Debug)]
 pub struct Finder<'a> {
     client: &'a Client,
@@ -83,15 +84,15 @@ impl<'a> Finder<'a> {
             loop {
                 let listed = self.client.stream_events(range.since, range.until, page)?;
                 if listed.total > STREAM_EVENTS_REACHABLE {
-                    // What is beyond cannot be reached in a range as long as this.
+                    // The rest cannot be reached in a range of this length.
                     let halves = range.halves();
                     let (first, second) =
                         halves.ok_or(RecoverError::TooManyStreams(range.since))?;
                     ranges.extend([second, first]);
                     break;
                 }
-                let wanted = listed.entries.into_iter().filter(|stream| self.is_wanted(stream));
-                names.extend(wanted.map(|stream| stream.stream_name));
+                let relevant = listed.entries.into_iter().filter(|stream| self.is_relevant(stream));
+                names.extend(relevant.map(|stream| stream.stream_name));
                 if !listed.has_more {
                     break;
                 }
@@ -101,7 +102,7 @@ impl<'a> Finder<'a> {
         Ok(names.into_iter().collect())
     }
 
-    fn is_wanted(&self, stream: &StreamEvent) -> bool {
+    fn is_relevant(&self, stream: &StreamEvent) -> bool {
         let started = stream.stream_start_time.is_none_or(|time| time <= self.range.until);
         let ended_before = |time: Timestamp| time.after(REPORTED_AFTER_END) < self.range.since;
         started && !stream.stream_end_time.is_some_and(ended_before)
@@ -135,7 +136,7 @@ impl<'a> Finder<'a> {
     }
 }
 
-/// The names in a file, one a line; blank lines and lines that begin with `#` do not count.
+/// The names in a file, one a line; blank lines and lines that begin with `#` are ignored.
 #[must_use]
 pub fn streams_of_file(text: &str) -> Vec<String> {
     let lines = text.lines().map(str::trim_end).filter(|line| !line.is_empty());

@@ -1,5 +1,5 @@
-//! When livebridge took no callbacks, from the ledger: every transaction names when the newest of its
-//! callbacks was received, whichever instance received it.
+//! Times without received callbacks, according to the ledger: each record of a transaction has the
+//! time at which the newest of its callbacks was received, by any instance.
 
 use std::time::Duration;
 
@@ -14,12 +14,12 @@ use crate::publisher::is_command;
 /// The events of a gap can be older than its beginning: a callback was tried for up to 16 minutes,
 /// and that of a recording comes minutes after its end.
 const MARGIN_BEFORE: Duration = Duration::from_mins(30);
-/// Events can also be later than the end of the gap, by as much as clocks differ, or until all senders
-/// are back.
+/// Events can also be later than the end of the gap, by as much as clocks differ, or until all
+/// senders are back.
 const MARGIN_AFTER: Duration = Duration::from_mins(10);
 
-/// The times after `since` in which no instance took a callback for longer than Tencent's retries last.
-/// A time without events looks the same, so that a gap is not yet a loss.
+/// The times after `since` in which no instance received a callback for longer than Tencent's
+/// retries last. A time without events looks the same, so a gap is not necessarily a loss.
 ///
 /// # Errors
 /// [`RecoverError::Kafka`]
@@ -32,7 +32,7 @@ pub fn find_gaps(
     let mut received = Vec::new();
     wait_until_decided(kafka, &[ledger])?;
     read_to_end(kafka, ledger, since, |consumed| {
-        // What a command published says nothing about callbacks.
+        // Transactions of commands do not show when callbacks were received.
         let command = consumed.key.as_deref().is_some_and(is_command);
         if let (false, Ok(commit)) = (command, Commit::decode(&consumed.value)) {
             received.push(commit.newest);
@@ -58,8 +58,8 @@ pub fn range_of(gaps: &[Gap], now: Timestamp) -> Option<TimeRange> {
     Some(TimeRange { since: begin.before(MARGIN_BEFORE), until: end.after(MARGIN_AFTER).min(now) })
 }
 
-/// Whether a recovery of `range` at `now` includes what Tencent still has of `gap`. A gap that ends in
-/// the future, because of a clock that was ahead, ends now.
+/// Whether a recovery of `range` at `now` includes the part of `gap` of which Tencent still has
+/// records. A gap that ends in the future, because of a clock that was ahead, ends now.
 #[must_use]
 pub fn covers(range: TimeRange, gap: Gap, now: Timestamp) -> bool {
     let begin = gap.begin.max(now.before(RECOVERABLE));

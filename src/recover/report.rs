@@ -1,4 +1,4 @@
-//! Compares what Tencent Cloud says it delivered, and what it could not, with what is in Kafka.
+//! Compares Tencent Cloud's records of delivered and failed callbacks with the events in Kafka.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -15,8 +15,8 @@ use crate::tencent::CallbackRecord;
 
 /// The types of which the API has records.
 const RECORDED_TYPES: [EventType; 4] = [EventType(0), EventType(1), EventType(100), EventType(200)];
-/// Events that are named for each finding; all are counted.
-const NAMED: usize = 1000;
+/// Events of each kind that a report lists; all are counted.
+const LISTED_MAX: usize = 1000;
 /// A record in Kafka can be older than its event by as much as clocks differ.
 const SLACK: Duration = Duration::from_hours(1);
 
@@ -45,18 +45,18 @@ pub struct Events {
 impl Events {
     fn add(&mut self, named: Named) {
         self.count += 1;
-        if self.events.len() < NAMED {
+        if self.events.len() < LISTED_MAX {
             self.events.push(named);
         }
     }
 }
 
-/// Both sides of a time, compared.
+/// The result of the comparison.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ComparisonReport {
     /// Delivered according to Tencent Cloud, and in Kafka.
     pub delivered: u64,
-    /// Failed according to Tencent Cloud, and in Kafka all the same.
+    /// Failed according to Tencent Cloud, and in Kafka: recovered, or retried with success.
     pub recovered: u64,
     /// Delivered according to Tencent Cloud, and not in Kafka.
     pub delivered_and_missing: Events,
@@ -64,19 +64,19 @@ pub struct ComparisonReport {
     pub lost: Events,
     /// In Kafka, and not in Tencent Cloud's records.
     pub only_in_kafka: Events,
-    /// Records that yield no event, so that nothing can be said about them.
+    /// Records that could not be decoded, so that their events cannot be compared.
     pub undecoded: u64,
 }
 
 impl ComparisonReport {
-    /// Whether nothing is missing in Kafka, as far as it can be told.
+    /// Whether no event is missing in Kafka, as far as records could be decoded.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.delivered_and_missing.count + self.lost.count + self.undecoded == 0
     }
 }
 
-/// What Tencent Cloud's records say, until Kafka is read.
+/// The events of Tencent Cloud's records, to be compared with Kafka.
 #[derive(Debug, Default)]
 pub struct Comparison {
     events: HashMap<EventId, Recorded>,
@@ -103,8 +103,8 @@ impl Comparison {
         recorded.delivered |= record.is_delivered();
     }
 
-    /// Reads Kafka and compares; `undecoded` records yield no event. Without `streams`, the events of any
-    /// stream count.
+    /// Reads Kafka and compares; `undecoded` records yield no event. Without `streams`, the events
+    /// of any stream count.
     ///
     /// # Errors
     /// [`RecoverError::Kafka`]

@@ -1,5 +1,4 @@
-//! The events that were found, in a temporary file, and those that were not decoded, in a file for
-//! the operator.
+//! Found events in a temporary file, and undecoded records in a file for the operator.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Seek as _, Write as _};
@@ -15,10 +14,10 @@ use crate::publisher::Exported;
 use crate::record::Record;
 use crate::tencent::CallbackRecord;
 
-/// Only the owner may read what callbacks contain.
+/// Only the owner may read the files: callbacks can contain personal data.
 const MODE: u32 = 0o600;
 
-/// Events in a file that has no name any more, so that it disappears with the process.
+/// Events in an unlinked file, which the system removes when the process ends.
 #[derive(Debug)]
 pub struct Spool {
     dir: PathBuf,
@@ -26,8 +25,8 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// An empty one, in the directory of the file at `undecoded`: a container has no other directory
-    /// that can be written, perhaps.
+    /// Creates the file in the directory of `undecoded`: in a container, no other directory may be
+    /// writable.
     ///
     /// # Errors
     /// [`RecoverError::Spool`]
@@ -77,7 +76,7 @@ impl Spool {
     }
 }
 
-/// A record that yields no event, as a line of JSON.
+/// A record that cannot be decoded, as a line of JSON.
 #[derive(Clone, Debug, Serialize)]
 pub struct Undecoded {
     /// The stream's name.
@@ -90,7 +89,7 @@ pub struct Undecoded {
     pub reason: String,
 }
 
-/// The records that yield no event, in a file that is created with the first of them.
+/// The undecoded records, in a file that is created with the first of them.
 #[derive(Debug)]
 pub struct UndecodedFile {
     path: PathBuf,
@@ -102,16 +101,16 @@ pub struct UndecodedFile {
 }
 
 impl UndecodedFile {
-    /// Records that are kept to be shown.
+    /// Records that are kept to be printed.
     const SHOWN: usize = 20;
 
-    /// Without a record.
+    /// Creates no file yet.
     #[must_use]
     pub fn new(path: &Path) -> Self {
         Self { path: path.to_owned(), file: None, count: 0, first: Vec::new() }
     }
 
-    /// Writes `record`, with what Tencent Cloud has of it.
+    /// Writes `record` with its request, response and result code.
     ///
     /// # Errors
     /// [`RecoverError::Undecoded`]

@@ -22,8 +22,8 @@ pub enum Action {
 }
 
 impl Action {
-    /// Requests a second that an account may make, as docs/tencent.md lists them. Where the documents
-    /// that were available state none, it is 20, the API's default.
+    /// Requests a second that an account may make, as docs/tencent.md lists them. Where the
+    /// documents that were available state none, it is 20, the API's default.
     fn rate(self) -> u32 {
         match self {
             Self::CreateLiveCallbackTemplate

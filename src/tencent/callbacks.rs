@@ -192,8 +192,8 @@ impl CallbackTemplate {
         self.members.insert(kind.member().to_owned(), Value::String(url.to_owned()));
     }
 
-    /// The members that are sent: those that livebridge knows. What the answer has beyond them stays
-    /// as it is.
+    /// The members that are sent: those that livebridge knows. What the answer has beyond them
+    /// stays as it is.
     fn parameters(&self) -> serde_json::Map<String, Value> {
         let mut parameters = serde_json::Map::new();
         for kind in UrlKind::ALL {

@@ -1,4 +1,4 @@
-//! What a call fails with, by its cause.
+//! The errors of a call, by cause.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use tokio_rustls::rustls;
 
 use super::Action;
 
-/// Why a call has no result.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TencentError {
-    /// There is no connection, or it broke.
+    /// The connection cannot be established, or it broke.
     #[error("{action}: cannot reach {endpoint}: {cause}{}", advice(cause))]
     Unreachable {
         /// The action.
@@ -86,7 +86,7 @@ pub enum Reason {
     /// Too many requests; the same request succeeds later.
     #[error("too many requests")]
     RateLimited,
-    /// A domain, template or rule that is named does not exist.
+    /// A named domain, template or rule does not exist.
     #[error("not found")]
     NotFound,
     /// It exists already.
@@ -95,7 +95,7 @@ pub enum Reason {
     /// It cannot be deleted while it is in use.
     #[error("it is in use")]
     InUse,
-    /// The account has as many as it may.
+    /// The account has reached its quota.
     #[error("the quota is exhausted")]
     QuotaExceeded,
     /// A parameter is missing or wrong.
@@ -110,8 +110,8 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// By the code. A suffix tells more than what is before it: `InternalError.ConfNotFound` is no
-    /// internal error.
+    /// The meaning of a code. The suffix is more specific than the prefix:
+    /// `InternalError.ConfNotFound` is not an internal error.
     pub(super) fn of(code: &str) -> Self {
         let (class, detail) = code.split_once('.').unwrap_or((code, ""));
         match (class, detail) {
@@ -171,7 +171,7 @@ impl Reason {
 }
 
 impl TencentError {
-    /// What the API said, if it answered with an error.
+    /// The meaning of the API's error, if it answered with one.
     #[must_use]
     pub fn reason(&self) -> Option<Reason> {
         match self {
@@ -182,12 +182,12 @@ impl TencentError {
 
     /// How many times the request may be sent again.
     pub(super) fn retries(&self, action: Action) -> usize {
-        /// A rate limit is counted by the second, and others may use the account.
+        /// For a rate limit, which the API counts per second and over all programs of the account.
         const OF_RATE_LIMIT: usize = 5;
-        /// Of faults that often end within a second; a person waits for the answer.
+        /// For faults that often end within a second, while a person waits for the answer.
         const OF_FAULT: usize = 2;
         match self {
-            // The request was not carried out, whatever it is.
+            // Such a request was never carried out, so any action may be retried.
             Self::Rejected { reason: Reason::RateLimited, .. } => OF_RATE_LIMIT,
             Self::Rejected { reason: Reason::Internal, .. } | Self::TimedOut { .. }
                 if action.is_repeatable() =>
@@ -195,7 +195,7 @@ impl TencentError {
                 OF_FAULT
             }
             Self::NotTheApi { status: 500.., .. } if action.is_repeatable() => OF_FAULT,
-            Self::Unreachable { cause, .. } if action.is_repeatable() && is_passing(cause) => {
+            Self::Unreachable { cause, .. } if action.is_repeatable() && is_transient(cause) => {
                 OF_FAULT
             }
             _ => 0,
@@ -212,7 +212,7 @@ fn advice(cause: &ureq::Error) -> &'static str {
         }
         Some(rustls::Error::InvalidMessage(_)) => "; it does not speak TLS: is the port right?",
         Some(_) => "; the TLS handshake failed",
-        None if is_cut_off(cause) => {
+        None if is_closed_early(cause) => {
             "; it closed the connection: does it speak TLS, if the endpoint is https?"
         }
         None => "",
@@ -227,13 +227,13 @@ fn tls_error(cause: &ureq::Error) -> Option<&rustls::Error> {
     }
 }
 
-fn is_cut_off(cause: &ureq::Error) -> bool {
+fn is_closed_early(cause: &ureq::Error) -> bool {
     matches!(cause, ureq::Error::Io(cause) if cause.kind() == std::io::ErrorKind::UnexpectedEof)
 }
 
-/// Whether the next attempt may succeed: not if the other end does not speak TLS or has the wrong
-/// certificate, or if there is no such name.
-fn is_passing(cause: &ureq::Error) -> bool {
+/// Whether a retry may succeed: not if the server has no TLS or the wrong certificate, or if its
+/// name does not exist.
+fn is_transient(cause: &ureq::Error) -> bool {
     match cause {
         ureq::Error::Io(_) => tls_error(cause).is_none(),
         ureq::Error::ConnectionFailed | ureq::Error::ConnectProxyFailed(_) => true,
@@ -246,7 +246,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_are_told_apart_by_what_the_caller_can_do() {
+    fn codes_are_distinguished_by_what_the_operator_can_do() {
         for (code, reason) in [
             ("AuthFailure.SecretIdNotFound", Reason::UnknownSecretId),
             ("AuthFailure.SignatureFailure", Reason::WrongSecretKey),

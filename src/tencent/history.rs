@@ -1,4 +1,4 @@
-//! What Tencent Cloud remembers: streams that were pushed, and callbacks that it sent or failed to.
+//! Tencent Cloud's records of pushed streams, and of callbacks that were delivered or failed.
 
 use std::time::Duration;
 
@@ -27,7 +27,8 @@ pub fn utc_time(time: Timestamp) -> String {
     text
 }
 
-/// The time of an answer: `YYYY-MM-DDThh:mm:ssZ` in UTC, or `YYYY-MM-DD hh:mm:ss` in Beijing's time zone.
+/// The time of an answer: `YYYY-MM-DDThh:mm:ssZ` in UTC, or `YYYY-MM-DD hh:mm:ss` in Beijing's time
+/// zone.
 fn parse_time(text: &str) -> Option<Timestamp> {
     if text.ends_with('Z') {
         Timestamp::parse(text)
@@ -94,7 +95,7 @@ pub struct CallbackRecord {
     pub stream_id: String,
 }
 
-/// Without `request` and `response`, which hold what a stream was pushed with.
+/// Without `request` and `response`: they contain the parameters of the push, which may be secret.
 impl std::fmt::Debug for CallbackRecord {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("CallbackRecord")
@@ -121,8 +122,8 @@ fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>,
 }
 
 impl Client {
-    /// A page, counted from 1, of the streams whose push ended in a range of time, oldest first; at most
-    /// 60 days ago.
+    /// A page, counted from 1, of the streams whose push ended in a range of time, oldest first; at
+    /// most 60 days ago.
     ///
     /// # Errors
     /// [`TencentError`]
@@ -150,7 +151,8 @@ impl Client {
     }
 
     /// A page, counted from 1, of the records of a stream's callbacks in a range of time, of
-    /// [`RECORDS_SPAN_MAX`] at most and at most 14 days ago. The API requires the stream's exact name.
+    /// [`RECORDS_SPAN_MAX`] at most and at most 14 days ago. The API requires the stream's exact
+    /// name.
     ///
     /// # Errors
     /// [`TencentError`]

@@ -284,5 +284,8 @@ fn a_descriptor_that_is_not_a_listening_socket_is_rejected() {
     command.args(["-c", "exec \"$0\" serve --config \"$1\" 3</dev/null", BINARY, &config]);
     let finished = process::run(command.env_clear().env("LISTEN_FDS", "1"));
     assert_eq!(finished.code, Some(1), "{finished:?}");
-    assert!(finished.stderr.contains("the socket that LISTEN_FDS speaks of"), "{finished:?}");
+    assert!(
+        finished.stderr.contains("the socket that the service manager passed (LISTEN_FDS)"),
+        "{finished:?}"
+    );
 }

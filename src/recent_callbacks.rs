@@ -1,5 +1,5 @@
-//! The last callbacks and the last undelivered records, for the status page: a few of each, and of
-//! callbacks no more than a person can read. Bodies, signatures and keys are not kept.
+//! The last callbacks and the last undelivered records, for the status page. Bodies, signatures and
+//! keys are not kept.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -11,33 +11,34 @@ use serde::Serialize;
 use crate::event::{Timestamp, type_name};
 use crate::record::Record;
 
-/// How many of each are kept.
-const KEPT: usize = 40;
-/// Interval between two noted callbacks, for accepted and rejected ones each: more cannot be read
-/// on the page, and noting costs the intake time.
-const PACE_MILLIS: i64 = 100;
+/// Callbacks that are kept, and undelivered records.
+const ENTRIES_MAX: usize = 40;
+/// The shortest interval between two recorded callbacks, for accepted and for rejected ones: the
+/// page could not be read with more, and recording costs the intake time.
+const INTERVAL_MILLIS: i64 = 100;
 /// Characters of a stream's name, or of a message, that are kept.
 const TEXT_MAX: usize = 120;
 
 static ACCEPTED_NEXT_AT: AtomicI64 = AtomicI64::new(0);
 static REJECTED_NEXT_AT: AtomicI64 = AtomicI64::new(0);
-static CALLBACKS: Mutex<VecDeque<Seen>> = Mutex::new(VecDeque::new());
+static CALLBACKS: Mutex<VecDeque<CallbackEntry>> = Mutex::new(VecDeque::new());
 static UNDELIVERED: Mutex<VecDeque<Undelivered>> = Mutex::new(VecDeque::new());
 
 /// A callback and its answer.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Seen {
+pub(crate) struct CallbackEntry {
     /// When it was received, in milliseconds since 1970.
     pub at: i64,
     /// The HTTP status of its answer.
     pub status: u16,
-    /// `accepted`, or why not: the label of `livebridge_callbacks_rejected_total`.
+    /// `accepted`, or the reason of the rejection: the label of
+    /// `livebridge_callbacks_rejected_total`.
     pub outcome: &'static str,
-    /// Its type's name; of a rejected one it is not known to be true.
+    /// The name of its type; `None` for a rejected one, whose type is not verified.
     pub event_type: Option<&'static str>,
     /// Its stream, or its task.
     pub stream: Option<String>,
-    /// From parsed to durable.
+    /// The time from verification to durability.
     pub seconds: Option<f64>,
     /// The message of a rejection.
     pub message: Option<String>,
@@ -60,19 +61,19 @@ pub(crate) struct Undelivered {
     pub reason: String,
 }
 
-/// A callback that will be noted once it is durable.
+/// A callback that is recorded once it is durable.
 #[derive(Debug)]
-pub(crate) struct Pending {
-    seen: Seen,
+pub(crate) struct PendingEntry {
+    entry: CallbackEntry,
     started: Instant,
 }
 
-/// Starts to note `record`, if the interval has passed.
+/// Begins an entry for `record` if the interval has passed.
 #[must_use]
-pub(crate) fn start(record: &Record) -> Option<Pending> {
+pub(crate) fn start(record: &Record) -> Option<PendingEntry> {
     let at = record.received_at.as_millis();
-    is_due(&ACCEPTED_NEXT_AT, at).then(|| Pending {
-        seen: Seen {
+    claim(&ACCEPTED_NEXT_AT, at).then(|| PendingEntry {
+        entry: CallbackEntry {
             at,
             status: 200,
             outcome: "accepted",
@@ -85,28 +86,28 @@ pub(crate) fn start(record: &Record) -> Option<Pending> {
     })
 }
 
-impl Pending {
-    /// Notes that it is durable and answered 200.
+impl PendingEntry {
+    /// Records the callback as durable.
     pub(crate) fn finish(mut self) {
-        self.seen.seconds = Some(self.started.elapsed().as_secs_f64());
-        note(&CALLBACKS, self.seen);
+        self.entry.seconds = Some(self.started.elapsed().as_secs_f64());
+        push(&CALLBACKS, self.entry);
     }
 }
 
-/// Notes a rejected request.
+/// Records a rejected request.
 pub(crate) fn rejected(status: u16, outcome: &'static str, message: impl FnOnce() -> String) {
     let at = Timestamp::now().as_millis();
-    if !is_due(&REJECTED_NEXT_AT, at) {
+    if !claim(&REJECTED_NEXT_AT, at) {
         return;
     }
-    let message = Some(cut(&message()));
+    let message = Some(truncate(&message()));
     let (event_type, stream, seconds) = (None, None, None);
-    note(&CALLBACKS, Seen { at, status, outcome, event_type, stream, seconds, message });
+    push(&CALLBACKS, CallbackEntry { at, status, outcome, event_type, stream, seconds, message });
 }
 
-/// Notes a record that Kafka rejected and that went to `place`.
+/// Records that Kafka rejected `record`, which is in `place` now.
 pub(crate) fn undelivered(place: &'static str, lsn: String, record: &Record, reason: &str) {
-    note(
+    push(
         &UNDELIVERED,
         Undelivered {
             at: Timestamp::now().as_millis(),
@@ -114,14 +115,14 @@ pub(crate) fn undelivered(place: &'static str, lsn: String, record: &Record, rea
             lsn,
             event_type: type_name(record.event_type),
             stream: stream(record),
-            reason: cut(reason),
+            reason: truncate(reason),
         },
     );
 }
 
 /// The last callbacks, the newest first.
 #[must_use]
-pub(crate) fn callbacks() -> Vec<Seen> {
+pub(crate) fn callbacks() -> Vec<CallbackEntry> {
     lock(&CALLBACKS).iter().rev().cloned().collect()
 }
 
@@ -131,10 +132,11 @@ pub(crate) fn all_undelivered() -> Vec<Undelivered> {
     lock(&UNDELIVERED).iter().rev().cloned().collect()
 }
 
-/// Whether the interval has passed. Two threads may both be told so: that is one entry more.
-fn is_due(next_at: &AtomicI64, now: i64) -> bool {
-    let next_at_most = now + PACE_MILLIS;
-    // A later time stems from a clock that was set back since.
+/// Claims the next entry if the interval has passed. If two threads claim it at once, there is one
+/// entry more.
+fn claim(next_at: &AtomicI64, now: i64) -> bool {
+    let next_at_most = now + INTERVAL_MILLIS;
+    // A later time means that the clock was set back.
     let due = !(now + 1..=next_at_most).contains(&next_at.load(Ordering::Relaxed));
     if due {
         next_at.store(next_at_most, Ordering::Relaxed);
@@ -143,24 +145,24 @@ fn is_due(next_at: &AtomicI64, now: i64) -> bool {
 }
 
 fn stream(record: &Record) -> Option<String> {
-    record.key.as_deref().map(|key| cut(&String::from_utf8_lossy(key)))
+    record.key.as_deref().map(|key| truncate(&String::from_utf8_lossy(key)))
 }
 
-fn cut(text: &str) -> String {
-    let mut cut: String = text.chars().take(TEXT_MAX).collect();
-    if cut.len() < text.len() {
-        cut.push('…');
+fn truncate(text: &str) -> String {
+    let mut truncate: String = text.chars().take(TEXT_MAX).collect();
+    if truncate.len() < text.len() {
+        truncate.push('…');
     }
-    cut
+    truncate
 }
 
 fn lock<T>(of: &Mutex<VecDeque<T>>) -> MutexGuard<'_, VecDeque<T>> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn note<T>(to: &Mutex<VecDeque<T>>, entry: T) {
+fn push<T>(to: &Mutex<VecDeque<T>>, entry: T) {
     let mut kept = lock(to);
-    if kept.len() == KEPT {
+    if kept.len() == ENTRIES_MAX {
         kept.pop_front();
     }
     kept.push_back(entry);
@@ -171,19 +173,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn at_most_ten_callbacks_a_second_are_noted() {
+    fn at_most_ten_callbacks_a_second_are_recorded() {
         let next_at = AtomicI64::new(0);
-        let noted = (0..1000).filter(|millis| is_due(&next_at, 1_000_000 + millis)).count();
-        assert_eq!(noted, 10);
-        assert!(is_due(&next_at, 5), "the clock was set back");
+        let recorded = (0..1000).filter(|millis| claim(&next_at, 1_000_000 + millis)).count();
+        assert_eq!(recorded, 10);
+        assert!(claim(&next_at, 5), "the clock was set back");
     }
 
     #[test]
-    fn the_oldest_entries_are_dropped_and_long_texts_are_cut() {
+    fn the_oldest_entries_are_dropped_and_long_texts_are_truncated() {
         let kept = Mutex::new(VecDeque::new());
-        (0..100).for_each(|number| note(&kept, number));
+        (0..100).for_each(|number| push(&kept, number));
         assert_eq!(lock(&kept).iter().copied().collect::<Vec<_>>(), (60..100).collect::<Vec<_>>());
-        assert_eq!(cut(&"界".repeat(200)).chars().count(), TEXT_MAX + 1);
-        assert_eq!(cut("short"), "short");
+        assert_eq!(truncate(&"界".repeat(200)).chars().count(), TEXT_MAX + 1);
+        assert_eq!(truncate("short"), "short");
     }
 }
