@@ -1,7 +1,7 @@
 //! Kafka as the publisher needs it: a producer of whole batches, a ledger to read, topics.
 //!
-//! The only module that names rdkafka. It sorts errors by what the publisher does about them; the
-//! publisher decides which record goes where.
+//! The only module that uses rdkafka. It classifies errors by what the publisher does about them;
+//! the publisher decides what happens to each record.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,31 +16,31 @@ use tokio_util::sync::CancellationToken;
 
 use crate::secret::redact;
 
-mod cause;
+mod batch_failure;
+mod connection_cause;
 mod deadline;
-mod delivery;
-pub mod embedded;
-mod error;
-mod failure;
+mod delivery_report;
 mod ledger_reader;
+pub mod mock;
 mod producer;
 mod producer_settings;
 mod reachability;
 pub mod settings;
+mod setup_error;
 mod stats;
 pub mod topic_reader;
 mod topics;
 
-pub use cause::Cause;
+pub use batch_failure::{BACKDATED_MAX, Failure, RejectedMessage};
+pub use connection_cause::Cause;
 pub(crate) use deadline::Deadline;
-pub use error::{SetupError, is_denied, text};
-pub use failure::{BACKDATED_MAX, Failure, RejectedMessage};
 pub use ledger_reader::LedgerReader;
 pub use producer::{Message, Producer};
 pub use producer_settings::{ProducerSettings, READ_STALLED, REQUEST_BYTES, TIMEOUT_DOUBLINGS_MAX};
 pub use rdkafka::error::KafkaError;
 pub use reachability::{last_failure, report_failure, report_success};
 pub use settings::SettingError;
+pub use setup_error::{SetupError, is_denied, text};
 pub use topics::TopicState;
 
 /// How Kafka is reached and what is promised there.
@@ -52,17 +52,17 @@ pub struct Config {
     pub instance: String,
     /// What consumers see after a crash.
     pub delivery: Delivery,
-    /// Make topics that are missing.
+    /// Whether missing topics are created.
     pub create_topics: bool,
-    /// Partitions of a topic made here.
+    /// Partitions of a created topic.
     pub partitions: i32,
-    /// Replicas of a topic made here; -1 for the brokers' default.
+    /// Replicas of a created topic; -1 for the brokers' default.
     pub replication: i32,
-    /// Passed to librdkafka as they are: TLS, SASL, tuning.
+    /// Settings that are passed to librdkafka unchanged: TLS, SASL, tuning.
     pub client: BTreeMap<String, String>,
 }
 
-/// Of `client` the names only: its values contain passwords.
+/// Prints only the names of `client`: its values contain passwords.
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { brokers, instance, delivery, create_topics, partitions, replication, client } =
@@ -91,7 +91,7 @@ pub enum Delivery {
 
 /// The one partition of the ledger topic: the order of its records is the order of commits.
 const LEDGER_PARTITION: i32 = 0;
-/// Statistics are about as old as a scrape of them.
+/// Short enough for Prometheus, which usually scrapes every 15 s.
 const STATISTICS_INTERVAL: Duration = Duration::from_secs(5);
 /// The time-out of a request for metadata.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
@@ -101,10 +101,10 @@ const METADATA_STEP: Duration = Duration::from_secs(2);
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a command waits for the first answer about transactions.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long making topics may take.
+/// How long the creation of topics may take.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long the ledger topic keeps its records at least: an instance that was away for days still
-/// finds how far it got.
+/// How long the ledger topic keeps its records: an instance that was stopped for days still finds
+/// its progress.
 const LEDGER_RETENTION: Duration = Duration::from_hours(7 * 24);
 
 /// The context of every client: logs, metrics.
@@ -114,7 +114,8 @@ pub(crate) struct Context;
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         let message = redact(message);
-        // librdkafka repeats itself while a broker is away; what matters of it arrives as errors.
+        // librdkafka repeats log lines while a broker is unreachable; errors carry the same
+        // information.
         match level {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
                 tracing::warn!(facility, %message, "librdkafka");
@@ -143,12 +144,12 @@ impl Config {
     fn base(&self) -> ClientConfig {
         let mut client = ClientConfig::new();
         client.set("client.id", format!("livebridge-{}", self.instance));
-        // Brokers close idle connections; that is no news.
+        // Brokers close idle connections, which is normal.
         client.set("log.connection.close", "false");
         // A broker that is frozen keeps its connections. Kafka has another leader after some ten
         // seconds; librdkafka would wait for a minute.
         client.set("socket.timeout.ms", SOCKET_TIMEOUT.as_millis().to_string());
-        // It would let up to ten seconds pass before it sees that a broker is back.
+        // The default of ten seconds would delay the return to a broker that is available again.
         client.set("reconnect.backoff.max.ms", "1000");
         for (name, value) in &self.client {
             client.set(name, value);
@@ -160,15 +161,15 @@ impl Config {
         client
     }
 
-    /// How often the producer reports statistics, and the lag of the ledger's reader is looked at.
+    /// How often the producer reports statistics, and the lag of the ledger's reader is measured.
     fn statistics_interval(&self) -> Duration {
         let set =
             self.client.get("statistics.interval.ms").and_then(|text| text.trim().parse().ok());
         set.map_or(STATISTICS_INTERVAL, Duration::from_millis)
     }
 
-    /// Whether librdkafka accepts the settings, as far as that can be known without Kafka: it loads the
-    /// files that they name.
+    /// Whether librdkafka accepts the settings, as far as that can be known without Kafka: it loads
+    /// the files that they name.
     ///
     /// # Errors
     /// [`SettingError`]
@@ -190,7 +191,7 @@ impl Config {
         Ok(())
     }
 
-    /// What the accepted settings cost, for operators.
+    /// The consequences of accepted settings, for operators.
     pub fn warnings(&self) -> impl Iterator<Item = String> {
         settings::warnings(&self.client)
     }
@@ -205,7 +206,7 @@ impl Config {
         let _deadline = started.map_err(SetupError::Runtime)?;
         let settings = ProducerSettings { waits_forever: false, ..ProducerSettings::default() };
         Producer::connect(self, &settings, give_up.clone()).map_err(|cause| {
-            // Kafka may have answered, again and again with the same error.
+            // Kafka may have answered every attempt with the same error.
             if give_up.is_cancelled() { cause.after(CONNECT_TIMEOUT) } else { cause }
         })
     }

@@ -11,7 +11,7 @@ use crate::bridge::Bridge;
 use crate::callback::CallbackKey;
 use crate::config::Config;
 use crate::event::Timestamp;
-use crate::kafka::embedded::Embedded;
+use crate::kafka::mock::MockKafka;
 use crate::kafka::topic_reader::{ConsumedRecord, TopicReader};
 use crate::metrics;
 use crate::publisher::Topics;
@@ -57,7 +57,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let (mut config, temporary) = config(options)?;
     let key = config.verifier.keys.first().cloned();
     let topics = config.topics.clone();
-    let kafka = Embedded::start(&topics.all(), PARTITIONS, topics.ledger())
+    let kafka = MockKafka::start(&topics.all(), PARTITIONS, topics.ledger())
         .map_err(CliError::other("start the in-memory Kafka"))?;
     config.kafka.brokers = kafka.brokers();
     let reader = TopicReader::new(&config.kafka, &topics.all())
@@ -132,7 +132,7 @@ fn config(options: &Options) -> Result<(Config, Option<PathBuf>), CliError> {
 fn print_introduction(
     options: &Options,
     url: &str,
-    kafka: &Embedded,
+    kafka: &MockKafka,
     topics: &Topics,
     bridge: &Bridge,
     dir: &std::path::Path,

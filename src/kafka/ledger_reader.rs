@@ -1,4 +1,4 @@
-//! Reads the ledger topic, `read_committed`, from a moment on and then as it grows.
+//! Reads the ledger topic, `read_committed`, from an offset on and then as it grows.
 
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
@@ -22,21 +22,21 @@ use crate::metrics;
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 /// A longer wait for an open transaction is logged, and reported to the caller.
 const OPEN_TRANSACTION_LOGGED_AFTER: Duration = Duration::from_secs(2);
-/// How long reading up to this instance's own record, which is delivered, may take; shorter than the
-/// time-out of a transaction.
+/// How long reading up to this instance's own record, which is delivered, may take; shorter than
+/// the time-out of a transaction.
 const OWN_RECORD_TIMEOUT: Duration = Duration::from_secs(10);
 /// A reader of open transactions that is more records behind skips to what is undecided.
 const OPEN_LAG_MAX: i64 = 10_000;
 /// Pause between two checks whether an open transaction has ended.
 const OPEN_TRANSACTION_PAUSE: Duration = Duration::from_millis(2);
 
-/// A transaction that hides own commits for longer is reported: without raised time-outs, Kafka would
-/// have ended it.
+/// A transaction that hides own commits for longer is reported: without raised time-outs, Kafka
+/// would have ended it.
 const HIDDEN_MIN: Duration = Duration::from_mins(1);
 
-/// What is committed is fetched when there is so much of it, or after 50 ms ([`settings`]): own records
-/// would otherwise cause a request for each transaction, and those of others may be a little late, as
-/// [`LedgerReader::read_open`] sees them in time.
+/// Committed records are fetched once there are this many bytes, or after 50 ms ([`settings`]):
+/// otherwise own records would cause a request for each transaction. Those of others may be late,
+/// because [`LedgerReader::read_open`] reads them in time.
 const FETCH_BYTES_MIN: usize = 64 * 1024;
 
 /// Finds the first offset with a timestamp at a time or later.
@@ -45,16 +45,16 @@ pub(super) type OffsetAt<'a> = dyn FnMut(Timestamp) -> KafkaResult<Option<i64>> 
 /// A position in the ledger topic.
 pub struct LedgerReader {
     consumer: BaseConsumer<Context>,
-    /// Sees open transactions as well.
+    /// Also reads records of open transactions.
     open: BaseConsumer<Context>,
-    /// Where `open` stands, once it reads.
+    /// The next offset of `open`, once it reads.
     open_next: Option<i64>,
-    /// Where a record of this instance lands if no other instance has written since: at once
-    /// behind what is read, or behind the marker of its own last commit. (The Kafka in memory writes
-    /// none.)
+    /// The offset of the next record of this instance if no other instance has written since:
+    /// directly after the records that were read, or after the marker of its own last commit. (The
+    /// mock cluster writes no markers.)
     expected: RangeInclusive<i64>,
     topic: String,
-    /// Everything before this offset is read.
+    /// The next offset to read.
     next: i64,
     transactional: bool,
     lag: Lag,
@@ -62,8 +62,8 @@ pub struct LedgerReader {
     unread: Option<(i64, Instant)>,
 }
 
-/// What the metric of the reader's lag needs. librdkafka's statistics would tell it too, but it keeps
-/// them until the reader is polled, which it is not in an outage.
+/// The state for the metric of the reader's lag. librdkafka's statistics have the lag too, but it
+/// keeps them until the reader is polled, which does not happen during an outage.
 struct Lag {
     interval: Duration,
     updated: Instant,
@@ -74,7 +74,7 @@ struct Lag {
 }
 
 impl Lag {
-    /// How long Kafka may take to tell where the topic ends.
+    /// How long Kafka may take to return the end of the topic.
     const TIMEOUT: Duration = Duration::from_millis(500);
 
     fn new(interval: Duration) -> Self {
@@ -165,7 +165,8 @@ impl LedgerReader {
         self.consumer.fetch_watermarks(&self.topic, LEDGER_PARTITION, timeout)
     }
 
-    /// Reads every commit that precedes this call, of any instance. Returns the number of records read.
+    /// Reads every commit that precedes this call, of any instance. Returns the number of records
+    /// read.
     ///
     /// What an open transaction hides is waited for: it may be a commit of this instance, or of a
     /// third one. `hidden` is called once when that takes long.

@@ -1,4 +1,4 @@
-//! The producer: one batch, one transaction, and what its failure means.
+//! The producer: publishes one batch, in one transaction, and classifies failures.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -10,9 +10,9 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, PurgeConfig};
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio_util::sync::CancellationToken;
 
-use super::delivery::{Failed, Reports};
-use super::error::is_unsupported;
-use super::failure::{BACKDATED_MAX, Failure, RejectedMessage};
+use super::batch_failure::{BACKDATED_MAX, Failure, RejectedMessage};
+use super::delivery_report::{FailedDelivery, Reports};
+use super::setup_error::is_unsupported;
 use super::{Config, ProducerSettings, SetupError, report_failure, text};
 use crate::event::Timestamp;
 
@@ -34,7 +34,7 @@ pub struct Message<'a> {
 }
 
 impl Message<'_> {
-    /// About as many bytes as it takes in Kafka.
+    /// Its approximate number of bytes in Kafka.
     fn len(&self) -> usize {
         let headers = self.headers.iter().map(|(name, value)| name.len() + value.len());
         self.value.len() + self.key.map_or(0, <[u8]>::len) + headers.sum::<usize>()
@@ -43,22 +43,24 @@ impl Message<'_> {
 
 /// How long one call of the transaction API blocks before it is resumed.
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long to leave librdkafka alone between two polls for delivery reports. `BaseProducer::poll`
-/// spins through what is left of its time-out below a millisecond, so its time-out is zero.
+/// The pause between two polls for delivery reports. `BaseProducer::poll` spins for the part of its
+/// time-out below a millisecond, so its time-out is zero.
 const POLL_PAUSE: Duration = Duration::from_micros(500);
 /// How long the cause is waited for when librdkafka has dropped messages.
 const CAUSE_WAIT: Duration = Duration::from_secs(1);
 /// Without transactions: how long answers to requests under way are waited for after a failure.
 const ANSWERS_WAIT: Duration = Duration::from_mins(2);
-/// How often a wait looks for a fatal error.
+/// How often a wait checks for a fatal error.
 const FATAL_CHECK_INTERVAL: Duration = Duration::from_millis(100);
-/// No answer for longer than this is reported: a broker that is frozen keeps its connections, and
-/// nothing else would tell.
-const SILENCE: Duration = Duration::from_secs(10);
+/// A missing answer is reported after this time: a frozen broker keeps its connections, so nothing
+/// else shows it.
+const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(10);
+/// The pause before a call of the transaction API is resumed.
+const RESUME_PAUSE: Duration = Duration::from_millis(20);
 /// Messages between two polls while a batch is being sent.
 const POLL_EVERY: usize = 512;
 
-/// A producer with its transactions initialised: its predecessor's open transaction is ended.
+/// A producer with initialised transactions: the open transaction of its predecessor has ended.
 pub struct Producer {
     client: BaseProducer<Reports>,
     transactional: bool,
@@ -77,7 +79,7 @@ impl std::fmt::Debug for Producer {
 }
 
 impl Producer {
-    /// Connects. Blocks while Kafka is away, until `give_up`.
+    /// Connects. Blocks while Kafka is unreachable, until `give_up`.
     ///
     /// # Errors
     /// [`SetupError`]
@@ -114,8 +116,8 @@ impl Producer {
         self.client.client().fatal_error().is_some()
     }
 
-    /// The indices of the messages that Kafka has, whatever becomes of the others. With transactions
-    /// there are none: only the commit decides.
+    /// The indices of the messages that Kafka has stored. With transactions there are none: only
+    /// the commit decides.
     #[must_use]
     pub fn take_delivered(&self) -> Vec<usize> {
         self.client.context().take_delivered()
@@ -129,10 +131,10 @@ impl Producer {
     /// ([`Self::take_delivered`]). The ledger record is then sent when all of them are delivered.
     ///
     /// # Errors
-    /// [`Failure`]. With transactions the producer must not be used any more, and its transaction is
-    /// left open: the next [`Self::connect`] aborts it under a higher epoch, which fences requests that
-    /// are still under way. An abort by this producer would not, and events would be lost
-    /// (docs/engine.md).
+    /// [`Failure`]. With transactions the producer must not be used any more, and its transaction
+    /// is left open: the next [`Self::connect`] aborts it under a higher epoch, which fences
+    /// requests that are still under way. An abort by this producer would not, and events would be
+    /// lost (docs/engine.md).
     pub fn hand_over<'m, M: Iterator<Item = Message<'m>>>(
         &self,
         ledger: Option<&Message<'_>>,
@@ -166,29 +168,28 @@ impl Producer {
         }
     }
 
-    /// Lets librdkafka report its statistics while there is nothing to send.
+    /// Lets librdkafka report its statistics while no batch is being sent.
     pub fn serve(&self) {
         self.client.poll(Duration::ZERO);
     }
 
-    /// Sends to every one of `topics`, each in a transaction that is aborted: tells which of them may
-    /// not be written, and why.
+    /// Tests whether each of `topics` can be written, in a transaction that is aborted.
     ///
     /// # Errors
-    /// Why not, topic by topic.
+    /// The topics that cannot be written, each with the cause.
     pub fn test_write(&self, topics: &[&str]) -> Result<(), String> {
         let failures: Vec<String> =
             topics.iter().filter_map(|topic| self.test_write_to(topic).err()).collect();
         if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
     }
 
-    /// Ends what this transactional id left open in `topic` and no coordinator knows of, by the marker
-    /// of a further transaction (docs/engine.md).
+    /// Ends a transaction of this transactional id in `topic` that no coordinator knows, by the
+    /// marker of a further transaction (docs/engine.md).
     pub fn end_forgotten_transaction(&self, topic: &str) {
         if self.transactional
             && let Err(cause) = self.test_write_to(topic)
         {
-            tracing::warn!(cause, "cannot end what this instance may have left open");
+            tracing::warn!(cause, "cannot end a transaction that this instance may have left open");
         }
     }
 
@@ -204,7 +205,7 @@ impl Producer {
             self.send(&Message { topic, key: None, value, timestamp, headers, index: 0 });
         }
         while self.poll() && !self.give_up.is_cancelled() {}
-        let report = reports.take_failed().into_iter().min_by_key(Failed::is_purged);
+        let report = reports.take_failed().into_iter().min_by_key(FailedDelivery::is_purged);
         let aborted = self.abort();
         let Some(report) = report else { return aborted.map_err(failed) };
         if report.is_timestamp_rejected() {
@@ -225,11 +226,12 @@ impl Producer {
         self.client.begin_transaction().map_err(lost)
     }
 
-    /// Hands a message over; what is wrong with it shows in [`Self::drain`].
+    /// Hands a message over. [`Self::drain`] reports errors.
     ///
-    /// The partition is left to librdkafka, for the ledger as well, whose topic has a single one: with
-    /// a partition named here, librdkafka 2.12 committed transactions without some of their messages
-    /// after an abort (tests/promise/faults.rs, `only_what_is_too_large_for_its_topic_becomes_a_dead_letter`).
+    /// The partition is left to librdkafka, for the ledger as well, whose topic has a single one:
+    /// with a partition named here, librdkafka 2.12 committed transactions without some of their
+    /// messages after an abort (tests/promise/faults.rs,
+    /// `only_what_is_too_large_for_its_topic_becomes_a_dead_letter`).
     fn send(&self, message: &Message<'_>) {
         let mut headers = OwnedHeaders::new_with_capacity(message.headers.len());
         for (key, value) in &message.headers {
@@ -254,7 +256,7 @@ impl Producer {
                     self.poll();
                 }
                 Err((error, _)) => {
-                    let failed = Failed { index: message.index, error, here: true };
+                    let failed = FailedDelivery { index: message.index, error, is_local: true };
                     return self.client.context().record_failure(failed);
                 }
             }
@@ -292,7 +294,7 @@ impl Producer {
                 let before = std::mem::replace(&mut left, self.client.in_flight_count());
                 if left != before {
                     answered_at = Instant::now();
-                } else if answered_at.elapsed() > SILENCE {
+                } else if answered_at.elapsed() > UNRESPONSIVE_AFTER {
                     report_failure(&"no answer to what was sent");
                 }
             }
@@ -303,7 +305,7 @@ impl Producer {
         let failed = self.client.context().take_failed();
         let fatal = self.client.client().fatal_error();
         if let Some((code, reason)) = &fatal {
-            tracing::warn!(?code, reason, "the producer has ended; another one takes its place");
+            tracing::warn!(?code, reason, "the producer has ended; another one replaces it");
         }
         if failed.is_empty() && fatal.is_none() {
             return Ok(());
@@ -311,10 +313,10 @@ impl Producer {
         Err(self.classify(failed, fatal.map(|(code, _)| code), ledger, messages))
     }
 
-    /// What it means that these deliveries failed, and that the producer may have ended.
+    /// Classifies failed deliveries and a fatal error of the producer.
     fn classify<'m, M: Iterator<Item = Message<'m>>>(
         &self,
-        failed: Vec<Failed>,
+        failed: Vec<FailedDelivery>,
         fatal: Option<Code>,
         ledger: Option<&Message<'_>>,
         messages: impl Fn() -> M,
@@ -325,7 +327,8 @@ impl Producer {
             let error = failed.into_iter().nth(at).map(|failed| failed.error);
             return Failure::LedgerRejected(error.unwrap_or(KafkaError::Canceled));
         }
-        let (rejected, passing) = failed.into_iter().partition::<Vec<_>, _>(Failed::is_rejected);
+        let (rejected, passing) =
+            failed.into_iter().partition::<Vec<_>, _>(FailedDelivery::is_rejected);
         if !rejected.is_empty() {
             let lengths = messages().map(|message| (message.index, message.len())).collect();
             return Failure::Rejected(self.rejected(rejected, &lengths));
@@ -335,7 +338,8 @@ impl Producer {
             let topic = sent.as_ref().or(ledger).map_or("", |message| message.topic).to_owned();
             return Failure::TimestampRejected { topic, cause: failed.error.clone() };
         }
-        let cause = passing.into_iter().min_by_key(Failed::is_purged).map(|failed| failed.error);
+        let cause =
+            passing.into_iter().min_by_key(FailedDelivery::is_purged).map(|failed| failed.error);
         match (fatal, cause) {
             (Some(Code::UnsupportedFeature), _) => {
                 Failure::NotIdempotent(KafkaError::Global(Code::UnsupportedFeature))
@@ -354,12 +358,16 @@ impl Producer {
     /// had, because the reports of one request can arrive after the wait for them has ended.
     fn rejected(
         &self,
-        rejected: Vec<Failed>,
+        rejected: Vec<FailedDelivery>,
         lengths: &HashMap<usize, usize>,
     ) -> Vec<RejectedMessage> {
-        let message = |Failed { index, error, here }: Failed| {
+        let message = |FailedDelivery { index, error, is_local }: FailedDelivery| {
             let length = lengths.get(&index).copied().unwrap_or_default();
-            RejectedMessage { index, alone: here || length >= self.request_bytes, reason: error }
+            RejectedMessage {
+                index,
+                is_specific: is_local || length >= self.request_bytes,
+                reason: error,
+            }
         };
         rejected.into_iter().map(message).collect()
     }
@@ -378,8 +386,8 @@ impl Producer {
         }
     }
 
-    /// Handles the delivery reports that are there, and waits a little if some are missing. Returns
-    /// whether there are messages without one.
+    /// Handles available delivery reports, and pauses if some are missing. Returns whether messages
+    /// without a report are left.
     fn poll(&self) -> bool {
         let mut before = self.client.in_flight_count();
         while before > 0 {
@@ -394,9 +402,9 @@ impl Producer {
         false
     }
 
-    /// Makes what was handed over visible.
+    /// Commits the transaction, which makes its messages visible.
     ///
-    /// After a time-out the same call is resumed: only Kafka knows whether the commit happened.
+    /// After a time-out, the same call is resumed: only Kafka knows whether the commit happened.
     ///
     /// # Errors
     /// [`Failure`]
@@ -407,7 +415,7 @@ impl Producer {
         self.resume(|producer| producer.commit_transaction(CALL_TIMEOUT)).map_err(lost)
     }
 
-    /// Aborts what was handed over, all of which is delivered or rejected.
+    /// Aborts the transaction, whose messages are all delivered or rejected.
     ///
     /// # Errors
     /// [`Failure`]
@@ -421,7 +429,7 @@ impl Producer {
     /// Drops the messages that are not delivered.
     fn discard(&self) {
         if self.transactional && self.give_up.is_cancelled() {
-            // No producer follows: if Kafka answers now, consumers need not wait for the time-out.
+            // No producer follows, so without an abort consumers would wait for the time-out.
             drop(self.abort());
         }
         self.client.purge(PurgeConfig::default().queue().inflight());
@@ -429,7 +437,7 @@ impl Producer {
         self.client.context().take_failed();
     }
 
-    /// Calls until the answer is not that the call should be resumed.
+    /// Repeats `call` while Kafka's answer asks for it.
     fn resume(&self, call: impl Fn(&BaseProducer<Reports>) -> KafkaResult<()>) -> KafkaResult<()> {
         let started = Instant::now();
         loop {
@@ -439,13 +447,14 @@ impl Producer {
                         && !is_unsupported(error.code())
                         && !self.give_up.is_cancelled() =>
                 {
-                    if started.elapsed() > SILENCE {
+                    if started.elapsed() > UNRESPONSIVE_AFTER {
                         report_failure(&text(&KafkaError::Transaction(error)));
                     }
-                    // librdkafka's statistics would fill the memory while Kafka is away.
+                    // Otherwise librdkafka's statistics would fill the memory while Kafka is
+                    // unreachable.
                     self.client.poll(Duration::ZERO);
-                    // An answer that comes at once must not become a busy loop.
-                    std::thread::sleep(Duration::from_millis(20));
+                    // An immediate answer must not cause a busy loop.
+                    std::thread::sleep(RESUME_PAUSE);
                 }
                 outcome => return outcome,
             }

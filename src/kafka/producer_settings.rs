@@ -1,4 +1,4 @@
-//! librdkafka's settings for a producer, by delivery mode and by what the last producer met.
+//! librdkafka's settings for a producer, by delivery mode and by the failures of the last producer.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ pub const TIMEOUT_DOUBLINGS_MAX: u32 = 2;
 /// The time-out of a transaction after all doublings.
 pub(super) const TRANSACTION_TIMEOUT_MAX: Duration =
     Duration::from_secs(TRANSACTION_TIMEOUT.as_secs() << TIMEOUT_DOUBLINGS_MAX);
-/// How often the coordinator looks for transactions past their time-out: Kafka's default of
+/// How often the coordinator checks for transactions past their time-out: Kafka's default of
 /// `transaction.abort.timed.out.transaction.cleanup.interval.ms`.
 const ABORT_INTERVAL: Duration = Duration::from_secs(10);
 /// Kafka has aborted every abandoned transaction after this time. A transaction that is open for
@@ -105,8 +105,8 @@ impl ProducerSettings {
                 .set("transaction.timeout.ms", millis(self.transaction_timeout()));
         } else {
             if self.waits_forever {
-                // librdkafka goes on until Kafka answers: a message that is given up may be in
-                // Kafka, and would be there twice when it is sent again.
+                // librdkafka retries until Kafka answers: a message that is given up may be in
+                // Kafka, and would be duplicated when it is sent again.
                 message_timeout = millis(Duration::ZERO);
             }
             if idempotent {

@@ -1,9 +1,9 @@
 //! Whether Kafka can be published to, as the log and `livebridge_kafka_up` show it.
 //!
-//! The only place that sets the gauge. Two conditions make it 1: the last attempt to publish succeeded,
-//! and a broker is connected. An idle publisher makes no attempts, so the second condition does not
-//! depend on them: librdkafka reports when the last connection is lost, and the ledger's reader when a
-//! broker answers again.
+//! The only place that sets the gauge. Two conditions make it 1: the last attempt to publish
+//! succeeded, and a broker is connected. An idle publisher makes no attempts, so the second
+//! condition does not depend on them: librdkafka reports when the last connection is lost, and the
+//! ledger's reader when a broker answers again.
 
 use std::fmt::Display;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -50,7 +50,8 @@ impl State {
     }
 }
 
-/// Logs that an attempt to publish, or to become ready for it, failed or has had no answer for long.
+/// Logs that an attempt to publish, or to become ready for it, failed or has had no answer for
+/// long.
 pub fn report_failure(cause: &dyn Display) {
     outage().report(cause);
 }

@@ -1,5 +1,5 @@
-//! `[kafka.client]`: the settings of librdkafka that may be given, their bounds, and the values that
-//! may be shown.
+//! `[kafka.client]`: the settings of librdkafka that may be given, their bounds, and the values
+//! that may be shown.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +10,7 @@ use Rule::{Among, Between, Reserved, Warned};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaConfRes;
 
-use super::error::text;
+use super::setup_error::text;
 use crate::permission;
 use crate::secret::redact;
 
@@ -23,8 +23,8 @@ enum Rule {
     Between(i64, i64),
     /// Rejected unless it is one of these.
     Among(&'static [&'static str]),
-    /// Accepted; `check` and the log say what it costs. The text is the value that is warned about;
-    /// empty for any.
+    /// Accepted; `check` and a log line state the consequence. The text is the value that is warned
+    /// about; empty for any.
     Warned(&'static str),
 }
 
@@ -138,7 +138,8 @@ const JAVA: &[(&str, &str)] = &[
     ("value.serializer", "nothing: livebridge sends bytes"),
 ];
 
-/// Why the settings of `[kafka.client]` are rejected. No variant holds a value that may be a secret.
+/// Why the settings of `[kafka.client]` are rejected. No variant holds a value that may be a
+/// secret.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SettingError {
     /// librdkafka has no such setting.
@@ -233,7 +234,7 @@ fn open(name: &str, path: &str) -> Result<(), SettingError> {
     })
 }
 
-/// What the accepted settings cost.
+/// The consequences of the accepted settings.
 pub(super) fn warnings(client: &BTreeMap<String, String>) -> impl Iterator<Item = String> {
     client.iter().filter_map(|(name, value)| {
         let (_, Warned(of), reason) = rule(name)? else { return None };
@@ -259,8 +260,8 @@ pub fn known() -> impl Iterator<Item = &'static str> {
     ruled.chain(HARMLESS).chain(SECRET).copied()
 }
 
-/// Whether the value of `name` may be shown. Those of unknown settings may not: `sasl.passwrod` has a
-/// password in it.
+/// Whether the value of `name` may be shown. Those of unknown settings may not: `sasl.passwrod` has
+/// a password in it.
 #[must_use]
 pub fn is_harmless(name: &str) -> bool {
     HARMLESS.contains(&name) || rule(name).is_some()

@@ -1,4 +1,4 @@
-//! What librdkafka says of itself, cut down to what an operator acts on.
+//! librdkafka's statistics, reduced to those that operators need.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -35,19 +35,19 @@ struct Window {
     avg: i64,
 }
 
-/// Turns totals since a producer was made into what happened between two reports.
+/// Turns totals since a producer's creation into increases between two reports.
 #[derive(Debug, Default)]
 pub(super) struct ProducerStats(Mutex<[u64; 3]>);
 
 impl ProducerStats {
     pub(super) fn report(&self, statistics: &[u8]) {
         match serde_json::from_slice(statistics) {
-            Ok(statistics) => metrics::producer(&self.since_the_last(&statistics)),
+            Ok(statistics) => metrics::producer(&self.since_last(&statistics)),
             Err(error) => tracing::debug!(%error, "librdkafka's statistics cannot be read"),
         }
     }
 
-    fn since_the_last(&self, statistics: &Statistics) -> ProducerState {
+    fn since_last(&self, statistics: &Statistics) -> ProducerState {
         let brokers = || statistics.brokers.values();
         let sum = |count: fn(&Broker) -> u64| brokers().map(count).sum::<u64>();
         let totals = [
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn totals_become_what_is_new_and_the_slowest_connected_broker_counts() {
+    fn totals_become_increases_and_the_slowest_connected_broker_counts() {
         let stats = ProducerStats::default();
         let report = |errors| {
             let text = format!(
@@ -96,7 +96,7 @@ mod tests {
                 broker(3, "DOWN", 0, 9000),
                 broker(-1, "UP", 0, 9000),
             );
-            stats.since_the_last(&serde_json::from_str(&text).unwrap())
+            stats.since_last(&serde_json::from_str(&text).unwrap())
         };
         let first = ProducerState {
             brokers: 2,

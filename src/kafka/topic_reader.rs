@@ -1,4 +1,5 @@
-//! Reads topics of events: on and on for `livebridge dev`, up to their end for `livebridge replay`.
+//! Reads topics of events: continuously for `livebridge dev`, up to their end for the other
+//! commands.
 
 use std::collections::HashSet;
 use std::panic::{self, AssertUnwindSafe};
@@ -46,7 +47,7 @@ impl std::fmt::Debug for TopicReader {
 }
 
 impl TopicReader {
-    /// Stands before the first record of each partition of `topics`.
+    /// Starts at the first record of each partition of `topics`.
     ///
     /// # Errors
     /// librdkafka's.
@@ -100,8 +101,8 @@ fn collect_headers(headers: impl Iterator<Item = (String, String)>) -> Vec<(Stri
     panic::catch_unwind(AssertUnwindSafe(|| headers.collect())).unwrap_or_default()
 }
 
-/// Calls `visit` for every record of `topic` that has this timestamp or a later one, up to what is
-/// the topic's end when it gets there. Records of open and undone transactions are not seen.
+/// Calls `visit` for every record of `topic` with this timestamp or a later one, up to the end that
+/// the topic has when it is reached. Records of open and aborted transactions are skipped.
 ///
 /// # Errors
 /// librdkafka's, or what `visit` returned.
@@ -116,18 +117,18 @@ pub fn read_to_end<E: From<KafkaError>>(
         .set("group.id", "livebridge-replay")
         .set("enable.auto.commit", "false")
         .set("enable.partition.eof", "true")
-        // Retention may remove what was found: then from what is left, not from the end.
+        // If retention has removed the records, begin with the first that is left, not at the end.
         .set("auto.offset.reset", "earliest")
         .set("isolation.level", "read_committed")
-        // That there is no more is not news for which to wait longer.
+        // At the end of a topic, a longer wait gains nothing.
         .set("fetch.wait.max.ms", "50")
         .create_with_context(Context)?;
     let metadata = consumer.fetch_metadata(Some(topic), METADATA_TIMEOUT)?;
     let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
-    // By number: while others write, a partition's end is met more than once.
+    // By number: while others write, the end of a partition is reported more than once.
     let open: HashSet<i32> = partitions.map(MetadataPartition::id).collect();
     if open.is_empty() {
-        // A topic that is not there yet has nothing in it.
+        // The topic does not exist.
         return Ok(());
     }
     consumer.assign(&offsets_since(&consumer, topic, &open, since)?)?;
@@ -135,8 +136,8 @@ pub fn read_to_end<E: From<KafkaError>>(
     visit_to_end(poll, open, READ_STALLED, &mut visit)
 }
 
-/// Passes records from `poll` to `visit` until each of the partitions has reported its end, or until none of those
-/// that have not has moved for `stalled`.
+/// Passes records from `poll` to `visit` until each of the partitions has reported its end. Fails
+/// if none of the others has progressed for `stalled`.
 fn visit_to_end<E: From<KafkaError>>(
     mut poll: impl FnMut() -> Option<KafkaResult<ConsumedRecord>>,
     mut partitions: HashSet<i32>,
@@ -186,8 +187,8 @@ fn offsets_since(
     if !found.elements().iter().any(has_none) {
         return Ok(found);
     }
-    // Kafka finds any record after time 0. What finds none there either knows no times, as the Kafka
-    // in memory, or has no records.
+    // Kafka finds every record after time 0. A partition without a result either has no records, or
+    // its broker does not support times, as the mock cluster.
     let any = find(Timestamp::from_millis(0))?;
     for partition in any.elements().iter().filter(|partition| has_none(partition)) {
         found.set_partition_offset(topic, partition.partition(), Offset::Beginning)?;
@@ -195,26 +196,26 @@ fn offsets_since(
     Ok(found)
 }
 
-/// What a partition holds.
+/// The offsets of a partition.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct PartitionRange {
     /// Its topic.
     pub topic: String,
     /// Its number.
     pub partition: i32,
-    /// Its first offset: above 0 when what was before it is gone.
+    /// Its first offset: above 0 if earlier records were removed.
     pub begin: i64,
-    /// The offset behind its last.
+    /// The offset after its last record.
     pub end: i64,
 }
 
-/// Waits until everything in `topics` that is there now is committed or undone: an open transaction
-/// hides what was committed behind it. Returns the partitions that ever had a record.
+/// Waits until every transaction that is open in `topics` now is committed or aborted: it hides the
+/// records after it. Returns the partitions that ever had a record.
 ///
 /// # Errors
 /// librdkafka's; a time-out when a transaction stays open.
 pub fn wait_until_decided(config: &Config, topics: &[&str]) -> KafkaResult<Vec<PartitionRange>> {
-    /// Between two looks at an open transaction.
+    /// Between two checks of an open transaction.
     const PAUSE: Duration = Duration::from_millis(50);
     let consumer = |isolation: &str| -> KafkaResult<BaseConsumer<Context>> {
         let mut client = config.base();
@@ -234,7 +235,8 @@ pub fn wait_until_decided(config: &Config, topics: &[&str]) -> KafkaResult<Vec<P
             held.push(PartitionRange { topic: topic.name().to_owned(), partition, begin, end });
             let stable = || decided.fetch_watermarks(topic.name(), partition, METADATA_TIMEOUT);
             while stable()?.1 < end {
-                // A caller that took hidden records for absent ones would send them again, or miss them.
+                // Hidden records must not count as absent: they would be sent again, or reported
+                // missing.
                 if started.elapsed() > READ_STALLED {
                     return Err(KafkaError::Global(RDKafkaErrorCode::OperationTimedOut));
                 }

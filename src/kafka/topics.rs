@@ -1,4 +1,4 @@
-//! The topics in Kafka: which there are, and the creation of those that are missing.
+//! The topics in Kafka: which exist, and the creation of missing ones.
 
 use std::time::{Duration, Instant};
 
@@ -13,19 +13,19 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::metadata::Metadata;
 use tokio::runtime::Runtime;
 
-use super::cause::{self, Causes};
+use super::connection_cause::{self, Causes};
 use super::{ADMIN_TIMEOUT, Config, LEDGER_RETENTION, METADATA_STEP, METADATA_TIMEOUT, SetupError};
 
-/// How long brokers may take to tell the settings of topics. Some compatible systems have no such
-/// request, and librdkafka waits for the whole time.
+/// How long brokers may take to return the settings of topics. Some compatible systems do not have
+/// this request, and librdkafka waits for the whole time.
 const SETTINGS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The topics of livebridge in Kafka.
 #[derive(Debug)]
 pub struct TopicState {
-    /// Those that it does not have.
+    /// The topics that do not exist.
     pub missing: Vec<String>,
-    /// How many brokers it has.
+    /// The number of brokers.
     brokers: usize,
 }
 
@@ -56,7 +56,8 @@ impl Config {
     /// Creates those of `topics`, and the `ledger` topic, that are missing.
     ///
     /// # Errors
-    /// [`SetupError`] when Kafka cannot be reached, rejects one, or has a ledger that cannot be used.
+    /// [`SetupError`] when Kafka cannot be reached, rejects one, or has a ledger that cannot be
+    /// used.
     pub fn make_topics(&self, topics: &[&str], ledger: &str) -> Result<(), SetupError> {
         let state = self.topic_state(topics, ledger)?;
         if state.missing.is_empty() {
@@ -68,7 +69,7 @@ impl Config {
         self.create(&state, ledger, false)
     }
 
-    /// Asks Kafka whether it would create what is missing, without doing so.
+    /// Asks Kafka whether it would create the missing topics, without creating them.
     ///
     /// # Errors
     /// [`SetupError`] when it would not.
@@ -85,8 +86,8 @@ impl Config {
                 topics: missing.join(", "),
             });
         }
-        // With three replicas, one may be away without a record being on one disk only. With the
-        // brokers' own number of replicas, their own minimum goes with it.
+        // With three replicas, one may be unavailable, and each record is still on two disks. With
+        // the brokers' default number of replicas, their default minimum applies.
         let in_sync =
             (self.replication > 0).then(|| (self.replication - 1).clamp(1, 2).to_string());
         let retention = LEDGER_RETENTION.as_millis().to_string();
@@ -95,8 +96,8 @@ impl Config {
             .map(|name| {
                 let partitions = if name == ledger { 1 } else { self.partitions };
                 let replication = TopicReplication::Fixed(self.replication);
-                // Without it, the default of the brokers applies. Compaction would keep one event of
-                // each stream, and one ledger record of each instance.
+                // Without it, the default of the brokers applies. Compaction would keep one event
+                // of each stream, and one ledger record of each instance.
                 let mut topic =
                     NewTopic::new(name, partitions, replication).set("cleanup.policy", "delete");
                 if let Some(in_sync) = &in_sync {
@@ -114,7 +115,7 @@ impl Config {
         };
         let results =
             runtime.block_on(admin.create_topics(&wanted, &options)).map_err(|cause| {
-                // What Kafka cannot do at all is rejected once for all topics.
+                // A request that Kafka does not support is rejected once for all topics.
                 match cause.rdkafka_error_code() {
                     Some(Code::UnsupportedFeature) => rejected(&missing.join(", "), cause),
                     _ => SetupError::unreachable(&cause),
@@ -130,7 +131,7 @@ impl Config {
         Ok(())
     }
 
-    /// What Kafka has of `topics` and of the `ledger` topic.
+    /// Which of `topics` and the `ledger` topic exist.
     ///
     /// # Errors
     /// [`SetupError`] when Kafka cannot be reached, or has a ledger that cannot be used.
@@ -148,7 +149,7 @@ impl Config {
     /// The policies of those of `topics` that are compacted, as `(topic, cleanup.policy)`.
     ///
     /// # Errors
-    /// [`SetupError`] when Kafka does not say.
+    /// [`SetupError`] when Kafka does not answer the request.
     pub fn compacted_topics(&self, topics: &[&str]) -> Result<Vec<(String, String)>, SetupError> {
         let (admin, options, runtime) = self.admin()?;
         let options = options.request_timeout(Some(SETTINGS_TIMEOUT));
@@ -196,7 +197,7 @@ impl Config {
         Ok(missing(&self.metadata()?, topics))
     }
 
-    /// Everything that Kafka says about its topics; or why it says nothing.
+    /// Kafka's metadata, or why it cannot be requested.
     fn metadata(&self) -> Result<Metadata, SetupError> {
         let consumer: BaseConsumer<Causes> = self
             .base()
@@ -210,7 +211,7 @@ impl Config {
             match consumer.fetch_metadata(None, METADATA_STEP) {
                 Ok(metadata) => return Ok(metadata),
                 Err(error) => {
-                    let cause = cause::heard(&consumer);
+                    let cause = connection_cause::recorded_cause(&consumer);
                     let lasting = cause.as_ref().is_some_and(|cause| cause.lasting);
                     // The second attempt is for a broker that is just starting.
                     if started.elapsed() >= if lasting { METADATA_STEP } else { METADATA_TIMEOUT } {

@@ -288,7 +288,7 @@ impl Publisher {
     /// sends smaller ones, to find out which of their records it rejects.
     fn rejected(&mut self, batch: &mut Batch, mut rejected: Vec<RejectedMessage>) -> Attempt {
         let bytes = batch.bytes();
-        rejected.retain(|message| message.alone);
+        rejected.retain(|message| message.is_specific);
         let records = self.source.reject(batch, &rejected);
         if records == 0 {
             return Attempt::End(SessionEnd::Shrink);

@@ -111,7 +111,7 @@ fn at_run_time_no_system_call_is_made_that_the_unit_denies() {
     };
     let dir = tempfile::tempdir().unwrap();
     let counts = dir.path().join("counts");
-    // The whole pipeline: intake, log and Kafka client, with the embedded Kafka.
+    // The whole pipeline: intake, log and Kafka client, with the mock cluster.
     let mut strace = Command::new("strace");
     strace.args(["-f", "-qq", "-c", "-o", counts.to_str().unwrap(), BINARY]);
     strace.args(["dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);

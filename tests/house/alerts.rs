@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use livebridge::kafka::embedded::Embedded;
+use livebridge::kafka::mock::MockKafka;
 use livebridge::publisher::Topics;
 use serde_json::Value;
 
@@ -269,7 +269,7 @@ impl Drop for Prometheus {
 #[test]
 fn prometheus_scrapes_the_bridge_and_evaluates_every_rule_and_query() {
     let topics = Topics::new("live", &BTreeMap::new()).expect("the default topics");
-    let kafka = Embedded::start(&topics.all(), 3, topics.ledger()).expect("librdkafka's Kafka");
+    let kafka = MockKafka::start(&topics.all(), 3, topics.ledger()).expect("librdkafka's Kafka");
     let bridge =
         Bridge::new("alerts", &kafka.brokers(), "live").set("KAFKA_CREATE_TOPICS", "false");
     bridge.start();

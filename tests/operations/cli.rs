@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use livebridge::callback::CallbackKey;
 use livebridge::event::{EventType, Timestamp};
-use livebridge::kafka::embedded::Embedded;
+use livebridge::kafka::mock::MockKafka;
 use livebridge::publisher::Topics;
 use livebridge::wal::LogId;
 use rustix::process::Signal;
@@ -359,7 +359,7 @@ mod check {
 
     #[test]
     fn passes_on_a_working_setup_and_leaves_no_traces() {
-        let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
+        let kafka = MockKafka::start(&topics().all(), 1, topics().ledger()).unwrap();
         let home = Home::new(&kafka.brokers(), "");
         let checked = run(&mut home.command("check"));
         assert_eq!(checked.code, Some(0), "{checked:?}");
@@ -425,7 +425,7 @@ mod check {
     fn reports_missing_topics_that_it_may_not_create() {
         let some = topics();
         let some: Vec<&str> = some.all().into_iter().filter(|name| *name != "live.push").collect();
-        let kafka = Embedded::start(&some, 1, topics().ledger()).unwrap();
+        let kafka = MockKafka::start(&some, 1, topics().ledger()).unwrap();
         let checked =
             run(&mut Home::new(&kafka.brokers(), "create_topics = false").command("check"));
         assert_eq!(checked.code, Some(69), "{checked:?}");
@@ -513,7 +513,7 @@ mod check {
 
     #[test]
     fn says_what_to_do_about_an_unwritable_directory() {
-        let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
+        let kafka = MockKafka::start(&topics().all(), 1, topics().ledger()).unwrap();
         let home = Home::new(&kafka.brokers(), "");
         fs::write(home.log(), "a file where the directory belongs").unwrap();
         let checked = run(&mut home.command("check"));

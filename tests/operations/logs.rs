@@ -10,7 +10,7 @@ use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use livebridge::kafka::embedded::Embedded;
+use livebridge::kafka::mock::MockKafka;
 use livebridge::publisher::Topics;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -100,7 +100,7 @@ fn pair(first: (&str, &str), second: (&str, &str)) -> Vec<(String, String)> {
 
 #[test]
 fn no_level_logs_a_line_per_callback() {
-    let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
+    let kafka = MockKafka::start(&topics().all(), 1, topics().ledger()).unwrap();
     let bed = TestBed::new(&kafka.brokers(), "min_free_bytes = 0\n[log]\nlevel = \"trace\"");
     bed.send(1);
     let published = |bed: &TestBed, count: f64| {
@@ -141,7 +141,7 @@ fn low_disk_space_and_its_end_are_one_line_each() {
 
 #[test]
 fn a_kafka_outage_is_one_line_for_each_cause_and_its_end_is_one() {
-    let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
+    let kafka = MockKafka::start(&topics().all(), 1, topics().ledger()).unwrap();
     let gate = KafkaGate::to(kafka.brokers());
     let bed = TestBed::new(&gate.address.to_string(), "min_free_bytes = 0");
     let about = "to Kafka";

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use livebridge::kafka::embedded::Embedded;
+use livebridge::kafka::mock::MockKafka;
 use livebridge::publisher::Topics;
 
 use crate::support::bridge::Bridge;
@@ -14,15 +14,15 @@ use crate::support::{Unavailable, or_skip};
 
 const METRICS: &str = include_str!("../../docs/metrics.md");
 
-/// A bridge that publishes to the embedded Kafka.
+/// A bridge that publishes to the mock cluster.
 struct BridgeWithKafka {
     bridge: Bridge,
-    _kafka: Embedded,
+    _kafka: MockKafka,
 }
 
 fn whole(name: &str) -> BridgeWithKafka {
     let topics = Topics::new("live", &BTreeMap::new()).expect("the default topics");
-    let kafka = Embedded::start(&topics.all(), 3, topics.ledger()).expect("librdkafka's Kafka");
+    let kafka = MockKafka::start(&topics.all(), 3, topics.ledger()).expect("librdkafka's Kafka");
     let bridge = Bridge::new(name, &kafka.brokers(), "live").set("KAFKA_CREATE_TOPICS", "false");
     bridge.start();
     BridgeWithKafka { bridge, _kafka: kafka }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use livebridge::callback::CallbackKey;
 use livebridge::config::Config;
 use livebridge::event::Timestamp;
-use livebridge::kafka::embedded::Embedded;
+use livebridge::kafka::mock::MockKafka;
 use livebridge::kafka::topic_reader::{ConsumedRecord, TopicReader};
 use livebridge::publisher::Topics;
 use rustix::process::Signal;
@@ -50,7 +50,7 @@ fn next(follower: &TopicReader) -> ConsumedRecord {
 /// records, the contents of its files, and its output.
 fn life(omit: &str, callbacks: &[(String, u16)]) -> (String, Vec<u8>, String) {
     let topics = Topics::new("live", &BTreeMap::new()).unwrap();
-    let kafka = Embedded::start(&topics.all(), 1, topics.ledger()).unwrap();
+    let kafka = MockKafka::start(&topics.all(), 1, topics.ledger()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
     let variables = [

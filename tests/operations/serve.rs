@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use livebridge::callback::CallbackKey;
 use livebridge::config::Config;
 use livebridge::event::{EventType, Timestamp};
-use livebridge::kafka::embedded::Embedded;
+use livebridge::kafka::mock::MockKafka;
 use livebridge::kafka::topic_reader::TopicReader;
 use livebridge::publisher::Topics;
 use livebridge::wal::{self, OpenError};
@@ -473,7 +473,7 @@ fn open_connections_are_counted_up_and_down() {
 
 #[test]
 fn a_stop_under_load_answers_and_publishes_every_accepted_callback_and_exits_0() {
-    let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
+    let kafka = MockKafka::start(&topics().all(), 1, topics().ledger()).unwrap();
     let home = Home::new(&kafka.brokers(), "");
     let mut serving = home.serve();
     let address = serving.intake;
@@ -594,7 +594,7 @@ fn a_port_in_use_is_reported_with_its_key() {
 
 #[test]
 fn a_full_log_rejects_until_kafka_is_back_and_then_accepts_again() {
-    let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
+    let kafka = MockKafka::start(&topics().all(), 1, topics().ledger()).unwrap();
     let gate = KafkaGate::to(kafka.brokers());
     let home = Home::new(&gate.address.to_string(), "max_bytes = \"64KiB\"");
     let serving = home.serve();

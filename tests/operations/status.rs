@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use livebridge::kafka::embedded::Embedded;
+use livebridge::kafka::mock::MockKafka;
 use livebridge::publisher::Topics;
 use serde_json::{Value, json};
 
@@ -21,9 +21,9 @@ const UNREACHABLE: &str = "127.0.0.1:1";
 /// A stream name that injects a script into a page without escaping.
 const HOSTILE: &str = "<img src=x onerror='document.title=\"taken over\"'>";
 
-fn embedded() -> Embedded {
+fn mock_kafka() -> MockKafka {
     let topics = Topics::new("live", &BTreeMap::new()).expect("the default topics");
-    Embedded::start(&topics.all(), 3, topics.ledger()).expect("librdkafka's Kafka")
+    MockKafka::start(&topics.all(), 3, topics.ledger()).expect("librdkafka's Kafka")
 }
 
 fn bridge(name: &str, brokers: &str) -> Bridge {
@@ -145,7 +145,7 @@ fn neither_keys_nor_bodies_nor_passwords_are_printed() {
 #[test]
 fn the_page_shows_the_bridges_state_in_a_browser_and_refreshes_itself() {
     let Some(browser) = or_skip("the status page", Browser::start()) else { return };
-    let kafka = embedded();
+    let kafka = mock_kafka();
     let bridge = bridge("status-page", &kafka.brokers());
     let url = format!("http://{}/", bridge.admin_address());
     let says = |text: &str| format!("return document.body.innerText.includes({text:?})");

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use livebridge::config::Config;
-use livebridge::kafka::embedded::Embedded;
+use livebridge::kafka::mock::MockKafka;
 use livebridge::kafka::topic_reader::TopicReader;
 use livebridge::publisher::Topics;
 use rustix::process::Signal;
@@ -125,7 +125,7 @@ fn serve_on(socket: &TcpListener, config: &str) -> Running {
 
 #[test]
 fn an_upgrade_rejects_no_client_when_a_service_manager_holds_the_socket() {
-    let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
+    let kafka = MockKafka::start(&topics().all(), 1, topics().ledger()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let config = configure(dir.path(), "one", &kafka.brokers(), "");
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -202,7 +202,7 @@ impl Balancer {
 
 #[test]
 fn a_rolling_restart_behind_a_load_balancer_rejects_no_client() {
-    let kafka = Embedded::start(&topics().all(), 1, topics().ledger()).unwrap();
+    let kafka = MockKafka::start(&topics().all(), 1, topics().ledger()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let configs = ["one", "two"]
         .map(|name| configure(dir.path(), name, &kafka.brokers(), "drain = \"500ms\""));

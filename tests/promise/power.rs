@@ -119,7 +119,7 @@ fn no_power_cut_loses_an_unpublished_record() {
     for _ in 0..if is_long() { 4 } else { 1 } {
         let bridge = run.start(options);
         for _ in 0..6 {
-            // A few megabytes at a time, because the embedded Kafka does not keep more.
+            // A few megabytes at a time, because the mock cluster does not keep more.
             run.load(&bridge, 4, 10, 200_000);
             assert!(kafka.comes_to(|seen| seen.count() >= run.answered()), "published");
         }

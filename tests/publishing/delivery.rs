@@ -1,5 +1,5 @@
 //! End-to-end delivery, verified by an independent consumer: every published payload is in its
-//! topic, unchanged, once. Runs against the real broker and the embedded one.
+//! topic, unchanged, once. Runs against a real broker and the mock cluster.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use livebridge::callback::CallbackKey;
 use livebridge::event::Timestamp;
-use livebridge::kafka::embedded::Embedded;
+use livebridge::kafka::mock::MockKafka;
 use livebridge::publisher::Topics;
 use livebridge::sample::Samples;
 use livebridge::sender::{RetryPolicy, Sender};
@@ -189,10 +189,10 @@ fn every_payload_reaches_its_topic_on_a_real_broker_once_and_unchanged() {
 }
 
 #[test]
-fn every_payload_reaches_its_topic_on_the_embedded_broker_once_and_unchanged() {
+fn every_payload_reaches_its_topic_on_the_mock_cluster_once_and_unchanged() {
     let prefix = "embedded";
     let names = Topics::new(prefix, &BTreeMap::new()).unwrap();
-    let kafka = Embedded::start(&names.all(), 3, names.ledger()).unwrap();
+    let kafka = MockKafka::start(&names.all(), 3, names.ledger()).unwrap();
     let bridge = bridge(prefix, &kafka.brokers(), prefix).set("KAFKA_CREATE_TOPICS", "false");
     bridge.start();
     let expected = send_payloads(&bridge, prefix);

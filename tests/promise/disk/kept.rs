@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use livebridge::config::Config;
-use livebridge::kafka::embedded::Embedded;
+use livebridge::kafka::mock::MockKafka;
 use livebridge::kafka::topic_reader::TopicReader;
 use livebridge::publisher::Topics;
 use rustix::process::Signal;
@@ -30,7 +30,7 @@ const EACCES: &str = "13";
 /// A bridge with a Kafka in memory, and a log that was written before it starts.
 struct Site {
     dir: tempfile::TempDir,
-    kafka: Embedded,
+    kafka: MockKafka,
 }
 
 impl Site {
@@ -38,7 +38,7 @@ impl Site {
     fn new() -> Self {
         let dir = temp_dir();
         let topics = Topics::new("live", &BTreeMap::new()).unwrap();
-        let kafka = Embedded::start(&topics.all(), 1, topics.ledger()).unwrap();
+        let kafka = MockKafka::start(&topics.all(), 1, topics.ledger()).unwrap();
         let site = Self { dir, kafka };
         let log = OpenLog::open(&site.wal()).unwrap();
         log.append_all((0..3).map(|number| record(number, 300)).collect());

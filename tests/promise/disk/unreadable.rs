@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use livebridge::config::Config;
-use livebridge::kafka::embedded::Embedded;
+use livebridge::kafka::mock::MockKafka;
 use livebridge::kafka::topic_reader::TopicReader;
 use livebridge::publisher::Topics;
 use livebridge::wal::LogView;
@@ -88,7 +88,7 @@ fn check(log: &Path, fault: &Fault) {
     let mut expected = readable(dir.path(), fault);
     let total = visit(&dir.path().join("wal")).len();
     let topics = Topics::new("live", &BTreeMap::new()).unwrap();
-    let kafka = Embedded::start(&topics.all(), 1, topics.ledger()).unwrap();
+    let kafka = MockKafka::start(&topics.all(), 1, topics.ledger()).unwrap();
     let config = dir.path().join("config.toml");
     let text = format!(
         "[http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\

@@ -17,7 +17,7 @@ use super::load::{Callback, Client};
 use super::site::{self, Bridge, LOG, NO_KAFKA, Site};
 use super::trace::{Event, Trace};
 
-/// The embedded Kafka may drop records beyond this size before they are read.
+/// The mock cluster may drop records beyond this size before they are read.
 const PUBLISHED_BYTES_MAX: u64 = 3_000_000;
 
 /// The activity of the bridge at an event.

@@ -1,4 +1,4 @@
-//! The embedded Kafka with a consumer that records its contents, also at every removal of a
+//! The mock cluster with a consumer that records its contents, also at every removal of a
 //! segment.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use livebridge::kafka::embedded::Embedded;
+use livebridge::kafka::mock::MockKafka;
 use livebridge::ledger::Commit;
 use livebridge::publisher::Topics;
 use livebridge::record::Lsn;
@@ -93,7 +93,7 @@ impl Seen {
     }
 }
 
-/// An embedded Kafka for this test.
+/// A mock cluster for this test.
 pub(crate) struct Kafka {
     brokers: String,
     pub(crate) snapshot: u16,
@@ -114,15 +114,15 @@ impl Kafka {
             let (seen, stop) = (Arc::clone(&seen), Arc::clone(&stop));
             move || {
                 let topics = Topics::new("live", &BTreeMap::new()).expect("the default topics");
-                let embedded =
-                    Embedded::start(&topics.all(), PARTITIONS, LEDGER).expect("a mock cluster");
-                let brokers = embedded.brokers();
+                let mock =
+                    MockKafka::start(&topics.all(), PARTITIONS, LEDGER).expect("a mock cluster");
+                let brokers = mock.brokers();
                 let watcher = Watcher::new(&brokers, seen);
                 started.send(brokers).expect("the receiver exists");
                 watcher.run(&listener, &stop);
             }
         });
-        let brokers = brokers.recv().expect("the embedded Kafka starts");
+        let brokers = brokers.recv().expect("the mock cluster starts");
         Self { brokers, snapshot, seen, stop }
     }
 
@@ -227,7 +227,7 @@ impl Watcher {
             let (_, end) = self
                 .consumer
                 .fetch_watermarks(&topic, number, PATIENCE)
-                .expect("the embedded Kafka answers");
+                .expect("the mock cluster answers");
             let partition = (topic, number);
             while self.next[&partition] < end {
                 assert!(started.elapsed() < PATIENCE, "{partition:?} cannot be read to {end}");
@@ -245,7 +245,7 @@ impl Watcher {
         assert_eq!(
             expected,
             Some(message.offset()),
-            "the embedded Kafka keeps 5 MB per partition and has dropped records before they were \
+            "the mock cluster keeps 5 MB per partition and has dropped records before they were \
              read"
         );
         note(&message, &mut self.seen.lock().unwrap_or_else(PoisonError::into_inner));

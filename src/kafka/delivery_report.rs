@@ -1,4 +1,4 @@
-//! What librdkafka reports of the producer's deliveries, and of itself.
+//! The producer's delivery reports, and librdkafka's log lines and statistics.
 
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,8 +17,8 @@ use crate::secret::redact;
 /// Collects which deliveries failed, and the offset of the batch's ledger record.
 #[derive(Default)]
 pub(super) struct Reports {
-    failed: Mutex<Vec<Failed>>,
-    /// The indices of delivered messages, if they are wanted.
+    failed: Mutex<Vec<FailedDelivery>>,
+    /// The indices of delivered messages, if they are recorded.
     delivered: Option<Mutex<Vec<usize>>>,
     /// The index of the ledger record.
     ledger: AtomicUsize,
@@ -28,17 +28,17 @@ pub(super) struct Reports {
 }
 
 /// A delivery that failed.
-pub(super) struct Failed {
+pub(super) struct FailedDelivery {
     /// The message's index.
     pub(super) index: usize,
     pub(super) error: KafkaError,
-    /// It did not leave this process.
-    pub(super) here: bool,
+    /// Whether librdkafka rejected the message before it was sent.
+    pub(super) is_local: bool,
 }
 
 impl ClientContext for Reports {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        // Why a transaction failed is in no delivery report: its messages are dropped.
+        // No delivery report says why a transaction failed: its messages are dropped.
         if facility == "TXNERR" {
             let mut error = self.transaction_error.lock().unwrap_or_else(PoisonError::into_inner);
             *error = Some(redact(message).into_owned());
@@ -55,22 +55,22 @@ impl ClientContext for Reports {
     }
 }
 
-impl Failed {
-    /// librdkafka dropped it after another message had failed.
+impl FailedDelivery {
+    /// Whether librdkafka dropped it after another message had failed.
     pub(super) fn is_purged(&self) -> bool {
         let code = self.error.rdkafka_error_code();
         matches!(code, Some(Code::PurgeQueue | Code::PurgeInflight))
     }
 
-    /// Its timestamp is too far from the broker's clock.
+    /// Whether its timestamp is too far from the broker's clock.
     pub(super) fn is_timestamp_rejected(&self) -> bool {
         self.error.rdkafka_error_code() == Some(Code::InvalidTimestamp)
     }
 
-    /// The message itself is at fault, so that sending it again would fail again.
+    /// Whether the message itself is invalid, so that sending it again would fail again.
     ///
-    /// Authorization is not: an operator grants it. An unknown topic is not: it comes back. A
-    /// timestamp is not: the clocks are wrong, or a setting of the topic.
+    /// Other errors can be corrected: an operator grants authorization, creates a topic, or sets a
+    /// clock or the topic's settings for timestamps.
     pub(super) fn is_rejected(&self) -> bool {
         let (KafkaError::MessageProduction(code) | KafkaError::Global(code)) = &self.error else {
             return false;
@@ -102,19 +102,23 @@ impl ProducerContext for Reports {
             }
             Err((error, message)) => {
                 tracing::debug!(error = text(error), topic = message.topic(), "delivery failed");
-                self.record_failure(Failed { index, error: error.clone(), here: false });
+                self.record_failure(FailedDelivery {
+                    index,
+                    error: error.clone(),
+                    is_local: false,
+                });
             }
         }
     }
 }
 
 impl Reports {
-    /// With `names_delivered`, [`Self::take_delivered`] names what was delivered.
-    pub(super) fn new(names_delivered: bool) -> Self {
-        Self { delivered: names_delivered.then(Mutex::default), ..Self::default() }
+    /// With `record_delivered`, [`Self::take_delivered`] returns the delivered messages.
+    pub(super) fn new(record_delivered: bool) -> Self {
+        Self { delivered: record_delivered.then(Mutex::default), ..Self::default() }
     }
 
-    /// Sets the index of the next batch's ledger record, whose offset is kept.
+    /// Sets the index of the next batch's ledger record, whose offset is recorded.
     pub(super) fn set_ledger_index(&self, ledger: Option<usize>) {
         self.ledger.store(ledger.unwrap_or(usize::MAX), Ordering::Relaxed);
     }
@@ -125,7 +129,7 @@ impl Reports {
     }
 
     /// Adds a delivery that failed.
-    pub(super) fn record_failure(&self, failed: Failed) {
+    pub(super) fn record_failure(&self, failed: FailedDelivery) {
         lock(&self.failed).push(failed);
     }
 
@@ -140,7 +144,7 @@ impl Reports {
         self.transaction_error.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    pub(super) fn take_failed(&self) -> Vec<Failed> {
+    pub(super) fn take_failed(&self) -> Vec<FailedDelivery> {
         std::mem::take(&mut lock(&self.failed))
     }
 

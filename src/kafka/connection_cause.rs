@@ -1,5 +1,5 @@
-//! Why there is no connection to Kafka, as librdkafka reports it beside the call that waits: the call
-//! itself only times out.
+//! Why Kafka cannot be reached, as librdkafka logs it beside the blocking call: the call itself
+//! only times out.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -20,7 +20,7 @@ pub struct Cause {
     what: &'static str,
     reason: String,
     advice: &'static str,
-    /// Time alone does not mend it.
+    /// Whether it lasts until the configuration is changed.
     pub(super) lasting: bool,
 }
 
@@ -31,7 +31,7 @@ impl fmt::Display for Cause {
 }
 
 impl Cause {
-    /// That of `error`, which says no more than that there is no answer.
+    /// The cause for `error`, which only reports that there is no answer.
     pub(super) fn unknown(error: &KafkaError) -> Self {
         Self { reason: text(error), ..Self::NO_ANSWER }
     }
@@ -74,18 +74,18 @@ impl Cause {
             {
                 (
                     "Kafka closes the connection at the first request",
-                    "its port may speak TLS, or want a user: set security.protocol in [kafka.client] to \
+                    "its port may speak TLS, or require a user: set security.protocol in [kafka.client] to \
                  SSL, SASL_SSL or SASL_PLAINTEXT",
                 )
             }
             Code::BrokerTransportFailure if has("require sasl") => (
                 "Kafka closes the connection at the first request",
-                "its port may want a user: set security.protocol in [kafka.client] to \
+                "its port may require a user: set security.protocol in [kafka.client] to \
                  SASL_PLAINTEXT or SASL_SSL, and sasl.*",
             ),
             Code::BrokerTransportFailure if has("in state auth") => (
                 "Kafka closes the connection during authentication",
-                "its port may want no user: check security.protocol and sasl.* in [kafka.client]",
+                "its port may not support users: check security.protocol and sasl.* in [kafka.client]",
             ),
             Code::BrokerTransportFailure => return Some(Self { reason, ..Self::NO_ANSWER }),
             _ => return None,
@@ -94,7 +94,7 @@ impl Cause {
     }
 }
 
-/// What a failure of TLS is, and what to do about it.
+/// The cause of a TLS failure, and advice.
 fn tls(has: impl Fn(&str) -> bool) -> (&'static str, &'static str) {
     if has("plaintext broker") || has("wrong version number") || has("disconnected") {
         (
@@ -121,12 +121,12 @@ fn tls(has: impl Fn(&str) -> bool) -> (&'static str, &'static str) {
     }
 }
 
-/// A context that keeps the last cause, and prefers lasting ones.
+/// A client context that records the last cause, and prefers lasting ones.
 #[derive(Debug, Default)]
 pub(super) struct Causes(Mutex<Option<Cause>>);
 
 impl Causes {
-    fn keep(&self, cause: Option<Cause>) {
+    fn record(&self, cause: Option<Cause>) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let lasting = kept.as_ref().is_some_and(|kept| kept.lasting);
         if let Some(cause) = cause.filter(|cause| cause.lasting || !lasting) {
@@ -139,22 +139,22 @@ impl ClientContext for Causes {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         if facility == "FAIL" {
             let reason = message.split_once("]: ").map_or(message, |(_thread, reason)| reason);
-            self.keep(Cause::of(Code::BrokerTransportFailure, reason));
+            self.record(Cause::of(Code::BrokerTransportFailure, reason));
         }
         Context.log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.keep(error.rdkafka_error_code().and_then(|code| Cause::of(code, reason)));
+        self.record(error.rdkafka_error_code().and_then(|code| Cause::of(code, reason)));
         Context.error(error, reason);
     }
 }
 
 impl ConsumerContext for Causes {}
 
-/// What `consumer` has heard since it was made.
-pub(super) fn heard(consumer: &BaseConsumer<Causes>) -> Option<Cause> {
-    /// Events that wait to be taken; there cannot be more in the time of one request.
+/// The cause that was recorded since `consumer` was created.
+pub(super) fn recorded_cause(consumer: &BaseConsumer<Causes>) -> Option<Cause> {
+    /// Queued events that are handled; one request cannot cause more.
     const EVENTS: u32 = 64;
     for _ in 0..EVENTS {
         drop(consumer.poll(Duration::ZERO));

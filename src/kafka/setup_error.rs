@@ -1,7 +1,7 @@
-//! Why Kafka cannot be used, in words for operators.
+//! Why Kafka cannot be used, for operators.
 //!
-//! The text of librdkafka and of brokers may repeat any value that was configured. It is shown by
-//! way of [`text`] only.
+//! The text of librdkafka and of brokers may contain any configured value, so it is shown only
+//! through [`text`].
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -9,13 +9,13 @@ use std::time::Duration;
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use super::cause::Cause;
+use super::connection_cause::Cause;
 use super::producer_settings::TRANSACTION_TIMEOUT_MAX;
 use super::settings::SettingError;
 use crate::secret::redact;
 
-/// Why Kafka is not ready to be published to. All of it may pass: a file that is missing now may be
-/// there at the next attempt.
+/// Why the publisher cannot start. Every cause may be temporary: a missing file may exist at the
+/// next attempt.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     /// librdkafka rejects the configuration.
@@ -51,7 +51,7 @@ pub enum SetupError {
         /// The topics that are to be created.
         topics: String,
     },
-    /// The ledger's order is that of one partition.
+    /// The ledger topic has several partitions: only one has an order.
     #[error(
         "the ledger topic {topic} has {partitions} partitions and must have 1: its order is the order \
          of commits, and Kafka cannot merge partitions. With nothing left to publish (livebridge wal \
@@ -61,7 +61,7 @@ pub enum SetupError {
     LedgerPartitions {
         /// The ledger topic.
         topic: String,
-        /// How many it has.
+        /// The number of its partitions.
         partitions: usize,
     },
     /// The producer cannot start its transactions.
@@ -76,9 +76,9 @@ pub enum SetupError {
         #[source]
         cause: KafkaError,
     },
-    /// Kafka does not say whether there are transactions.
+    /// Kafka does not answer whether it has transactions.
     #[error(
-        "Kafka does not answer about transactions for {}s; it may be unable to make the topic \
+        "Kafka does not answer about transactions for {}s; it may be unable to create the topic \
          __transaction_state: set transaction.state.log.replication.factor of the brokers to as \
          many as there are, or start those that are missing; if this Kafka has no transactions, set \
          kafka.delivery = \"at-least-once\"",
@@ -99,7 +99,7 @@ pub enum SetupError {
         /// For how long at least.
         open: Duration,
     },
-    /// No resources for a helper.
+    /// A thread or runtime cannot be started.
     #[error("cannot start a runtime: {0}")]
     Runtime(#[source] std::io::Error),
 }
@@ -137,7 +137,9 @@ impl SetupError {
     #[must_use]
     pub fn after(self, timeout: Duration) -> Self {
         match self {
-            Self::Transactions { cause, .. } if is_silence(&cause) => Self::Unanswered(timeout),
+            Self::Transactions { cause, .. } if is_not_yet_available(&cause) => {
+                Self::Unanswered(timeout)
+            }
             cause => cause,
         }
     }
@@ -156,7 +158,7 @@ impl SetupError {
     }
 }
 
-/// What `error` says, without secrets, and without the prefix that names the library's variant.
+/// The text of `error`, without secrets, and without the prefix for the library's variant.
 #[must_use]
 pub fn text(error: &KafkaError) -> String {
     if let KafkaError::ClientConfig(..) = error {
@@ -172,14 +174,15 @@ pub fn text(error: &KafkaError) -> String {
     redact(detail).into_owned()
 }
 
-/// Whether a topic may not be written: an operator can change that, and it concerns no other topic.
+/// Whether this user lacks a right to a topic: an operator can grant it, and other topics are not
+/// affected.
 #[must_use]
 pub fn is_denied(error: &KafkaError) -> bool {
     error.rdkafka_error_code() == Some(Code::TopicAuthorizationFailed)
 }
 
-/// Whether the answer is that there is none yet: the coordinator of transactions is not there.
-fn is_silence(error: &KafkaError) -> bool {
+/// Whether the coordinator of transactions is not available yet.
+fn is_not_yet_available(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),
         Some(
@@ -219,7 +222,7 @@ fn transaction_advice(error: &KafkaError) -> Cow<'static, str> {
     advice.into()
 }
 
-/// Whether Kafka has no transactions: librdkafka would ask again for ever.
+/// Whether Kafka has no transactions: librdkafka would retry forever.
 pub(super) fn is_unsupported(code: Code) -> bool {
     matches!(
         code,

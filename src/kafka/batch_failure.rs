@@ -1,4 +1,4 @@
-//! Why Kafka does not have a batch.
+//! Why a batch was not published.
 
 use std::time::Duration;
 
@@ -7,21 +7,21 @@ use rdkafka::error::KafkaError;
 use super::text;
 use crate::event::Timestamp;
 
-/// Records are dated back by this at most before their publication. It shortens their retention, so it
-/// is short. Retries, and recordings that are reported when they end, keep their own time.
+/// A record's timestamp is at most this long before its publication: an earlier one would shorten
+/// its retention. Retries, and recordings that are reported when they end, keep their own time.
 pub const BACKDATED_MAX: Duration = Duration::from_hours(24);
-/// How far clocks may differ. It is Kafka's default for timestamps from the future.
+/// The largest difference of clocks: Kafka's default for timestamps in the future.
 const CLOCKS_MAX: Duration = Duration::from_hours(1);
 
-/// Why a batch is not in Kafka, sorted by what to do.
+/// Why a batch was not published, by what the publisher does about it.
 #[derive(Debug)]
 pub enum Failure {
-    /// Not all of it is published, and with transactions nothing of it: send the rest again, later.
+    /// Only a part of it is published, with transactions nothing: the rest can be sent again later.
     Retry(KafkaError),
-    /// As [`Failure::Retry`]; Kafka did not answer in time, so less at once may help.
+    /// As [`Failure::Retry`]; Kafka did not answer in time, so a smaller batch may help.
     TimedOut(KafkaError),
-    /// Nothing of it is visible: a timestamp is too far from the broker's clock. The same records are
-    /// accepted once clocks or the topic's settings are corrected.
+    /// Nothing of it is visible: a timestamp is too far from the broker's clock. The same records
+    /// are accepted once clocks or the topic's settings are corrected.
     TimestampRejected {
         /// The topic.
         topic: String,
@@ -32,8 +32,8 @@ pub enum Failure {
     Rejected(Vec<RejectedMessage>),
     /// It is not committed, and Kafka will never accept this ledger record.
     LedgerRejected(KafkaError),
-    /// The producer has ended and it is not known whether the batch was committed: make a new one
-    /// and read the ledger.
+    /// The producer has ended, and it is unknown whether the batch was committed: the next producer
+    /// reads the ledger.
     Lost(KafkaError),
     /// As [`Failure::Lost`], because the brokers do not offer idempotent producers.
     NotIdempotent(KafkaError),
@@ -76,9 +76,9 @@ impl std::fmt::Display for Failure {
 pub struct RejectedMessage {
     /// The message's index.
     pub index: usize,
-    /// Whether Kafka rejected this message. Otherwise it rejected all messages of a request, because
-    /// of one of them or because of their number.
-    pub alone: bool,
+    /// Whether Kafka rejected this message. Otherwise it rejected all messages of a request,
+    /// because of one of them or because of their number.
+    pub is_specific: bool,
     /// Kafka's error.
     pub reason: KafkaError,
 }

@@ -1,7 +1,6 @@
-//! librdkafka's own Kafka, for `livebridge dev`: in this process, on a TCP port, in memory.
-//!
-//! It has no isolation and no fencing and keeps a few megabytes per partition: good to try things,
-//! no ground for promises.
+//! librdkafka's mock cluster, for `livebridge dev` and tests: a Kafka in this process, in memory,
+//! on a TCP port. It neither isolates nor fences, and keeps 5 MB per partition, so no promise holds
+//! with it.
 
 use std::thread;
 use std::time::Duration;
@@ -10,23 +9,23 @@ use rdkafka::error::KafkaError;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 
-/// A Kafka that any client reaches as long as this lives.
-pub struct Embedded(MockCluster<'static, DefaultProducerContext>);
+/// A mock cluster, which runs until it is dropped.
+pub struct MockKafka(MockCluster<'static, DefaultProducerContext>);
 
-impl std::fmt::Debug for Embedded {
+impl std::fmt::Debug for MockKafka {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Embedded").field(&self.brokers()).finish()
+        f.debug_tuple("MockKafka").field(&self.brokers()).finish()
     }
 }
 
-impl Embedded {
+impl MockKafka {
     /// Starts one broker that has `topics`, each with `partitions`, and the `ledger`.
     ///
     /// # Errors
     /// librdkafka's.
     pub fn start(topics: &[&str], partitions: i32, ledger: &str) -> Result<Self, KafkaError> {
-        /// librdkafka's thread can miss an order given right after it answered the last, and then
-        /// sleeps for a second.
+        /// librdkafka's thread can miss a command that arrives just after it answered the last one,
+        /// and then sleeps for a second.
         const PAUSE: Duration = Duration::from_millis(2);
         let cluster = MockCluster::new(1)?;
         let all = topics.iter().map(|topic| (*topic, partitions)).chain([(ledger, 1)]);
@@ -37,7 +36,7 @@ impl Embedded {
         Ok(Self(cluster))
     }
 
-    /// Its `host:port`.
+    /// The `host:port` of its broker.
     #[must_use]
     pub fn brokers(&self) -> String {
         self.0.bootstrap_servers()
