@@ -12,6 +12,7 @@ use rustix::process::{Signal, kill_process};
 use tempfile::TempDir;
 
 use super::kafka::{Guarded, free_port};
+use super::process::{self, Finished};
 use super::tools;
 use super::wire::{self, Answer};
 
@@ -207,13 +208,20 @@ impl Bridge {
         process.expect("it was started").wait().expect("a child that is not yet reaped")
     }
 
+    /// Runs `livebridge` with `arguments` and its settings to its end.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Finished {
+        process::run(process::livebridge(arguments).envs(self.environment()))
+    }
+
     /// The exit code and the output of `livebridge check` with its settings.
     pub fn check(&self) -> (i32, String) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_livebridge"));
-        let output = command.arg("check").env_clear().envs(self.environment()).output();
-        let output = output.expect("the binary");
-        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        (output.status.code().expect("an exit"), text)
+        let Finished { code, stdout, stderr } = self.run(&["check"]);
+        (code.expect("an exit"), stdout + &stderr)
+    }
+
+    /// The output of `livebridge wal export`.
+    pub(crate) fn export(&self) -> String {
+        self.run(&["wal", "export"]).stdout
     }
 
     /// Waits until its log has an error with `says`.

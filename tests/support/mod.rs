@@ -29,9 +29,13 @@ mod tools;
 pub mod turn;
 pub mod wire;
 
+use std::fmt::Display;
+use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use tempfile::NamedTempFile;
 
 pub use tools::Unavailable;
 
@@ -54,15 +58,22 @@ pub fn unique(stem: &str) -> String {
     format!("{stem}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
+/// A temporary file with `contents`.
+pub fn temp_file(contents: impl AsRef<[u8]>) -> NamedTempFile {
+    let file = NamedTempFile::new().unwrap();
+    fs::write(&file, contents).unwrap();
+    file
+}
+
 /// Waits until `condition` holds.
 ///
 /// # Panics
 /// With the text of `message`, when it does not hold within `limit`.
 #[track_caller]
-pub fn wait_until(
+pub fn wait_until<M: Display>(
     limit: Duration,
     mut condition: impl FnMut() -> bool,
-    message: impl Fn() -> String,
+    message: impl Fn() -> M,
 ) {
     let started = Instant::now();
     while !condition() {
