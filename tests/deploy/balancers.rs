@@ -5,8 +5,6 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use livebridge::intake::{Access, Networks};
 use socket2::{Domain, Socket, Type};
@@ -16,7 +14,7 @@ use crate::support::kafka::free_port;
 use crate::support::process::Running;
 use crate::support::tls::Identity;
 use crate::support::wire::{Answer, PATIENCE, Wire, post, post_chunked};
-use crate::support::{self, Unavailable, tls};
+use crate::support::{self, Unavailable, tls, wait_until};
 
 /// Clients inside and outside of `access.allow`. The proxies are at 127.0.0.1.
 const ALLOWED: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
@@ -84,25 +82,16 @@ fn available(command: &str, argument: &str) -> Result<(), Unavailable> {
 /// Starts a load balancer and waits until it listens.
 fn start(command: &mut Command, port: u16) -> Running {
     let running = Running::start(command);
-    let started = Instant::now();
-    while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-        assert!(started.elapsed() < PATIENCE, "{}", running.stderr.text());
-        thread::sleep(Duration::from_millis(20));
-    }
+    let listens = || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok();
+    wait_until(PATIENCE, listens, || running.stderr.text());
     running
 }
 
 /// Waits until a callback arrives: before its first health checks a balancer may have no instance.
 fn wait_until_accepted(port: u16) {
-    let started = Instant::now();
-    loop {
-        let answer = exchange(ALLOWED, port, post("/callback", &push()));
-        if answer.as_ref().is_some_and(|answer| answer.status == 200) {
-            return;
-        }
-        assert!(started.elapsed() < PATIENCE, "no callback is accepted: {answer:?}");
-        thread::sleep(Duration::from_millis(50));
-    }
+    let answer = || exchange(ALLOWED, port, post("/callback", &push()));
+    let is_accepted = || answer().is_some_and(|answer| answer.status == 200);
+    wait_until(PATIENCE, is_accepted, || format!("no callback is accepted: {:?}", answer()));
 }
 
 /// What has to work through a load balancer on `port` without TLS.

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use livebridge::callback::CallbackKey;
 use livebridge::event::{EventType, Timestamp, type_name};
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::support::bridge::{Bridge, KEY};
 use crate::support::kafka::{Kafka, jars};
 use crate::support::process::Running;
-use crate::support::{self, Unavailable, wire};
+use crate::support::{self, Unavailable, wait_until, wire};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// A consumer first joins its group.
@@ -58,11 +58,8 @@ fn send(bridge: &Bridge) -> Vec<Event> {
 /// The events that `consumer` prints, by ID, until it has printed as many as were sent.
 fn printed(consumer: &mut Command, count: usize) -> BTreeMap<String, Event> {
     let consumer = Running::start(consumer);
-    let deadline = Instant::now() + PATIENCE;
-    while consumer.stdout.text().lines().count() < count {
-        assert!(Instant::now() < deadline, "{}", consumer.stderr.text());
-        thread::sleep(Duration::from_millis(50));
-    }
+    let has_printed_all = || consumer.stdout.text().lines().count() >= count;
+    wait_until(PATIENCE, has_printed_all, || consumer.stderr.text());
     // Waits for unexpected further output.
     thread::sleep(Duration::from_millis(500));
     let text = consumer.stdout.text();

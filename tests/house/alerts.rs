@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use livebridge::kafka::mock::MockKafka;
 use livebridge::publisher::Topics;
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::support::bridge::Bridge;
 use crate::support::kafka::free_port;
-use crate::support::{Unavailable, or_skip};
+use crate::support::{Unavailable, or_skip, wait_until};
 
 const ALERTS: &str = include_str!("../../deploy/alerts.yml");
 const CASES: &str = include_str!("alerts.yml");
@@ -274,26 +274,21 @@ fn prometheus_scrapes_the_bridge_and_evaluates_every_rule_and_query() {
         Bridge::new("alerts", &kafka.brokers(), "live").set("KAFKA_CREATE_TOPICS", "false");
     bridge.start();
     let Some(prometheus) = or_skip("prometheus", Prometheus::start(&bridge)) else { return };
-    let started = Instant::now();
-    let up = |value: &Value| value["data"]["result"][0]["value"][1] == "1";
-    while prometheus.get("/api/v1/query?query=up").is_none_or(|value| !up(&value)) {
-        assert!(started.elapsed() < Duration::from_mins(1), "it does not scrape");
-        std::thread::sleep(Duration::from_millis(200));
-    }
+    let up = |value: Value| value["data"]["result"][0]["value"][1] == "1";
+    let scrapes = || prometheus.get("/api/v1/query?query=up").is_some_and(up);
+    wait_until(Duration::from_mins(1), scrapes, || "it does not scrape");
     let healthy = |rules: &Value| {
-        let groups = rules["data"]["groups"].as_array()?;
+        let Some(groups) = rules["data"]["groups"].as_array() else { return false };
         let rules: Vec<&Value> =
             groups.iter().filter_map(|group| group["rules"].as_array()).flatten().collect();
         for rule in &rules {
             assert_ne!(rule["health"], "err", "{}: {}", rule["name"], rule["lastError"]);
         }
         let done = rules.iter().filter(|rule| rule["health"] == "ok").count();
-        (done == alerts().len() + 1).then_some(())
+        done == alerts().len() + 1
     };
-    while prometheus.get("/api/v1/rules").as_ref().and_then(healthy).is_none() {
-        assert!(started.elapsed() < Duration::from_mins(1), "rules are not evaluated");
-        std::thread::sleep(Duration::from_millis(200));
-    }
+    let are_evaluated = || prometheus.get("/api/v1/rules").is_some_and(|rules| healthy(&rules));
+    wait_until(Duration::from_mins(1), are_evaluated, || "rules are not evaluated");
     let firing = prometheus.query("ALERTS{alertstate=\"firing\"}");
     assert_eq!(firing["data"]["result"], Value::Array(Vec::new()), "nothing is wrong");
     for query in queries() {

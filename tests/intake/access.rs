@@ -12,8 +12,8 @@ use tokio_rustls::rustls::ProtocolVersion;
 
 use crate::support::intake::{TestBed, assert_accepted, assert_rejected, push};
 use crate::support::tls::{Identity, VERSIONS};
-use crate::support::wire;
 use crate::support::wire::{Answer, Wire, post};
+use crate::support::{wait_until, wire};
 
 fn networks(texts: &[&str]) -> Networks {
     Networks::parse(texts.iter().copied()).unwrap()
@@ -278,11 +278,8 @@ mod from_networks {
         std::io::Read::read_exact(&mut other, &mut start).unwrap();
         assert_eq!(&start, b"HTTP/1.1 200");
         held.truncate(2);
-        let started = Instant::now();
-        while wire::exchange(bed.address, post("/callback", &push())).is_none() {
-            assert!(started.elapsed() < wire::PATIENCE, "its slot is free again");
-            thread::sleep(Duration::from_millis(5));
-        }
+        let is_answered = || wire::exchange(bed.address, post("/callback", &push())).is_some();
+        wait_until(wire::PATIENCE, is_answered, || "its slot is not released");
     }
 
     /// A connection from another loopback address.

@@ -24,7 +24,7 @@ use tempfile::TempDir;
 
 use crate::support::process::{Finished, Running, livebridge, run};
 use crate::support::wire::{exchange, post};
-use crate::support::{log, metrics, wire};
+use crate::support::{log, metrics, wait_until, wire};
 
 /// An address without Kafka: an unprivileged process cannot listen on this port.
 const UNREACHABLE: &str = "127.0.0.1:1";
@@ -147,17 +147,13 @@ mod dev {
         // Each event is sent several times: every copy is accepted, one is delivered.
         let sent = send_with(&["--event-type", "push", "--count", "5", "--repeat", "3"]);
         assert_eq!((sent.code, sent.stdout.lines().next()), (Some(0), Some("15 × 200")));
-        let started = Instant::now();
-        let published = "livebridge_published_total{event_type=\"push\"}";
-        let duplicates = "livebridge_duplicates_total";
-        loop {
+        let counts = || {
             let series = metrics::scrape(admin);
-            if series[published].to_string() == "25" && series[duplicates].to_string() == "10" {
-                break;
-            }
-            assert!(started.elapsed() < wire::PATIENCE, "{series:?}");
-            thread::sleep(Duration::from_millis(50));
-        }
+            let published = series["livebridge_published_total{event_type=\"push\"}"];
+            (published.to_string(), series["livebridge_duplicates_total"].to_string())
+        };
+        let expected = ("25".to_owned(), "10".to_owned());
+        wait_until(wire::PATIENCE, || counts() == expected, || format!("{:?}", counts()));
 
         // Selected by number, at a fixed rate.
         let started = Instant::now();

@@ -8,7 +8,7 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::SocketAddr;
 use std::process::Stdio;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use livebridge::kafka::mock::MockKafka;
 use livebridge::publisher::Topics;
@@ -19,8 +19,8 @@ use tempfile::TempDir;
 use crate::support::kafka_gate::KafkaGate;
 use crate::support::metrics::scrape;
 use crate::support::process::{Running, livebridge, run};
-use crate::support::wire;
 use crate::support::wire::{PATIENCE, Wire, post};
+use crate::support::{wait_until, wire};
 
 struct TestBed {
     process: Running,
@@ -74,11 +74,7 @@ impl TestBed {
     }
 
     fn wait_until(&self, what: impl Fn(&Self) -> bool) {
-        let started = Instant::now();
-        while !what(self) {
-            assert!(started.elapsed() < 3 * PATIENCE, "{}", self.process.stderr.text());
-            thread::sleep(Duration::from_millis(20));
-        }
+        wait_until(3 * PATIENCE, || what(self), || self.process.stderr.text());
     }
 
     fn send(&self, count: usize) {
@@ -237,17 +233,15 @@ fn an_unread_log_pipe_blocks_neither_callbacks_nor_shutdown() {
         assert_eq!(answer.status, 200);
         wire.send("nonsense\r\n\r\n");
     }
-    let started = Instant::now();
     let pid = rustix::process::Pid::from_child(&child.0);
     rustix::process::kill_process(pid, Signal::TERM).unwrap();
-    let code = loop {
-        if let Some(status) = child.0.try_wait().unwrap() {
-            break status.code();
-        }
-        assert!(started.elapsed() < PATIENCE, "it waits for the reader of its log");
-        thread::sleep(Duration::from_millis(20));
+    let mut status = None;
+    let has_ended = || {
+        status = child.0.try_wait().unwrap();
+        status.is_some()
     };
-    assert_eq!(code, Some(0));
+    wait_until(PATIENCE, has_ended, || "it waits for the reader of its log");
+    assert_eq!(status.unwrap().code(), Some(0));
     // The output consists of complete lines of JSON, except for the last one, which may be
     // truncated.
     let mut rest = String::new();

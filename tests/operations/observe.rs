@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use livebridge::kafka::mock::MockKafka;
 use livebridge::publisher::Topics;
 
 use crate::support::bridge::Bridge;
-use crate::support::{Unavailable, or_skip};
+use crate::support::{Unavailable, or_skip, wait_until};
 
 const METRICS: &str = include_str!("../../docs/metrics.md");
 
@@ -156,20 +156,13 @@ fn process_metrics_match_the_kernels_figures() {
     let resident = metric("process_resident_memory_bytes");
     assert!((resident / (kib * 1024.0) - 1.0).abs() < 0.5, "{resident} and {kib} KiB");
     // Threads start and end between the two readings at startup.
-    let looked = Instant::now();
-    loop {
+    let difference = || {
         let fds = fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors").count();
-        let fds = u32::try_from(fds).expect("few");
-        let open = metric("process_open_fds");
-        if (open - f64::from(fds)).abs() < 5.0 {
-            break;
-        }
-        assert!(looked.elapsed() < Duration::from_secs(10), "{open} and {fds}");
-    }
-    let started = Instant::now();
-    while metric("process_cpu_seconds_total") == 0.0 {
-        assert!(started.elapsed() < Duration::from_secs(30), "answers and uses no time");
-    }
+        metric("process_open_fds") - f64::from(u32::try_from(fds).expect("few"))
+    };
+    wait_until(Duration::from_secs(10), || difference().abs() < 5.0, difference);
+    let uses_time = || metric("process_cpu_seconds_total") > 0.0;
+    wait_until(Duration::from_secs(30), uses_time, || "answers and uses no time");
     assert!(metric("process_threads") > 5.0);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let age = now.expect("after 1970").as_secs_f64() - metric("process_start_time_seconds");

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use livebridge::callback::CallbackKey;
 use livebridge::event::Timestamp;
@@ -18,6 +18,7 @@ use crate::support::metrics::scrape;
 use crate::support::process::{Running, livebridge};
 use crate::support::tls;
 use crate::support::tls::{Identity, VERSIONS};
+use crate::support::wait_until;
 use crate::support::wire::{PATIENCE, exchange, get, post};
 
 /// A livebridge without Kafka, with its keys in a file.
@@ -87,11 +88,8 @@ impl TestBed {
     /// Waits until `series` has the value `value`.
     #[track_caller]
     fn comes_to(&self, series: &str, value: f64) {
-        let started = Instant::now();
-        while (self.value(series) - value).abs() > 1e-9 {
-            assert!(started.elapsed() < PATIENCE, "{series} = {}", self.value(series));
-            thread::sleep(Duration::from_millis(20));
-        }
+        let message = || format!("{series} = {}", self.value(series));
+        wait_until(PATIENCE, || (self.value(series) - value).abs() < 1e-9, message);
     }
 }
 
@@ -159,11 +157,8 @@ fn the_key_of_the_documentation_causes_a_warning_at_every_start_and_reload() {
     };
     // Lines of the log are written by a thread of their own.
     let come_to = |count| {
-        let started = Instant::now();
-        while warnings() != count {
-            assert!(started.elapsed() < PATIENCE, "{} warnings instead of {count}", warnings());
-            thread::sleep(Duration::from_millis(20));
-        }
+        let message = || format!("{} warnings instead of {count}", warnings());
+        wait_until(PATIENCE, || warnings() == count, message);
     };
     come_to(1);
     fs::write(bed.path("keys"), "own aaaa\n").unwrap();
@@ -325,15 +320,10 @@ fn a_full_log_accepts_callbacks_again_when_its_limit_is_raised() {
         config(bed.dir.path(), "").replace("min_free_bytes = 0", "min_free_bytes = \"1EiB\"");
     fs::write(bed.path("livebridge.toml"), &file).unwrap();
     bed.order();
-    let started = Instant::now();
-    while bed.send("aaaa") != 503 {
-        assert!(started.elapsed() < PATIENCE);
-    }
+    wait_until(PATIENCE, || bed.send("aaaa") == 503, || "callbacks are still accepted");
     bed.configure("");
     bed.order();
-    while bed.send("aaaa") != 200 {
-        assert!(started.elapsed() < PATIENCE);
-    }
+    wait_until(PATIENCE, || bed.send("aaaa") == 200, || "callbacks are still rejected");
     assert!(!bed.process.stderr.text().contains("next start"), "nothing waits for one");
 }
 

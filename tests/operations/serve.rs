@@ -29,7 +29,7 @@ use crate::support::kafka_gate::KafkaGate;
 use crate::support::metrics::{moved, scrape};
 use crate::support::process::{Running, livebridge, run};
 use crate::support::wire::{PATIENCE, Wire, exchange, get, post};
-use crate::support::{metrics, wire};
+use crate::support::{metrics, wait_until, wire};
 
 const KEY: &str = "callbackKey0123456789";
 /// An address without Kafka: an unprivileged process cannot listen on this port.
@@ -262,11 +262,8 @@ fn reason(counter: &str, reason: &str) -> String {
 
 /// Waits until `count` connections were closed for a reason.
 fn wait_for_ends(admin: SocketAddr, counter: &str, because: &str, count: f64, patience: Duration) {
-    let started = Instant::now();
-    while scrape(admin)[&reason(counter, because)] < count {
-        assert!(started.elapsed() < patience, "{because}: {:?}", scrape(admin));
-        thread::sleep(Duration::from_millis(20));
-    }
+    let message = || format!("{because}: {:?}", scrape(admin));
+    wait_until(patience, || scrape(admin)[&reason(counter, because)] >= count, message);
 }
 
 #[test]
@@ -458,11 +455,8 @@ fn open_connections_are_counted_up_and_down() {
     let home = Home::new(UNREACHABLE, "");
     let serving = home.serve();
     let wait_for = |count: f64| {
-        let started = Instant::now();
-        while scrape(serving.admin)["livebridge_http_connections"] != count {
-            assert!(started.elapsed() < PATIENCE, "never {count}");
-            thread::sleep(Duration::from_millis(10));
-        }
+        let connections = || scrape(serving.admin)["livebridge_http_connections"];
+        wait_until(PATIENCE, || connections() == count, || format!("never {count}"));
     };
     wait_for(0.0);
     let wires: Vec<Wire> = (0..3).map(|_| Wire::connect(serving.intake)).collect();
@@ -484,10 +478,8 @@ fn a_stop_under_load_answers_and_publishes_every_accepted_callback_and_exits_0()
     let taken: BTreeSet<String> =
         senders.into_iter().flat_map(|sender| sender.join().unwrap()).collect();
     assert!(taken.len() > 50, "{} were accepted", taken.len());
-    let started = Instant::now();
-    while TcpStream::connect(address).is_ok() {
-        assert!(started.elapsed() < PATIENCE, "new connections are still accepted");
-    }
+    let is_closed = || TcpStream::connect(address).is_err();
+    wait_until(PATIENCE, is_closed, || "new connections are still accepted");
     assert_eq!(serving.process.wait(), Some(0));
 
     let config = Config::load(Some(Path::new(&home.config()))).unwrap();
@@ -622,20 +614,14 @@ fn a_full_log_rejects_until_kafka_is_back_and_then_accepts_again() {
     assert_eq!(stored(&home.log()).len(), taken);
 
     gate.open();
-    let started = Instant::now();
     // A client that uses /readyz would send nothing while the log is full.
-    while get(serving.admin, "/readyz").status != 200 {
-        assert!(started.elapsed() < 3 * PATIENCE, "{}", serving.process.stderr.text());
-        thread::sleep(Duration::from_millis(50));
-    }
+    let is_ready = || get(serving.admin, "/readyz").status == 200;
+    wait_until(3 * PATIENCE, is_ready, || serving.process.stderr.text());
     assert_eq!(exchange(serving.intake, post("/callback", &push())).unwrap().status, 200);
-    let started = Instant::now();
-    let published = "livebridge_published_total{event_type=\"push\"}";
+    let published = || scrape(serving.admin)["livebridge_published_total{event_type=\"push\"}"];
     let expected = f64::from(u32::try_from(taken + 1).unwrap());
-    while scrape(serving.admin)[published] != expected {
-        assert!(started.elapsed() < PATIENCE);
-        thread::sleep(Duration::from_millis(50));
-    }
+    let message = || format!("{} of {expected} are published", published());
+    wait_until(PATIENCE, || published() == expected, message);
     assert_eq!(scrape(serving.admin)["livebridge_kafka_up"], 1.0);
 }
 

@@ -23,6 +23,7 @@ use serde_json::json;
 
 use crate::support::process;
 use crate::support::process::{Running, livebridge};
+use crate::support::wait_until;
 use crate::support::wire::{PATIENCE, Wire, get, post};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_livebridge");
@@ -222,12 +223,9 @@ fn a_rolling_restart_behind_a_load_balancer_rejects_no_client() {
         thread::sleep(Duration::from_millis(300));
         let (process, (_, admin)) = &mut serving[turn];
         process.signal(Signal::TERM);
-        let ordered = Instant::now();
-        while get(*admin, "/readyz").body
-            != "not ready: stopping soon; callbacks are accepted until then\n"
-        {
-            assert!(ordered.elapsed() < Duration::from_millis(400), "it says so at once");
-        }
+        let says = "not ready: stopping soon; callbacks are accepted until then\n";
+        let is_not_ready = || get(*admin, "/readyz").body == says;
+        wait_until(Duration::from_millis(400), is_not_ready, || "it is ready while it stops");
         assert_eq!(process.wait(), Some(0));
         serving[turn] = serve(&configs[turn]);
         balancer.servers.lock().unwrap()[turn] = serving[turn].1;
