@@ -1,9 +1,9 @@
 //! The log: callbacks become durable here, and stay until they are published.
 //!
 //! ```text
-//! Appender ─▶ writer thread ─ sled segment + fdatasync ─▶ state (tail, segments) ─▶ Reader
+//! Appender ─▶ writer thread ─ sled segment + fdatasync ─▶ index (segments, tail) ─▶ Reader
 //!                  ▲ spare segments                                                   │ release
-//!                  └──────────────── maintenance thread ◀──────────────────────────────────┘
+//!                  └──────────────── maintenance thread ◀─────────────────────────────┘
 //! ```
 //! Segments are directories `segments/0000000001`, each written by one opening of the log
 //! ([`OpeningId`]) and removed whole. The reader is fed from the tail in memory while it keeps up

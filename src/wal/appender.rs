@@ -61,7 +61,7 @@ impl ReplyRoutes {
         }
         let routes = self.lock();
         for (route, replies) in by_route {
-            // A runtime that has ended does not want to know.
+            // The runtime may have ended.
             let _ = routes[route].send(replies);
         }
     }
@@ -100,7 +100,7 @@ impl Appender {
         tokio::spawn(async move {
             while let Some(replies) = receiver.recv().await {
                 for (reply, outcome) in replies {
-                    // A sender that went away does not want to know.
+                    // The sender may have stopped waiting.
                     let _ = reply.send(outcome);
                 }
             }

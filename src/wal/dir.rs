@@ -68,8 +68,9 @@ pub(super) fn is_marked_damaged(dir: &Path) -> bool {
     dir.join(DAMAGED).try_exists().unwrap_or(true)
 }
 
-/// Keeps a segment as damaged: renames its directory, to a name that is not taken.
-pub(super) fn keep_damaged(dir: &Path) -> io::Result<PathBuf> {
+/// Keeps a segment as damaged: renames its directory, to a name that is not taken. The last one gets
+/// an empty directory in its place, so that numbers do not restart.
+pub(super) fn keep_damaged(dir: &Path, is_last: bool) -> io::Result<PathBuf> {
     let mut kept = dir.with_extension(DAMAGED);
     let mut number = 2;
     while kept.try_exists()? {
@@ -77,6 +78,9 @@ pub(super) fn keep_damaged(dir: &Path) -> io::Result<PathBuf> {
         number += 1;
     }
     fs::rename(dir, &kept)?;
+    if is_last {
+        fs::create_dir(dir)?;
+    }
     Ok(kept)
 }
 
@@ -107,10 +111,7 @@ pub fn remove_damaged(segment: &SegmentView) -> Result<(), FileError> {
 ///
 /// The marker goes first: without it and without data, a segment has no records.
 pub(super) fn empty(dir: &Path) -> io::Result<()> {
-    match fs::remove_file(dir.join(CLOSED)) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
-        Ok(()) | Err(_) => {}
-    }
+    unless_missing(fs::remove_file(dir.join(CLOSED)))?;
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
@@ -120,6 +121,14 @@ pub(super) fn empty(dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The result of a removal; that there was nothing to remove is no error.
+pub(super) fn unless_missing(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
 }
 
 pub(super) fn lock(dir: &Path) -> Result<File, OpenError> {

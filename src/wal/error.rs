@@ -9,7 +9,7 @@ use crate::record::{DecodeError, Lsn};
 /// Why a log cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another process has it.
+    /// Another process has it open.
     #[error(
         "the log in {} is in use by another process; give each instance its own wal.dir",
         .0.display()
@@ -58,7 +58,7 @@ pub enum StoreError {
 /// when it may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
-    /// More is waiting than the writer gets done.
+    /// The writer's queue is full.
     #[error("too many callbacks are waiting for the log")]
     Busy,
     /// `wal.max_bytes` is reached.
@@ -67,7 +67,7 @@ pub enum AppendError {
     /// The file system has less than `wal.min_free_bytes` left, or has no space for a further segment.
     #[error("the log has no room left on its disk")]
     DiskFull,
-    /// The log stopped, by order or by an error.
+    /// The log was closed, or the writer failed.
     #[error("the log has stopped")]
     Failed,
 }

@@ -32,7 +32,7 @@ struct Queue<T> {
     bytes: usize,
     /// The receiver is woken at this many items; `usize::MAX` while it does not wait.
     wake_at: usize,
-    /// One of the ends is gone.
+    /// One of the ends was dropped.
     closed: bool,
 }
 
@@ -146,7 +146,7 @@ impl<T> Receiver<T> {
         }
     }
 
-    /// Items of this many bytes that were taken are done with.
+    /// Frees this many bytes of items that were taken.
     pub(super) fn discount(&self, bytes: usize) {
         self.0.lock().bytes -= bytes;
     }

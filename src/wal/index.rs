@@ -21,12 +21,12 @@ const LAST: Lsn = Lsn::new(u32::MAX, u32::MAX);
 /// What the log holds that is not released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stored {
-    /// Records.
+    /// How many records.
     pub records: u64,
     /// Bytes on disk, with the released records of the oldest segment and the damaged segments that
     /// are kept.
     pub disk_bytes: u64,
-    /// Segments with records.
+    /// How many segments with records.
     pub segments: usize,
     /// When the oldest record was received, as far as it is known.
     pub oldest: Option<Timestamp>,
@@ -69,7 +69,7 @@ struct IndexedSegment {
     ended: bool,
 }
 
-/// Where the record that a reader wants is.
+/// Where the record at a cursor is.
 pub(super) enum Location {
     /// In memory.
     Tail(Frame),

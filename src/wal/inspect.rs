@@ -31,7 +31,7 @@ pub struct LogView {
 /// A segment as it was found.
 #[derive(Clone, Debug)]
 pub struct SegmentView {
-    /// Its number.
+    /// The number in the LSNs of its records.
     pub number: u32,
     /// The file with its records.
     pub path: PathBuf,

@@ -1,5 +1,5 @@
 //! Creates segments before they are needed, closes them when they are full, removes them when they
-//! are published, and checks the space: all that must not delay the writer or the publisher.
+//! are released, and checks the space: all that must not delay the writer or the publisher.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
@@ -58,8 +58,8 @@ pub(super) struct Maintenance {
     damaged: HashSet<u32>,
     /// Published segments that could not be removed yet.
     unremoved: BTreeSet<u32>,
-    /// When the damaged segments that are kept were counted.
-    counted: Option<Instant>,
+    /// When the damaged segments that are kept were last counted.
+    damaged_counted: Option<Instant>,
 }
 
 impl Maintenance {
@@ -84,7 +84,7 @@ impl Maintenance {
             missing: 0,
             damaged: HashSet::new(),
             unremoved: BTreeSet::new(),
-            counted: None,
+            damaged_counted: None,
         };
         (maintenance, ready)
     }
@@ -119,7 +119,7 @@ impl Maintenance {
 
     fn check(&mut self, free_bytes: Option<u64>) {
         self.audit();
-        if self.counted.is_none_or(|counted| counted.elapsed() >= DAMAGED_COUNT_INTERVAL) {
+        if self.damaged_counted.is_none_or(|counted| counted.elapsed() >= DAMAGED_COUNT_INTERVAL) {
             for number in std::mem::take(&mut self.unremoved) {
                 self.remove(number);
             }
@@ -237,7 +237,7 @@ impl Maintenance {
     /// Counts the damaged segments that are kept, of which an operator may have removed some, and the
     /// bytes of these and of published segments that could not be removed.
     fn count_damaged(&mut self) {
-        self.counted = Some(Instant::now());
+        self.damaged_counted = Some(Instant::now());
         let kept = dir::list_damaged(&self.segments).unwrap_or_default();
         let bytes = |dir: &PathBuf| fs::metadata(dir::data_file(dir)).map_or(0, |data| data.len());
         let damaged = kept.iter().map(|(_, dir)| bytes(dir)).sum();
@@ -286,20 +286,18 @@ impl Maintenance {
         if !dir::data_file(dir).try_exists().unwrap_or(true) {
             return if is_last {
                 fs::create_dir_all(dir).and_then(|()| dir::empty(dir))
-            } else if dir.exists() {
-                fs::remove_dir_all(dir)
             } else {
-                Ok(())
+                dir::unless_missing(fs::remove_dir_all(dir))
             };
         }
-        let kept = dir::keep_damaged(dir)?;
+        let kept = dir::keep_damaged(dir, is_last)?;
         tracing::error!(
             path = %kept.display(),
             "everything readable in a damaged segment is published; it is kept until it is removed \
              with `livebridge wal damaged --drop`"
         );
         self.count_damaged();
-        if is_last { fs::create_dir(dir) } else { Ok(()) }
+        Ok(())
     }
 }
 
@@ -352,7 +350,7 @@ mod tests {
         assert!(segment.exists());
         assert_eq!(maintenance.shared.index.stored().disk_bytes, 1000);
         fs::remove_file(in_the_way).unwrap();
-        maintenance.counted = None;
+        maintenance.damaged_counted = None;
         maintenance.check(None);
         assert!(!segment.exists());
         assert_eq!(maintenance.shared.index.stored().disk_bytes, 0);

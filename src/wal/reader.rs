@@ -33,20 +33,20 @@ const READ_PAUSE: Duration = Duration::from_secs(1);
 /// progress of one writer, so no batch spans two.
 #[derive(Debug)]
 pub struct Entries {
-    /// Who wrote them.
+    /// The opening that wrote them.
     pub writer: OpeningId,
-    /// The entries.
+    /// In the order of their LSNs.
     pub entries: Vec<Entry>,
 }
 
 /// What there is to read.
 #[derive(Debug)]
 pub enum Next {
-    /// Entries.
+    /// At least one entry.
     Entries(Entries),
-    /// Nothing yet.
+    /// Nothing was written within the time-out.
     Idle,
-    /// Nothing, and there will be nothing: the log has ended.
+    /// Nothing will be written: the log has ended.
     End,
 }
 
@@ -131,14 +131,14 @@ impl Reader {
     pub fn next(&mut self, max_bytes: usize, timeout: Duration) -> Result<Next, ReadError> {
         let mut entries = Vec::new();
         let mut bytes = 0;
-        let mut writer = OpeningId::default();
-        let is_other = |entries: &Vec<Entry>, writer, of| !entries.is_empty() && writer != of;
+        let mut writer = None;
         while bytes < max_bytes {
             let timeout = if entries.is_empty() { timeout } else { Duration::ZERO };
+            let is_other = |of| writer.is_some_and(|writer| writer != of);
             let frame = match self.shared.index.locate(&mut self.cursor, timeout) {
                 // Another writer's records are the next batch's.
-                Location::Tail(frame) if is_other(&entries, writer, frame.writer()) => break,
-                Location::File { writer: of, .. } if is_other(&entries, writer, of) => break,
+                Location::Tail(frame) if is_other(frame.writer()) => break,
+                Location::File { writer: of, .. } if is_other(of) => break,
                 Location::Tail(frame) => {
                     self.open = None;
                     frame
@@ -168,11 +168,11 @@ impl Reader {
                 break;
             }
             bytes += frame.len();
-            writer = frame.writer();
+            writer = Some(frame.writer());
             self.returned = frame.last();
             self.cursor = frame.last().next();
         }
-        Ok(Next::Entries(Entries { writer, entries }))
+        Ok(Next::Entries(Entries { writer: writer.unwrap_or_default(), entries }))
     }
 
     /// Releases what the ledger says is published, goes on behind it, and returns the last such record.
@@ -208,8 +208,8 @@ impl Reader {
             self.released = self.cursor.previous().max(self.released);
         }
         let released = self.released;
-        let gone = self.damage.extract_if(.., |(last, _)| *last <= released);
-        let damaged = gone.map(|(_, records)| records).sum();
+        let skipped = self.damage.extract_if(.., |(last, _)| *last <= released);
+        let damaged = skipped.map(|(_, records)| records).sum();
         let (removable, position) =
             self.shared.index.release(released, newest, released_by, damaged);
         if let Some(position) = position {
@@ -219,13 +219,13 @@ impl Reader {
             if self.open.as_ref().is_some_and(|open| open.number == number) {
                 self.open = None;
             }
-            // Without a maintenance the next start removes it.
+            // If the maintenance thread has ended, the next start removes it.
             let _ = self.tasks.send(MaintenanceTask::Remove(number));
         }
     }
 
     /// The frame at the cursor out of its segment's file, which has `records` records; `None` when
-    /// it is damaged, and the cursor then stands behind the damage.
+    /// it is damaged, and the cursor is then behind the damage.
     ///
     /// What the disk cannot read is damage, after some attempts: the rest must be published.
     ///

@@ -135,13 +135,13 @@ enum Contents {
 
 /// Keeps a segment of which no record can be read.
 fn keep_unreadable(dir: &Path, is_last: bool) -> io::Result<()> {
-    let kept = dir::keep_damaged(dir)?;
+    let kept = dir::keep_damaged(dir, is_last)?;
     tracing::error!(
         path = %kept.display(),
         "no record of a segment can be read: its first commit was cut short, or it is damaged; it \
          is kept: see `livebridge wal damaged`"
     );
-    if is_last { fs::create_dir(dir) } else { Ok(()) }
+    Ok(())
 }
 
 /// How many records the segment in `dir` has, damaged ones included, and which opening wrote them.

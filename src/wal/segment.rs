@@ -17,7 +17,7 @@ use std::thread;
 
 use bytes::Bytes;
 
-use super::dir::{data_file, segment_dir, sync_dir};
+use super::dir::{data_file, segment_dir, sync_dir, unless_missing};
 use super::preallocation::Preallocation;
 use crate::permission::FileError;
 use crate::record::Lsn;
@@ -86,10 +86,7 @@ impl Segment {
         let io = FileError::at("create segment", &dir);
         let sled = |cause: sled::Error| io(cause.into());
         // What a failed attempt left, sled may refuse to open for good.
-        match fs::remove_dir_all(&dir) {
-            Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(io(cause)),
-            Ok(()) | Err(_) => {}
-        }
+        unless_missing(fs::remove_dir_all(&dir)).map_err(io)?;
         let db = sled::Config::new()
             .path(&dir)
             .segment_size(SLED_SEGMENT_BYTES)

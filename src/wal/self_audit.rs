@@ -17,9 +17,9 @@ const HEADING: &str = "livebridge self-audit 2";
 /// What the publisher did with records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcomes {
-    /// In their topics.
+    /// Records in their topics.
     pub published: u64,
-    /// Retries of what is.
+    /// Retries of published events.
     pub absorbed: u64,
     /// In the dead-letter topic.
     pub dead_lettered: u64,
@@ -41,9 +41,9 @@ pub(super) enum ReleasedBy {
 pub struct AuditBalance {
     /// When the counts began: with the log, unless their file was lost since.
     pub since: Timestamp,
-    /// Durable.
+    /// Records that became durable.
     pub accepted: u64,
-    /// Durable and not released.
+    /// Records that are not released.
     pub pending: u64,
     /// Released by the publisher.
     pub outcomes: Outcomes,

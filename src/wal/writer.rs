@@ -115,9 +115,8 @@ impl Writer {
         !group.is_empty()
     }
 
-    /// Goes on to the spare segment when there is none yet or the active one is full.
-    ///
-    /// A spare that is not ready is waited for only when nothing can be written without it.
+    /// Changes to the spare segment when there is no active one, or it is full. Waits for the spare only
+    /// if nothing can be written without it.
     fn rotate(&mut self) -> Result<(), StoreError> {
         if self.active.as_ref().is_some_and(|active| !active.segment.is_full()) {
             return Ok(());
@@ -130,7 +129,7 @@ impl Writer {
             Err(RecvTimeoutError::Disconnected) => return Err(StoreError::Panicked("maintenance")),
         };
         let number = spare.number();
-        // A maintenance that is gone shows at the next rotation.
+        // If the maintenance thread has ended, the next rotation reports it.
         let _ = self.tasks.send(MaintenanceTask::CreateSpare);
         let active = Active { segment: spare, next: Lsn::new(number, 1) };
         if let Some(full) = self.active.replace(active) {
