@@ -4,10 +4,9 @@
 use std::fs::{self, File};
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions};
-use rdkafka::client::DefaultClientContext;
+use rdkafka::admin::AdminOptions;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
@@ -33,15 +32,8 @@ fn send(bridge: &Bridge, numbers: std::ops::Range<u32>) {
 
 /// Waits until a metric has the given value.
 fn wait_for(bridge: &Bridge, name: &str, value: f64) {
-    let started = Instant::now();
-    loop {
-        let now = bridge.metric(name);
-        if now == Some(value) {
-            return;
-        }
-        assert!(started.elapsed() < Duration::from_secs(20), "{name} is {now:?}, not {value}");
-        thread::sleep(Duration::from_millis(50));
-    }
+    let what = format!("{name} = {value}");
+    bridge.wait_until(&what, Duration::from_secs(20), || bridge.metric(name) == Some(value));
 }
 
 fn without_kafka(name: &str) -> Bridge {
@@ -102,15 +94,9 @@ fn records_of_a_truncated_log_are_reported_as_missing() {
     file.set_len(used * 3 / 4).expect("a writable file");
     file.set_len(end).expect("a writable file");
     bridge.start();
-    let started = Instant::now();
-    let missing = loop {
-        let missing = bridge.metric("livebridge_audit_missing_records").expect("an answer");
-        if missing != 0.0 {
-            break missing;
-        }
-        assert!(started.elapsed() < Duration::from_secs(20), "the loss is not reported");
-        thread::sleep(Duration::from_millis(50));
-    };
+    let missing = || bridge.metric("livebridge_audit_missing_records").expect("an answer");
+    bridge.wait_until("the loss is reported", Duration::from_secs(20), || missing() != 0.0);
+    let missing = missing();
     assert!((1.0..200.0).contains(&missing), "{missing}");
     wait_for(&bridge, "livebridge_audit_pending_records", 200.0 - missing);
 }
@@ -156,11 +142,8 @@ fn events_removed_from_a_topic_are_reported_as_missing() {
     let seventh = messages.iter().filter(|message| message.partition == partition).nth(6);
     let offset = Offset::Offset(seventh.expect("forty of one stream").offset + 1);
     before.add_partition_offset(&topic, partition, offset).expect("a partition");
-    let admin: AdminClient<DefaultClientContext> =
-        kafka::client(kafka.bootstrap()).create().expect("a client");
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let options = AdminOptions::new();
-    runtime.block_on(admin.delete_records(&before, &options)).expect("deletable records");
+    let admin = kafka::admin(kafka.bootstrap());
+    kafka::respond(admin.delete_records(&before, &AdminOptions::new()));
 
     let (code, report) = audit(&bridge, &[]);
     assert_eq!(code, Some(1), "{report:#}");

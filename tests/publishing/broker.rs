@@ -1,10 +1,10 @@
 //! Tests of the test brokers and of the independent consumer, on which the other tests rely.
 
+use std::env;
 use std::io::{self, BufRead as _, BufReader};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
-use std::{env, thread};
+use std::time::Duration;
 
 use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
@@ -181,11 +181,8 @@ fn a_broker_is_killed_with_its_test_process() {
     TcpStream::connect(&address).unwrap();
     holder.kill().unwrap();
     holder.wait().unwrap();
-    let deadline = Instant::now() + TIMEOUT;
-    while TcpStream::connect(&address).is_ok() {
-        assert!(Instant::now() < deadline, "the broker at {address} is still running");
-        thread::sleep(Duration::from_millis(20));
-    }
+    let is_gone = || TcpStream::connect(&address).is_err();
+    support::wait_until(TIMEOUT, is_gone, || format!("the broker at {address} is still running"));
 }
 
 #[test]

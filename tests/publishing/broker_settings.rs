@@ -1,11 +1,9 @@
 //! Settings of brokers with which livebridge has to publish all the same, and brokers that restart
 //! while there is nothing to publish.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
-use rdkafka::client::DefaultClientContext;
+use rdkafka::admin::{AdminOptions, ResourceSpecifier};
 use tokio::runtime::Runtime;
 
 use crate::replay::body;
@@ -16,15 +14,6 @@ use crate::support::proxy::{Network, Proxy};
 use crate::support::wire::deliver;
 
 const WAIT: Duration = Duration::from_mins(2);
-
-fn wait_for(what: &str, bridge: &Bridge, holds: impl Fn() -> bool) {
-    let started = Instant::now();
-    while !holds() {
-        bridge.assert_running();
-        assert!(started.elapsed() < WAIT, "not {what}: {}", bridge.last_lines());
-        thread::sleep(Duration::from_millis(100));
-    }
-}
 
 /// A record that is too slow for the time-outs raises them, and the brokers reject that.
 #[test]
@@ -42,10 +31,10 @@ fn brokers_that_reject_a_raised_transaction_time_out_do_not_stop_publishing() {
     // 240 kB take 40 s, and a message times out after 25 s.
     proxy.set_network(Network::Limited(6000));
     deliver(bridge.intake(), [body(1, 240_000)]);
-    wait_for("timed out", &bridge, || bridge.log_text().contains("MessageTimedOut"));
+    bridge.wait_until("timed out", WAIT, || bridge.log_text().contains("MessageTimedOut"));
     proxy.set_network(Network::Good);
     let rejected = || bridge.log_text().contains("Transaction timeout is larger");
-    wait_for("rejected by the broker", &bridge, rejected);
+    bridge.wait_until("rejected by the broker", WAIT, rejected);
     bridge.drain(WAIT);
     let published = bridge.metric("livebridge_published_total");
     assert_eq!(published, Some(1.0), "{}", bridge.last_lines());
@@ -65,11 +54,12 @@ fn an_idle_bridge_shows_that_a_restarted_broker_is_back() {
     }
     cluster.stop(1);
     for bridge in &bridges {
-        wait_for("down", bridge, || bridge.metric("livebridge_kafka_up") == Some(0.0));
+        bridge
+            .wait_until("disconnected", WAIT, || bridge.metric("livebridge_kafka_up") == Some(0.0));
     }
     cluster.start_again(1);
     for bridge in &bridges {
-        wait_for("up again without a callback", bridge, || bridge.is_connected());
+        bridge.wait_until("connected again without a callback", WAIT, || bridge.is_connected());
         let sent = bridge.metric("livebridge_published_total");
         assert_eq!(sent, Some(0.0), "nothing is published");
     }
@@ -77,11 +67,9 @@ fn an_idle_bridge_shows_that_a_restarted_broker_is_back() {
 
 /// The value of `cleanup.policy`.
 fn policy(bootstrap: &str, topic: &str) -> String {
-    let admin: AdminClient<DefaultClientContext> = kafka::client(bootstrap).create().unwrap();
-    let runtime = Runtime::new().unwrap();
-    let topics = [ResourceSpecifier::Topic(topic)];
-    let described = runtime.block_on(admin.describe_configs(&topics, &AdminOptions::new()));
-    let settings = described.unwrap().pop().unwrap().unwrap();
+    let (admin, topics) = (kafka::admin(bootstrap), [ResourceSpecifier::Topic(topic)]);
+    let mut described = kafka::respond(admin.describe_configs(&topics, &AdminOptions::new()));
+    let settings = described.pop().unwrap().unwrap();
     settings.get("cleanup.policy").unwrap().value.clone().unwrap()
 }
 

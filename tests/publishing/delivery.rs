@@ -9,12 +9,8 @@ use std::time::Duration;
 use livebridge::callback::CallbackKey;
 use livebridge::event::Timestamp;
 use livebridge::kafka::mock::MockKafka;
-use livebridge::publisher::Topics;
 use livebridge::sample::Samples;
 use livebridge::sender::{RetryPolicy, Sender};
-use rdkafka::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::mocking::MockCluster;
 
 use crate::support;
 use crate::support::bridge::Bridge;
@@ -181,7 +177,7 @@ fn every_payload_reaches_its_topic_on_a_real_broker_once_and_unchanged() {
     bridge.start();
     let expected = send_payloads(&bridge, &prefix);
     bridge.drain(DRAIN);
-    let names = Topics::new(&prefix, &BTreeMap::new()).unwrap();
+    let names = kafka::topics(&prefix);
     let read = consumer::read(kafka.bootstrap(), &names.all(), Isolation::Committed);
     let Some(messages) = support::or_skip("delivery", read) else { return };
     assert_delivered(expected, &messages);
@@ -191,7 +187,7 @@ fn every_payload_reaches_its_topic_on_a_real_broker_once_and_unchanged() {
 #[test]
 fn every_payload_reaches_its_topic_on_the_mock_cluster_once_and_unchanged() {
     let prefix = "embedded";
-    let names = Topics::new(prefix, &BTreeMap::new()).unwrap();
+    let names = kafka::topics(prefix);
     let kafka = MockKafka::start(&names.all(), 3, names.ledger()).unwrap();
     let bridge = bridge(prefix, &kafka.brokers(), prefix).set("KAFKA_CREATE_TOPICS", "false");
     bridge.start();
@@ -216,7 +212,7 @@ fn without_transactions_every_payload_arrives_and_retries_are_dropped_across_a_r
     bridge.start();
     assert_eq!(send_payloads(&bridge, &prefix).len(), expected.len());
     bridge.drain(DRAIN);
-    let names = Topics::new(&prefix, &BTreeMap::new()).unwrap();
+    let names = kafka::topics(&prefix);
     let read = consumer::read(kafka.bootstrap(), &names.all(), Isolation::Uncommitted);
     let Some(messages) = support::or_skip("at least once", read) else { return };
     assert_delivered(expected, &messages);
@@ -224,21 +220,15 @@ fn without_transactions_every_payload_arrives_and_retries_are_dropped_across_a_r
 
 #[test]
 fn without_transactions_the_ledger_lists_an_event_only_after_it_is_in_its_topic() {
-    const PAUSE: Duration = Duration::from_millis(2);
-    let (mock, names) =
-        (MockCluster::new(2).unwrap(), Topics::new("late", &BTreeMap::new()).unwrap());
+    let (mock, names) = (kafka::mock_cluster("late", 2, 1), kafka::topics("late"));
     for topic in names.all().into_iter().chain([names.ledger()]) {
-        // Its thread can miss an order right after the last.
-        std::thread::sleep(PAUSE);
-        mock.create_topic(topic, 1, 2).unwrap();
-        std::thread::sleep(PAUSE);
         let leader = if topic == names.ledger() { 2 } else { 1 };
         mock.partition_leader(topic, 0, Some(leader)).unwrap();
+        std::thread::sleep(Duration::from_millis(2));
     }
-    let looker: BaseConsumer =
-        ClientConfig::new().set("bootstrap.servers", mock.bootstrap_servers()).create().unwrap();
-    let count = |topic| looker.fetch_watermarks(topic, 0, Duration::from_secs(10)).unwrap().1;
-    let bridge = bridge("late", &mock.bootstrap_servers(), "late")
+    let brokers = mock.bootstrap_servers();
+    let count = |topic| kafka::size(&brokers, topic);
+    let bridge = bridge("late", &brokers, "late")
         .set("KAFKA_DELIVERY", "at-least-once")
         .set("KAFKA_CREATE_TOPICS", "false");
     bridge.start();
@@ -285,7 +275,7 @@ fn a_retry_is_dropped_after_a_restart_and_after_a_lost_disk() {
     second.drain(DRAIN);
     let duplicates = second.metric("livebridge_duplicates_total");
     assert_eq!(duplicates.map(|count| format!("{count}")), Some(events.len().to_string()));
-    let names = Topics::new(&prefix, &BTreeMap::new()).unwrap();
+    let names = kafka::topics(&prefix);
     let read = consumer::read(kafka.bootstrap(), &names.all(), Isolation::Committed);
     let Some(messages) = support::or_skip("retries", read) else { return };
     assert_eq!(messages.len(), events.len());

@@ -1,18 +1,10 @@
 //! Failures from which the publisher recovers: an ended producer, brokers without a feature, a ledger
 //! topic with a small size limit, a dead letter topic that cannot be written.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use livebridge::publisher::Topics;
-use rdkafka::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
@@ -20,6 +12,7 @@ use crate::support;
 use crate::support::bridge::Bridge;
 use crate::support::consumer::{self, Isolation};
 use crate::support::kafka::{self, Kafka};
+use crate::support::mount::Mount;
 use crate::support::wire::deliver;
 
 const DRAIN: Duration = Duration::from_mins(1);
@@ -42,29 +35,38 @@ fn send(bridge: &Bridge, numbers: std::ops::Range<u32>, padding: usize) {
     deliver(bridge.intake(), numbers.map(body));
 }
 
-/// A Kafka in memory with the topics of `prefix`.
-fn mock(prefix: &str) -> MockCluster<'static, rdkafka::producer::DefaultProducerContext> {
-    /// The mock's thread can miss a command that arrives just after the previous one.
-    const PAUSE: Duration = Duration::from_millis(2);
-    let mock = MockCluster::new(1).unwrap();
-    let names = Topics::new(prefix, &BTreeMap::new()).unwrap();
-    for topic in names.all().into_iter().chain([names.ledger()]) {
-        thread::sleep(PAUSE);
-        mock.create_topic(topic, 1, 1).unwrap();
-    }
-    thread::sleep(PAUSE);
-    mock
+/// Creates a backlog: kills `bridge`, lets it accept the callbacks of `send` while Kafka is
+/// unreachable, and kills it again. The returned bridge has the address of Kafka.
+fn with_backlog(bridge: Bridge, kafka: &Kafka, send: impl FnOnce(&Bridge)) -> Bridge {
+    bridge.kill();
+    let unreachable = bridge.set("KAFKA_BROKERS", "127.0.0.1:1");
+    unreachable.start();
+    send(&unreachable);
+    unreachable.kill();
+    unreachable.set("KAFKA_BROKERS", kafka.bootstrap())
 }
 
-fn count(brokers: &str, topic: &str) -> i64 {
-    let client: BaseConsumer =
-        ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
-    client.fetch_watermarks(topic, 0, Duration::from_secs(10)).unwrap().1
+/// Limits the record size in the topics `names` of `prefix`.
+fn limit(kafka: &Kafka, prefix: &str, names: &[&str], bytes: &str) {
+    for name in names {
+        let topic = format!("{prefix}.{name}");
+        kafka::configure_topic(kafka.bootstrap(), &topic, &[("max.message.bytes", bytes)]);
+    }
+}
+
+/// The sequence numbers of the callbacks in `topic`, in its order.
+fn sequences(test: &str, kafka: &Kafka, topic: &str) -> Option<Vec<u32>> {
+    let read = consumer::read(kafka.bootstrap(), &[topic], Isolation::Committed);
+    let sequence = |message: &consumer::Message| {
+        let event: serde_json::Value = serde_json::from_slice(message.value()).unwrap();
+        event["sequence"].as_str().unwrap().parse().unwrap()
+    };
+    Some(support::or_skip(test, read)?.iter().map(sequence).collect())
 }
 
 #[test]
 fn a_producer_that_has_ended_is_replaced() {
-    let mock = mock("ended");
+    let mock = kafka::mock_cluster("ended", 1, 1);
     let brokers = mock.bootstrap_servers();
     let bridge = bridge("ended", &brokers, "at-least-once").set("KAFKA_CREATE_TOPICS", "false");
     bridge.start();
@@ -75,20 +77,20 @@ fn a_producer_that_has_ended_is_replaced() {
     mock.request_errors(RDKafkaApiKey::Produce, &lost);
     send(&bridge, 1..3, 0);
     bridge.drain(DRAIN);
-    assert_eq!(count(&brokers, "ended.push"), 3);
+    assert_eq!(kafka::size(&brokers, "ended.push"), 3);
     assert!(bridge.log_text().contains("the producer has ended"), "{}", bridge.last_lines());
 }
 
 #[test]
 fn brokers_without_idempotent_producers_get_every_event_in_order() {
-    let mock = mock("plain");
+    let mock = kafka::mock_cluster("plain", 1, 1);
     mock.apiversion(RDKafkaApiKey::InitProducerId, None, None).unwrap();
     let brokers = mock.bootstrap_servers();
     let bridge = bridge("plain", &brokers, "at-least-once").set("KAFKA_CREATE_TOPICS", "false");
     bridge.start();
     send(&bridge, 0..200, 0);
     bridge.drain(DRAIN);
-    assert_eq!(count(&brokers, "plain.push"), 200);
+    assert_eq!(kafka::size(&brokers, "plain.push"), 200);
     assert!(bridge.log_text().contains("no idempotent producers"), "{}", bridge.last_lines());
 }
 
@@ -102,26 +104,14 @@ fn a_ledger_topic_that_accepts_little_gets_smaller_records() {
         first.start();
         send(&first, 0..1, 0);
         first.drain(DRAIN);
-        first.kill();
-        let ledger = format!("{prefix}.ledger");
-        kafka::configure_topic(kafka.bootstrap(), &ledger, &[("max.message.bytes", "10000")]);
-        let away = first.set("KAFKA_BROKERS", "127.0.0.1:1");
-        away.start();
-        send(&away, 1..CALLBACKS, 0);
-        away.kill();
-        let back = away.set("KAFKA_BROKERS", kafka.bootstrap());
+        limit(kafka, &prefix, &["ledger"], "10000");
+        let back = with_backlog(first, kafka, |bridge| send(bridge, 1..CALLBACKS, 0));
         back.start();
         back.drain(DRAIN);
         let attempts = back.metric("livebridge_transactions_total").unwrap();
         assert!(attempts < 60.0, "{delivery}: {attempts} attempts");
         let topic = format!("{prefix}.push");
-        let read = consumer::read(kafka.bootstrap(), &[&topic], Isolation::Committed);
-        let Some(messages) = support::or_skip("small ledger", read) else { return };
-        let sequence = |message: &consumer::Message| {
-            let event: serde_json::Value = serde_json::from_slice(message.value()).unwrap();
-            event["sequence"].as_str().unwrap().parse::<u32>().unwrap()
-        };
-        let numbers: Vec<u32> = messages.iter().map(sequence).collect();
+        let Some(numbers) = sequences("small ledger", kafka, &topic) else { return };
         assert_eq!(numbers, (0..CALLBACKS).collect::<Vec<_>>(), "{delivery}");
     }
 }
@@ -131,31 +121,22 @@ fn a_rejected_event_delays_the_others_and_neither_repeats_nor_reorders_them() {
     let Some(kafka) = Kafka::shared_or_skip("rejected") else { return };
     for delivery in DELIVERIES {
         let prefix = support::unique(&format!("rejected-{delivery}"));
-        let topic = format!("{prefix}.push");
         let first = bridge(&prefix, kafka.bootstrap(), delivery);
         first.start();
         send(&first, 0..1, 0);
         first.drain(DRAIN);
-        first.kill();
-        kafka::configure_topic(kafka.bootstrap(), &topic, &[("max.message.bytes", "20000")]);
-        let away = first.set("KAFKA_BROKERS", "127.0.0.1:1");
-        away.start();
-        for part in 0..5 {
-            send(&away, 1 + part * 100..100 + part * 100, 50);
-            send(&away, 100 + part * 100..101 + part * 100, 50_000);
-        }
-        away.kill();
-        let back = away.set("KAFKA_BROKERS", kafka.bootstrap());
+        limit(kafka, &prefix, &["push"], "20000");
+        let back = with_backlog(first, kafka, |bridge| {
+            for part in 0..5 {
+                send(bridge, 1 + part * 100..100 + part * 100, 50);
+                send(bridge, 100 + part * 100..101 + part * 100, 50_000);
+            }
+        });
         back.start();
         back.drain(DRAIN);
         assert_eq!(back.metric("livebridge_dead_letters_total"), Some(5.0), "{delivery}");
-        let read = consumer::read(kafka.bootstrap(), &[&topic], Isolation::Committed);
-        let Some(messages) = support::or_skip("rejected", read) else { return };
-        let sequence = |message: &consumer::Message| {
-            let event: serde_json::Value = serde_json::from_slice(message.value()).unwrap();
-            event["sequence"].as_str().unwrap().parse::<u32>().unwrap()
-        };
-        let numbers: Vec<u32> = messages.iter().map(sequence).collect();
+        let topic = format!("{prefix}.push");
+        let Some(numbers) = sequences("rejected", kafka, &topic) else { return };
         let expected = (0..501).filter(|number| *number == 0 || number % 100 != 0);
         assert_eq!(numbers, expected.collect::<Vec<_>>(), "{delivery}");
     }
@@ -169,19 +150,12 @@ fn a_quarantine_that_cannot_be_written_stops_publishing_and_not_the_intake() {
     bridge.start();
     send(&bridge, 0..1, 0);
     bridge.drain(DRAIN);
-    for topic in ["push", "dead-letter"] {
-        let topic = format!("{prefix}.{topic}");
-        kafka::configure_topic(kafka.bootstrap(), &topic, &[("max.message.bytes", "20000")]);
-    }
+    limit(kafka, &prefix, &["push", "dead-letter"], "20000");
     let quarantine = bridge.wal().join("quarantine");
     fs::write(&quarantine, "in the way").unwrap();
     send(&bridge, 1..2, 100_000);
-    let started = Instant::now();
-    while bridge.metric("livebridge_quarantine_ok") != Some(0.0) {
-        bridge.assert_running();
-        assert!(started.elapsed() < DRAIN, "{}", bridge.last_lines());
-        thread::sleep(Duration::from_millis(50));
-    }
+    let is_blocked = || bridge.metric("livebridge_quarantine_ok") == Some(0.0);
+    bridge.wait_until("blocked", DRAIN, is_blocked);
     send(&bridge, 2..20, 0);
     bridge.assert_running();
     assert!(bridge.get("/status").contains("LivebridgeQuarantineNotWritable"));
@@ -194,40 +168,6 @@ fn a_quarantine_that_cannot_be_written_stops_publishing_and_not_the_intake() {
     assert!(bridge.stop().success());
 }
 
-/// A file system in memory at `path`; it is unmounted with this value.
-struct Mount<'p>(&'p Path);
-
-impl<'p> Mount<'p> {
-    /// `None`, with a message, where mounting is not permitted.
-    fn new(path: &'p Path, options: &str) -> Option<Self> {
-        fs::create_dir_all(path).unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(path);
-        if mount.output().is_ok_and(|done| done.status.success()) {
-            return Some(Self(path));
-        }
-        support::skip::skip("a full disk with a rejected record", &"mounting needs root");
-        None
-    }
-
-    /// Fills what is left, to the last byte.
-    fn fill(&self) -> PathBuf {
-        let path = self.0.join("filler");
-        let mut file = fs::File::options().create(true).append(true).open(&path).unwrap();
-        for size in [65_536, 4096, 1] {
-            while file.write_all(&vec![0x55; size]).is_ok() {}
-        }
-        path
-    }
-}
-
-impl Drop for Mount<'_> {
-    fn drop(&mut self) {
-        // Lazily: a process that is being killed may still use it.
-        let _ = Command::new("umount").arg("-l").arg(self.0).status();
-    }
-}
-
 /// Regression: the process ended, and every later one at its start.
 #[test]
 fn a_full_disk_and_a_rejected_record_stop_publishing_until_there_is_space() {
@@ -235,33 +175,24 @@ fn a_full_disk_and_a_rejected_record_stop_publishing_until_there_is_space() {
     let prefix = support::unique("full");
     let bridge =
         bridge(&prefix, kafka.bootstrap(), "exactly-once").set("WAL_MIN_FREE_BYTES", "64MiB");
-    let wal = bridge.wal();
-    let Some(mount) = Mount::new(&wal, "size=200m") else { return };
+    let Some(mount) = Mount::at("full disk", &bridge.wal(), "size=200m") else { return };
     bridge.start();
     send(&bridge, 0..1, 0);
     bridge.drain(DRAIN);
-    for topic in ["push", "dead-letter"] {
-        let topic = format!("{prefix}.{topic}");
-        kafka::configure_topic(kafka.bootstrap(), &topic, &[("max.message.bytes", "20000")]);
-    }
-    bridge.kill();
-    let away = bridge.set("KAFKA_BROKERS", "127.0.0.1:1");
-    away.start();
-    send(&away, 1..2, 100_000);
-    send(&away, 2..20, 0);
-    away.kill();
-    let back = away.set("KAFKA_BROKERS", kafka.bootstrap());
+    limit(kafka, &prefix, &["push", "dead-letter"], "20000");
+    let back = with_backlog(bridge, kafka, |bridge| {
+        send(bridge, 1..2, 100_000);
+        send(bridge, 2..20, 0);
+    });
+    let quarantine_ok = || back.metric("livebridge_quarantine_ok");
     for restart in 0..2 {
-        let filler = mount.fill();
+        let filler = mount.fill(0);
         back.spawn();
-        let started = Instant::now();
-        while back.metric("livebridge_quarantine_ok") != Some(0.0) {
-            back.assert_running();
-            assert!(started.elapsed() < DRAIN, "{}", back.last_lines());
-            thread::sleep(Duration::from_millis(50));
-            // At its start the log gives back what it had reserved.
-            mount.fill();
-        }
+        back.wait_until("blocked", DRAIN, || {
+            // At its start the log frees what it had reserved.
+            filler.refill();
+            quarantine_ok() == Some(0.0)
+        });
         let body = r#"{"event_type":1,"stream_id":"s","sequence":"1000000"}"#;
         assert_eq!(back.post(body).unwrap().status, 503, "the intake answers");
         thread::sleep(Duration::from_secs(1));
@@ -272,14 +203,9 @@ fn a_full_disk_and_a_rejected_record_stop_publishing_until_there_is_space() {
         if restart == 0 {
             back.kill();
         }
-        fs::remove_file(filler).unwrap();
+        drop(filler);
     }
-    let started = Instant::now();
-    while back.metric("livebridge_quarantine_ok") != Some(1.0) {
-        back.assert_running();
-        assert!(started.elapsed() < DRAIN, "{}", back.last_lines());
-        thread::sleep(Duration::from_millis(50));
-    }
+    back.wait_until("publishing again", DRAIN, || quarantine_ok() == Some(1.0));
     back.drain(DRAIN);
     assert_eq!(back.metric("livebridge_quarantined_total"), Some(1.0));
     // The segment that was prepared on the full disk may have failed for good (I6).
@@ -287,15 +213,9 @@ fn a_full_disk_and_a_rejected_record_stop_publishing_until_there_is_space() {
     back.start();
     send(&back, 20..30, 0);
     back.drain(DRAIN);
-    assert_eq!(back.metric("livebridge_quarantine_ok"), Some(1.0));
+    assert_eq!(quarantine_ok(), Some(1.0));
     let topic = format!("{prefix}.push");
-    let read = consumer::read(kafka.bootstrap(), &[&topic], Isolation::Committed);
-    let Some(messages) = support::or_skip("full disk", read) else { return };
-    let sequence = |message: &consumer::Message| {
-        let event: serde_json::Value = serde_json::from_slice(message.value()).unwrap();
-        event["sequence"].as_str().unwrap().parse::<u32>().unwrap()
-    };
-    let numbers: Vec<u32> = messages.iter().map(sequence).collect();
+    let Some(numbers) = sequences("full disk", kafka, &topic) else { return };
     assert_eq!(numbers, (0..30).filter(|number| *number != 1).collect::<Vec<_>>());
     assert!(back.stop().success());
 }
@@ -322,11 +242,8 @@ fn a_transaction_that_stays_open_in_the_ledger_is_reported_while_events_are_publ
     hung.flush(DRAIN).unwrap();
     send(&bridge, 1..2, 0);
     bridge.drain(DRAIN);
-    let started = Instant::now();
-    while !bridge.log_text().lines().any(|line| line.contains("hides what is behind it")) {
-        assert!(started.elapsed() < 2 * DRAIN, "{}", bridge.last_lines());
-        thread::sleep(Duration::from_millis(200));
-    }
+    let is_reported = || bridge.log_text().contains("hides what is behind it");
+    bridge.wait_until("reported", 2 * DRAIN, is_reported);
     send(&bridge, 2..3, 0);
     bridge.drain(DRAIN);
     hung.abort_transaction(DRAIN).unwrap();

@@ -1,19 +1,16 @@
 //! `livebridge replay` publishes as one more instance: beside a bridge, twice at once, killed and run
 //! again, and on brokers without idempotent producers.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use livebridge::callback::{CallbackKey, UnsignedPolicy, UnverifiedCallback, Verifier};
 use livebridge::event::{EventType, Timestamp};
-use livebridge::publisher::{Exported, Topics};
+use livebridge::publisher::Exported;
 use livebridge::sample::Samples;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::mocking::MockCluster;
 use rdkafka::types::RDKafkaApiKey;
 
 use crate::support;
@@ -67,20 +64,17 @@ fn succeed(replay: Child) -> String {
     text
 }
 
-/// How many records `topic` has, markers of transactions included.
-fn size(bootstrap: &str, topic: &str) -> i64 {
-    let client: BaseConsumer = kafka::client(bootstrap).create().unwrap();
-    let found = client.fetch_metadata(Some(topic), DRAIN).unwrap();
-    let partitions = found.topics()[0].partitions().iter();
-    partitions.map(|p| client.fetch_watermarks(topic, p.id(), DRAIN).unwrap().1).sum()
-}
-
 /// Every one of `bodies` is in `topic` once, and nothing else.
 fn assert_each_once(bootstrap: &str, topic: &str, bodies: &[String]) -> bool {
     let read = consumer::read_fields(bootstrap, &[topic], Isolation::Committed, ["value"]);
     let Some(found) = support::or_skip("replay", read) else { return false };
     consumer::assert_each_once(found.iter().map(|[value]| value.as_bytes()), bodies);
     true
+}
+
+fn wait_until_some_are_published(kafka: &Kafka, topic: &str) {
+    let are_there = || kafka::size(kafka.bootstrap(), topic) >= 100;
+    support::wait_until(DRAIN, are_there, || "nothing is published".to_owned());
 }
 
 /// A running bridge whose topics exist.
@@ -154,10 +148,7 @@ fn a_replay_that_is_killed_and_run_again_publishes_each_event_once() {
     let file = export(&bridge.wal(), &bodies);
     let arguments = ["--export", file.to_str().unwrap(), "--yes"];
     let mut killed = replay(&bridge, &arguments);
-    let started = Instant::now();
-    while size(kafka.bootstrap(), &topic) < 100 {
-        assert!(started.elapsed() < DRAIN, "nothing is published");
-    }
+    wait_until_some_are_published(kafka, &topic);
     killed.kill().unwrap();
     killed.wait().unwrap();
     let text = succeed(replay(&bridge, &arguments));
@@ -176,16 +167,10 @@ fn of_two_replays_to_one_other_topic_the_first_is_ended() {
     let file = export(&bridge.wal(), &bodies);
     let arguments = ["--export", file.to_str().unwrap(), "--to", &target, "--yes"];
     let mut first = replay(&bridge, &arguments);
-    let started = Instant::now();
-    while size(kafka.bootstrap(), &target) < 100 {
-        assert!(started.elapsed() < DRAIN, "nothing is published");
-    }
+    wait_until_some_are_published(kafka, &target);
     succeed(replay(&bridge, &arguments));
-    let started = Instant::now();
-    while first.try_wait().unwrap().is_none() {
-        assert!(started.elapsed() < DRAIN, "the first one does not end");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let has_ended = || first.try_wait().unwrap().is_some();
+    support::wait_until(DRAIN, has_ended, || "the first one does not end".to_owned());
     let first = first.wait_with_output().unwrap();
     let complaint = String::from_utf8(first.stderr).unwrap();
     assert!(
@@ -197,15 +182,7 @@ fn of_two_replays_to_one_other_topic_the_first_is_ended() {
 
 #[test]
 fn brokers_without_idempotent_producers_get_every_event_of_a_replay() {
-    /// The mock's thread can miss a command that arrives just after the previous one.
-    const PAUSE: Duration = Duration::from_millis(2);
-    let mock = MockCluster::new(1).unwrap();
-    let names = Topics::new("plain", &BTreeMap::new()).unwrap();
-    for topic in names.all().into_iter().chain([names.ledger()]) {
-        std::thread::sleep(PAUSE);
-        mock.create_topic(topic, 1, 1).unwrap();
-    }
-    std::thread::sleep(PAUSE);
+    let mock = kafka::mock_cluster("plain", 1, 1);
     mock.apiversion(RDKafkaApiKey::InitProducerId, None, None).unwrap();
     let brokers = mock.bootstrap_servers();
     let bridge = Bridge::new("plain", &brokers, "plain")
@@ -216,5 +193,5 @@ fn brokers_without_idempotent_producers_get_every_event_of_a_replay() {
     let file = export(dir.path(), &bodies);
     let text = succeed(replay(&bridge, &["--export", file.to_str().unwrap(), "--yes"]));
     assert!(text.contains("500 events sent"), "{text}");
-    assert_eq!(size(&brokers, "plain.push"), 500);
+    assert_eq!(kafka::size(&brokers, "plain.push"), 500);
 }

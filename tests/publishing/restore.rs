@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpStream;
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use livebridge::callback::CallbackKey;
 use livebridge::event::{EventType, Timestamp};
@@ -61,11 +60,8 @@ impl Site {
     /// One process, from its start until it is killed or exits.
     fn life(&mut self, bridge: &Bridge, count: u32) {
         bridge.spawn();
-        let until = Instant::now() + Duration::from_secs(20);
-        while !bridge.is_over() && TcpStream::connect(bridge.intake()).is_err() {
-            assert!(Instant::now() < until, "{}", bridge.last_lines());
-            thread::sleep(Duration::from_millis(10));
-        }
+        let is_settled = || bridge.is_over() || TcpStream::connect(bridge.intake()).is_ok();
+        support::wait_until(Duration::from_secs(20), is_settled, || bridge.last_lines());
         self.send(bridge, count);
         bridge.killer().kill();
     }

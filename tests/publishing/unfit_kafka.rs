@@ -9,10 +9,8 @@ use std::time::{Duration, Instant};
 
 use livebridge::event::Timestamp;
 use livebridge::kafka::{Config, Delivery, LedgerReader};
-use livebridge::publisher::Topics;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use tempfile::TempDir;
@@ -250,7 +248,6 @@ fn dead_letters_go_to_event_topics_only_and_a_rejected_one_does_not_block_the_ot
 
 #[test]
 fn a_kafka_without_transactions_is_named_with_the_key_that_helps() {
-    let topics = Topics::new("live", &BTreeMap::new()).unwrap();
     let cases = [
         // Brokers that do not support InitProducerId, or answer it with an error.
         (Some(RDKafkaApiKey::InitProducerId), RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR),
@@ -260,13 +257,7 @@ fn a_kafka_without_transactions_is_named_with_the_key_that_helps() {
         (None, RDKafkaRespErr::RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED),
     ];
     for (unsupported, error) in cases {
-        let cluster = MockCluster::new(1).unwrap();
-        for (topic, partitions) in
-            topics.all().into_iter().map(|topic| (topic, 1)).chain([(topics.ledger(), 1)])
-        {
-            std::thread::sleep(Duration::from_millis(2));
-            cluster.create_topic(topic, partitions, 1).unwrap();
-        }
+        let cluster = kafka::mock_cluster("live", 1, 1);
         match unsupported {
             Some(api) => cluster.apiversion(api, Some(-1), Some(-1)).unwrap(),
             None => cluster.request_errors(RDKafkaApiKey::InitProducerId, &[error; 20]),

@@ -6,8 +6,7 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 
@@ -81,14 +80,11 @@ impl Broker {
 
     fn wait(&self) {
         let consumer: BaseConsumer = client(&self.bootstrap).create().unwrap();
-        let started = Instant::now();
-        while !consumer
-            .fetch_metadata(None, Duration::from_secs(1))
-            .is_ok_and(|metadata| metadata.brokers().len() == 1)
-        {
-            assert!(started.elapsed() < START_MAX, "{}", log(self.dir.path()));
-            thread::sleep(Duration::from_millis(50));
-        }
+        let is_up = || {
+            let metadata = consumer.fetch_metadata(None, Duration::from_secs(1));
+            metadata.is_ok_and(|metadata| metadata.brokers().len() == 1)
+        };
+        support::wait_until(START_MAX, is_up, || log(self.dir.path()));
     }
 }
 

@@ -4,6 +4,7 @@
 //! process ends for any reason, because a guard process waits for the end of its pipe. Data is in
 //! the target directory; the remains of a killed run are removed by the next.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::hash::{BuildHasher as _, RandomState};
@@ -16,15 +17,21 @@ use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, io};
 
+use livebridge::kafka::mock::MockKafka;
+use livebridge::publisher::Topics;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{
     AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication,
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::KafkaResult;
 use rdkafka::metadata::{Metadata, MetadataTopic};
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::DefaultProducerContext;
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::log::block_on;
 use super::tools::{self, Unavailable};
 use super::turn::BrokerPermit;
 
@@ -96,14 +103,10 @@ impl Kafka {
 /// # Panics
 /// When the brokers reject it.
 pub fn create_topic(bootstrap: &str, topic: &str, partitions: i32, replication: i32) {
-    let admin: AdminClient<DefaultClientContext> =
-        client(bootstrap).create().expect("an admin client needs no broker");
     let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(replication));
     let timeout = Some(Duration::from_secs(30));
     let options = AdminOptions::new().operation_timeout(timeout).request_timeout(timeout);
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    let created = runtime.block_on(admin.create_topics([&new], &options));
-    for outcome in created.expect("brokers that respond") {
+    for outcome in respond(admin(bootstrap).create_topics([&new], &options)) {
         outcome.expect("a topic that can be created");
     }
 }
@@ -113,11 +116,7 @@ pub fn create_topic(bootstrap: &str, topic: &str, partitions: i32, replication: 
 /// # Panics
 /// When the brokers reject it.
 pub fn delete_topic(bootstrap: &str, topic: &str) {
-    let admin: AdminClient<DefaultClientContext> =
-        client(bootstrap).create().expect("an admin client needs no broker");
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    let deleted = runtime.block_on(admin.delete_topics(&[topic], &AdminOptions::new()));
-    for outcome in deleted.expect("brokers that respond") {
+    for outcome in respond(admin(bootstrap).delete_topics(&[topic], &AdminOptions::new())) {
         outcome.expect("a topic that can be deleted");
     }
 }
@@ -127,17 +126,63 @@ pub fn delete_topic(bootstrap: &str, topic: &str) {
 /// # Panics
 /// When the brokers reject it.
 pub fn configure_topic(bootstrap: &str, topic: &str, settings: &[(&str, &str)]) {
-    let admin: AdminClient<DefaultClientContext> =
-        client(bootstrap).create().expect("an admin client needs no broker");
     let mut config = AlterConfig::new(ResourceSpecifier::Topic(topic));
     for (name, value) in settings {
         config = config.set(name, value);
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    let altered = runtime.block_on(admin.alter_configs([&config], &AdminOptions::new()));
-    for outcome in altered.expect("brokers that respond") {
+    for outcome in respond(admin(bootstrap).alter_configs([&config], &AdminOptions::new())) {
         outcome.expect("a setting that a topic can have");
     }
+}
+
+/// An administrative client.
+pub fn admin(bootstrap: &str) -> AdminClient<DefaultClientContext> {
+    client(bootstrap).create().expect("an admin client needs no broker")
+}
+
+/// The response to an administrative request.
+///
+/// # Panics
+/// Without a response.
+pub fn respond<T>(request: impl Future<Output = KafkaResult<T>>) -> T {
+    block_on(request).expect("brokers that respond")
+}
+
+/// The sum of the end offsets of `topic`: its records, and the markers of transactions.
+pub fn size(bootstrap: &str, topic: &str) -> i64 {
+    const TIMEOUT: Duration = Duration::from_secs(30);
+    let client: BaseConsumer = client(bootstrap).create().expect("a client needs no broker");
+    let found = client.fetch_metadata(Some(topic), TIMEOUT).expect("brokers that respond");
+    let end = |partition| client.fetch_watermarks(topic, partition, TIMEOUT).expect("offsets").1;
+    found.topics()[0].partitions().iter().map(|partition| end(partition.id())).sum()
+}
+
+/// The names of the topics of `prefix`.
+pub fn topics(prefix: &str) -> Topics {
+    Topics::new(prefix, &BTreeMap::new()).expect("a valid prefix")
+}
+
+/// The mock cluster of `livebridge` with the topics of the prefix `live`, of one partition each.
+pub fn mock_kafka() -> MockKafka {
+    let topics = topics("live");
+    MockKafka::start(&topics.all(), 1, topics.ledger()).expect("it needs no other process")
+}
+
+/// A mock cluster with the topics of `prefix`, each on all of its nodes.
+pub fn mock_cluster(
+    prefix: &str,
+    nodes: i32,
+    partitions: i32,
+) -> MockCluster<'static, DefaultProducerContext> {
+    let mock = MockCluster::new(nodes).expect("it needs no other process");
+    let topics = topics(prefix);
+    let all = topics.all().into_iter().map(|topic| (topic, partitions));
+    for (topic, partitions) in all.chain([(topics.ledger(), 1)]) {
+        mock.create_topic(topic, partitions, nodes).expect("a valid name");
+        // Its thread can miss a command that arrives just after the previous one.
+        thread::sleep(Duration::from_millis(2));
+    }
+    mock
 }
 
 /// Client settings for a broker on this machine.

@@ -17,6 +17,7 @@ pub mod kafka_gate;
 pub mod load;
 pub mod log;
 pub mod metrics;
+pub mod mount;
 pub mod process;
 pub mod proxy;
 pub mod random;
