@@ -14,7 +14,6 @@ mod disk;
 mod kafka;
 mod load;
 mod run;
-mod shim;
 mod site;
 mod trace;
 
@@ -24,7 +23,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fastrand::Rng;
 
-use crate::support::turn;
+use crate::support::{preload, turn};
 use cuts::{History, PowerCut, assert_complete, choose};
 use disk::{Disk, STRICT};
 use kafka::{Kafka, Seen};
@@ -32,6 +31,8 @@ use load::{Callback, Client, acknowledged};
 use run::Run;
 use site::{Bridge, LOG, Options, PLAIN, Site};
 use trace::{Event, Trace};
+
+const SHIM: &str = "tests/promise/power/shim.c";
 
 /// Cuts per history in the quick run, which has two histories.
 const QUICK: usize = 20;
@@ -80,8 +81,8 @@ fn cut_and_conclude(test: &str, seed: u64, run: &Run, kafka: Option<&Seen>) {
 fn no_power_cut_loses_an_acknowledged_callback() {
     let _turn = turn::beside_others();
     let test = "no_power_cut_loses_an_acknowledged_callback";
-    let Some(shim) = shim::library(test) else { return };
-    let mut run = Run::new(Site::new(shim));
+    let Some(shim) = preload(test, SHIM) else { return };
+    let mut run = Run::new(Site::new(&shim));
 
     let bridge = run.start(PLAIN);
     // One commit at a time until the segment has its maximum number of commits.
@@ -108,13 +109,13 @@ fn no_power_cut_loses_an_acknowledged_callback() {
 fn no_power_cut_loses_an_unpublished_record() {
     let _turn = turn::beside_others();
     let test = "no_power_cut_loses_an_unpublished_record";
-    let Some(shim) = shim::library(test) else { return };
+    let Some(shim) = preload(test, SHIM) else { return };
     let seed = seed();
     let mut rng = Rng::with_seed(seed);
     let kafka = Kafka::start();
     let brokers = kafka.brokers();
     let options = Options { brokers, snapshot: Some(kafka.snapshot), ..PLAIN };
-    let mut run = Run::new(Site::new(shim));
+    let mut run = Run::new(Site::new(&shim));
 
     for _ in 0..if is_long() { 4 } else { 1 } {
         let bridge = run.start(options);
@@ -172,9 +173,9 @@ fn no_power_cut_loses_an_unpublished_record() {
 fn a_bridge_that_skips_syncs_is_detected() {
     let _turn = turn::beside_others();
     let test = "a_bridge_that_skips_syncs_is_detected";
-    let Some(shim) = shim::library(test) else { return };
+    let Some(shim) = preload(test, SHIM) else { return };
     for what in ["fdatasync", "files", "directories"] {
-        let mut run = Run::new(Site::new(shim));
+        let mut run = Run::new(Site::new(&shim));
         let bridge = run.start(Options { swallow: Some(what), ..PLAIN });
         run.load(&bridge, 4, 20, 500);
         run.kill(bridge);
@@ -199,8 +200,8 @@ fn a_response_comes_after_fdatasync_of_its_data_and_every_new_file_and_directory
     let _turn = turn::beside_others();
     let test =
         "a_response_comes_after_fdatasync_of_its_data_and_every_new_file_and_directory_is_synced";
-    let Some(shim) = shim::library(test) else { return };
-    let mut run = Run::new(Site::new(shim));
+    let Some(shim) = preload(test, SHIM) else { return };
+    let mut run = Run::new(Site::new(&shim));
     let bridge = run.start(PLAIN);
     run.load(&bridge, 1, 10, 500);
     run.kill(bridge);
@@ -290,8 +291,8 @@ fn assert_new_files_are_durable(trace: &Trace, first: usize) {
 fn a_kill_at_any_step_of_a_start_leaves_nothing_unsynced() {
     let _turn = turn::beside_others();
     let test = "a_kill_at_any_step_of_a_start_leaves_nothing_unsynced";
-    let Some(shim) = shim::library(test) else { return };
-    let mut run = Run::new(Site::new(shim));
+    let Some(shim) = preload(test, SHIM) else { return };
+    let mut run = Run::new(Site::new(&shim));
     for _ in 0..2 {
         let bridge = run.start(PLAIN);
         run.load(&bridge, 1, 2, 300);
@@ -299,7 +300,7 @@ fn a_kill_at_any_step_of_a_start_leaves_nothing_unsynced() {
     }
     let steps = changes_of_names(&run.site.trace());
     for step in steps {
-        let mut run = Run::new(Site::new(shim));
+        let mut run = Run::new(Site::new(&shim));
         for _ in 0..2 {
             let kill = Options { kill_at: Some(step), ..PLAIN };
             match run.site.start(kill) {

@@ -39,6 +39,7 @@ use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 
 pub use tools::Unavailable;
+pub(crate) use tools::preload;
 
 /// The value, or `None` with a message that names the skipped test and the reason.
 ///

@@ -3,12 +3,9 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{self, Command};
 
 use super::bridge::Bridge;
-use super::skip::skip;
-
-const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/shift.c");
+use super::preload;
 
 /// The clock of the bridges to which it is applied.
 #[derive(Debug)]
@@ -21,18 +18,8 @@ pub struct Shift {
 impl Shift {
     /// An unshifted clock; `None`, with a message, without a C compiler.
     pub fn new(test: &str) -> Option<Self> {
+        let library = preload(test, "tests/support/shift.c")?;
         let dir = tempfile::TempDir::with_prefix_in("clock", env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let library = dir.path().join(format!("shift-{}.so", process::id()));
-        let mut compiler = Command::new("gcc");
-        compiler.args(["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o"]);
-        let output = match compiler.arg(&library).arg(SOURCE).output() {
-            Ok(output) => output,
-            Err(cause) => {
-                skip(test, &format!("gcc cannot be run: {cause}"));
-                return None;
-            }
-        };
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         fs::write(path(dir.path()), [0; 16]).unwrap();
         let file = File::options().write(true).open(path(dir.path())).unwrap();
         Some(Self { dir, library, file })

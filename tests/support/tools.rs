@@ -50,6 +50,26 @@ pub(super) fn prepared(
     Ok(directory)
 }
 
+/// The library for `LD_PRELOAD` that the C file at `source` is compiled to; `None`, with a message,
+/// without a C compiler.
+///
+/// # Panics
+/// When the source has an error.
+pub(crate) fn preload(test: &str, source: &str) -> Option<PathBuf> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
+    let recipe = fs::read_to_string(&source).expect("a readable source");
+    let name = source.file_stem().expect("a file name").to_string_lossy();
+    let made = prepared(&name, &recipe, |directory| {
+        let mut compiler = Command::new("gcc");
+        compiler.args(["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o"]);
+        let output = compiler.arg(directory.join("library.so")).arg(&source).output();
+        let output = output.map_err(|error| Unavailable::new("gcc cannot be started", &error))?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    });
+    super::or_skip(test, made).map(|directory| directory.join("library.so"))
+}
+
 /// Runs a command to its end; the error contains its output.
 pub(super) fn run(command: &mut Command) -> Result<Output, Unavailable> {
     let name = command.get_program().to_string_lossy().into_owned();

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::support::log::{temp_dir, visit};
-use crate::support::{skip, turn};
+use crate::support::{preload, turn};
 
 /// Callbacks per run and bytes per callback: together more than one segment.
 const CALLBACKS: u64 = 100;
@@ -42,20 +42,8 @@ struct Fault {
 }
 
 /// The library to preload; `None` without a C compiler.
-pub(super) static SHIM: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/promise/disk/fail.c");
-    let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fail.so");
-    let mut compiler = Command::new("gcc");
-    compiler.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source);
-    match compiler.output() {
-        Ok(done) if done.status.success() => Some(library),
-        Ok(done) => panic!("{}", String::from_utf8_lossy(&done.stderr)),
-        Err(_) => {
-            skip::skip("a failing disk", &"gcc is not installed");
-            None
-        }
-    }
-});
+pub(super) static SHIM: LazyLock<Option<PathBuf>> =
+    LazyLock::new(|| preload("a failing disk", "tests/promise/disk/fail.c"));
 
 /// A livebridge without Kafka.
 struct Bridge {

@@ -41,16 +41,16 @@ pub(crate) type Image = BTreeMap<PathBuf, Option<(u64, u32)>>;
 #[derive(Debug)]
 pub(crate) struct Site {
     home: TempDir,
-    shim: &'static Path,
+    shim: PathBuf,
     /// The directory's contents when the trace had this length.
     images: Vec<(usize, Image)>,
 }
 
 impl Site {
-    pub(crate) fn new(shim: &'static Path) -> Self {
+    pub(crate) fn new(shim: &Path) -> Self {
         let home = temporary();
         fs::create_dir(home.path().join("disk")).expect("a directory");
-        Self { home, shim, images: Vec::new() }
+        Self { home, shim: shim.to_owned(), images: Vec::new() }
     }
 
     fn disk(&self) -> PathBuf {
@@ -65,7 +65,7 @@ impl Site {
     pub(crate) fn start(&self, options: Options<'_>) -> Option<Bridge> {
         let mut command = serve(&self.disk().join(LOG), options.brokers);
         command
-            .env("LD_PRELOAD", self.shim)
+            .env("LD_PRELOAD", &self.shim)
             .env("POWER_DIR", self.disk())
             .env("POWER_TRACE", self.home.path().join("trace"))
             .env("POWER_LOCK", self.lock_path());
