@@ -17,7 +17,7 @@ use crate::support::kafka::{self, Cluster, Setup};
 use crate::support::load::{Acknowledged, Load, Plan, Verdict};
 use crate::support::proxy::{Api, Network, Proxy, Stage, Trap};
 use crate::support::random::Random;
-use crate::support::rights::Rule;
+use crate::support::rights::{self, Rule};
 use crate::support::{self, turn};
 
 const PREFIX: &str = "live";
@@ -67,6 +67,23 @@ impl Rig {
         Load::start(self.runtime.handle(), plan, &mut self.random)
     }
 
+    /// Starts `bridge` and a load of it, and waits until the bridge publishes.
+    fn under_load(&mut self, bridge: &Bridge, plan: impl FnOnce(&mut Plan)) -> Load {
+        bridge.start();
+        let mut planned = Plan::new(bridge.intake());
+        plan(&mut planned);
+        let load = self.load(planned);
+        wait_until_it_publishes(bridge, PATIENCE);
+        load
+    }
+
+    /// Ends the load, waits until `bridge` has published everything, and checks the result.
+    fn conclude(&self, test: &str, load: Load, bridge: &Bridge) -> Option<Verdict> {
+        let acknowledged = load.finish(PATIENCE);
+        bridge.drain(PATIENCE);
+        self.verdict(test, &acknowledged)
+    }
+
     fn verdict(&self, test: &str, acknowledged: &Acknowledged) -> Option<Verdict> {
         let verdict = acknowledged.check(&self.cluster.bootstrap(), PREFIX);
         let verdict = support::or_skip(test, verdict)?;
@@ -100,12 +117,8 @@ fn a_restart_behind_another_instances_open_transaction_publishes_nothing_twice()
     let test = "open transaction";
     let Some(mut rig) = Rig::start(test, 1, |setup| setup) else { return };
     let (bridge, other) = (rig.bridge("steady"), rig.bridge("hanging"));
-    bridge.start();
-    other.start();
-    let load = rig.load(Plan::new(bridge.intake()));
-    let other_load = rig.load(Plan::new(other.intake()));
-    wait_until_it_publishes(&bridge, PATIENCE);
-    wait_until_it_publishes(&other, PATIENCE);
+    let load = rig.under_load(&bridge, |_| ());
+    let other_load = rig.under_load(&other, |_| ());
 
     let killer = other.killer();
     let hung = rig.proxies[0].set_trap(Trap {
@@ -122,13 +135,9 @@ fn a_restart_behind_another_instances_open_transaction_publishes_nothing_twice()
     bridge.start();
     load.wait_for(500, PATIENCE);
     // It waits, or, as in an earlier version, continues with its previous behaviour.
-    let started = Instant::now();
     let waits = || bridge.log_text().contains("waiting for Kafka to end an open transaction");
     let publishes = || bridge.metric("livebridge_published_total").unwrap_or(0.0) > 0.0;
-    while !waits() && !publishes() {
-        assert!(started.elapsed() < PATIENCE, "{}", bridge.last_lines());
-        thread::sleep(Duration::from_millis(50));
-    }
+    bridge.wait_until("waiting or publishing", PATIENCE, || waits() || publishes());
     other.start();
     let acknowledged = load.finish(PATIENCE);
     let others = other_load.finish(PATIENCE);
@@ -173,9 +182,7 @@ fn a_request_that_arrives_after_its_transaction_was_given_up_changes_nothing() {
     let test = "late request";
     let Some(mut rig) = Rig::start(test, 1, without_verification) else { return };
     let bridge = rig.bridge("late");
-    bridge.start();
-    let load = rig.load(Plan { streams: 4, ..Plan::new(bridge.intake()) });
-    wait_until_it_publishes(&bridge, PATIENCE);
+    let load = rig.under_load(&bridge, |plan| plan.streams = 4);
     let limit = |bytes| {
         let settings = [("max.message.bytes", bytes)];
         kafka::configure_topic(&rig.cluster.bootstrap(), "live.push", &settings);
@@ -211,9 +218,7 @@ fn a_transaction_of_its_own_that_no_coordinator_knows_is_ended() {
     let test = "forgotten transaction";
     let Some(mut rig) = Rig::start(test, 1, without_verification) else { return };
     let bridge = rig.bridge("forgetful");
-    bridge.start();
-    let load = rig.load(Plan::new(bridge.intake()));
-    wait_until_it_publishes(&bridge, PATIENCE);
+    let load = rig.under_load(&bridge, |_| ());
     let before = load.finish(PATIENCE);
     bridge.drain(PATIENCE);
     assert!(bridge.stop().success());
@@ -242,11 +247,8 @@ fn a_transaction_of_its_own_that_no_coordinator_knows_is_ended() {
     let end = |reader: &BaseConsumer| {
         reader.fetch_watermarks("live.ledger", 0, Duration::from_secs(10)).unwrap().1
     };
-    let started = Instant::now();
-    while end(&committed) == end(&all) {
-        assert!(started.elapsed() < PATIENCE, "the late record is rejected");
-        thread::sleep(Duration::from_millis(50));
-    }
+    let is_open = || end(&committed) != end(&all);
+    support::wait_until(PATIENCE, is_open, || "the late record is rejected".to_owned());
     drop(predecessor);
 
     bridge.start();
@@ -267,9 +269,7 @@ fn only_what_is_too_large_for_its_topic_becomes_a_dead_letter() {
     let test = "too large";
     let Some(mut rig) = Rig::start(test, 1, |setup| setup) else { return };
     let bridge = rig.bridge("large");
-    bridge.start();
-    let load = rig.load(Plan::new(bridge.intake()));
-    wait_until_it_publishes(&bridge, PATIENCE);
+    let load = rig.under_load(&bridge, |_| ());
     let before = load.finish(PATIENCE);
 
     let limit = LIMIT.to_string();
@@ -307,10 +307,8 @@ fn of_two_bridges_with_one_name_one_exits_and_reports_why() {
     bridges.iter().for_each(Bridge::start);
     let load = rig.load(plan);
     let started = Instant::now();
-    while !bridges.iter().any(Bridge::is_over) {
-        assert!(started.elapsed() < PATIENCE, "both go on");
-        thread::sleep(Duration::from_millis(50));
-    }
+    let has_one_ended = || bridges.iter().any(Bridge::is_over);
+    support::wait_until(PATIENCE, has_one_ended, || "both go on".to_owned());
     eprintln!("{test}: one ended after {:?}", started.elapsed());
     let [first, second] = bridges;
     let (ended, survivor) = if first.is_over() { (first, second) } else { (second, first) };
@@ -380,9 +378,7 @@ fn a_link_of_256_kbit_drains_a_backlog() {
         let test = format!("slow link, {delivery}");
         let Some(mut rig) = Rig::start(&test, 1, |setup| setup) else { return };
         let bridge = rig.bridge("slow").set("KAFKA_DELIVERY", delivery);
-        bridge.start();
-        let load = rig.load(Plan::new(bridge.intake()));
-        wait_until_it_publishes(&bridge, PATIENCE);
+        let load = rig.under_load(&bridge, |_| ());
         // Batches grow large before the link becomes slow.
         load.wait_for(1000, PATIENCE);
         rig.networks(Network::Refusing);
@@ -408,17 +404,13 @@ fn frozen_kafka_repeats_nothing_without_transactions() {
     for seconds in pauses {
         let Some(mut rig) = Rig::start(test, 1, |setup| setup) else { return };
         let bridge = rig.bridge("frozen").set("KAFKA_DELIVERY", "at-least-once");
-        bridge.start();
-        let load = rig.load(Plan::new(bridge.intake()));
-        wait_until_it_publishes(&bridge, PATIENCE);
+        let load = rig.under_load(&bridge, |_| ());
         rig.cluster.pause(1);
         thread::sleep(Duration::from_secs(*seconds));
         rig.cluster.resume(1);
         wait_until_it_publishes(&bridge, PATIENCE);
         load.wait_for(200, PATIENCE);
-        let acknowledged = load.finish(PATIENCE);
-        bridge.drain(PATIENCE);
-        let Some(verdict) = rig.verdict(test, &acknowledged) else { return };
+        let Some(verdict) = rig.conclude(test, load, &bridge) else { return };
         verdict.assert_clean();
     }
 }
@@ -531,9 +523,7 @@ fn any_fault_of_a_cluster_of_three_leaves_each_callback_once_and_in_order() {
     let test = "three brokers";
     let Some(mut rig) = Rig::start(test, 3, |setup| setup) else { return };
     let bridge = rig.bridge("three");
-    bridge.start();
-    let load = rig.load(Plan::new(bridge.intake()));
-    wait_until_it_publishes(&bridge, PATIENCE);
+    let load = rig.under_load(&bridge, |_| ());
     let many: &[Fault] = if everything() { &MANY } else { &[] };
     for (what, fault) in FEW.iter().chain(many) {
         let published = bridge.metric("livebridge_published_total").unwrap_or(0.0);
@@ -568,20 +558,15 @@ fn a_deleted_topic_is_recreated_and_receives_later_events() {
     let test = "deleted topic";
     let Some(mut rig) = Rig::start(test, 1, |setup| setup) else { return };
     let bridge = rig.bridge("deleted");
-    bridge.start();
-    let during = rig.load(Plan::new(bridge.intake()));
-    wait_until_it_publishes(&bridge, PATIENCE);
+    let during = rig.under_load(&bridge, |_| ());
     during.wait_for(2000, PATIENCE);
     kafka::delete_topic(&rig.cluster.bootstrap(), "live.push");
     let started = Instant::now();
-    let topic_made_again = || {
-        let output_text = bridge.log_text();
-        output_text.matches("topic created topic=live.push\n").count() > 1
+    let is_recreated = |topic| {
+        let line = format!("topic created topic={topic}\n");
+        bridge.log_text().matches(&line).count() > 1
     };
-    while !topic_made_again() {
-        assert!(started.elapsed() < PATIENCE, "{}", bridge.last_lines());
-        thread::sleep(Duration::from_millis(50));
-    }
+    bridge.wait_until("recreating live.push", PATIENCE, || is_recreated("live.push"));
     eprintln!("{test}: made again after {:?}", started.elapsed());
     // A topic that was deleted may have had any contents.
     let before = during.acknowledged();
@@ -596,11 +581,7 @@ fn a_deleted_topic_is_recreated_and_receives_later_events() {
         let after = rig.load(Plan::new(bridge.intake()));
         after.wait_for(1000, PATIENCE);
         kafka::delete_topic(&rig.cluster.bootstrap(), "live.ledger");
-        let started = Instant::now();
-        while bridge.log_text().matches("topic created topic=live.ledger\n").count() < 2 {
-            assert!(started.elapsed() < PATIENCE, "{}", bridge.last_lines());
-            thread::sleep(Duration::from_millis(50));
-        }
+        bridge.wait_until("recreating live.ledger", PATIENCE, || is_recreated("live.ledger"));
         wait_until_it_publishes(&bridge, PATIENCE);
         after.wait_for(1000, PATIENCE);
         acknowledged = acknowledged.and(after.finish(PATIENCE));
@@ -621,26 +602,12 @@ fn records_are_published_once_write_permission_returns() {
     let with_rules = |setup: Setup| setup.user("bridge", "secret").authorizer();
     let Some(mut rig) = Rig::start(test, 1, with_rules) else { return };
     let bootstrap = rig.cluster.bootstrap();
-    let allow = |kind| Rule {
-        kind,
-        name: if kind == "BROKER" { "kafka-cluster" } else { "*" },
-        user: "bridge",
-        operation: "ALL",
-        permission: "ALLOW",
-    };
-    for kind in ["BROKER", "TOPIC", "GROUP", "TRANSACTIONAL_ID"] {
-        if support::or_skip(test, allow(kind).add(&bootstrap)).is_none() {
-            return;
-        }
+    if support::or_skip(test, rights::allow_all(&bootstrap, "bridge")).is_none() {
+        return;
     }
-    let bridge = Bridge::new("rights", &rig.cluster.sasl(), PREFIX).config(
-        "[kafka.client]\n\"security.protocol\" = \"SASL_PLAINTEXT\"\n\
-         \"sasl.mechanisms\" = \"PLAIN\"\n\"sasl.username\" = \"bridge\"\n\
-         \"sasl.password\" = \"secret\"\n",
-    );
-    bridge.start();
-    let load = rig.load(Plan::new(bridge.intake()));
-    wait_until_it_publishes(&bridge, PATIENCE);
+    let bridge = Bridge::new("rights", &rig.cluster.sasl(), PREFIX)
+        .config(&rights::sasl_plaintext("bridge", "secret"));
+    let load = rig.under_load(&bridge, |_| ());
     let refused =
         |kind, name, operation| Rule { kind, name, user: "bridge", operation, permission: "DENY" };
     let rules = [
@@ -666,9 +633,7 @@ fn records_are_published_once_write_permission_returns() {
         let after = wait_until_it_publishes(&bridge, PATIENCE);
         eprintln!("{test}: {rule:?}: resumes after {after:.1?}");
     }
-    let acknowledged = load.finish(PATIENCE);
-    bridge.drain(PATIENCE);
-    let Some(verdict) = rig.verdict(test, &acknowledged) else { return };
+    let Some(verdict) = rig.conclude(test, load, &bridge) else { return };
     verdict.assert_clean();
     assert_eq!(verdict.lengths[1].len(), 0, "a missing permission does not make a dead letter");
 }

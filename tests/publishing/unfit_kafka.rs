@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::support;
 use crate::support::bridge::Bridge;
 use crate::support::kafka::{self, Cluster, Kafka, Setup};
-use crate::support::rights::Rule;
+use crate::support::rights::{self, Rule};
 
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -385,29 +385,17 @@ fn check_names_the_topic_without_permissions() {
     let setup = Setup::nodes(1).user("bridge", "secret").authorizer();
     let Some(cluster) = Cluster::start_or_skip("one right", &setup) else { return };
     let (bootstrap, prefix) = (cluster.bootstrap(), "rights");
-    let rule = |kind, name, operation, permission| Rule {
-        kind,
-        name,
-        user: "bridge",
-        operation,
-        permission,
-    };
-    for (kind, name) in
-        [("BROKER", "kafka-cluster"), ("TOPIC", "*"), ("GROUP", "*"), ("TRANSACTIONAL_ID", "*")]
-    {
-        let made = rule(kind, name, "ALL", "ALLOW").add(&bootstrap);
-        if support::or_skip("one right", made).is_none() {
-            return;
-        }
+    if support::or_skip("one right", rights::allow_all(&bootstrap, "bridge")).is_none() {
+        return;
     }
-    let bridge = Bridge::new("rights", &cluster.sasl(), prefix).config(
-        "[kafka.client]\nsecurity.protocol = \"SASL_PLAINTEXT\"\nsasl.mechanisms = \"PLAIN\"\n\
-         sasl.username = \"bridge\"\nsasl.password = \"secret\"\n",
-    );
+    let bridge = Bridge::new("rights", &cluster.sasl(), prefix)
+        .config(&rights::sasl_plaintext("bridge", "secret"));
     bridge.start();
     bridge.wait_until_connected(PATIENCE);
     bridge.stop();
-    rule("TOPIC", "rights.push", "WRITE", "DENY").add(&bootstrap).unwrap();
+    let (kind, name, user) = ("TOPIC", "rights.push", "bridge");
+    let rule = Rule { kind, name, user, operation: "WRITE", permission: "DENY" };
+    rule.add(&bootstrap).unwrap();
     let started = Instant::now();
     let text = loop {
         let (code, text) = bridge.check();

@@ -49,3 +49,20 @@ impl Rule<'_> {
         tools::run(&mut python).map(drop)
     }
 }
+
+/// Allows `user` everything.
+pub fn allow_all(bootstrap: &str, user: &str) -> Result<(), Unavailable> {
+    let kinds =
+        [("BROKER", "kafka-cluster"), ("TOPIC", "*"), ("GROUP", "*"), ("TRANSACTIONAL_ID", "*")];
+    kinds.into_iter().try_for_each(|(kind, name)| {
+        Rule { kind, name, user, operation: "ALL", permission: "ALLOW" }.add(bootstrap)
+    })
+}
+
+/// The configuration of a bridge that authenticates with the mechanism PLAIN and without TLS.
+pub fn sasl_plaintext(user: &str, password: &str) -> String {
+    format!(
+        "[kafka.client]\nsecurity.protocol = \"SASL_PLAINTEXT\"\nsasl.mechanisms = \"PLAIN\"\n\
+         sasl.username = \"{user}\"\nsasl.password = \"{password}\"\n"
+    )
+}
