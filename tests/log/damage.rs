@@ -6,8 +6,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use livebridge::metrics::{self, Exporter};
 use livebridge::record::{Entry, Lsn};
@@ -16,7 +15,8 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use crate::support::log::{OpenLog, cases, copy_dir, record, segment_dirs, temp_dir, visit};
-use crate::support::skip;
+use crate::support::mount::Mount;
+use crate::support::wait_until;
 
 const MAGIC: &[u8] = b"\xFFLBWAL2\xFE";
 
@@ -317,11 +317,8 @@ fn a_damaged_segment_is_kept_when_the_rest_of_it_is_released_also_by_a_later_pro
 
         // It uses disk space, and the log line reports how much.
         let log = open(copy.path()).unwrap();
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while log.log.stored().disk_bytes < bytes.len() as u64 {
-            assert!(Instant::now() < deadline, "{:?}", log.log.stored());
-            thread::sleep(Duration::from_millis(10));
-        }
+        let is_counted = || log.log.stored().disk_bytes >= bytes.len() as u64;
+        wait_until(Duration::from_secs(10), is_counted, || format!("{:?}", log.log.stored()));
         log.close().unwrap();
         remove_damaged(segment).unwrap();
         assert_eq!(self::kept(copy.path()), Vec::<PathBuf>::new());
@@ -485,20 +482,9 @@ fn leftovers_of_a_kill_are_removed() {
 #[test]
 fn a_read_only_directory_is_rejected_with_its_path() {
     let dir = temp_dir();
-    let mount = |options: &str| {
-        let mount = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
-            .arg(dir.path())
-            .output();
-        mount.is_ok_and(|done| done.status.success())
-    };
-    if !mount("ro,size=1m") {
-        skip::skip("a read-only directory", &"mounting needs root");
-        return;
-    }
+    let Some(mount) = Mount::at("a read-only directory", dir.path(), "ro,size=1m") else { return };
     let error = refusal(&dir.path().join("data"));
-    let unmounted = std::process::Command::new("umount").arg(dir.path()).status().unwrap();
-    assert!(unmounted.success());
+    drop(mount);
     assert!(error.to_string().contains(&dir.path().display().to_string()), "{error}");
     assert!(error.to_string().contains("Read-only"), "{error}");
 }

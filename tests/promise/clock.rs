@@ -2,14 +2,11 @@
 //! rejects are an outage and no record's fault, old events are kept for as long as new ones, and
 //! what takes hours happens within seconds.
 
-use std::collections::BTreeMap;
-use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use livebridge::callback::CallbackKey;
 use livebridge::event::{EventType, Timestamp};
-use livebridge::publisher::Topics;
 use livebridge::sample::Samples;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
@@ -19,6 +16,7 @@ use crate::support::bridge::{Bridge, KEY};
 use crate::support::consumer::{self, Isolation, Message};
 use crate::support::kafka::{self, Cluster, Kafka, Setup};
 use crate::support::load::{Load, Plan};
+use crate::support::process::{livebridge, run};
 use crate::support::random::Random;
 use crate::support::shift::Shift;
 use crate::support::wire::deliver;
@@ -49,18 +47,9 @@ fn callback(number: u32, ago: i64) -> String {
     samples.delivery(event, Timestamp::now())
 }
 
-fn wait_until(bridge: &Bridge, what: &str, is_so: impl Fn() -> bool) {
-    let started = Instant::now();
-    while !is_so() {
-        bridge.assert_running();
-        assert!(started.elapsed() < PATIENCE, "{what}: {}", bridge.last_lines());
-        thread::sleep(Duration::from_millis(50));
-    }
-}
-
 /// What consumers see in all topics of events and dead letters.
 fn published(bootstrap: &str, prefix: &str) -> Vec<Message> {
-    let topics = Topics::new(prefix, &BTreeMap::new()).unwrap();
+    let topics = kafka::topics(prefix);
     consumer::read(bootstrap, &topics.all(), Isolation::Committed).unwrap()
 }
 
@@ -77,8 +66,9 @@ fn assert_is_outage(bridge: &Bridge, topic: &str) {
     let says = format!("topic {topic} rejects a timestamp");
     // The log may have the same cause of an earlier outage: of two topics that reject one transaction,
     // either can be the first.
-    wait_until(bridge, "the outage begins", || !bridge.is_connected());
-    wait_until(bridge, "the cause is logged", || bridge.log_text().contains(&says));
+    bridge.wait_until("disconnected", PATIENCE, || !bridge.is_connected());
+    let is_logged = || bridge.log_text().contains(&says);
+    bridge.wait_until("logging the cause", PATIENCE, is_logged);
     let text = bridge.log_text();
     let line = text.lines().find(|line| line.contains(&says)).unwrap();
     for part in ["ERROR", "cannot publish to Kafka", "NTP", "message.timestamp.after.max.ms"] {
@@ -118,10 +108,10 @@ fn a_topic_that_rejects_old_timestamps_delays_records_and_rejects_none() {
         assert!(!log_text[reported..].contains("publishing to Kafka again"), "it lasts");
         assert_eq!(log_text.matches("rejects a timestamp").count(), 1, "once a minute");
         if delivery == "exactly-once" {
-            let mut check = Command::new(env!("CARGO_BIN_EXE_livebridge"));
-            check.arg("check").env_clear().envs(bridge.environment());
-            let found = check.env("LIVEBRIDGE_KAFKA_INSTANCE", "another").output().unwrap();
-            let text = String::from_utf8([found.stdout, found.stderr].concat()).unwrap();
+            let mut check = livebridge(&["check"]);
+            check.envs(bridge.environment()).env("LIVEBRIDGE_KAFKA_INSTANCE", "another");
+            let found = run(&mut check);
+            let text = found.stdout + &found.stderr;
             assert!(text.contains(&format!("topic {topic} rejects a timestamp")), "{text}");
         }
 
@@ -238,7 +228,7 @@ fn setting_the_clock_under_load_loses_and_repeats_nothing() {
             }
             let published = || bridge.metric("livebridge_published_total").unwrap_or(0.0);
             let before = published();
-            wait_until(&bridge, "publishing goes on", || published() > before);
+            bridge.wait_until("publishing", PATIENCE, || published() > before);
         }
         load.wait_for(150, PATIENCE);
         let acknowledged = load.finish(PATIENCE);
@@ -262,15 +252,10 @@ fn write(bootstrap: &str, topic: &str, timestamp: Timestamp) {
 /// Waits until the retention of the broker has deleted everything from a topic of one partition.
 fn wait_until_deleted(bootstrap: &str, topic: &str) {
     let consumer: BaseConsumer = kafka::client(bootstrap).create().unwrap();
-    let started = Instant::now();
-    loop {
-        let (low, high) = consumer.fetch_watermarks(topic, 0, PATIENCE).unwrap();
-        if low == high {
-            return;
-        }
-        assert!(started.elapsed() < PATIENCE, "retention deletes nothing: {low} to {high}");
-        thread::sleep(Duration::from_millis(100));
-    }
+    let range = || consumer.fetch_watermarks(topic, 0, PATIENCE).unwrap();
+    let is_empty = || range().0 == range().1;
+    let message = || format!("retention has not deleted the offsets {:?}", range());
+    support::wait_until(PATIENCE, is_empty, message);
 }
 
 #[test]
@@ -287,7 +272,7 @@ fn an_event_of_last_week_survives_the_retention_that_deletes_a_record_with_its_t
     let control = format!("{prefix}.control");
     kafka::create_topic(&bootstrap, &control, 1, 1);
     kafka::configure_topic(&bootstrap, &control, &retention);
-    let topics = Topics::new(&prefix, &BTreeMap::new()).unwrap();
+    let topics = kafka::topics(&prefix);
     for delivery in DELIVERIES {
         let bridge = bridge(&bootstrap, &prefix, delivery);
         bridge.start();

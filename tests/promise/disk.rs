@@ -6,9 +6,7 @@ mod kept;
 mod unreadable;
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::path::PathBuf;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,60 +14,18 @@ use livebridge::record::{Entry, Lsn, Record};
 use livebridge::wal::{self, AppendError, Limits};
 
 use crate::support::log::{OpenLog, block_on, config, record, segment_dirs, temp_dir, visit};
-use crate::support::{skip, turn};
+use crate::support::mount::Mount;
+use crate::support::{turn, wait_until};
 
 const MIB: u64 = 1024 * 1024;
 
-/// A separate in-memory file system.
-struct Mount {
-    dir: tempfile::TempDir,
+/// A file system in memory; `None`, with a message, where mounting is not permitted.
+fn mount(options: &str) -> Option<Mount> {
+    Mount::new("a full disk", options)
 }
 
-impl Mount {
-    /// `None`, with a message, where mounting is not permitted.
-    fn new(options: &str) -> Option<Self> {
-        let dir = temp_dir();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(dir.path());
-        if mount.output().is_ok_and(|done| done.status.success()) {
-            return Some(Self { dir });
-        }
-        skip::skip("a full disk", &"mounting needs root");
-        None
-    }
-
-    fn log_dir(&self) -> PathBuf {
-        self.dir.path().join("data")
-    }
-
-    fn free_bytes(&self) -> u64 {
-        wal::free_bytes(self.dir.path()).unwrap()
-    }
-
-    /// Fills the file system except for `left` bytes.
-    fn fill(&self, left: u64) -> Filler {
-        let path = self.dir.path().join("filler");
-        let mut file = File::create(&path).unwrap();
-        let block = [0x55; 4096];
-        while self.free_bytes() >= left + 4096 && file.write_all(&block).is_ok() {}
-        Filler(path)
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        // Lazily: threads of a killed log may still use it.
-        let _ = Command::new("umount").arg("-l").arg(self.dir.path()).status();
-    }
-}
-
-/// A file that uses disk space until it is dropped.
-struct Filler(PathBuf);
-
-impl Drop for Filler {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
+fn log_dir(mount: &Mount) -> PathBuf {
+    mount.path().join("data")
 }
 
 /// Appends at most `max` records until one is rejected; returns the acknowledged records and the
@@ -126,11 +82,11 @@ fn assert_contains(read: &[Entry], acknowledged: &[Entry]) {
 #[test]
 fn appends_are_rejected_before_the_disk_is_full_and_accepted_again_when_there_is_space() {
     let _turn = turn::beside_others();
-    let Some(mount) = Mount::new("size=352m") else { return };
+    let Some(mount) = mount("size=352m") else { return };
     let floor = 192 * MIB;
     let config = wal::Config {
         limits: Limits { min_free_bytes: floor, ..Limits::NONE },
-        ..config(&mount.log_dir())
+        ..config(&log_dir(&mount))
     };
     let mut log = OpenLog::open_with(&config).unwrap();
     let mut number = 0;
@@ -177,8 +133,8 @@ fn the_size_limit_of_the_log_is_enforced_and_lifted() {
 fn a_full_disk_rejects_until_there_is_space_and_loses_nothing() {
     let _turn = turn::beside_others();
     for left in [0, 3000, 40_000, 90_000, 600_000, 5_000_000] {
-        let Some(mount) = Mount::new("size=48m") else { return };
-        let mut log = OpenLog::open(&mount.log_dir()).unwrap();
+        let Some(mount) = mount("size=48m") else { return };
+        let mut log = OpenLog::open(&log_dir(&mount)).unwrap();
         let (mut acknowledged, refused) = append_until_refused(&log, 0, 20);
         assert_eq!(refused, None);
         let filler = mount.fill(left);
@@ -195,7 +151,7 @@ fn a_full_disk_rejects_until_there_is_space_and_loses_nothing() {
         log.close().unwrap();
 
         // A log that is opened while the disk is full rejects as well, and can be read.
-        let mut log = OpenLog::open(&mount.log_dir()).unwrap();
+        let mut log = OpenLog::open(&log_dir(&mount)).unwrap();
         let (more, refused) = append_until_refused(&log, 4000, 1000);
         acknowledged.extend(more);
         assert_eq!(refused, Some(AppendError::DiskFull), "with {left} bytes left, at the start");
@@ -206,7 +162,7 @@ fn a_full_disk_rejects_until_there_is_space_and_loses_nothing() {
         acknowledged.push(Entry { lsn, record });
         assert_eq!(log.log.probe().ready(), Ok(()));
         log.close().unwrap();
-        assert_eq!(visit(&mount.log_dir()), acknowledged);
+        assert_eq!(visit(&log_dir(&mount)), acknowledged);
     }
 }
 
@@ -215,22 +171,19 @@ fn a_full_disk_rejects_until_there_is_space_and_loses_nothing() {
 fn publishing_frees_a_disk_that_the_log_filled() {
     let _turn = turn::beside_others();
     for segments in [1, 2] {
-        let Some(mount) = Mount::new(&format!("size={}m", 34 * segments)) else { return };
-        let log = OpenLog::open(&mount.log_dir()).unwrap();
+        let Some(mount) = mount(&format!("size={}m", 34 * segments)) else { return };
+        let log = OpenLog::open(&log_dir(&mount)).unwrap();
         let (acknowledged, refused) = append_until_refused(&log, 0, 4000);
         assert_eq!(refused, Some(AppendError::DiskFull));
         log.close().unwrap();
 
         let filler = mount.fill(0);
-        let mut log = OpenLog::open(&mount.log_dir()).unwrap();
+        let mut log = OpenLog::open(&log_dir(&mount)).unwrap();
         let read = log.read();
         assert_contains(&read, &acknowledged);
         release_all(&mut log, read.last().unwrap().lsn);
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while mount.free_bytes() < MIB {
-            assert!(Instant::now() < deadline, "published records are freed");
-            thread::sleep(Duration::from_millis(10));
-        }
+        let is_freed = || mount.free_bytes() >= MIB;
+        wait_until(Duration::from_secs(10), is_freed, || "records are not freed".to_owned());
         let last = wait_for_room(&log, &record(6000, 100_000));
         assert!(last > read.last().unwrap().lsn, "LSNs go on");
         log.close().unwrap();
@@ -244,16 +197,16 @@ fn publishing_frees_a_disk_that_the_log_filled() {
 fn a_segment_is_created_when_there_is_space_for_its_first_records() {
     let _turn = turn::beside_others();
     for left in [0, 4096, 12_288, 20_000, 40_000, 100_000, 400_000, 1_000_000] {
-        let Some(mount) = Mount::new("size=16m") else { return };
-        let log = OpenLog::open(&mount.log_dir()).unwrap();
+        let Some(mount) = mount("size=16m") else { return };
+        let log = OpenLog::open(&log_dir(&mount)).unwrap();
         let acknowledged = append_until_refused(&log, 0, 10).0;
         log.close().unwrap();
         // Without the spare segment, the last segment has records and a new one needs new space.
-        for spare in &segment_dirs(&mount.log_dir())[1..] {
+        for spare in &segment_dirs(&log_dir(&mount))[1..] {
             fs::remove_dir_all(spare).unwrap();
         }
         let filler = mount.fill(left);
-        let mut log = OpenLog::open(&mount.log_dir()).unwrap();
+        let mut log = OpenLog::open(&log_dir(&mount)).unwrap();
         let outcome = append_one(&log, record(100, 500_000));
         assert_eq!(outcome, Err(AppendError::DiskFull), "with {left} bytes left");
         assert_eq!(log.read(), acknowledged);
@@ -288,15 +241,15 @@ fn a_half_created_segment_is_created_again() {
 fn a_log_that_cannot_create_segments_rejects_before_its_last_one_is_too_large() {
     let _turn = turn::beside_others();
     for inodes_left in [0, 1, 3] {
-        let Some(mount) = Mount::new("size=400m,nr_inodes=60") else { return };
-        let log = OpenLog::open(&mount.log_dir()).unwrap();
+        let Some(mount) = mount("size=400m,nr_inodes=60") else { return };
+        let log = OpenLog::open(&log_dir(&mount)).unwrap();
         assert_eq!(append_until_refused(&log, 0, 3).1, None);
         let deadline = Instant::now() + Duration::from_secs(5);
-        while segment_dirs(&mount.log_dir()).len() < 2 && Instant::now() < deadline {
+        while segment_dirs(&log_dir(&mount)).len() < 2 && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(10));
         }
         let in_the_way: Vec<_> = (0..100)
-            .map(|number| mount.dir.path().join(format!("file-{number}")))
+            .map(|number| mount.path().join(format!("file-{number}")))
             .take_while(|path| File::create(path).is_ok())
             .collect();
         for path in in_the_way.iter().take(inodes_left) {
@@ -310,7 +263,7 @@ fn a_log_that_cannot_create_segments_rejects_before_its_last_one_is_too_large() 
             fs::remove_file(path).unwrap();
         }
         wait_for_room(&log, &record(9999, 100));
-        assert_contains(&visit(&mount.log_dir()), &acknowledged);
+        assert_contains(&visit(&log_dir(&mount)), &acknowledged);
         log.close().unwrap();
     }
 }

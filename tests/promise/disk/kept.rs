@@ -2,26 +2,24 @@
 //! that were damaged: the intake goes on, nothing readable is lost, and `livebridge wal damaged` lists,
 //! exports and drops what is kept.
 
-use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use livebridge::config::Config;
 use livebridge::kafka::mock::MockKafka;
 use livebridge::kafka::topic_reader::TopicReader;
-use livebridge::publisher::Topics;
 use rustix::process::Signal;
 use serde_json::Value;
 
 use super::faults::SHIM;
+use crate::support::kafka::mock_kafka;
 use crate::support::kafka_gate::KafkaGate;
 use crate::support::log::{OpenLog, record, segment_dirs, temp_dir};
 use crate::support::process::{Finished, Running, livebridge, run};
-use crate::support::turn;
 use crate::support::wire::{Wire, get, post};
+use crate::support::{turn, wait_until};
 
 /// The time-out for expected changes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -37,8 +35,7 @@ impl Site {
     /// A log of one closed segment with two frames, of three records and of two.
     fn new() -> Self {
         let dir = temp_dir();
-        let topics = Topics::new("live", &BTreeMap::new()).unwrap();
-        let kafka = MockKafka::start(&topics.all(), 1, topics.ledger()).unwrap();
+        let kafka = mock_kafka();
         let site = Self { dir, kafka };
         let log = OpenLog::open(&site.wal()).unwrap();
         log.append_all((0..3).map(|number| record(number, 300)).collect());
@@ -105,11 +102,8 @@ fn send(running: &Running, number: u64) {
 fn wait_for_metric(running: &Running, name: &str, value: &str) {
     let admin = running.address("admin listening");
     let line = format!("{name} {value}");
-    let started = Instant::now();
-    while !get(admin, "/metrics").body.lines().any(|found| found == line) {
-        assert!(started.elapsed() < PATIENCE, "no {line}: {}", running.stderr.text());
-        thread::sleep(Duration::from_millis(20));
-    }
+    let is_shown = || get(admin, "/metrics").body.lines().any(|found| found == line);
+    wait_until(PATIENCE, is_shown, || format!("no {line}: {}", running.stderr.text()));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The real binary over a disk that cannot read a part of a segment: it starts, accepts callbacks,
 //! publishes everything readable, and keeps the segment.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -10,13 +10,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use livebridge::config::Config;
-use livebridge::kafka::mock::MockKafka;
 use livebridge::kafka::topic_reader::TopicReader;
-use livebridge::publisher::Topics;
 use livebridge::wal::LogView;
 use rustix::process::Signal;
 
 use super::faults::SHIM;
+use crate::support::kafka::mock_kafka;
 use crate::support::log::{OpenLog, copy_dir, record, temp_dir, visit};
 use crate::support::process::{Running, livebridge};
 use crate::support::turn;
@@ -87,8 +86,7 @@ fn check(log: &Path, fault: &Fault) {
     copy_dir(log, dir.path());
     let mut expected = readable(dir.path(), fault);
     let total = visit(&dir.path().join("wal")).len();
-    let topics = Topics::new("live", &BTreeMap::new()).unwrap();
-    let kafka = MockKafka::start(&topics.all(), 1, topics.ledger()).unwrap();
+    let kafka = mock_kafka();
     let config = dir.path().join("config.toml");
     let text = format!(
         "[http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
