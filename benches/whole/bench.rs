@@ -2,11 +2,12 @@
 //! directory.
 
 use std::cell::{Cell, OnceCell};
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use super::Fallible;
 use super::machine::{self, Machine};
@@ -153,11 +154,9 @@ impl Bench {
         self.runs.get()
     }
 
-    /// A new directory for one measurement; the caller removes it.
-    pub(crate) fn new_directory(&self) -> Fallible<PathBuf> {
-        let directory = self.directory.join(format!("run-{}", self.next_run()));
-        fs::create_dir_all(&directory)?;
-        Ok(directory)
+    /// A new directory for one measurement.
+    pub(crate) fn new_directory(&self) -> io::Result<TempDir> {
+        TempDir::with_prefix_in("run-", &self.directory)
     }
 
     /// The real broker, started when the first sheet needs it.

@@ -2,8 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -13,9 +12,7 @@ use super::kafka;
 use super::load::{self, Plan};
 use super::request::KEY;
 use super::server::{self, Server};
-
-/// The time-out of the admin listener.
-const ADMIN_MAX: Duration = Duration::from_secs(5);
+use crate::support::wire::exchange;
 
 /// A running livebridge; it is stopped when the value is dropped.
 #[derive(Debug)]
@@ -126,16 +123,13 @@ impl Bridge {
 
     /// The current values of metrics: of one series, or summed over the labels of a name.
     pub(crate) fn metrics<const N: usize>(&self, names: [&str; N]) -> Fallible<[f64; N]> {
-        let mut stream = TcpStream::connect(self.admin)?;
-        stream.set_read_timeout(Some(ADMIN_MAX))?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
+        let answer = exchange(self.admin, "GET /metrics HTTP/1.1\r\nhost: bench\r\n\r\n");
+        let text = answer.ok_or("the admin listener does not respond")?.body;
         let series = |line: &str| {
             let (series, value) = line.rsplit_once(' ')?;
             Some((series.to_owned(), value.parse::<f64>().ok()?))
         };
-        let series: Vec<(String, f64)> = answer.lines().filter_map(series).collect();
+        let series: Vec<(String, f64)> = text.lines().filter_map(series).collect();
         Ok(names.map(|name| {
             let is = |other: &str| other == name || other.split('{').next() == Some(name);
             let values = series.iter().filter(|(other, _)| is(other));

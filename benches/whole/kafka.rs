@@ -6,8 +6,6 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::OwnedMessage;
-use rdkafka::mocking::MockCluster;
-use rdkafka::producer::DefaultProducerContext;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::Fallible;
@@ -18,50 +16,10 @@ pub(crate) const PUSH_TOPIC: &str = "live.push";
 /// Partitions of every topic except the ledger.
 pub(crate) const PARTITIONS: i32 = 6;
 
-/// The names after the prefix `live.`; the mock cannot create topics on a client's request.
-const TOPICS: [&str; 20] = [
-    "interrupt",
-    "push",
-    "record",
-    "screenshot",
-    "relay",
-    "audio-moderation",
-    "porn-detection",
-    "push-exception",
-    "monitor",
-    "record-status",
-    "subtitle",
-    "record-exception",
-    "quality",
-    "assessment-threshold",
-    "assessment-average",
-    "smart-erase",
-    "summary",
-    "highlight",
-    "other",
-    "dead-letter",
-];
-
-/// The pause between two commands to the mock cluster: its thread can miss one that arrives just
-/// after it completed the last, and then sleeps for a second.
-const ORDER_PAUSE: Duration = Duration::from_millis(2);
-
 /// The poll interval while waiting.
 const POLL: Duration = Duration::from_millis(20);
 
 const REQUEST_MAX: Duration = Duration::from_secs(5);
-
-/// Starts a cluster of one broker with all topics.
-pub(crate) fn start() -> Fallible<MockCluster<'static, DefaultProducerContext>> {
-    let cluster = MockCluster::new(1)?;
-    for name in TOPICS {
-        thread::sleep(ORDER_PAUSE);
-        cluster.create_topic(&format!("live.{name}"), PARTITIONS, 1)?;
-    }
-    thread::sleep(ORDER_PAUSE);
-    cluster.create_topic("live.ledger", 1, 1)?;
-    Ok(cluster)
-}
 
 /// Counts the callbacks in the push topic by its offsets (the mock writes no transaction markers).
 pub(crate) struct ConsumedRecord {

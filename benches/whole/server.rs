@@ -7,7 +7,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -17,8 +17,11 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::baseline::{self, Kind, Shape};
-use super::request::{Answer, Request, parse_answer};
-use super::{Fallible, kafka, producer};
+use super::kafka::PARTITIONS;
+use super::request::Request;
+use super::{Fallible, producer};
+use crate::support::kafka::mock_cluster;
+use crate::support::wire::exchange;
 
 /// The time-out for livebridge to start listening.
 const START_MAX: Duration = Duration::from_secs(30);
@@ -65,7 +68,7 @@ fn play_role(role: Role) -> Fallible<()> {
         Role::RawLog { shape, file } => (Kind::RawLog { file }, shape),
         Role::DirectKafka { shape, brokers } => (Kind::DirectKafka { brokers }, shape),
         Role::MockKafka => {
-            let cluster = kafka::start()?;
+            let cluster = mock_cluster("live", 1, PARTITIONS);
             println!("ready {} {}", cluster.bootstrap_servers(), std::process::id());
             for line in std::io::stdin().lines() {
                 match line?.as_str() {
@@ -126,30 +129,12 @@ fn first_answer(
         if let Some(status) = child.try_wait()? {
             return Err(format!("livebridge ended with {status}").into());
         }
-        if ask_once(address, request.next()).is_ok_and(|status| status == 200) {
+        if exchange(address, request.next()).is_some_and(|answer| answer.status == 200) {
             return Ok(started.elapsed());
         }
         thread::sleep(Duration::from_millis(1));
     }
     Err(format!("livebridge accepts nothing within {START_MAX:?}").into())
-}
-
-fn ask_once(address: SocketAddr, request: &[u8]) -> Fallible<u16> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(START_MAX))?;
-    stream.write_all(request)?;
-    let (mut answer, mut chunk) = (Vec::new(), [0; 1024]);
-    loop {
-        match stream.read(&mut chunk)? {
-            0 => return Err("closed before the answer".into()),
-            count => answer.extend_from_slice(&chunk[..count]),
-        }
-        match parse_answer(&answer) {
-            Answer::Incomplete => {}
-            Answer::Complete { status } => return Ok(status),
-            Answer::Malformed => return Err("malformed answer".into()),
-        }
-    }
 }
 
 /// Prints the listening address, and the time to the first response if it was awaited.

@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
+
+use tempfile::TempDir;
 
 use super::Fallible;
 use super::bench::Bench;
@@ -24,7 +26,7 @@ const STEP: Duration = Duration::from_secs(5);
 /// A directory as livebridge leaves it when it stops while Kafka is unreachable.
 #[derive(Debug)]
 pub(crate) struct Stock {
-    directory: PathBuf,
+    directory: TempDir,
     pub(crate) records: u64,
 }
 
@@ -35,9 +37,9 @@ impl Stock {
         let directory = bench.new_directory()?;
         let mut filled = below.map_or(0, |stock| stock.records);
         if let Some(below) = below {
-            below.copy_to(&directory)?;
+            below.copy_to(directory.path())?;
         }
-        let bridge = Bridge::start(bench, &directory, &Brokers::away()?)?;
+        let bridge = Bridge::start(bench, directory.path(), &Brokers::away()?)?;
         let mut rate = 20_000.0;
         while filled < records {
             let missing = Duration::from_secs_f64(real(records - filled) / rate);
@@ -55,14 +57,7 @@ impl Stock {
 
     /// Copies the log to the place where a livebridge started in `directory` expects it.
     pub(crate) fn copy_to(&self, directory: &Path) -> io::Result<()> {
-        share(&self.directory.join("data"), &directory.join("data"))
-    }
-}
-
-impl Drop for Stock {
-    fn drop(&mut self) {
-        // Remaining files are removed with the directory of the whole run.
-        drop(fs::remove_dir_all(&self.directory));
+        share(&self.directory.path().join("data"), &directory.join("data"))
     }
 }
 

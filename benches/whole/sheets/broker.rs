@@ -8,7 +8,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -310,7 +309,7 @@ fn livebridge(
         _ => "none",
     };
     let launch = Launch { delivery, compression, ..Launch::default() };
-    let bridge = Bridge::start_as(bench, &directory, &brokers, &launch)?;
+    let bridge = Bridge::start_as(bench, directory.path(), &brokers, &launch)?;
     let warm_up = bridge.warm_up(bench)?;
     bridge.wait_until_published(warm_up, PUBLISH_MAX)?;
     let (connections, rate) = load.parts();
@@ -329,7 +328,6 @@ fn livebridge(
     let published = bridge.wait_until_published(warm_up + seen.accepted, PUBLISH_MAX)?;
     let (after, [transactions_after]) = (times()?, transactions()?);
     drop(bridge);
-    fs::remove_dir_all(directory)?;
     let topic = format!("{prefix}.push");
     let sizes = (0..PARTITIONS).map(|number| cluster.bytes_of(&format!("{topic}-{number}")));
     let bytes = sizes.sum::<io::Result<u64>>()?;

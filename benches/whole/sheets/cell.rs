@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -151,24 +150,12 @@ pub(crate) fn measure(
 ) -> Fallible<Measured> {
     let directory = bench.new_directory()?;
     if let Some(stock) = stock {
-        stock.copy_to(&directory)?;
+        stock.copy_to(directory.path())?;
     }
-    let outcome = measure_in(&directory, bench, subject, connections, load);
-    fs::remove_dir_all(&directory)?;
-    outcome
-}
-
-fn measure_in(
-    directory: &Path,
-    bench: &Bench,
-    subject: Subject,
-    connections: u32,
-    load: &Load,
-) -> Fallible<Measured> {
     let mock = subject.wants_kafka().then(|| Server::start(&["mock-kafka"])).transpose()?;
     let landed = mock.as_ref().map(|mock| ConsumedRecord::new(&mock.address)).transpose()?;
     let mock = mock.as_ref().map(|mock| mock.address.as_str());
-    let server = start(directory, bench, subject, mock)?;
+    let server = start(directory.path(), bench, subject, mock)?;
     let plan = Plan {
         threads: bench.load_threads(),
         warm_up: load.warm_up,

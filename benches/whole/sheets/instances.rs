@@ -142,7 +142,7 @@ fn measure(
     let prefix = unique("instances");
     let brokers = Brokers::Real { bootstrap: cluster.bootstrap(), prefix: prefix.clone() };
     let directory = bench.new_directory()?;
-    let bridges = start_all(bench, &directory, &brokers, instances)?;
+    let bridges = start_all(bench, directory.path(), &brokers, instances)?;
     let mut sent = Vec::new();
     for bridge in &bridges {
         let accepted = bridge.warm_up(bench)?;
@@ -190,7 +190,6 @@ fn measure(
         faults.extend(repeat_to_neighbours(&bridges, &plans, &sent)?);
     }
     drop(bridges);
-    fs::remove_dir_all(directory)?;
     for seen in &seen {
         faults
             .extend(seen.errors.iter().map(|(what, count)| format!("instances: {count} x {what}")));

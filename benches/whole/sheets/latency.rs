@@ -3,7 +3,6 @@
 //! a transaction of one message by a plain producer.
 
 use std::collections::HashMap;
-use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -237,7 +236,7 @@ fn end_to_end(
     let directory = bench.new_directory()?;
     let prefix = unique("latency");
     let brokers = Brokers::Real { bootstrap: broker.to_owned(), prefix: prefix.clone() };
-    let bridge = Bridge::start(bench, &directory, &brokers)?;
+    let bridge = Bridge::start(bench, directory.path(), &brokers)?;
     let warm_up_count = bridge.warm_up(bench)?;
     bridge.wait_until_published(warm_up_count, PATIENCE)?;
     let consumer = kafka::reader(broker, &format!("{prefix}.push"))?;
@@ -265,7 +264,6 @@ fn end_to_end(
         Fallible::Ok((seen?, arrivals?))
     })?;
     drop(bridge);
-    fs::remove_dir_all(directory)?;
     let mut whole = Histogram::new();
     let mut missing = 0;
     for (sequence, due) in &seen.sent {

@@ -1,7 +1,6 @@
 //! An outage over time: callbacks at a fixed rate while Kafka is unreachable for some time.
 //! Accepted, published and pending callbacks are sampled several times a second.
 
-use std::fs;
 use std::thread;
 use std::time::Duration;
 
@@ -85,7 +84,7 @@ fn measure(bench: &Bench, options: &Options) -> Fallible<Course> {
     let (goes, comes) = (seconds * GOES, seconds * COMES);
     let mut mock = Server::start(&["mock-kafka"])?;
     let directory = bench.new_directory()?;
-    let bridge = Bridge::start(bench, &directory, &Brokers::Mock(mock.address.clone()))?;
+    let bridge = Bridge::start(bench, directory.path(), &Brokers::Mock(mock.address.clone()))?;
     let warm_up_count = bridge.warm_up(bench)?;
     bridge.wait_until_published(warm_up_count, DRAIN_MAX)?;
     let plan = Plan {
@@ -113,7 +112,6 @@ fn measure(bench: &Bench, options: &Options) -> Fallible<Course> {
     let memory = process::peak_memory(bridge.server.pid)?;
     let [published] = bridge.metrics(["livebridge_published_total"])?;
     drop(bridge);
-    fs::remove_dir_all(directory)?;
     Ok(Course { goes, comes, samples, seen, memory, accepted, published })
 }
 

@@ -3,7 +3,6 @@
 //! if available.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -153,13 +152,12 @@ impl Who {
 pub(super) fn pattern(bench: &Bench) -> Fallible<Server> {
     let mock = Server::start(&["mock-kafka"])?;
     let directory = bench.new_directory()?;
-    let bridge = Bridge::start(bench, &directory, &Brokers::Mock(mock.address.clone()))?;
+    let bridge = Bridge::start(bench, directory.path(), &Brokers::Mock(mock.address.clone()))?;
     let plan = Plan::closed(bridge.address()?, 64, bench.next_run());
     let seen = load::run(&Plan { duration: PATTERN, ..plan })?;
     let count =
         ConsumedRecord::new(&mock.address)?.wait_for(seen.accepted, Duration::from_mins(1))?;
     drop(bridge);
-    fs::remove_dir_all(directory)?;
     if count < seen.accepted || count == 0 {
         return Err(format!("of {} callbacks {count} reached Kafka", seen.accepted).into());
     }
@@ -217,9 +215,9 @@ fn plain(brokers: &Brokers, records: u64, pattern: &Server) -> Fallible<Drain> {
 
 fn livebridge(bench: &Bench, brokers: &Brokers, stock: &Stock) -> Fallible<Drain> {
     let directory = bench.new_directory()?;
-    stock.copy_to(&directory)?;
+    stock.copy_to(directory.path())?;
     let started = Instant::now();
-    let bridge = Bridge::start(bench, &directory, brokers)?;
+    let bridge = Bridge::start(bench, directory.path(), brokers)?;
     // The rate counts from the first sample with a published event.
     let (mut first, deadline) = (None, Instant::now() + DRAIN_MAX);
     let (rate, whole) = loop {
@@ -246,6 +244,5 @@ fn livebridge(bench: &Bench, brokers: &Brokers, stock: &Stock) -> Fallible<Drain
         }
     }
     drop(bridge);
-    fs::remove_dir_all(directory)?;
     Ok(Drain { rate, cpu: cpu.as_secs_f64() * 1e6 / real(stock.records), whole: Some(whole) })
 }

@@ -77,12 +77,12 @@ fn starts(bench: &Bench, outcome: &mut Outcome) -> Fallible<serde_json::Value> {
 fn start(bench: &Bench, stock: Option<&Stock>) -> Fallible<f64> {
     let directory = bench.new_directory()?;
     if let Some(stock) = stock {
-        stock.copy_to(&directory)?;
+        stock.copy_to(directory.path())?;
     }
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
-    let (bridge, took) = Bridge::start_and_ask(bench, &directory, &Brokers::away()?, address)?;
+    let (bridge, took) =
+        Bridge::start_and_ask(bench, directory.path(), &Brokers::away()?, address)?;
     drop(bridge);
-    fs::remove_dir_all(directory)?;
     Ok(millis(took))
 }
 
@@ -101,7 +101,7 @@ fn idle(bench: &Bench, outcome: &mut Outcome) -> Fallible<serde_json::Value> {
     for (name, brokers) in &kafkas {
         eprintln!("idle, Kafka: {name}");
         let directory = bench.new_directory()?;
-        let bridge = Bridge::start(bench, &directory, brokers)?;
+        let bridge = Bridge::start(bench, directory.path(), brokers)?;
         let warm_up_count = bridge.warm_up(bench)?;
         if !matches!(brokers, Brokers::Away(_)) {
             bridge.wait_until_published(warm_up_count, PUBLISH_MAX)?;
@@ -113,7 +113,6 @@ fn idle(bench: &Bench, outcome: &mut Outcome) -> Fallible<serde_json::Value> {
         let per_minute = cpu.as_secs_f64() * 60.0 / duration.as_secs_f64();
         let memory = mib(process::memory(bridge.server.pid)?);
         drop(bridge);
-        fs::remove_dir_all(directory)?;
         table.row([(*name).to_owned(), format!("{per_minute:.2}"), format!("{memory:.0}")]);
         let what = format!("idle, Kafka: {name}: processor time per minute");
         outcome.targets.push(Target::at_most(what, IDLE_WANTED, per_minute, " s"));

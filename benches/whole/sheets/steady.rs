@@ -1,7 +1,6 @@
 //! The backlog while the intake runs at full rate against the mock cluster: whether publishing
 //! keeps up, and the memory use.
 
-use std::fs;
 use std::thread;
 use std::time::Duration;
 
@@ -84,7 +83,7 @@ pub(crate) fn run(bench: &Bench, options: &Options) -> Fallible<Outcome> {
 fn measure(bench: &Bench, connections: u32, duration: Duration) -> Fallible<Course> {
     let mock = Server::start(&["mock-kafka"])?;
     let directory = bench.new_directory()?;
-    let bridge = Bridge::start(bench, &directory, &Brokers::Mock(mock.address.clone()))?;
+    let bridge = Bridge::start(bench, directory.path(), &Brokers::Mock(mock.address.clone()))?;
     let warm_up_count = bridge.warm_up(bench)?;
     bridge.wait_until_published(warm_up_count, DRAIN_MAX)?;
     let plan = Plan {
@@ -101,7 +100,6 @@ fn measure(bench: &Bench, connections: u32, duration: Duration) -> Fallible<Cour
     let published = bridge.wait_until_published(warm_up_count + seen.accepted, DRAIN_MAX)?;
     let memory = process::peak_memory(bridge.server.pid)?;
     drop(bridge);
-    fs::remove_dir_all(directory)?;
     let drain = published.saturating_duration_since(end);
     Ok(Course { connections, samples, seen, memory, drain })
 }
