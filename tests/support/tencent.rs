@@ -79,8 +79,6 @@ pub struct State {
     pub faults: VecDeque<(&'static str, Fault)>,
     /// The requests that were authenticated: action and parameters.
     pub calls: Vec<(String, Value)>,
-    /// How many requests were rejected because of their rate.
-    pub limited: usize,
     next_template: i64,
     /// When the requests of the last second arrived.
     arrivals: BTreeMap<String, VecDeque<Instant>>,
@@ -123,7 +121,6 @@ impl Tencent {
                 records: Vec::new(),
                 faults: VecDeque::new(),
                 calls: Vec::new(),
-                limited: 0,
                 next_template: 1000,
                 arrivals: BTreeMap::new(),
             })),
@@ -158,11 +155,6 @@ impl Tencent {
     pub fn endpoint(&self) -> String {
         let scheme = if self.is_tls { "https" } else { "http" };
         format!("{scheme}://localhost:{}", self.address.port())
-    }
-
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.address
     }
 
     /// Its state, to prepare and to examine.
@@ -323,7 +315,6 @@ impl State {
         let now = Instant::now();
         arrivals.retain(|at| now - *at < Duration::from_secs(1));
         if arrivals.len() >= rate {
-            self.limited += 1;
             return Err(("RequestLimitExceeded", format!("more than {rate} a second")));
         }
         arrivals.push_back(now);

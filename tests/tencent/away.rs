@@ -1,8 +1,7 @@
 //! A drill: livebridge is away for 20 minutes by its clock, Tencent gives up on the callbacks of that
 //! time, and `livebridge recover --gap` finds the time and publishes them.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use livebridge::callback::CallbackKey;
 use livebridge::event::{EventType, Timestamp};
@@ -12,7 +11,6 @@ use super::recover::{assert_each_once, bridge, command, finish, percent_encoded,
 use crate::support;
 use crate::support::bridge::{Bridge, KEY};
 use crate::support::kafka::Kafka;
-use crate::support::process::{livebridge, run};
 use crate::support::shift::Shift;
 use crate::support::tencent::{Record, Stream, Tencent};
 use crate::support::wire::deliver;
@@ -39,28 +37,19 @@ fn gap_seconds(bridge: &Bridge) -> f64 {
 }
 
 fn wait_for_gap(bridge: &Bridge, what: &str, is_so: impl Fn(f64) -> bool) {
-    let started = Instant::now();
-    while !is_so(gap_seconds(bridge)) {
-        bridge.assert_running();
-        assert!(started.elapsed() < PATIENCE, "{what}: {} s", gap_seconds(bridge));
-        thread::sleep(Duration::from_millis(100));
-    }
+    bridge.wait_until(what, PATIENCE, || is_so(gap_seconds(bridge)));
 }
 
 /// Waits until the bridge has written that it accepts callbacks, after its clock was set.
 fn wait_for_note(bridge: &Bridge) {
-    let started = Instant::now();
-    while gaps(bridge, "").lines().count() > 1 {
-        assert!(started.elapsed() < PATIENCE, "the time is not written");
-        thread::sleep(Duration::from_millis(200));
-    }
+    bridge.wait_until("writing the time", PATIENCE, || gaps(bridge, "").lines().count() <= 1);
 }
 
 /// What `livebridge wal gaps` prints, by the bridge's clock.
 fn gaps(bridge: &Bridge, option: &str) -> String {
-    let mut command = livebridge(&["wal", "gaps"]);
-    command.args((!option.is_empty()).then_some(option));
-    run(command.envs(bridge.environment())).stdout
+    let option = (!option.is_empty()).then_some(option);
+    let arguments: Vec<&str> = ["wal", "gaps"].into_iter().chain(option).collect();
+    bridge.run(&arguments).stdout
 }
 
 fn has_finding(bridge: &Bridge) -> bool {
@@ -91,7 +80,7 @@ fn what_was_lost_in_twenty_minutes_of_absence_is_recovered_and_the_alert_ends() 
     // Twenty minutes pass. Tencent tries each callback for 12 minutes.
     shift.set(-40 * 60);
     let bridge = start(bridge);
-    wait_for_gap(&bridge, "the gap", |seconds| (1190.0..1300.0).contains(&seconds));
+    wait_for_gap(&bridge, "showing the gap", |seconds| (1190.0..1300.0).contains(&seconds));
     assert!(has_finding(&bridge));
     assert_eq!(gaps(&bridge, "").lines().count(), 1);
     // The clock is set forward while it runs, which is no gap.
@@ -102,27 +91,16 @@ fn what_was_lost_in_twenty_minutes_of_absence_is_recovered_and_the_alert_ends() 
     {
         let mut state = tencent.state();
         for number in 0..5 {
-            let started = ago(180).as_millis();
-            state.streams.push(Stream {
-                domain: "push.example.com".into(),
-                app: "live".into(),
-                name: format!("stream {number}@x"),
-                started,
-                ended: None,
-            });
+            state.streams.push(Stream::running(format!("stream {number}@x"), ago(180)));
         }
         // Failed for good while it was away, and one long after, which `--gap` does not mean.
         let lost: Vec<i64> = (41..60).flat_map(|minutes| [minutes; 10]).collect();
         for (number, minutes) in (0..).zip(lost.iter().copied().chain([3])) {
             let body = callback(&samples, number, ago(minutes));
-            state.records.push(Record {
-                stream: format!("stream {}@x", number % 5),
-                event_type: TYPES[usize::try_from(number).unwrap() % 4],
-                time: ago(minutes).as_millis(),
-                request: percent_encoded(&body),
-                response: String::new(),
-                result: 1,
-            });
+            let stream = format!("stream {}@x", number % 5);
+            let event_type = TYPES[usize::try_from(number).unwrap() % 4];
+            let request = percent_encoded(&body);
+            state.records.push(Record::failed(stream, event_type, ago(minutes), request));
             bodies.extend((minutes > 3).then_some(body));
         }
     }
@@ -139,7 +117,7 @@ fn what_was_lost_in_twenty_minutes_of_absence_is_recovered_and_the_alert_ends() 
     assert!(text.contains("190 events sent"), "{text}");
     assert!(text.contains("is recovered"), "{text}");
     assert_window(&text);
-    wait_for_gap(&bridge, "the running bridge does not see it", |seconds| seconds == 0.0);
+    wait_for_gap(&bridge, "showing that there is no gap", |seconds| seconds == 0.0);
     assert!(!has_finding(&bridge));
     assert_eq!(gaps(&bridge, ""), "no gap is recorded\n");
     bridge.drain(PATIENCE);
@@ -169,7 +147,7 @@ fn a_gap_stays_until_a_recovery_covers_it_without_exceptions_or_an_operator_drop
     bridge.kill();
     shift.set(-40 * 60);
     let bridge = start(bridge);
-    wait_for_gap(&bridge, "the gap", |seconds| (1190.0..1300.0).contains(&seconds));
+    wait_for_gap(&bridge, "showing the gap", |seconds| (1190.0..1300.0).contains(&seconds));
     shift.set(0);
     wait_for_note(&bridge);
     for arguments in [
@@ -183,27 +161,14 @@ fn a_gap_stays_until_a_recovery_covers_it_without_exceptions_or_an_operator_drop
         assert_eq!((code, text.contains("is recovered")), (Some(0), false), "{arguments:?} {text}");
         assert_eq!(gaps(&bridge, "--json").lines().count(), 1, "{arguments:?}");
     }
-    tencent.state().streams.push(Stream {
-        domain: "push.example.com".into(),
-        app: "live".into(),
-        name: "a".into(),
-        started: ago(180).as_millis(),
-        ended: None,
-    });
-    tencent.state().records.push(Record {
-        stream: "a".into(),
-        event_type: 1,
-        time: ago(50).as_millis(),
-        request: "not a callback".into(),
-        response: String::new(),
-        result: 1,
-    });
+    tencent.state().streams.push(Stream::running("a", ago(180)));
+    tencent.state().records.push(Record::failed("a", 1, ago(50), "not a callback"));
     let (code, text) = finish(command(&bridge, &tencent, &["--gap", "--yes"]));
     assert_eq!(code, Some(1), "a record is not decoded: {text}");
     assert_eq!(gaps(&bridge, "--json").lines().count(), 1);
     assert!(gap_seconds(&bridge) > 0.0);
     assert!(gaps(&bridge, "--drop").ends_with("dropped\n"));
-    wait_for_gap(&bridge, "the running bridge does not see it", |seconds| seconds == 0.0);
+    wait_for_gap(&bridge, "showing that there is no gap", |seconds| seconds == 0.0);
 }
 
 #[test]
@@ -215,15 +180,14 @@ fn a_time_in_which_everything_gets_503_is_a_gap_while_it_lasts() {
     assert!(bridge.stop().success());
     let bridge = bridge.set("WAL_MIN_FREE_BYTES", "1EiB");
     bridge.spawn();
-    let started = Instant::now();
-    while bridge.metric("livebridge_wal_room_bytes") != Some(0.0) {
-        assert!(started.elapsed() < PATIENCE, "{}", bridge.last_lines());
-        thread::sleep(Duration::from_millis(50));
-    }
+    let is_full = || bridge.metric("livebridge_wal_room_bytes") == Some(0.0);
+    bridge.wait_until("full", PATIENCE, is_full);
     assert!(gap_seconds(&bridge) < 1.0);
     // Eleven minutes pass, by the monotonic clock.
     shift.pass(11 * 60);
-    wait_for_gap(&bridge, "while it lasts", |seconds| (660.0..750.0).contains(&seconds));
+    wait_for_gap(&bridge, "showing the gap while it lasts", |seconds| {
+        (660.0..750.0).contains(&seconds)
+    });
     assert!(has_finding(&bridge));
     assert_eq!(gaps(&bridge, ""), "no gap is recorded\n", "the clock has not moved");
     // With room again.
@@ -231,6 +195,8 @@ fn a_time_in_which_everything_gets_503_is_a_gap_while_it_lasts() {
     shift.set(11 * 60);
     let bridge = bridge.set("WAL_MIN_FREE_BYTES", "0");
     bridge.start();
-    wait_for_gap(&bridge, "afterwards", |seconds| (660.0..750.0).contains(&seconds));
+    wait_for_gap(&bridge, "showing the gap afterwards", |seconds| {
+        (660.0..750.0).contains(&seconds)
+    });
     assert_eq!(gaps(&bridge, "").lines().count(), 1);
 }

@@ -94,11 +94,8 @@ impl Bed {
 
     /// Waits until callbacks of the fake are accepted: the bridge reloads its files within seconds.
     fn wait_until_accepted(&self) {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while self.send(1) != Some(200) {
-            assert!(Instant::now() < deadline, "{}", self.bridge.last_lines());
-            thread::sleep(Duration::from_millis(100));
-        }
+        let is_accepted = || self.send(1) == Some(200);
+        self.bridge.wait_until("accepting callbacks", Duration::from_secs(30), is_accepted);
     }
 }
 
@@ -313,56 +310,73 @@ fn status_names_each_difference_from_the_configuration() {
     assert!(keyless.stdout.contains("it has no key"), "{keyless:?}");
 }
 
+const STATUS: [&str; 4] = ["tencent", "status", "--timeout", "300ms"];
+
+/// `command` exits with `code`, and its complaint has all of `texts`.
+fn fails(command: &mut Command, code: i32, texts: &[&str]) {
+    let finished = run(command);
+    assert_eq!(finished.code, Some(code), "{finished:?}");
+    for text in texts {
+        assert!(finished.stderr.contains(text), "{text}: {finished:?}");
+    }
+}
+
 #[test]
 fn each_failure_is_reported_by_its_cause() {
     let bed = Bed::new();
     fs::write(bed.keys(), "main mainKey0123456789\n").unwrap();
-    let status = ["tencent", "status", "--timeout", "300ms"];
-    let said = |command: &mut Command, code: i32, said: &[&str]| {
-        let finished = run(command);
-        assert_eq!(finished.code, Some(code), "{finished:?}");
-        for said in said {
-            assert!(finished.stderr.contains(said), "{said}: {finished:?}");
-        }
-    };
     let with = |name: &str, value: &str| {
-        let mut command = bed.command(&status);
+        let mut command = bed.command(&STATUS);
         command.env(name, value);
         command
     };
     let wrong = &mut with("TENCENTCLOUD_SECRET_ID", "AKIDnobody");
-    said(wrong, 1, &["the secret ID is not known", "TENCENTCLOUD_SECRET_ID"]);
+    fails(wrong, 1, &["the secret ID is not known", "TENCENTCLOUD_SECRET_ID"]);
     let wrong = &mut with("TENCENTCLOUD_SECRET_KEY", "another-key");
-    said(wrong, 1, &["the signature is not accepted", "TENCENTCLOUD_SECRET_KEY"]);
+    fails(wrong, 1, &["the signature is not accepted", "TENCENTCLOUD_SECRET_KEY"]);
     let wrong = &mut with("TENCENTCLOUD_TOKEN", "old-token");
-    said(wrong, 1, &["the token is not accepted"]);
-    said(&mut with("TENCENTCLOUD_SECRET_ID", ""), 64, &["TENCENTCLOUD_SECRET_ID is not: set both"]);
+    fails(wrong, 1, &["the token is not accepted"]);
+    bed.tencent.state().token = Some("old-token".into());
+    let right = run(&mut with("TENCENTCLOUD_TOKEN", "old-token"));
+    assert!(right.stdout.contains("push.example.com has no rule"), "{right:?}");
+    bed.tencent.state().token = None;
+    let half = &mut with("TENCENTCLOUD_SECRET_ID", "");
+    fails(half, 64, &["TENCENTCLOUD_SECRET_ID is not: set both"]);
     let wrong = &mut with("TENCENTCLOUD_CREDENTIALS_FILE", "/nowhere");
-    said(wrong, 64, &["cannot read the credentials file /nowhere"]);
+    fails(wrong, 64, &["cannot read the credentials file /nowhere"]);
     let mut none = with("TENCENTCLOUD_SECRET_ID", "");
-    said(none.env("TENCENTCLOUD_SECRET_KEY", ""), 64, &["no credentials of Tencent Cloud"]);
-    bed.tencent.state().clock_ahead = 400;
-    said(&mut bed.command(&status), 1, &["the signature has expired", "clock"]);
+    fails(none.env("TENCENTCLOUD_SECRET_KEY", ""), 64, &["no credentials of Tencent Cloud"]);
+    for ahead in [400, -400] {
+        bed.tencent.state().clock_ahead = ahead;
+        fails(&mut bed.command(&STATUS), 1, &["the signature has expired", "clock"]);
+    }
     bed.tencent.state().clock_ahead = 0;
     bed.tencent.state().permitted = Some(vec!["DescribeLiveCallbackTemplates"]);
-    said(&mut bed.command(&status), 1, &["permission denied", "DescribeLiveCallbackRules", "CAM"]);
+    let texts = ["permission denied", "live:DescribeLiveCallbackRules", "CAM", "docs/tencent.md"];
+    fails(&mut bed.command(&STATUS), 1, &texts);
     bed.tencent.state().permitted = None;
     for _ in 0..3 {
         bed.tencent.inject("", Fault::Hang);
     }
-    said(&mut bed.command(&status), 1, &["no answer", "within 300ms"]);
+    fails(&mut bed.command(&STATUS), 1, &["no answer", "within 300ms"]);
     bed.tencent.inject("", Fault::Status(404));
-    said(&mut bed.command(&status), 1, &["is not one of Tencent Cloud's API", "endpoint"]);
+    let texts = ["is not one of Tencent Cloud's API", "a proxy's page", "endpoint"];
+    fails(&mut bed.command(&STATUS), 1, &texts);
     for _ in 0..6 {
         bed.tencent.inject("", Fault::Code("RequestLimitExceeded"));
     }
-    said(&mut bed.command(&status), 1, &["too many requests"]);
+    fails(&mut bed.command(&STATUS), 1, &["too many requests"]);
+}
 
+#[test]
+fn an_endpoint_that_is_not_the_api_is_reported_by_its_cause() {
+    let bed = Bed::new();
+    fs::write(bed.keys(), "main mainKey0123456789\n").unwrap();
     let elsewhere = |url: &str, code, texts: &[&str]| {
-        let mut command = livebridge(&[&status[..], &["--endpoint", url]].concat());
+        let mut command = livebridge(&[&STATUS[..], &["--endpoint", url]].concat());
         command.envs(bed.bridge.environment());
         command.env("TENCENTCLOUD_SECRET_ID", SECRET_ID).env("TENCENTCLOUD_SECRET_KEY", SECRET_KEY);
-        said(&mut command, code, texts);
+        fails(&mut command, code, texts);
     };
     elsewhere("http://live.tencentcloudapi.com", 64, &["plain HTTP", "https"]);
     elsewhere("nonsense", 64, &["not a URL with a host"]);
@@ -570,7 +584,7 @@ fn a_rotation_stops_where_it_would_lose_callbacks() {
 fn check_examines_the_account_if_and_only_if_there_are_credentials() {
     let bed = Bed::new();
     fs::write(bed.keys(), "main mainKey0123456789\n").unwrap();
-    let without = run(livebridge(&["check"]).envs(bed.bridge.environment()));
+    let without = bed.bridge.run(&["check"]);
     assert!(!without.stdout.contains("Tencent"), "{without:?}");
     let before = bed.run(&["check"]);
     assert_eq!(before.code, Some(1), "{before:?}");

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use livebridge::callback::CallbackKey;
 use livebridge::event::{EventType, Timestamp};
@@ -13,13 +13,12 @@ use livebridge::sample::Samples;
 use crate::support;
 use crate::support::bridge::{Bridge, KEY};
 use crate::support::consumer::{self, Isolation};
-use crate::support::kafka::Kafka;
+use crate::support::kafka::{self, Kafka};
 use crate::support::tencent::{Record, SECRET_ID, SECRET_KEY, Stream, Tencent};
 use crate::support::wire::deliver;
 
 const DRAIN: Duration = Duration::from_mins(1);
 const TYPES: [i64; 4] = [0, 1, 100, 200];
-const MINUTE: i64 = 60_000;
 
 /// What is in the fake's records.
 struct Lost {
@@ -44,16 +43,13 @@ pub(super) fn percent_encoded(text: &str) -> String {
 /// be decoded; each has several records, as a callback that is tried again has.
 fn fill(tencent: &Tencent, streams: usize, records: usize) -> Lost {
     let samples = Samples::new(CallbackKey::new(KEY));
-    let now = Timestamp::now().as_millis();
+    let now = Timestamp::now();
+    let ago = |minutes| now.before(Duration::from_mins(minutes));
     let mut state = tencent.state();
     for number in 0..streams {
-        state.streams.push(Stream {
-            domain: "push.example.com".into(),
-            app: "live".into(),
-            name: format!("stream {number}@x"),
-            started: now - 90 * MINUTE,
-            ended: (number % 2 == 0).then_some(now - 50 * MINUTE),
-        });
+        let running = Stream::running(format!("stream {number}@x"), ago(90));
+        let ended = (number % 2 == 0).then(|| ago(50).as_millis());
+        state.streams.push(Stream { ended, ..running });
     }
     let mut lost = Lost { bodies: Vec::new(), undecoded: 0 };
     for number in 0..records {
@@ -78,8 +74,8 @@ fn fill(tencent: &Tencent, streams: usize, records: usize) -> Lost {
         } else {
             lost.bodies.push(body);
         }
-        let (time, response) = (now - 60 * MINUTE, "status+code%3A503".to_owned());
-        state.records.push(Record { stream, event_type, time, request, response, result: 1 });
+        let failed = Record::failed(stream, event_type, ago(60), request);
+        state.records.push(Record { response: "status+code%3A503".to_owned(), ..failed });
     }
     lost
 }
@@ -172,10 +168,8 @@ fn a_dry_run_sends_nothing_and_a_second_run_or_one_after_a_kill_nothing_twice() 
     assert!(text.contains("Nothing was sent. Run it again with --yes to send."), "{text}");
     let mut killed = command(&bridge, &tencent, &["--since", "2h", "--yes"]);
     let topic = format!("{prefix}.push");
-    let started = Instant::now();
-    while size(kafka, &topic) == 0 {
-        assert!(started.elapsed() < DRAIN, "nothing is published");
-    }
+    let is_published = || kafka::size(kafka.bootstrap(), &topic) > 0;
+    support::wait_until(DRAIN, is_published, || "nothing is published".to_owned());
     killed.kill().unwrap();
     killed.wait().unwrap();
     let both = [0, 1].map(|_| command(&bridge, &tencent, &["--since", "2h", "--yes"]));
@@ -187,14 +181,6 @@ fn a_dry_run_sends_nothing_and_a_second_run_or_one_after_a_kill_nothing_twice() 
     let (_, text) = finish(command(&bridge, &tencent, &["--since", "2h", "--yes"]));
     assert!(!text.contains("events sent") && !text.contains(" 1 to send"), "{text}");
     assert_each_once(kafka, &prefix, &lost.bodies);
-}
-
-fn size(kafka: &Kafka, topic: &str) -> i64 {
-    use rdkafka::consumer::{BaseConsumer, Consumer as _};
-    let client: BaseConsumer = support::kafka::client(kafka.bootstrap()).create().unwrap();
-    let found = client.fetch_metadata(Some(topic), DRAIN).unwrap();
-    let partitions = found.topics()[0].partitions().iter();
-    partitions.map(|p| client.fetch_watermarks(topic, p.id(), DRAIN).unwrap().1).sum()
 }
 
 #[test]
@@ -276,12 +262,9 @@ fn with_at_least_once_a_second_run_and_one_beside_a_bridge_send_nothing_twice() 
     assert_eq!(code, Some(1), "some cannot be decoded: {text}");
     assert!(text.contains(&format!("{} events sent", lost.bodies.len() - 100)), "{text}");
     // The retries of what was recovered, once the bridge knows of that from the ledger.
-    let started = Instant::now();
     let events = f64::from(u32::try_from(lost.bodies.len()).unwrap());
-    while bridge.metric("livebridge_dedup_ids").is_none_or(|ids| ids < events) {
-        assert!(started.elapsed() < DRAIN, "{}", bridge.last_lines());
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    let knows_all = || bridge.metric("livebridge_dedup_ids").is_some_and(|ids| ids >= events);
+    bridge.wait_until("aware of the recovered events", DRAIN, knows_all);
     deliver(bridge.intake(), lost.bodies.iter().skip(100).take(100));
     bridge.drain(DRAIN);
     let (_, text) = finish(command(&bridge, &tencent, &["--since", "2h", "--yes"]));

@@ -13,7 +13,7 @@ const SECOND: i64 = 1000;
 const MINUTE: i64 = 60 * SECOND;
 
 fn stream(name: String, started: i64, ended: Option<i64>) -> Stream {
-    Stream { domain: "push.example.com".into(), app: "live".into(), name, started, ended }
+    Stream { ended, ..Stream::running(name, Timestamp::from_millis(started)) }
 }
 
 fn hours_before(now: Timestamp, since: u64, until: u64) -> TimeRange {

@@ -3,6 +3,7 @@
 use std::iter;
 use std::time::{Duration, UNIX_EPOCH};
 
+use livebridge::event::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::{Failure, State};
@@ -48,6 +49,33 @@ pub struct Record {
     pub response: String,
     /// 0 for delivered.
     pub result: i64,
+}
+
+impl Stream {
+    /// A stream of one domain and app that is still being pushed.
+    pub fn running(name: impl Into<String>, started: Timestamp) -> Self {
+        Self {
+            domain: "push.example.com".into(),
+            app: "live".into(),
+            name: name.into(),
+            started: started.as_millis(),
+            ended: None,
+        }
+    }
+}
+
+impl Record {
+    /// The record of a callback that had no response.
+    pub fn failed(
+        stream: impl Into<String>,
+        event_type: i64,
+        time: Timestamp,
+        request: impl Into<String>,
+    ) -> Self {
+        let (stream, request) = (stream.into(), request.into());
+        let (time, response) = (time.as_millis(), String::new());
+        Self { stream, event_type, time, request, response, result: 1 }
+    }
 }
 
 fn invalid(what: impl Into<String>) -> Failure {
