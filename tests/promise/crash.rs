@@ -8,7 +8,6 @@
 
 use std::collections::BTreeMap;
 use std::env;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -258,11 +257,8 @@ impl Campaign {
         let missing = account("livebridge_audit_missing_records");
         let accepted = account("livebridge_audit_accepted_total");
         let settled = account("livebridge_audit_settled_total");
-        let mut audit = Command::new(env!("CARGO_BIN_EXE_livebridge"));
-        let audit = audit.args(["audit", "--since", "2h"]).envs(self.bridge.environment()).output();
-        let audit = audit.expect("the binary that is tested");
-        let audit_text = [audit.stdout, audit.stderr].concat();
-        let audit_text = String::from_utf8_lossy(&audit_text);
+        let audit = self.bridge.run(&["audit", "--since", "2h"]);
+        let audit_text = audit.stdout + &audit.stderr;
         let status = self.bridge.stop();
         assert!(status.success(), "{status}: {}", self.bridge.last_lines());
         eprintln!("{kills} kills in {lasted:?}, drained {drained:?} after the last callback");
@@ -279,7 +275,7 @@ impl Campaign {
         if has_skipped_markers {
             eprintln!("Kafka left out the markers of a transaction: its events may be there twice");
         } else {
-            assert!(audit.status.success(), "the audit: {audit_text}");
+            assert_eq!(audit.code, Some(0), "the audit: {audit_text}");
         }
         if self.delivery == EXACTLY_ONCE && !has_skipped_markers {
             verdict.assert_clean();

@@ -103,14 +103,10 @@ fn records_of_a_truncated_log_are_reported_as_missing() {
 
 /// The output of `livebridge audit` and its exit code.
 fn audit(bridge: &Bridge, arguments: &[&str]) -> (Option<i32>, Value) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_livebridge"));
-    command.args(["audit", "--json"]).args(arguments).envs(bridge.environment());
-    let output = command.output().expect("the binary that is tested");
-    let report = serde_json::from_slice(&output.stdout);
-    let report = report.unwrap_or_else(|error| {
-        panic!("{error}: {}", String::from_utf8_lossy(&output.stderr));
-    });
-    (output.status.code(), report)
+    let finished = bridge.run(&[&["audit", "--json"], arguments].concat());
+    let report = serde_json::from_str(&finished.stdout);
+    let report = report.unwrap_or_else(|error| panic!("{error}: {}", finished.stderr));
+    (finished.code, report)
 }
 
 /// A bridge that has published `count` events, and the events that a consumer reads.

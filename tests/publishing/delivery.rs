@@ -335,10 +335,9 @@ fn records_that_even_the_dead_letter_topic_rejects_stay_on_disk_until_released()
     assert_eq!(bridge.metric("livebridge_published_total"), Some(2.0));
 
     let wal = |command: &str| {
-        let mut wal = std::process::Command::new(env!("CARGO_BIN_EXE_livebridge"));
-        let output = wal.args(["wal", command, "--dir"]).arg(bridge.wal()).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
+        let finished = bridge.run(&["wal", command]);
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+        finished.stdout
     };
     let held: serde_json::Value = serde_json::from_str(&wal("quarantine")).unwrap();
     assert_eq!(held["body"], large);

@@ -1,7 +1,6 @@
 //! `livebridge replay` sends dead letters and exports to Kafka again, and only what was requested.
 
 use std::fs;
-use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -11,11 +10,12 @@ use livebridge::kafka::{Config, Delivery, KafkaError, topic_reader};
 use livebridge::sample::Samples;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 
-use crate::support;
 use crate::support::bridge::{Bridge, KEY};
 use crate::support::consumer::{self, Isolation, Message};
 use crate::support::kafka::{self, Cluster, Kafka, Setup};
+use crate::support::process::Finished;
 use crate::support::wire::deliver;
+use crate::support::{self, temp_file};
 
 const DRAIN: Duration = Duration::from_mins(1);
 
@@ -28,11 +28,8 @@ pub(crate) fn body(event_type: i64, bytes: usize) -> String {
 }
 
 fn replay(bridge: &Bridge, arguments: &[&str]) -> (Option<i32>, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_livebridge"));
-    command.arg("replay").args(arguments).envs(bridge.environment());
-    let Output { status, stdout, stderr } = command.output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (status.code(), text(stdout), text(stderr))
+    let Finished { code, stdout, stderr } = bridge.run(&[&["replay"], arguments].concat());
+    (code, stdout, stderr)
 }
 
 fn committed(test: &str, kafka: &Kafka, topics: &[&str]) -> Option<Vec<Message>> {
@@ -132,15 +129,11 @@ fn the_log_of_a_lost_host_is_replayed_by_another_one() {
     lost.kill();
 
     // The export contains all records; the published one is skipped.
-    let mut export = Command::new(env!("CARGO_BIN_EXE_livebridge"));
-    let output = export.args(["wal", "export", "--dir"]).arg(lost.wal()).output().unwrap();
-    let lines = String::from_utf8(output.stdout).unwrap();
+    let lines = lost.export();
     assert!(lines.lines().count() >= late.len(), "{lines}");
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("rescued.jsonl");
     // Every record twice: an export may be concatenated from several.
-    fs::write(&file, format!("{lines}{lines}")).unwrap();
-    let file = file.to_str().unwrap();
+    let file = temp_file(format!("{lines}{lines}"));
+    let file = file.path().to_str().unwrap();
     let (code, output_text, complaint) = replay(&other, &["--export", file, "--yes"]);
     assert_eq!(code, Some(0), "{output_text}{complaint}");
     assert!(output_text.ends_with("\n4 events sent\n"), "{output_text}");
@@ -172,12 +165,8 @@ fn replay_goes_only_to_existing_topics_and_never_to_the_ledger() {
     bridge.start();
     deliver(bridge.intake(), [body(1, 10)]);
     bridge.drain(DRAIN);
-    let mut export = Command::new(env!("CARGO_BIN_EXE_livebridge"));
-    let output = export.args(["wal", "export", "--dir"]).arg(bridge.wal()).output().unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("export.jsonl");
-    fs::write(&file, output.stdout).unwrap();
-    let file = file.to_str().unwrap();
+    let file = temp_file(bridge.export());
+    let file = file.path().to_str().unwrap();
     let (ledger, sandbox) = (format!("{prefix}.ledger"), format!("{prefix}.sandbox"));
     for (topic, says) in [(&ledger, "this is the ledger"), (&sandbox, "there is no such topic")] {
         let (code, _, complaint) = replay(&bridge, &["--export", file, "--to", topic, "--yes"]);
@@ -196,7 +185,7 @@ fn replay_goes_only_to_existing_topics_and_never_to_the_ledger() {
     fs::write(file, "{\"id\":\"x\"}\n").unwrap();
     let (code, _, complaint) = replay(&bridge, &["--export", file]);
     assert_eq!(code, Some(64));
-    assert!(complaint.contains("export.jsonl:1: not a line that"), "{complaint}");
+    assert!(complaint.contains(&format!("{file}:1: not a line that")), "{complaint}");
 }
 
 #[test]
@@ -273,17 +262,14 @@ fn records_behind_an_open_transaction_are_not_sent_again() {
     deliver(bridge.intake(), [body(1, 20)]);
     bridge.drain(DRAIN);
 
-    let mut export = Command::new(env!("CARGO_BIN_EXE_livebridge"));
-    let output = export.args(["wal", "export", "--dir"]).arg(bridge.wal()).output().unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("export.jsonl");
-    fs::write(&file, output.stdout).unwrap();
+    let file = temp_file(bridge.export());
+    let file = file.path().to_str().unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             std::thread::sleep(Duration::from_secs(3));
             dead.abort_transaction(DRAIN).unwrap();
         });
-        let (code, output_text, complaint) = replay(&bridge, &["--export", file.to_str().unwrap()]);
+        let (code, output_text, complaint) = replay(&bridge, &["--export", file]);
         assert_eq!(code, Some(0), "{output_text}{complaint}");
         assert!(output_text.contains(&format!("  {push:<26} 0 to send, ")), "{output_text}");
     });
@@ -295,9 +281,7 @@ fn check_reports_a_kafka_without_transactions_instead_of_hanging() {
     let Some(cluster) = Cluster::start_or_skip("no transactions", &setup) else { return };
     let prefix = support::unique("unanswered");
     let bridge = Bridge::new(&prefix, &cluster.bootstrap(), &prefix);
-    let mut check = Command::new(env!("CARGO_BIN_EXE_livebridge"));
-    let output = check.arg("check").envs(bridge.environment()).output().unwrap();
-    let output_text = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(output.status.code(), Some(69), "{output_text}");
-    assert!(output_text.contains("__transaction_state"), "{output_text}");
+    let checked = bridge.run(&["check"]);
+    assert_eq!(checked.code, Some(69), "{checked:?}");
+    assert!(checked.stdout.contains("__transaction_state"), "{checked:?}");
 }

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use livebridge::event::Timestamp;
@@ -212,15 +211,9 @@ fn dead_letters_go_to_event_topics_only_and_a_rejected_one_does_not_block_the_ot
     );
     let Some(before) = support::or_skip("foreign dead letters", before) else { return };
 
-    let mut command = Command::new(env!("CARGO_BIN_EXE_livebridge"));
-    let output = command
-        .args(["replay", "--dead-letters", "--yes"])
-        .envs(bridge.environment())
-        .output()
-        .unwrap();
-    let (output_text, complaint) =
-        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
-    assert_eq!(output.status.code(), Some(1), "{output_text}{complaint}");
+    let finished = bridge.run(&["replay", "--dead-letters", "--yes"]);
+    let (output_text, complaint) = (finished.stdout, finished.stderr);
+    assert_eq!(finished.code, Some(1), "{output_text}{complaint}");
     assert!(output_text.ends_with("3 events sent\n"), "{output_text}{complaint}");
     for topic in [&ledger, &dead, &foreign] {
         let line = format!("its topic {topic:?} is not in this configuration");

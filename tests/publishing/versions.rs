@@ -128,8 +128,7 @@ fn assert_whole_path(version: &str, has_zookeeper: bool) {
     bridge.drain(Duration::from_mins(1));
 
     // `check` tries transactions with every topic.
-    let mut check = process::livebridge(&["check"]);
-    let checked = process::run(check.envs(bridge.environment()));
+    let checked = bridge.run(&["check"]);
     assert!(checked.stdout.contains("ok    transactions work; "), "{version}: {checked:?}");
 
     let fields = ["topic", "ce_id"];
