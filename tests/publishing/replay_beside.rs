@@ -13,6 +13,7 @@ use livebridge::publisher::Exported;
 use livebridge::sample::Samples;
 use rdkafka::types::RDKafkaApiKey;
 
+use crate::replay::body;
 use crate::support;
 use crate::support::bridge::{Bridge, KEY};
 use crate::support::consumer::{self, Isolation};
@@ -23,13 +24,7 @@ const DRAIN: Duration = Duration::from_mins(1);
 
 /// Signed push callbacks, all different, with bodies of about `bytes` bytes.
 fn bodies(count: usize, bytes: usize) -> Vec<String> {
-    let samples = Samples::new(CallbackKey::new(KEY));
-    let body = |_| {
-        let mut event = samples.event(EventType(1));
-        event.insert("padding".into(), "x".repeat(bytes).into());
-        samples.delivery(event, Timestamp::now())
-    };
-    (0..count).map(body).collect()
+    (0..count).map(|_| body(1, bytes)).collect()
 }
 
 /// An export of a log with these callbacks.
