@@ -177,13 +177,13 @@ impl Publisher {
             let started = Instant::now();
             let producer = connected.take().map_or_else(|| self.connect(), Ok);
             let end = match producer {
-                Ok(producer) => self.publish(&producer),
+                Ok(producer) => self.run_session(&producer),
                 Err(cause) => SessionEnd::Setup(cause),
             };
             match end {
                 SessionEnd::Done => return Ok(()),
-                // Without a pause: the next session differs from this one. What is halved for it can
-                // be halved down to one.
+                // No pause: the next session differs from this one. That ends, because sizes and numbers
+                // are halved to one at most.
                 SessionEnd::Replace => continue,
                 SessionEnd::Shrink => {
                     self.request_size.shrink();
@@ -195,7 +195,6 @@ impl Publisher {
                     kafka::report_failure(&cause);
                 }
                 SessionEnd::Lost { failure, late } => self.producer_lost(failure, late)?,
-                // It is reported.
                 SessionEnd::Abandoned => {}
             }
             if started.elapsed() > LONGEST_PAUSE {

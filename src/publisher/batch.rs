@@ -30,6 +30,7 @@ pub struct Batch {
     items: Vec<Item>,
 }
 
+/// An entry, and what is decided for it.
 #[derive(Debug)]
 struct Item {
     entry: Entry,

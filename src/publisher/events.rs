@@ -77,9 +77,10 @@ impl EventSource {
     /// Drops the ids from `commit` that are not of its events, or, with [`Target::TopicsAgain`],
     /// that others published.
     pub(super) fn retain_relevant(&self, commit: &mut Commit) {
-        let own = commit.publisher == self.opening;
-        let again = self.target == Target::TopicsAgain;
-        commit.ids.retain(|id| own || (!again && self.ids.contains(id)));
+        if commit.publisher != self.opening {
+            let again = self.target == Target::TopicsAgain;
+            commit.ids.retain(|id| !again && self.ids.contains(id));
+        }
     }
 
     /// Removes these messages from `batch` and reports them; returns how many.
@@ -89,7 +90,7 @@ impl EventSource {
         self.report(batch.reject_events(|index, _| reasons.get(&index).map(|reason| text(reason))))
     }
 
-    /// No event of the topic of `batch`, which has one, is sent any more, for this reason.
+    /// Denies the topic of the only event of `batch`: no event is sent there any more.
     pub(super) fn deny_topic(&mut self, batch: &Batch, cause: &KafkaError) {
         if let Some(topic) = batch.first_topic() {
             self.denied.insert(topic.to_owned(), text(cause));

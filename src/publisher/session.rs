@@ -51,7 +51,7 @@ enum Attempt {
 
 impl Publisher {
     /// Publishes batches from the source through `producer` until the session ends.
-    pub(super) fn publish(&mut self, producer: &Producer) -> SessionEnd {
+    pub(super) fn run_session(&mut self, producer: &Producer) -> SessionEnd {
         let published = self.source.resume(self.ledger.progress());
         for batch in &mut self.queue {
             batch.retain(|lsn| lsn > published);
