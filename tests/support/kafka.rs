@@ -109,6 +109,13 @@ pub fn create_topic(bootstrap: &str, topic: &str, partitions: i32, replication: 
     for outcome in respond(admin(bootstrap).create_topics([&new], &options)) {
         outcome.expect("a topic that can be created");
     }
+    // A broker learns of it a moment later than the controller.
+    let consumer: BaseConsumer = client(bootstrap).create().expect("a consumer needs no broker");
+    let is_listed = || {
+        let topics = consumer.fetch_metadata(None, Duration::from_secs(10));
+        topics.is_ok_and(|all| all.topics().iter().any(|known| known.name() == topic))
+    };
+    super::wait_until(Duration::from_secs(30), is_listed, || format!("{topic} is not listed"));
 }
 
 /// Deletes a topic.
