@@ -133,6 +133,8 @@ pub(super) fn insert(table: &mut Table, path: &[String], value: Value) -> Option
         let below = table.entry(step.as_str()).or_insert_with(|| Value::Table(Table::new()));
         table = below.as_table_mut()?;
     }
+    // Behind what the file has: of two spellings of a name, the last one counts.
+    table.remove(last);
     table.insert(last.clone(), value);
     Some(())
 }

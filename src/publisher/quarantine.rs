@@ -185,6 +185,9 @@ fn decode(mut bytes: Bytes) -> io::Result<Record> {
             return Err(damaged("its checksum does not match"));
         }
     }
+    if !has_checksum && bytes.first() == FORMAT.first() {
+        return Err(damaged("its heading is damaged"));
+    }
     let record = Record::decode(bytes).map_err(|cause| damaged(&cause.to_string()))?;
     // Every body is a JSON object, so a shorter one is not.
     if !has_checksum && serde_json::from_slice::<IgnoredAny>(&record.body).is_err() {

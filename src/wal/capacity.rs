@@ -146,15 +146,15 @@ impl Capacity {
         if reserved { Ok(()) } else { Err(NotStored::Rejected(AppendError::DiskFull)) }
     }
 
-    /// A group found space, or none.
-    fn record_space(&self, found: bool) {
+    /// A group found a segment or space in it, or none.
+    pub(super) fn record_space(&self, found: bool) {
         let full = (!found).then(Instant::now);
         let was_full = mem::replace(&mut self.lock().full, full).is_some();
         match (was_full, found) {
             (true, true) => tracing::info!("the log accepts callbacks again: it can grow"),
             (false, false) => tracing::error!(
-                "callbacks are rejected with 503 until the disk has space for them; what is stored is \
-                 still published"
+                "callbacks are rejected with 503 until the log can grow: no segment with space could \
+                 be had in time; what is stored is still published"
             ),
             (true, false) | (false, true) => {}
         }

@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn a_file_is_read_whole_or_not_at_all() {
         assert_read_whole_or_not_at_all(&at(Lsn::new(12, 3456)));
-        assert_read_whole_or_not_at_all(&AuditTotals::new(Timestamp::from_millis(1)));
+        assert_read_whole_or_not_at_all(&AuditTotals::of_distinct_counts());
         let lineage = [1, 2].map(|number| OpeningId::from_bytes([number; 16]));
         assert_read_whole_or_not_at_all(&Lineage(lineage.into()));
     }

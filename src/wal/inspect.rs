@@ -155,7 +155,8 @@ impl SegmentView {
         let closed = dir::read_closed(dir, number);
         let writer = match closed {
             Some(closed) => Some(closed.writer),
-            None => first_frame(&path, log, number).ok()?.map(|frame| frame.writer()),
+            // A file that cannot be read is in the view, so that reading it reports the error.
+            None => first_frame(&path, log, number).ok().flatten().map(|frame| frame.writer()),
         };
         Some(Self { number, path, bytes, writer, closed: closed.map(|closed| closed.records) })
     }

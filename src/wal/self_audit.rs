@@ -93,6 +93,25 @@ impl AuditTotals {
             damaged: 0,
         }
     }
+
+    /// No two fields are equal.
+    #[cfg(test)]
+    pub(super) fn of_distinct_counts() -> Self {
+        let at = |number| Position {
+            writer: OpeningId::from_bytes([9; 16]),
+            lsn: Lsn::new(number, 10 + number),
+        };
+        Self {
+            since: Timestamp::from_millis(1),
+            accepted: 2,
+            accepted_through: at(3),
+            released: 4,
+            released_through: at(5),
+            outcomes: Outcomes { published: 6, absorbed: 7, dead_lettered: 8, quarantined: 9 },
+            by_ledger: 10,
+            damaged: 11,
+        }
+    }
 }
 
 /// The self-audit of an open log.

@@ -128,6 +128,9 @@ impl Writer {
             Err(RecvTimeoutError::Timeout) => return Ok(()),
             Err(RecvTimeoutError::Disconnected) => return Err(StoreError::Panicked("maintenance")),
         };
+        if needed {
+            self.shared.capacity.record_space(true);
+        }
         let number = spare.number();
         // If the maintenance thread has ended, the next rotation reports it.
         let _ = self.tasks.send(MaintenanceTask::CreateSpare);

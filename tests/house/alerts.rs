@@ -78,6 +78,7 @@ fn every_alert_has_a_firing_case_a_silent_case_and_a_runbook_section() {
     let found =
         FINDINGS.split("    (\n        \"").skip(1).filter_map(|rest| rest.split('"').next());
     let found: BTreeSet<_> = found.collect();
+    assert!(found.len() > 8, "{found:?}");
     assert!(found.is_subset(&alerts), "the status page names others: {found:?}");
 }
 

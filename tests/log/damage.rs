@@ -13,6 +13,7 @@ use livebridge::record::{Entry, Lsn};
 use livebridge::wal::{self, LogView, OpenError, remove_damaged};
 use proptest::prelude::*;
 use proptest::sample::Index;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use crate::support::log::{OpenLog, cases, copy_dir, record, segment_dirs, temp_dir, visit};
 use crate::support::mount::Mount;
@@ -440,6 +441,21 @@ fn an_invalid_log_directory_is_rejected_with_its_path() {
     let deep = dir.path().join("a/b/c");
     open(&deep).unwrap().close().unwrap();
     assert!(deep.join("log").exists(), "missing directories are made");
+}
+
+#[test]
+fn a_segment_that_cannot_be_opened_is_listed_and_reading_it_is_an_error() {
+    let copy = STOPPED.copy();
+    let segments = LogView::open(copy.path()).unwrap().segments.len();
+    let dir = segment_dirs(copy.path()).pop().unwrap();
+    fs::remove_file(dir.join("db")).unwrap();
+    // A socket has metadata and cannot be opened.
+    let (kind, mode) = (FileType::Socket, Mode::RUSR);
+    mknodat(CWD, dir.join("db"), kind, mode, 0).unwrap();
+    let view = LogView::open(copy.path()).unwrap();
+    assert_eq!(view.segments.len(), segments);
+    let error = view.read(view.segments.last().unwrap(), |_| Ok::<_, OpenError>(())).unwrap_err();
+    assert!(error.to_string().contains(&dir.join("db").display().to_string()), "{error}");
 }
 
 #[test]

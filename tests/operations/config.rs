@@ -1066,6 +1066,15 @@ mod kafka {
     }
 
     #[test]
+    fn a_variable_takes_precedence_over_both_spellings_of_a_name() {
+        let settings = client(
+            "\"ssl.ca.location\" = \"/quoted\"\nssl.ca.location = \"/dotted\"",
+            &[("LIVEBRIDGE_KAFKA_CLIENT_SSL_CA_LOCATION", "/variable")],
+        );
+        assert_eq!(settings, [("ssl.ca.location".to_owned(), "/variable".to_owned())].into());
+    }
+
+    #[test]
     fn settings_that_guarantees_depend_on_are_rejected_under_every_alias() {
         // Some settings have two names with the same effect.
         for name in ["acks", "request.required.acks", "bootstrap.servers", "metadata.broker.list"] {

@@ -240,6 +240,7 @@ fn a_file_is_read_whole_or_not_at_all() {
     quarantine.finalize_all().unwrap();
     let whole = fs::read(&list(dir.path()).unwrap().records[0].path).unwrap();
     assert_eq!(read(&whole), Ok(7));
+    assert!(read(&whole[..5]).unwrap_err().contains("its heading is damaged"));
     for end in 0..whole.len() {
         assert!(read(&whole[..end]).is_err(), "{end} of {} bytes", whole.len());
     }
