@@ -1,8 +1,8 @@
-//! From bytes to an authentic callback: parse, verify, and only then a record.
+//! Parses and verifies callbacks, and makes records of them.
 //!
-//! Trust is a type here: [`UnverifiedCallback`] offers nothing but [`UnverifiedCallback::verify`], only that makes
-//! a [`Callback`], and only a callback becomes a [`Record`]. The body is never re-serialised; what
-//! is logged and published are the bytes as received, less the members that the configuration omits.
+//! The types enforce verification: only [`UnverifiedCallback::verify`] makes a [`Callback`], and
+//! only a [`Callback`] becomes a [`Record`]. The body is never re-serialised: the log and Kafka get
+//! the bytes as received, without the members that the configuration omits.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -28,7 +28,7 @@ pub enum CallbackError {
     /// JSON, but not an object.
     #[error("the body is not a JSON object")]
     NotAnObject,
-    /// Strict parsers differ on which of two equal keys wins, so none is trusted.
+    /// Parsers differ on which of two equal keys takes effect, so neither is accepted.
     #[error("the key {0:?} occurs twice in one object")]
     DuplicateKey(String),
     /// Nested deeper than `json::DEPTH_MAX`.
@@ -39,7 +39,7 @@ pub enum CallbackError {
     WrongType {
         /// The field's name.
         field: &'static str,
-        /// What it should have been.
+        /// The required type.
         wanted: &'static str,
     },
     /// `sign` or `t` is missing and the event type is not one that may be unsigned.
@@ -123,9 +123,9 @@ impl<'a> UnverifiedCallback<'a> {
 
     /// Checks signature and expiry at `now`.
     ///
-    /// A callback that may be unsigned is accepted whatever is wrong with its signature: a sender
-    /// could as well leave it out, and a key that is added in the console before it is added here
-    /// costs no event. [`Callback::unverified`] tells what was wrong.
+    /// A callback whose type may be unsigned is accepted even if its signature is wrong: without a
+    /// signature it would be accepted too. So no event is lost while a key is in the console and
+    /// not yet in `callback.keys`. [`Callback::unverified`] returns the error.
     ///
     /// # Errors
     /// [`CallbackError`], of the kinds that are about authentication, or a wrong type of `t`.
@@ -146,7 +146,7 @@ impl<'a> UnverifiedCallback<'a> {
     }
 }
 
-/// A callback whose sender proved to hold a key, or whose type may be unsigned.
+/// A callback with a valid signature, or whose type may be unsigned.
 #[derive(Debug)]
 pub struct Callback<'a> {
     content: UnverifiedCallback<'a>,
@@ -155,13 +155,14 @@ pub struct Callback<'a> {
 }
 
 impl Callback<'_> {
-    /// Which of the verifier's keys signed it; `None` when none did.
+    /// The index of the key that signed it; `None` if its signature is missing or invalid.
     #[must_use]
     pub fn key(&self) -> Option<usize> {
         self.key
     }
 
-    /// Why its signature, which it needed not have, could not be verified.
+    /// The error of the signature of a callback that may be unsigned; `None` if it is valid or
+    /// absent.
     #[must_use]
     pub fn unverified(&self) -> Option<&CallbackError> {
         self.unverified.as_ref()

@@ -1,7 +1,8 @@
-//! File and environment become one checked [`Config`]; each part's config type lives with the part.
+//! Reads the file and the environment into one checked [`Config`]; each part has its own config
+//! type.
 //!
-//! The environment wins over the file: `LIVEBRIDGE_<SECTION>_<KEY>`. Unknown keys are rejected in
-//! both, so that a typo does not become a default.
+//! The environment takes precedence over the file: `LIVEBRIDGE_<SECTION>_<KEY>`. Unknown keys are
+//! rejected in both, so that a typo does not select a default.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,18 +28,18 @@ mod values;
 pub use layers::{ConfigLayers, Setting, Settings, Source};
 pub use values::listen_address;
 
-/// Everything that `serve` needs to know.
+/// The configuration of `serve`.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The intake.
     pub http: intake::Config,
-    /// From where callbacks may come, and how.
+    /// Access control, and the protocols of the intake.
     pub access: intake::Access,
-    /// The operators' listener.
+    /// The admin listener.
     pub admin: admin::Config,
-    /// How callbacks prove where they come from.
+    /// How callbacks are authenticated.
     pub verifier: Verifier,
-    /// Members of a callback that are not kept.
+    /// Members of a callback that are dropped.
     pub omit: Vec<String>,
     /// The log.
     pub wal: wal::Config,
@@ -48,13 +49,13 @@ pub struct Config {
     pub topics: Topics,
     /// The dedup window.
     pub dedup: ledger::Config,
-    /// What is logged.
+    /// Log lines.
     pub log: logging::Config,
-    /// The files that all this was read from.
+    /// The files that were read.
     pub files: Vec<PathBuf>,
-    /// Notes for operators about values that are accepted and probably not meant; no secrets.
+    /// Notes for operators about values that are accepted and probably not intended; no secrets.
     pub notes: Vec<String>,
-    /// The same as it was given, fit to be shown.
+    /// The settings as they were given, without secrets.
     pub settings: Settings,
 }
 

@@ -1,5 +1,5 @@
-//! File descriptors: the limit is raised as far as the process may, and connections get what the rest
-//! of livebridge leaves.
+//! File descriptors: the limit is raised as far as the process may, and connections get what the
+//! rest of livebridge leaves.
 //!
 //! The soft limit is 1,024 in many containers and shells. When it is reached, `accept` fails, and
 //! neither segments nor connections to Kafka can be opened.

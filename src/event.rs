@@ -78,8 +78,8 @@ impl fmt::Display for Timestamp {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventType(pub i64);
 
-/// The event types of the protocol and the name of each, which is its topic and its metrics label. Sorted by
-/// code, for the binary search in [`EventType::name`].
+/// The event types of the protocol and the name of each, which is its topic and its metrics label.
+/// Sorted by code, for the binary search in [`EventType::name`].
 const NAMES: [(i64, &str); 18] = [
     (0, "interrupt"),
     (1, "push"),

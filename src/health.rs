@@ -32,8 +32,8 @@ impl Health {
         Self { heartbeat, log, draining: Arc::default() }
     }
 
-    /// Whether callbacks are accepted now and in the near future. Says nothing about Kafka: callbacks
-    /// are accepted without it.
+    /// Whether callbacks are accepted now and in the near future. Says nothing about Kafka:
+    /// callbacks are accepted without it.
     ///
     /// # Errors
     /// [`Unready`]

@@ -23,8 +23,8 @@ impl LogLimiter {
         Self(Mutex::new(State { last_line: None, suppressed: 0 }))
     }
 
-    /// Returns how many lines were suppressed since the last permitted one, or `None` if this one is
-    /// suppressed too.
+    /// Returns how many lines were suppressed since the last permitted one, or `None` if this one
+    /// is suppressed too.
     pub(crate) fn permit(&self) -> Option<u64> {
         self.permit_at(Instant::now())
     }

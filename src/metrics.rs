@@ -1,7 +1,7 @@
 //! Every metric: one function per fact. What each is called and means is in `table.rs`.
 //!
-//! The only module that names the metrics crates. Every series exists from the start, so that a rate
-//! over it is never missing.
+//! The only module that names the metrics crates. Every series exists from the start, so that a
+//! rate over it is never missing.
 
 use std::time::Duration;
 

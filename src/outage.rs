@@ -1,12 +1,13 @@
-//! Logs a condition that lasts: when it begins, when its cause changes, again every minute, and when it
-//! is resolved. A condition that comes and goes is logged once a minute and cause.
+//! Logs a condition that lasts: when it begins, when its cause changes, again every minute, and
+//! when it is resolved. A condition that comes and goes is logged once a minute and cause.
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 /// A cause that lasts is logged again after this time.
 const REMIND: Duration = Duration::from_mins(1);
-/// Different causes that are logged within that time. A cause whose text varies must not flood the log.
+/// Different causes that are logged within that time. A cause whose text varies must not flood the
+/// log.
 const CAUSES_MAX: usize = 8;
 
 /// One condition.

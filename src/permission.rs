@@ -23,8 +23,8 @@ impl FileError {
     }
 }
 
-/// The end of a message about `cause`, an error at `path`: who this process is, whose the path is, and
-/// what to do. Empty for errors that have nothing to do with permissions.
+/// The end of a message about `cause`, an error at `path`: who this process is, whose the path is,
+/// and what to do. Empty for errors that have nothing to do with permissions.
 #[must_use]
 pub(crate) fn advice(path: &Path, cause: &io::Error) -> String {
     match cause.kind() {

@@ -11,8 +11,8 @@ use crate::event::{EventId, EventType, Timestamp};
 
 /// The largest body a record may carry, in bytes.
 ///
-/// A frame with one such record stays well below the 1 MiB at which sled moves a value to a file that
-/// it never syncs.
+/// A frame with one such record stays well below the 1 MiB at which sled moves a value to a file
+/// that it never syncs.
 pub const BODY_MAX: usize = 512 * 1024;
 
 /// The longest stream ID (Kafka key) a record may carry, in bytes. Tencent's own are far shorter.

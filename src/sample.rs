@@ -35,8 +35,8 @@ const STREAMS: u64 = 8;
 /// Tencent's `t` is the time of signing and this many seconds (protocol.md section 2).
 const SIGNATURE_LIFETIME_SECONDS: i64 = 600;
 
-/// The next event's number, in the whole process. It starts at the time in microseconds, so that another
-/// process starts elsewhere.
+/// The next event's number, in the whole process. It starts at the time in microseconds, so that
+/// another process starts elsewhere.
 static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| {
     AtomicU64::new(u64::try_from(Timestamp::now().as_millis()).unwrap_or(0) * 1000)
 });

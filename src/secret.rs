@@ -1,4 +1,5 @@
-//! Secrets: compared in constant time, never printed, and masked in every text that leaves livebridge.
+//! Secrets: compared in constant time, never printed, and masked in every text that leaves
+//! livebridge.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,8 +12,8 @@ pub const HIDDEN: &str = "(hidden)";
 /// Secrets that are remembered; each reload of a rotated secret adds one. Beyond this number, the
 /// oldest is forgotten, which is out of use by then.
 const REMEMBERED_MAX: usize = 4096;
-/// A shorter secret is masked only where it stands as a word of its own: `k` must not mask a letter of
-/// every word.
+/// A shorter secret is masked only where it stands as a word of its own: `k` must not mask a letter
+/// of every word.
 const ANYWHERE_MIN: usize = 4;
 
 /// The secrets that the configuration has had since the start.
@@ -71,8 +72,8 @@ pub fn remember(secret: &str) {
 
 /// `text` with every remembered secret replaced by [`HIDDEN`].
 ///
-/// Text that other libraries, brokers and the system produce may repeat any value that it was given;
-/// it reaches operators through this function only.
+/// Text that other libraries, brokers and the system produce may repeat any value that it was
+/// given; it reaches operators through this function only.
 #[must_use]
 pub fn redact(text: &str) -> Cow<'_, str> {
     let remembered = REMEMBERED.lock().unwrap_or_else(PoisonError::into_inner);

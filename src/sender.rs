@@ -1,4 +1,4 @@
-//! A sender like Tencent's: posts callbacks and tries again until it is answered exactly 200.
+//! A sender like Tencent's: posts callbacks, and retries until it is answered exactly 200.
 
 use std::time::{Duration, Instant};
 
@@ -10,36 +10,36 @@ use hyper::{Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-/// What a sender does without a 200.
+/// The retries of a callback that is not answered 200.
 #[derive(Clone, Copy, Debug)]
 pub struct RetryPolicy {
-    /// Tries after the first.
+    /// Attempts after the first.
     pub retries: u32,
-    /// Pause before each of them.
+    /// The pause before each of them.
     pub interval: Duration,
 }
 
-/// How one callback went.
+/// The result of one callback.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outcome {
-    /// The last answer; `None` when there was none.
+pub struct DeliveryOutcome {
+    /// The status of the last answer; `None` without an answer.
     pub status: Option<StatusCode>,
-    /// Its body, or why there was none.
+    /// Its body, or why there is none.
     pub answer: String,
-    /// Tries it took.
+    /// The number of attempts.
     pub tries: u32,
-    /// How long the last try took.
+    /// The duration of the last attempt.
     pub elapsed: Duration,
 }
 
 /// Why a URL cannot be sent to.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a URL such as http://127.0.0.1:8080/callback (https is not spoken here)")]
+#[error("{0:?} is not a URL such as http://127.0.0.1:8080/callback (https is not supported)")]
 pub struct UrlError(String);
 
-/// Tencent takes a call for failed after this time.
+/// Tencent treats a call as failed after this time.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// Bytes of an answer that are looked at.
+/// The largest answer that is read.
 const ANSWER_MAX: usize = 64 * 1024;
 
 /// One sender with one connection, opened when needed.
@@ -76,7 +76,7 @@ impl Sender {
         body: String,
         policy: RetryPolicy,
         mut sign_anew: impl FnMut() -> String,
-    ) -> Outcome {
+    ) -> DeliveryOutcome {
         let mut body = body;
         let mut tries = 1;
         loop {
@@ -92,7 +92,7 @@ impl Sender {
                 self.connection = None;
             }
             if status == Some(StatusCode::OK) || tries > policy.retries {
-                return Outcome { status, answer, tries, elapsed };
+                return DeliveryOutcome { status, answer, tries, elapsed };
             }
             tokio::time::sleep(policy.interval).await;
             tries += 1;

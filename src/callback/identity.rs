@@ -1,7 +1,8 @@
-//! What each event type's fields mean: its identity, its stream, its time (protocol.md 3 and 5).
+//! The fields of each event type: its identity, its stream, its time (protocol.md 3 and 5).
 //!
-//! A retry is an equal [`EventId`]: the same natural key and the same content. What belongs to the
-//! delivery is not part of the content, except `t` of an event without a time or number of its own.
+//! A retry has an equal [`EventId`]: the same natural key and the same content. Members of the
+//! delivery are not part of the content, except `t` of an event without a time or number of its
+//! own.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -19,20 +20,19 @@ const VERSION: &[u8] = b"livebridge id 1";
 const DELIVERY: &[&str] = &["sign", "t"];
 /// Image moderation also carries the time at which the request was sent.
 const DELIVERY_317: &[&str] = &["sendTime", "sign", "t"];
-/// Members of the delivery that tell no two events apart even where nothing else does.
+/// Members that are never part of the identity.
 const SIGNATURE: &[&str] = &["sign"];
 
-/// Members that date or number an event of a type that this release does not know. Others, such as
-/// `sequence`, `create_time` or `end_time`, may belong to what several events are about.
+/// Members that date or number an event of an unknown type. Others, such as `sequence`,
+/// `create_time` or `end_time`, may be common to several events.
 const DATES: [&str; 6] =
     ["data_time", "event_time", "screenshotTime", "seq", "timestamp", "update_time"];
 
 const EPOCH: Timestamp = Timestamp::from_millis(0);
-/// The end of the year 9999. What lies beyond is no time, but a number in another unit than the
-/// documents say.
+/// The end of the year 9999. A later time is a number in another unit than documented.
 const LATEST: Timestamp = Timestamp::from_millis(253_402_300_799_999);
 
-/// `t` is the time of signing and so much (protocol.md section 2).
+/// `t` is this long after the time of signing (protocol.md section 2).
 const SIGNED_AHEAD: Duration = Duration::from_mins(10);
 
 /// The fields of one callback that identify and date its event.
@@ -47,8 +47,8 @@ struct Fields<'m, 'a> {
 }
 
 impl<'m, 'a> Fields<'m, 'a> {
-    /// Reads the natural key and the time of a type that this release knows: the table of protocol.md
-    /// section 5, with the time fields of section 3, the best first.
+    /// Reads the natural key and the time of a type that this release knows: the table of
+    /// protocol.md section 5, with the time fields of section 3, the best first.
     #[rustfmt::skip]
     fn read(members: &'m Members<'a>, event_type: EventType) -> Result<Option<Self>, CallbackError> {
         let mut fields = Self {
@@ -195,8 +195,8 @@ impl<'m, 'a> Fields<'m, 'a> {
         self.time(path, |millis| Some(Timestamp::from_millis(millis)))
     }
 
-    /// A time in milliseconds: a member of the object that is the text of the field `outer`. Text that
-    /// is no object has none.
+    /// A time in milliseconds: a member of the object that is the text of the field `outer`. Text
+    /// that is no object has none.
     fn millis_in_text(&mut self, outer: &'static str, name: &str) -> &mut Self {
         let text = self.members.get(outer).filter(|_| self.time.is_none()).and_then(Value::text);
         let inner = text.as_deref().and_then(|text| Members::parse(text.as_bytes()).ok());
@@ -269,8 +269,8 @@ impl<'a> Facts<'a> {
                 members.get(name).and_then(Value::integer).is_some_and(|number| number > 0)
             }),
         };
-        // Without a time or number of its own, only `t` may tell an event from the next one. Then a
-        // retry that is signed anew is published again: a repeat is cheaper than a loss.
+        // Only `t` may distinguish events without a time or number of their own. A retry with a new
+        // signature is then published again: a repeat is better than a loss.
         let excluded = if is_dated || is_numbered { delivery } else { SIGNATURE };
         let mut digest = Digest::new(event_type);
         members.canonical(excluded, 0, &mut digest)?;
@@ -288,10 +288,10 @@ impl<'a> Facts<'a> {
     }
 }
 
-/// SHA-256 over the version, the type and what is written to it.
+/// SHA-256 over the version, the type and the written bytes.
 struct Digest {
     hasher: Sha256,
-    /// What is not hashed yet: many blocks at once take less time than one after the other, and a
+    /// Bytes that are not hashed yet: many blocks at once take less time than single ones, and a
     /// callback has up to a hundred small parts.
     gathered: [u8; Self::GATHERED_MAX],
     len: usize,

@@ -1,6 +1,7 @@
 //! One JSON object, read as far as identity needs it: members in order, values as their text.
 //!
-//! Values stay raw: numbers keep every digit, and members that are not needed are validated but not built.
+//! Values stay raw: numbers keep every digit, and members that are not needed are validated but not
+//! built.
 
 use std::borrow::Cow;
 use std::fmt;

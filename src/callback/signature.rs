@@ -1,9 +1,9 @@
 //! The signature of a callback: `sign` = MD5(key + `t`), as 32 hex digits (protocol.md section 2).
 //!
-//! The key is a secret shared with Tencent. `t` is the time, in Unix seconds, at which the signature
-//! expires; it is hashed as its text, whether it is a number or a string in the body. The signature
-//! covers nothing else of the body. A callback is authentic if any of the configured keys signed it
-//! and the system clock is at most [`Verifier::leeway`] past `t`.
+//! The key is a secret shared with Tencent. `t` is the time, in Unix seconds, at which the
+//! signature expires; it is hashed as its text, whether it is a number or a string in the body. The
+//! signature covers nothing else of the body. A callback is authentic if any of the configured keys
+//! signed it and the system clock is at most [`Verifier::leeway`] past `t`.
 
 use std::fmt;
 use std::time::Duration;
@@ -48,9 +48,9 @@ impl CallbackKey {
         &self.secret
     }
 
-    /// Whether `other` has the same secret, whatever its name.
+    /// Whether `other` has the same secret; the names may differ.
     #[must_use]
-    pub fn same_secret(&self, other: &Self) -> bool {
+    pub fn has_same_secret(&self, other: &Self) -> bool {
         self.secret == other.secret
     }
 
@@ -106,10 +106,10 @@ impl UnsignedPolicy {
 pub struct Verifier {
     /// Accepted keys: several while they rotate, or when domains use different templates.
     pub keys: Vec<CallbackKey>,
-    /// How long after `t` a signature is still accepted. Twelve retries outlast `t`, and whether they
-    /// are signed anew is not documented (protocol.md section 2).
+    /// How long after `t` a signature is still accepted. Twelve retries last longer than `t`, and
+    /// it is not documented whether each has a new signature (protocol.md section 2).
     pub leeway: Duration,
-    /// What needs no valid signature.
+    /// The callbacks that need no valid signature.
     pub unsigned: UnsignedPolicy,
 }
 
@@ -128,7 +128,8 @@ impl Verifier {
             return Err(wrong);
         };
         let sign = sign.text().as_deref().and_then(hex_bytes).ok_or(CallbackError::BadSignature)?;
-        // Every key is tried: the time taken tells neither which one matched nor how nearly.
+        // Every key is compared, so that the time taken does not reveal which one matched, or how
+        // much of it.
         let mut index = u64::MAX;
         for (at, key) in (0..).zip(&self.keys) {
             index.conditional_assign(&at, key.sign(&t).ct_eq(&sign));

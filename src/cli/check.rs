@@ -21,14 +21,14 @@ use super::{CliError, ConfigFile};
 /// A clock that is before this release was built is wrong: 2026-01-01.
 const RELEASED: Timestamp = Timestamp::from_millis(1_767_225_600_000);
 
-/// Prints findings and counts the bad ones.
+/// Prints the findings and counts the bad ones.
 #[derive(Default)]
-struct Findings {
+struct CheckReport {
     count: u32,
     bad: u32,
 }
 
-impl Findings {
+impl CheckReport {
     fn print(&mut self, mark: &str, what: &str, detail: &dyn std::fmt::Display) {
         self.count += 1;
         print_out!("{mark:<5} {what:<12} {}", redact(&detail.to_string()));
@@ -62,7 +62,7 @@ pub(super) struct Options {
 pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let file = options.config.config.as_deref();
     let config = Config::load(file)?;
-    let mut findings = Findings::default();
+    let mut findings = CheckReport::default();
     let source = file.map_or("defaults".into(), |file| file.display().to_string());
     findings.ok("config", format_args!("{source} and the environment"));
     for note in &config.notes {
@@ -91,7 +91,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
 
 /// Examines the log's directory. A directory created for this is removed again: its owner
 /// must be the user that runs `serve`.
-fn directory(config: &Config, findings: &mut Findings) {
+fn directory(config: &Config, findings: &mut CheckReport) {
     let dir = &config.wal.dir;
     let missing: Vec<&Path> = dir.ancestors().take_while(|above| !above.exists()).collect();
     examine_directory(dir, config, findings);
@@ -101,7 +101,7 @@ fn directory(config: &Config, findings: &mut Findings) {
     }
 }
 
-fn examine_directory(dir: &Path, config: &Config, findings: &mut Findings) {
+fn examine_directory(dir: &Path, config: &Config, findings: &mut CheckReport) {
     let probe = dir.join("check.partial");
     let write = || {
         fs::create_dir_all(dir)?;
@@ -170,7 +170,7 @@ fn log(dir: &Path) -> Result<(usize, u64), wal::OpenError> {
     Ok((view.segments.len(), view.segments.iter().map(|segment| segment.bytes).sum()))
 }
 
-fn clock(findings: &mut Findings) {
+fn clock(findings: &mut CheckReport) {
     let now = Timestamp::now();
     if now < RELEASED {
         findings.bad(
@@ -187,7 +187,7 @@ fn clock(findings: &mut Findings) {
 }
 
 /// Reports when the limit of file descriptors allows fewer connections than are configured.
-fn file_descriptors(config: &Config, findings: &mut Findings) {
+fn file_descriptors(config: &Config, findings: &mut CheckReport) {
     let configured = config.http.max_connections;
     let limit = descriptors::attainable_limit();
     let connections = descriptors::connections(configured, limit);
@@ -202,7 +202,7 @@ fn file_descriptors(config: &Config, findings: &mut Findings) {
     }
 }
 
-fn keys(config: &Config, findings: &mut Findings) {
+fn keys(config: &Config, findings: &mut CheckReport) {
     let verifier = &config.verifier;
     for key in verifier.keys.iter().filter(|key| key.is_example()) {
         findings.bad(
@@ -232,7 +232,7 @@ fn keys(config: &Config, findings: &mut Findings) {
 
 /// Reports which files with secrets every user of this machine can read. Only a note: without other
 /// users, as in a container, it does no harm.
-fn files(config: &Config, findings: &mut Findings) {
+fn files(config: &Config, findings: &mut CheckReport) {
     for (path, key) in config.settings.secret_files() {
         let Ok(meta) = fs::metadata(&path) else { continue };
         if meta.mode() & 0o004 != 0 {
@@ -248,7 +248,7 @@ fn files(config: &Config, findings: &mut Findings) {
 }
 
 /// Compares Tencent Cloud's templates and rules with the configuration, if there are credentials.
-fn tencent_cloud(config: &Config, account: &Account, findings: &mut Findings) {
+fn tencent_cloud(config: &Config, account: &Account, findings: &mut CheckReport) {
     const WHAT: &str = "Tencent";
     let client = match account.connect_if_given() {
         None => return,
@@ -272,7 +272,7 @@ fn tencent_cloud(config: &Config, account: &Account, findings: &mut Findings) {
     }
 }
 
-fn kafka(config: &Config, findings: &mut Findings) {
+fn kafka(config: &Config, findings: &mut CheckReport) {
     let (topics, ledger) = (config.topics.all(), config.topics.ledger());
     let state = match config.kafka.topic_state(&topics, ledger) {
         Ok(state) => state,
@@ -329,7 +329,7 @@ fn kafka(config: &Config, findings: &mut Findings) {
 }
 
 /// Reports compacted topics: Kafka removes records from them by key.
-fn cleanup_policies(config: &Config, present: &[&str], findings: &mut Findings) {
+fn cleanup_policies(config: &Config, present: &[&str], findings: &mut CheckReport) {
     const WHAT: &str = "cleanup.policy";
     if present.is_empty() {
         return;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::callback::CallbackKey;
 use crate::event::{EventType, Timestamp};
 use crate::sample::Samples;
-use crate::sender::{Outcome, RetryPolicy, Sender};
+use crate::sender::{DeliveryOutcome, RetryPolicy, Sender};
 use clap::Args;
 
 use super::{CliError, block_on, parse_rate};
@@ -176,7 +176,7 @@ impl Work {
 }
 
 impl Tally {
-    fn add(&mut self, outcome: &Outcome) {
+    fn add(&mut self, outcome: &DeliveryOutcome) {
         let answer = match outcome.status {
             Some(status) if status == 200 => "200".to_owned(),
             Some(status) => format!("{} {}", status.as_u16(), outcome.answer),

@@ -30,7 +30,7 @@ pub(super) struct RawTls {
     private_key: Option<PathBuf>,
 }
 
-/// A secret word. What stands there instead is not repeated: it may be a secret all the same.
+/// A secret. An error does not repeat a value of the wrong type, because that may be the secret.
 pub(super) fn word<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     match Value::deserialize(deserializer)? {
         Value::String(word) => Ok(Some(word)),
@@ -42,7 +42,7 @@ pub(super) fn word<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
 pub(super) fn secret(key: &'static str, word: Option<&str>) -> Result<Option<Secret>, ConfigError> {
     let empty = || ConfigError::Value {
         key,
-        problem: "is empty; take it out, or put in a long random word".into(),
+        problem: "is empty; remove it, or set a long random text".into(),
     };
     word.map(|word| Secret::new(word).ok_or_else(empty)).transpose()
 }
@@ -62,7 +62,7 @@ impl RawAccess {
         if self.proxy_protocol && self.trusted_proxies.is_empty() {
             return Err(ConfigError::Value {
                 key: "access.proxy_protocol",
-                problem: "is believed of access.trusted_proxies only, and there are none".into(),
+                problem: "applies only to access.trusted_proxies, which is empty".into(),
             });
         }
         Ok(Access {

@@ -1,8 +1,8 @@
 //! Environment variables as keys of the configuration.
 //!
-//! The rule for a variable `LIVEBRIDGE_…` that is no setting: one that begins with a section's name, is
-//! a key without its section, or has a mistyped section before a key, is rejected. Those that Kubernetes
-//! sets for services are ignored, and all others too, with a note.
+//! The rule for a variable `LIVEBRIDGE_…` that is no setting: one that begins with a section's
+//! name, is a key without its section, or has a mistyped section before a key, is rejected. Those
+//! that Kubernetes sets for services are ignored, and all others too, with a note.
 //!
 //! `LIVEBRIDGE_DEFAULT_<SECTION>_<KEY>` sets a default below the file, for container images.
 
@@ -52,7 +52,8 @@ pub(super) fn put(table: &mut Table, name: &str, text: String) -> Result<Effect,
         if is_service_link(&rest, &text) {
             return Ok(Effect::None);
         }
-        // Another program's, unless it is a key without its section, or one whose section is mistyped.
+        // Another program's, unless it is a key without its section, or one whose section is
+        // mistyped.
         let meant = keys::all().find(|(of, key)| {
             rest.strip_suffix(key).is_some_and(|rest| {
                 let section = rest.strip_suffix('_');

@@ -19,8 +19,8 @@ use crate::publisher::{self, Topics};
 use crate::record::BODY_MAX;
 use crate::{admin, intake, ledger, logging, wal};
 
-/// The sections and their keys, in the order of the documentation. Serialized, the defaults are the list
-/// of keys in [`super::keys`]. No `Debug`: there are secrets among the values.
+/// The sections and their keys, in the order of the documentation. Serialized, the defaults are the
+/// list of keys in [`super::keys`]. No `Debug`: there are secrets among the values.
 #[derive(Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Raw {
@@ -252,8 +252,8 @@ fn text(value: Value) -> Option<String> {
     if let Value::String(text) = value { Some(text) } else { None }
 }
 
-/// Settings of librdkafka, which accepts all of them as text. Without quotes, the dots in their names
-/// make tables of TOML, which are undone here.
+/// Settings of librdkafka, which accepts all of them as text. Without quotes, the dots in their
+/// names make tables of TOML, which are undone here.
 fn settings<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<BTreeMap<String, String>, D::Error> {

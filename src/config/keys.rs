@@ -6,8 +6,8 @@ use toml::{Table, Value};
 
 use super::file::Raw;
 
-/// Every key with its default, by section, in the order of the documentation. A key without a default
-/// has an empty text. The structs of [`super::file`] are where keys are declared.
+/// Every key with its default, by section, in the order of the documentation. A key without a
+/// default has an empty text. The structs of [`super::file`] are where keys are declared.
 static DEFAULTS: LazyLock<Table> =
     LazyLock::new(|| Table::try_from(Raw::default()).unwrap_or_default());
 

@@ -1,4 +1,5 @@
-//! What file and environment say, and which of them says what: not yet checked, and fit to be shown.
+//! The settings of the file and the environment, and the source of each: not checked yet, and
+//! without secrets when shown.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -44,7 +45,7 @@ impl fmt::Display for Source {
 /// A key with its value in effect.
 #[derive(Clone, Debug)]
 pub struct Setting {
-    /// The table it stands in, such as `http` or `kafka.client`.
+    /// Its table, such as `http` or `kafka.client`.
     pub table: String,
     /// Its name there.
     pub key: String,
@@ -93,7 +94,7 @@ impl Settings {
             };
             Some((path, name))
         };
-        // Of several, the first key speaks.
+        // The first key that names a file is reported.
         self.0.iter().rev().filter_map(file).collect()
     }
 }
@@ -106,19 +107,19 @@ const SECRET_FILES: [&str; 4] = [
     "kafka.client.ssl.keystore.location",
 ];
 
-/// Everything that was given, by key.
+/// All settings that were given, by key.
 #[derive(Default)]
 pub struct ConfigLayers {
     table: Table,
     /// By the path of the key.
     sources: BTreeMap<Vec<String>, Source>,
-    /// What a variable does that an operator may not expect.
+    /// Effects of variables that an operator may not expect.
     notes: Vec<String>,
-    /// Variables that look like settings and are none.
+    /// Variables with the prefix that set nothing.
     ignored: Vec<String>,
 }
 
-/// Without the values: there are secrets among them.
+/// Prints no values, because some are secrets.
 impl fmt::Debug for ConfigLayers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConfigLayers").field("sources", &self.sources).finish_non_exhaustive()
@@ -298,7 +299,7 @@ impl ConfigLayers {
                     let setting = self.setting(&path, Some(value));
                     (setting.key.clone(), setting)
                 };
-                // The last word on a name counts, with and without quotes around its dots.
+                // The last setting of a name takes effect, with or without quotes around its dots.
                 let found: BTreeMap<String, Setting> = found.into_iter().map(setting).collect();
                 settings.extend(found.into_values());
             }
@@ -321,7 +322,7 @@ impl ConfigLayers {
     }
 }
 
-/// The defaults that are nowhere to be read.
+/// The defaults that depend on the machine.
 fn unwritten_default(section: &str, key: &str) -> Option<Value> {
     ((section, key) == ("kafka", "instance")).then(|| Value::String(file::host_name()))
 }
@@ -332,12 +333,12 @@ fn is_secret(table: &str, key: &str) -> bool {
         || (table == "kafka.client" && !is_harmless(key))
 }
 
-/// A shorter value of an unknown setting is not masked elsewhere: `kafka`, `all` or `1000` are part of
-/// harmless text. The value itself is hidden.
+/// A shorter value of an unknown setting is not masked elsewhere: `kafka`, `all` or `1000` are part
+/// of harmless text. The value itself is hidden.
 const UNKNOWN_MIN: usize = 8;
 
-/// From now on, the secrets in `value` that have `min` bytes or more are masked in every text that is
-/// shown.
+/// From now on, the secrets in `value` that have `min` bytes or more are masked in every text that
+/// is shown.
 fn remember(value: &Value, min: usize) {
     let long = |text: &str| {
         if text.len() >= min {

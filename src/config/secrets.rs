@@ -1,4 +1,4 @@
-//! Callback keys as they are written: `NAME KEY`, the name the shorter of the two, or the key alone.
+//! Parses callback keys: `NAME KEY`, where the name is shorter than the key, or the key alone.
 
 use std::fs;
 use std::path::Path;
@@ -11,8 +11,8 @@ use crate::secret;
 /// The longest name of a key.
 const NAME_MAX: usize = 32;
 
-/// The keys of the list `written`, then those of `file`, one a line. A key without a name is called
-/// by its place.
+/// The keys of the list `written`, then those of `file`, one a line. A key without a name is named
+/// by its position.
 pub(super) fn read(
     written: &[String],
     file: Option<&Path>,
@@ -31,7 +31,7 @@ pub(super) fn read(
             ),
         })?;
         let line = |number| format!("line {number} of {}", path.display());
-        // Some editors put a byte order mark there, which would be part of the first key.
+        // Some editors begin a file with a byte order mark, which would be part of the first key.
         let text = text.trim_start_matches('\u{feff}');
         for secret in text.lines().filter_map(|line| line.split_whitespace().last()) {
             secret::remember(secret);
@@ -43,7 +43,7 @@ pub(super) fn read(
 
 const FILE: &str = "callback.keys_file";
 
-/// No message repeats what is written: any part of it may be a secret.
+/// No message repeats a part of an entry: any part may be a secret.
 fn add<'a>(
     keys: &mut Vec<CallbackKey>,
     source: &'static str,
@@ -56,12 +56,13 @@ fn add<'a>(
             key: source,
             problem: format!("{} {problem}", called(number)),
         };
-        let place = format!("key-{}", keys.len() + 1);
+        let position = format!("key-{}", keys.len() + 1);
         let words: Vec<&str> = text.split_whitespace().collect();
         let (name, secret) = match words[..] {
             [] => continue,
-            [secret] => (&*place, secret),
-            // A name is shown to everybody, so a line must not be right both ways round.
+            [secret] => (&*position, secret),
+            // Names are shown, so a swapped name and key must be detected: a key is longer than its
+            // name.
             [name, secret] if name.len() >= secret.len() => {
                 return Err(bad(
                     "has a name that is not shorter than its key; write the name first, then the \
@@ -85,7 +86,7 @@ fn add<'a>(
         if keys.iter().any(|other| other.name() == name) {
             return Err(bad("has the name of one before it"));
         }
-        if keys.iter().any(|other| other.same_secret(&key)) {
+        if keys.iter().any(|other| other.has_same_secret(&key)) {
             return Err(bad("is the same key as one before it"));
         }
         keys.push(key.named(name));

@@ -27,8 +27,8 @@ pub fn listen_address(text: &str) -> Option<SocketAddr> {
 
 /// What `http.path` compares requests with: the path without slashes at its end.
 ///
-/// It is compared byte by byte with the path of the request as it was sent. A path that no request can
-/// have is rejected here, because every callback would get 404.
+/// It is compared byte by byte with the path of the request as it was sent. A path that no request
+/// can have is rejected here, because every callback would get 404.
 pub(super) fn path(text: &str) -> Result<String, &'static str> {
     let sub = |b: u8| b"-._~!$&'()*+,;=:@%/".contains(&b);
     let problem = if text.is_empty() {
@@ -103,7 +103,8 @@ pub(super) fn brokers(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Why the console cannot have this callback key, if it cannot. The text of the key is in no answer.
+/// Why the console cannot have this callback key, if it cannot. The text of the key is in no
+/// answer.
 pub(super) fn key_problem(key: &str) -> Option<&'static str> {
     let quoted = |quote| key.len() > 1 && key.starts_with(quote) && key.ends_with(quote);
     if quoted('"') || quoted('\'') {

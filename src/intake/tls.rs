@@ -53,8 +53,8 @@ pub enum TlsError {
     },
 }
 
-/// What is wrong with a file in PEM form. The parser's own errors contain lines of the file, which in
-/// a key without line ends is the whole key: none of them is kept.
+/// What is wrong with a file in PEM form. The parser's own errors contain lines of the file, which
+/// in a key without line ends is the whole key: none of them is kept.
 fn pem_problem(error: &pem::Error, path: &Path) -> String {
     let problem = match error {
         pem::Error::Io(cause) => return format!("{cause}{}", permission::advice(path, cause)),

@@ -1,5 +1,5 @@
-//! Each metric, declared once: name, kind, unit, label, help. `docs/metrics.md` has the same table, and
-//! a test compares it with what a running bridge prints.
+//! Each metric, declared once: name, kind, unit, label, help. `docs/metrics.md` has the same table,
+//! and a test compares it with what a running bridge prints.
 
 use metrics::{Counter, Gauge, Unit};
 

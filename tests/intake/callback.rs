@@ -561,8 +561,8 @@ mod signature {
     fn keys_have_a_name_and_are_the_same_if_their_secrets_are() {
         let (old, new) = (key("secret").named("old"), key("secret").named("new"));
         assert_eq!((old.name(), old.reveal()), ("old", "secret"));
-        assert!(old.same_secret(&new));
-        assert!(!old.same_secret(&key("other").named("old")));
+        assert!(old.has_same_secret(&new));
+        assert!(!old.has_same_secret(&key("other").named("old")));
     }
 
     #[test]

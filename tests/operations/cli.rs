@@ -293,7 +293,7 @@ mod send {
     #[test]
     fn rejects_invalid_arguments_with_the_reason() {
         for (arguments, code, says) in [
-            (&["--url", "https://127.0.0.1/"][..], 64, "https is not spoken here"),
+            (&["--url", "https://127.0.0.1/"][..], 64, "https is not supported"),
             (&["--url", "127.0.0.1:8080"], 64, "not a URL"),
             (&["--event-type", "pull"], 64, "\"pull\""),
             (&["--key", "k"], 64, "--key-file"),

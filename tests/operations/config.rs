@@ -744,7 +744,7 @@ mod access {
         for (text, says) in [
             ("[access]\nallow = [\"10.0.0.0/33\"]", "access.allow: \"10.0.0.0/33\" is neither"),
             ("[access]\ntrusted_proxies = [\"lb\"]", "access.trusted_proxies: \"lb\" is neither"),
-            ("[access]\nproxy_protocol = true", "access.proxy_protocol: is believed of"),
+            ("[access]\nproxy_protocol = true", "access.proxy_protocol: applies only to"),
             ("[access]\nsecret = \" \"", "access.secret: is empty"),
             ("[admin]\ntoken = \"\"", "admin.token: is empty"),
             ("[tls]\ncertificate = \"a.pem\"", "tls.private_key: is not set"),

@@ -164,8 +164,9 @@ impl Rotation<'_> {
             ))
         })?;
         let used = CallbackKey::new(template.callback_key.text());
-        let known = used
-            .and_then(|used| self.config.verifier.keys.iter().find(|key| key.same_secret(&used)));
+        let known = used.and_then(|used| {
+            self.config.verifier.keys.iter().find(|key| key.has_same_secret(&used))
+        });
         let name = known.map(CallbackKey::name).ok_or_else(|| {
             CliError::Usage(
                 "the template's key is not configured here: run livebridge tencent setup, \

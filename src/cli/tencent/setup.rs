@@ -190,7 +190,7 @@ fn key(
         return Ok(key);
     }
     let in_use = CallbackKey::new(template.callback_key.text());
-    let kept = in_use.and_then(|used| keys.iter().find(|key| key.same_secret(&used)));
+    let kept = in_use.and_then(|used| keys.iter().find(|key| key.has_same_secret(&used)));
     let usable = keys.iter().find(|key| keys_file::is_acceptable(key) && !key.is_example());
     if let Some(key) = kept.or(usable) {
         return Ok(key.clone());

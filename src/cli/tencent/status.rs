@@ -216,7 +216,7 @@ fn url_problem(config: &Config, url: &str) -> Option<String> {
 
 fn key_match(config: &Config, template: &CallbackTemplate) -> KeyMatch {
     let Some(used) = CallbackKey::new(template.callback_key.text()) else { return KeyMatch::None };
-    let found = config.verifier.keys.iter().find(|key| key.same_secret(&used));
+    let found = config.verifier.keys.iter().find(|key| key.has_same_secret(&used));
     found.map_or(KeyMatch::Unknown, |key| KeyMatch::Known(key.name().to_owned()))
 }
 
