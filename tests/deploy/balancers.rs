@@ -7,13 +7,12 @@ use std::path::Path;
 use std::process::Command;
 
 use livebridge::intake::{Access, Networks};
-use socket2::{Domain, Socket, Type};
 
 use crate::support::intake::{TestBed, push, push_of};
 use crate::support::kafka::free_port;
 use crate::support::process::Running;
 use crate::support::tls::Identity;
-use crate::support::wire::{Answer, PATIENCE, Wire, post, post_chunked};
+use crate::support::wire::{Answer, PATIENCE, Wire, connect_from, post, post_chunked};
 use crate::support::{self, Unavailable, tls, wait_until};
 
 /// Clients inside and outside of `access.allow`. The proxies are at 127.0.0.1.
@@ -22,10 +21,7 @@ const OTHER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
 
 /// A connection from `client` to the load balancer on `port`.
 fn connect(client: Ipv4Addr, port: u16) -> TcpStream {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from((client, 0)).into()).unwrap();
-    socket.connect(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into()).unwrap();
-    socket.into()
+    connect_from(client, SocketAddr::from((Ipv4Addr::LOCALHOST, port))).unwrap()
 }
 
 /// Sends `request` on a new connection from `client`.

@@ -1,8 +1,7 @@
 //! Access control of the intake: TLS, allowed networks, trusted proxies and the shared secret.
 //! Rejected clients must not delay accepted ones.
 
-use std::io::Write as _;
-use std::net::{SocketAddr, TcpStream};
+use std::net::Ipv4Addr;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use tokio_rustls::rustls::ProtocolVersion;
 
 use crate::support::intake::{TestBed, assert_accepted, assert_rejected, push};
 use crate::support::tls::{Identity, VERSIONS};
-use crate::support::wire::{Answer, Wire, post};
+use crate::support::wire::{Answer, Wire, connect_from, post};
 use crate::support::{wait_until, wire};
 
 fn networks(texts: &[&str]) -> Networks {
@@ -272,24 +271,13 @@ mod from_networks {
         fourth.send(post("/callback", &push()));
         assert_eq!(fourth.answer(), None);
         // Other addresses are not affected.
-        let mut other = connect_from("127.0.0.9", bed.address);
-        other.write_all(post("/callback", &push()).as_bytes()).unwrap();
-        let mut start = [0; 12];
-        std::io::Read::read_exact(&mut other, &mut start).unwrap();
-        assert_eq!(&start, b"HTTP/1.1 200");
+        let other = connect_from(Ipv4Addr::new(127, 0, 0, 9), bed.address).unwrap();
+        let mut other = Wire::over(other);
+        other.send(post("/callback", &push()));
+        assert_accepted(&other.answer().unwrap());
         held.truncate(2);
         let is_answered = || wire::exchange(bed.address, post("/callback", &push())).is_some();
         wait_until(wire::PATIENCE, is_answered, || "its slot is not released");
-    }
-
-    /// A connection from another loopback address.
-    fn connect_from(from: &str, to: SocketAddr) -> TcpStream {
-        let socket =
-            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        let from: SocketAddr = format!("{from}:0").parse().unwrap();
-        socket.bind(&from.into()).unwrap();
-        socket.connect(&to.into()).unwrap();
-        socket.into()
     }
 }
 

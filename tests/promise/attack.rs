@@ -19,12 +19,12 @@ use livebridge::callback::CallbackKey;
 use livebridge::event::Timestamp;
 use livebridge::wal::{self, OpenError};
 use serde_json::{Value, json};
-use socket2::{Domain, Socket, Type};
+use socket2::Socket;
 use tempfile::TempDir;
 
 use crate::support::metrics::{moved, scrape};
 use crate::support::process::{Running, livebridge};
-use crate::support::wire::{PATIENCE, Wire, post};
+use crate::support::wire::{PATIENCE, Wire, connect_from, post};
 use crate::support::{metrics, skip, turn};
 
 const KEY: &str = "callbackKey0123456789";
@@ -107,10 +107,7 @@ fn callback(key: &str) -> (String, String) {
 /// A connection from a new loopback address; `None` if it cannot be opened within a second.
 fn connect(to: SocketAddr, from: Ipv4Addr) -> Option<TcpStream> {
     let second = Duration::from_secs(1);
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
-    socket.connect_timeout(&to.into(), second).ok()?;
-    let stream = TcpStream::from(socket);
+    let stream = connect_from(from, to).ok()?;
     stream.set_read_timeout(Some(second)).unwrap();
     stream.set_write_timeout(Some(second)).unwrap();
     Some(stream)

@@ -1,8 +1,10 @@
 //! A minimal HTTP client that sends exactly the given bytes, so that requests can be malformed.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
 
 /// Long enough for a busy machine; a slower response counts as none.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -147,6 +149,14 @@ impl Wire {
         self.received.extend_from_slice(&buffer[..count]);
         Ok(count)
     }
+}
+
+/// A connection from the loopback address `from`.
+pub(crate) fn connect_from(from: Ipv4Addr, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from((from, 0)).into())?;
+    socket.connect_timeout(&to.into(), Duration::from_secs(1))?;
+    Ok(socket.into())
 }
 
 /// Sends `request` on a new connection; `None` without a connection or a response.
