@@ -346,7 +346,7 @@ fn cleanup_policies(config: &Config, present: &[&str], findings: &mut CheckRepor
             findings.bad(
                 WHAT,
                 format_args!(
-                    "the ledger topic {topic} has {policy}: Kafka keeps one record for each instance, \
+                    "the ledger topic {topic} has cleanup.policy={policy}: Kafka keeps one record for each instance, \
                      and retries that the others would tell are published again. Set \
                      cleanup.policy=delete: kafka-configs.sh --bootstrap-server BROKER --alter --topic \
                      {topic} --add-config cleanup.policy=delete"
