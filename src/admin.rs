@@ -226,22 +226,11 @@ fn route(
         (&Method::GET | &Method::HEAD, "/status") => {
             let query = request.uri().query().unwrap_or_default();
             let after = query.split('&').find_map(|part| part.strip_prefix("after="));
-            if let Ok(after) = after.map_or(Ok(0), str::parse) {
-                let (history, settings) = (shared.history(), shared.settings.get());
-                let started = shared.started_at;
-                let text = status::status(
-                    &shared.exporter,
-                    (&shared.probe, &shared.health),
-                    &history,
-                    &settings,
-                    started,
-                    after,
-                );
-                (StatusCode::OK, "application/json", text)
-            } else {
+            let Ok(after) = after.map_or(Ok(0), str::parse) else {
                 let text = "after must be a time in milliseconds since 1970\n";
-                (StatusCode::BAD_REQUEST, TEXT, text.to_owned())
-            }
+                return (StatusCode::BAD_REQUEST, TEXT, text.to_owned());
+            };
+            (StatusCode::OK, "application/json", status::status(shared, after))
         }
         (&Method::GET | &Method::HEAD, "/metrics") => {
             // The log updates its metrics only ten times a second.

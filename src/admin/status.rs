@@ -7,9 +7,9 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use super::AdminContext;
 use super::findings::{Counts, Facts, Level, findings};
 use crate::event::Timestamp;
-use crate::health::Health;
 use crate::metrics::{Exporter, Snapshot, table};
 use crate::recent_callbacks;
 use crate::wal::Probe;
@@ -66,20 +66,15 @@ impl History {
 }
 
 /// The current state, with the samples taken later than `after`.
-pub(super) fn status(
-    exporter: &Exporter,
-    (probe, health): (&Probe, &Health),
-    history: &History,
-    settings: &Value,
-    started_at: Timestamp,
-    after: i64,
-) -> String {
+pub(super) fn status(shared: &AdminContext, after: i64) -> String {
     #[derive(Serialize)]
     struct Status<'a> {
         #[serde(flatten)]
         state: Value,
         history: Vec<&'a RawValue>,
     }
+    let AdminContext { exporter, probe, health, started_at, .. } = shared;
+    let (history, settings) = (shared.history(), shared.settings.get());
     let metrics = exporter.snapshot();
     let not_ready = health.ready().err().map(|reason| reason.to_string());
     let increase = history.increase(Counts::of(&metrics));
@@ -124,7 +119,7 @@ pub(super) fn status(
             "quarantined": metrics.get(&table::QUARANTINED),
             "recent": recent_callbacks::all_undelivered(),
         },
-        "config": settings,
+        "config": &**settings,
     });
     let status = Status { state, history: history.after(after) };
     serde_json::to_string(&status).unwrap_or_default()

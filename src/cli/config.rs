@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
-use crate::config::{ConfigLayers, Setting, Settings};
+use crate::config::{ConfigLayers, Setting};
 use clap::Args;
 
 use super::{CliError, ConfigFile};
@@ -20,7 +20,7 @@ pub(super) struct Options {
 pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let layers = ConfigLayers::read(options.config.config.as_deref())?;
     let settings = layers.settings();
-    let text = if options.json { json(settings) } else { toml(&settings) };
+    let text = if options.json { format!("{:#}\n", settings.to_json()) } else { toml(&settings.0) };
     io::stdout().write_all(text.as_bytes()).map_err(CliError::other("print"))?;
     // Printed before the check, so that an operator sees the values that it rejects.
     layers.check()?;
@@ -53,8 +53,4 @@ fn toml(settings: &[Setting]) -> String {
 fn key(name: &str) -> String {
     let bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if name.chars().all(bare) { name.to_owned() } else { format!("{name:?}") }
-}
-
-fn json(settings: Vec<Setting>) -> String {
-    format!("{:#}\n", Settings(settings).to_json())
 }

@@ -44,10 +44,8 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
 
 /// Without reading the whole configuration: the user may not be allowed to read the keys.
 fn configured(options: &Options) -> Result<SocketAddr, CliError> {
-    let settings = ConfigLayers::read(options.config.config.as_deref())?.settings();
-    let listen =
-        settings.iter().find(|setting| (&*setting.table, &*setting.key) == ("admin", "listen"));
-    let listen = listen.and_then(|setting| listen_address(setting.value.as_ref()?.as_str()?));
+    let layers = ConfigLayers::read(options.config.config.as_deref())?;
+    let listen = layers.text("admin", "listen").and_then(|text| listen_address(&text));
     let address = listen.ok_or_else(|| {
         CliError::Usage("admin.listen is not an address such as 127.0.0.1:9464".into())
     })?;

@@ -86,12 +86,8 @@ impl Dir {
         if let Some(dir) = &self.dir {
             return Ok(dir.clone());
         }
-        let settings = ConfigLayers::read(self.config.config.as_deref())?.settings();
-        let dir = settings
-            .into_iter()
-            .find(|setting| (&*setting.table, &*setting.key) == ("wal", "dir"))
-            .and_then(|setting| Some(PathBuf::from(setting.value?.as_str()?)));
-        dir.ok_or_else(|| CliError::Usage("wal.dir is not a path".into()))
+        let dir = ConfigLayers::read(self.config.config.as_deref())?.text("wal", "dir");
+        dir.map(PathBuf::from).ok_or_else(|| CliError::Usage("wal.dir is not a path".into()))
     }
 }
 

@@ -265,7 +265,7 @@ impl ConfigLayers {
                 problem: format!("[{section}] must be a table, with its keys below it"),
             });
         }
-        let settings = Settings(self.settings());
+        let settings = self.settings();
         let mut notes = self.notes();
         let raw: file::Raw =
             self.table.try_into().map_err(|cause| ConfigError::Shape(Box::new(cause)))?;
@@ -274,9 +274,17 @@ impl ConfigLayers {
         Ok(Config { notes, settings, ..config })
     }
 
-    /// Every key with its value in effect and who gave it, in the order of the documentation.
+    /// The text in effect of one key, which is not checked.
     #[must_use]
-    pub fn settings(&self) -> Vec<Setting> {
+    pub fn text(&self, table: &str, key: &str) -> Option<String> {
+        let Settings(settings) = self.settings();
+        let found = settings.into_iter().find(|found| found.table == table && found.key == key);
+        Some(found?.value?.as_str()?.to_owned())
+    }
+
+    /// Every key with its value in effect and its source, in the order of the documentation.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
         let mut settings = Vec::new();
         for section in keys::sections() {
             for (key, default) in keys::of(section) {
@@ -304,7 +312,7 @@ impl ConfigLayers {
                 settings.extend(found.into_values());
             }
         }
-        settings
+        Settings(settings)
     }
 
     fn setting(&self, path: &[&str], value: Option<Value>) -> Setting {

@@ -2,7 +2,6 @@
 //! that may be shown.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs::File;
 use std::path::Path;
 
@@ -15,7 +14,7 @@ use crate::permission;
 use crate::secret::redact;
 
 /// How a setting on which a promise depends is treated.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Rule {
     /// livebridge sets it.
     Reserved,
@@ -271,16 +270,6 @@ pub fn is_harmless(name: &str) -> bool {
 #[must_use]
 pub fn is_secret(name: &str) -> bool {
     SECRET.contains(&name)
-}
-
-impl fmt::Debug for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Reserved => "reserved",
-            Between(..) | Among(_) => "bounded",
-            Warned(_) => "warned",
-        })
-    }
 }
 
 #[cfg(test)]

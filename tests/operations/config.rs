@@ -8,7 +8,7 @@ use std::sync::Once;
 use std::time::Duration;
 
 use livebridge::callback::UnsignedPolicy;
-use livebridge::config::{Config, ConfigError, ConfigLayers, Settings};
+use livebridge::config::{Config, ConfigError, ConfigLayers};
 use livebridge::event::EventType;
 use livebridge::kafka::{Delivery, settings};
 use livebridge::secret::redact;
@@ -617,8 +617,10 @@ mod a_secret {
         let text = "[access]\nsecret = [\"MaskedInList\"]\n[admin]\ntoken = { a = \"MaskedInTable\" }\n\
             [callback]\nkeys = [\"new MaskedKey\"]\n[kafka.client]\nsasl.password = \"mp7\"\n\
             ssl.key.password = 20264711\nunknown.long = \"Masked 8\"\nunknown.short = \"Shown77\"\n";
-        let _ =
-            ConfigLayers::from_parts(text.parse().unwrap(), std::iter::empty()).unwrap().settings();
+        let _ = ConfigLayers::from_parts(text.parse().unwrap(), std::iter::empty())
+            .unwrap()
+            .settings()
+            .0;
         for (text, masked) in [
             ("MaskedInList", "(hidden)"),
             ("MaskedInTable", "(hidden)"),
@@ -833,7 +835,7 @@ fn secret_files(text: &str) -> Vec<(String, String)> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("configuration");
     fs::write(&path, text).unwrap();
-    let settings = Settings(ConfigLayers::read(Some(&path)).unwrap().settings());
+    let settings = ConfigLayers::read(Some(&path)).unwrap().settings();
     let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
     settings.secret_files().into_iter().map(|(path, key)| (name(&path), key)).collect()
 }
