@@ -13,7 +13,7 @@ use crate::callback::Verifier;
 use crate::intake::TlsError;
 use crate::kafka::{SettingError, settings};
 use crate::permission;
-use crate::publisher::{Topics, TopicsError};
+use crate::publisher::Topics;
 use crate::secret::redact;
 use crate::{admin, intake, kafka, ledger, logging, wal};
 
@@ -159,12 +159,6 @@ impl From<SettingError> for ConfigError {
 impl From<TlsError> for ConfigError {
     fn from(cause: TlsError) -> Self {
         Self::Value { key: "tls", problem: cause.to_string() }
-    }
-}
-
-impl From<TopicsError> for ConfigError {
-    fn from(cause: TopicsError) -> Self {
-        Self::Value { key: "kafka.topics", problem: cause.to_string() }
     }
 }
 

@@ -46,7 +46,7 @@ pub use batch_size::BatchLimits;
 pub use contention::OpenCommits;
 pub use message::{id_of, is_replayed, occurred_at, received_at, subject};
 pub use replay::{Exported, is_command};
-pub use topics::{Topics, TopicsError};
+pub use topics::Topics;
 
 use fencing::{Fence, Fences};
 use pace::Pace;

@@ -321,7 +321,8 @@ impl Raw {
                     min_free_bytes: self.wal.min_free_bytes.as_u64(),
                 },
             },
-            topics: Topics::new(&kafka.topic_prefix, &kafka.topics)?,
+            topics: Topics::new(&kafka.topic_prefix, &kafka.topics)
+                .map_err(|problem| bad("kafka.topics", problem))?,
             kafka: kafka.check(&mut notes)?,
             dedup: ledger::Config { window: self.dedup.window.0, max_ids: self.dedup.max_ids },
             log: logging::Config::new(&self.log.level, self.log.format)

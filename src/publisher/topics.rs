@@ -13,28 +13,12 @@ pub struct Topics {
     ledger: String,
 }
 
-/// Why topic names cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TopicsError {
-    /// Kafka does not accept such a name.
-    #[error("topic name {0:?} is not 1 to 249 letters, digits, '.', '_' or '-'")]
-    Name(String),
-    /// `kafka.topics` has a key that is no event type.
-    #[error(
-        "kafka.topics names event type {0:?}; use a number, a name such as \"push\", or \"other\""
-    )]
-    Type(String),
-    /// Events would be read as ledger records.
-    #[error("{0:?} is the topic of the ledger; kafka.topics must name another one for events")]
-    Ledger(String),
-}
-
 impl Topics {
     /// `<prefix>.<name of the type>`, except for the types that `overrides` names by code or name.
     ///
     /// # Errors
-    /// [`TopicsError`]
-    pub fn new(prefix: &str, overrides: &BTreeMap<String, String>) -> Result<Self, TopicsError> {
+    /// What is wrong with a name, and what to do.
+    pub fn new(prefix: &str, overrides: &BTreeMap<String, String>) -> Result<Self, String> {
         let mut topics = Self {
             by_type: EventType::known()
                 .map(|(event_type, name)| (event_type, format!("{prefix}.{name}")))
@@ -47,18 +31,27 @@ impl Topics {
             if event_type == OTHER {
                 topics.other.clone_from(topic);
             } else {
-                let code = EventType::parse(event_type)
-                    .ok_or_else(|| TopicsError::Type(event_type.clone()))?;
+                let code = EventType::parse(event_type).ok_or_else(|| {
+                    format!(
+                        "{event_type:?} is no event type; use a number, a name such as \"push\", or \
+                         \"other\""
+                    )
+                })?;
                 topics.by_type.insert(code, topic.clone());
             }
         }
         let mut names = topics.all().into_iter().chain([topics.ledger()]);
         if let Some(name) = names.find(|name| !is_legal(name)) {
-            return Err(TopicsError::Name(name.to_owned()));
+            return Err(format!(
+                "topic name {name:?} is not 1 to 249 letters, digits, '.', '_' or '-'"
+            ));
         }
         drop(names);
         if topics.all().contains(&topics.ledger()) {
-            return Err(TopicsError::Ledger(topics.ledger));
+            return Err(format!(
+                "{:?} is the topic of the ledger; kafka.topics must name another one for events",
+                topics.ledger
+            ));
         }
         Ok(topics)
     }
