@@ -46,104 +46,109 @@ struct Fields<'m, 'a> {
     time: Option<(&'static str, Timestamp)>,
 }
 
-impl<'m, 'a> Fields<'m, 'a> {
-    /// Reads the natural key and the time of a type that this release knows: the table of
-    /// protocol.md section 5, with the time fields of section 3, the best first.
+impl Fields<'_, '_> {
+    /// Reads the natural key and the time of a type that this release knows: the table of protocol.md
+    /// section 5, with the time fields of section 3, the best first. False for another type.
     #[rustfmt::skip]
-    fn read(members: &'m Members<'a>, event_type: EventType) -> Result<Option<Self>, CallbackError> {
-        let mut fields = Self {
-            members,
-            natural: Some(Digest::new(Some(event_type))),
-            is_numbered: false,
-            time: None,
-        };
+    fn read(&mut self, event_type: EventType) -> Result<bool, CallbackError> {
         match event_type.0 {
             // Push interrupted, push started.
-            0 | 1 => fields
+            0 | 1 => self
                 .optional(&["appid"])?.required(&["app", "appname", "stream_id", "sequence"])?
                 .either("event_time", "update_time")?
                 .seconds("event_time")?.seconds("update_time")?,
             // Recording file ready.
-            100 => fields
+            100 => self
                 .optional(&["appid", "app", "appname"])?.required(&["stream_id"])?.number("file_id")?
                 .seconds_and_micros("end_time", "end_time_usec")?
                 .seconds_and_micros("start_time", "start_time_usec")?,
             // Screenshot taken.
-            200 => fields
+            200 => self
                 .optional(&["app", "appname"])?.required(&["stream_id", "create_time"])?
                 .either("pic_full_url", "pic_url")?.optional(&["task_id"])?
                 .seconds("create_time")?,
             // Relay.
-            314 => fields
+            314 => self
                 .optional(&["appid"])?.required(&["task_id", "callback_event"])?
                 .optional(&["event_time", "stream_id"])?.required(&["msg"])?
                 .seconds("event_time")?
                 .millis_in_text("msg", "task_exit_time").millis_in_text("msg", "task_start_time"),
             // Audio moderation.
-            315 => fields
+            315 => self
                 .optional(&["appid"])?.required(&["stream_id", "task_id"])?.number("seq")?
                 .optional(&["request_id"])?
                 .seconds("data.asr_tmp_full_results.0.create_time")?.expiry("t")?,
             // Image moderation.
-            317 => fields
+            317 => self
                 .optional(&["appid", "app", "appname"])?.required(&["streamId", "screenshotTime", "img"])?
                 .optional(&["type", "label", "subLabel"])?
                 .seconds("screenshotTime")?.seconds("sendTime")?,
             // Push exception.
-            321 => fields
+            321 => self
                 .optional(&["appid"])?.required(&["domain", "path", "stream_id", "sequence", "data_time"])?
                 .millis("data_time")?.millis("abnormal_event.0.detail.0.occur_time")?,
             // Monitor.
-            328 => fields
+            328 => self
                 .optional(&["appid"])?.required(&["stream_id", "event_name", "event_time", "event_msg"])?
                 .millis("event_time")?,
             // Recording status.
-            332 => fields
+            332 => self
                 .optional(&["appid"])?.required(&["domain", "appname", "stream_id", "session_id"])?
                 .required(&["seq", "record_event", "event_time"])?
                 .seconds("event_time")?,
             // Subtitles, smart erase.
-            338 | 347 => fields
+            338 | 347 => self
                 .optional(&["appid"])?.required(&["task_id", "stream_id", "data"])?
                 .seconds("data.subtitle_tmp_res.0.end_unix_time")?.expiry("t")?,
             // Recording exception.
-            341 => fields
+            341 => self
                 .optional(&["appid"])?.required(&["domain", "path", "stream_id", "session_id"])?
-                .required(&["timestamp", "file_format", "exception.type", "exception_level"])?
+                .required(&["timestamp", "file_format"])?
+                .required_at("exception.type")?.required(&["exception_level"])?
                 .seconds("timestamp")?,
             // Quality control.
-            343 => fields
+            343 => self
                 .optional(&["appid"])?.required(&["domain", "appname", "stream_id", "event_time", "class"])?
                 .required(&["transcode_template_id", "watermark_template_id", "score"])?
                 .seconds("event_time")?,
             // Quality assessment: threshold, average.
-            344 | 345 => fields
+            344 | 345 => self
                 .optional(&["appid"])?.required(&["domain", "appname", "stream_id", "event_time", "class"])?
                 .required(&["transcode_template_id", "frames"])?
                 .seconds("event_time")?.millis("frames.0.time")?,
             // Summary.
-            348 => fields
+            348 => self
                 .optional(&["appid"])?.required(&["domain", "path", "stream_id", "begin_time", "end_time"])?
                 .seconds("end_time")?.seconds("begin_time")?,
             // Highlights.
-            349 => fields
+            349 => self
                 .optional(&["appid"])?.required(&["domain", "path", "stream_id", "items"])?
                 .seconds("items.0.end_time")?.seconds("items.0.begin_time")?,
-            _ => return Ok(None),
+            _ => return Ok(false),
         };
-        Ok(Some(fields))
+        Ok(true)
     }
 
     /// Fields of the natural key; without one of them, the content alone is the identity.
-    fn required(&mut self, paths: &[&str]) -> Result<&mut Self, CallbackError> {
-        for path in paths {
-            let Some(digest) = &mut self.natural else { break };
-            match self.members.at(path)? {
-                Some(value) => value.canonical(0, digest)?,
-                None => self.natural = None,
-            }
+    fn required(&mut self, names: &[&str]) -> Result<&mut Self, CallbackError> {
+        for name in names {
+            self.add(self.members.get(name))?;
         }
         Ok(self)
+    }
+
+    /// A required field that is a member of another one.
+    fn required_at(&mut self, path: &str) -> Result<&mut Self, CallbackError> {
+        self.add(self.members.at(path)?)?;
+        Ok(self)
+    }
+
+    fn add(&mut self, value: Option<Value<'_>>) -> Result<(), CallbackError> {
+        match (&mut self.natural, value) {
+            (Some(digest), Some(value)) => value.canonical(0, digest)?,
+            _ => self.natural = None,
+        }
+        Ok(())
     }
 
     /// Fields of the natural key that may be missing.
@@ -160,8 +165,8 @@ impl<'m, 'a> Fields<'m, 'a> {
 
     /// A required field that has two names.
     fn either(&mut self, name: &str, other: &str) -> Result<&mut Self, CallbackError> {
-        let found = if self.members.get(name).is_some() { name } else { other };
-        self.required(&[found])
+        self.add(self.members.get(name).or_else(|| self.members.get(other)))?;
+        Ok(self)
     }
 
     /// A required field that numbers the events of a stream.
@@ -253,15 +258,15 @@ impl<'a> Facts<'a> {
         for value in delivery.iter().filter_map(|name| members.get(name)) {
             value.canonical(1, &mut Discard)?;
         }
-        let fields = match event_type {
-            Some(event_type) => Fields::read(members, event_type)?,
-            None => None,
+        let natural = Some(Digest::new(event_type));
+        let mut fields = Fields { members, natural, is_numbered: false, time: None };
+        let is_known = match event_type {
+            Some(event_type) => fields.read(event_type)?,
+            None => false,
         };
-        let is_known = fields.is_some();
-        let (natural, is_numbered, time) = fields.map_or((None, false, None), |fields| {
-            let natural = fields.natural.map(|digest| digest.finish().0);
-            (natural, natural.is_some() && fields.is_numbered, fields.time)
-        });
+        let Fields { natural, is_numbered, time, .. } = fields;
+        let natural = natural.filter(|_| is_known).map(|digest| digest.finish().0);
+        let is_numbered = natural.is_some() && is_numbered;
         let is_dated = match time {
             Some((name, _)) => !delivery.contains(&name),
             None if is_known => false,
