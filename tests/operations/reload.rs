@@ -135,8 +135,9 @@ fn keys_are_rotated_without_a_restart_and_usage_shows_when_to_remove_the_old_one
     bed.order();
     bed.comes_to(APPLIED, 2.0);
     assert_eq!((bed.send("aaaa"), bed.send("bbbb")), (401, 200));
+    // Lines of the log are written by a thread of their own.
+    bed.process.stderr.wait_for(|line| line.contains("new, old").then_some(()));
     let output_text = bed.process.stderr.text();
-    assert!(output_text.contains("new, old"), "the key names are logged: {output_text}");
     assert!(!output_text.contains("aaaa") && !output_text.contains("bbbb"), "{output_text}");
 }
 
