@@ -6,16 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
 
-use bytes::Bytes;
-use livebridge::callback::{UnsignedPolicy, UnverifiedCallback, Verifier};
-use livebridge::event::{EventType, Timestamp};
+use livebridge::event::EventType;
 use livebridge::publisher::Topics;
-use livebridge::record::Record;
 use serde_json::{Value, json};
 
 use crate::support;
+use crate::support::intake::record_of;
 use crate::support::process::{Running, livebridge};
 
 const CONTRACT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/contract");
@@ -27,23 +24,6 @@ fn document(path: &str) -> Value {
 
 fn topics() -> Topics {
     Topics::new("live", &BTreeMap::new()).unwrap()
-}
-
-/// The record that livebridge creates from a body.
-fn record(body: &Value) -> Record {
-    let verifier = Verifier {
-        keys: vec![livebridge::callback::CallbackKey::new("callbackKey0123456789").unwrap()],
-        leeway: Duration::from_hours(24 * 365 * 100),
-        unsigned: UnsignedPolicy::All,
-    };
-    let body = Bytes::from(body.to_string());
-    let now = Timestamp::now();
-    UnverifiedCallback::parse(&body)
-        .unwrap()
-        .verify(&verifier, now)
-        .unwrap()
-        .into_record(now, &[])
-        .unwrap()
 }
 
 /// Every channel with its single message.
@@ -107,7 +87,7 @@ fn the_examples_have_the_headers_derived_from_their_values() {
             continue;
         };
         examples += 1;
-        let record = record(&example["payload"]);
+        let record = record_of(example["payload"].to_string().as_bytes()).unwrap();
         let name = livebridge::event::type_name(record.event_type);
         let occurred_at = record.occurred_at.map(|time| time.to_string());
         let received_at = example["headers"]["livebridge-received-at"].as_str().map(str::to_owned);

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 const KEY: &str = "callbackKey0123456789";
 /// The current time of the tests: 2026-01-01, later than every payload.
 const NOW: Timestamp = Timestamp::from_millis(1_767_225_600_000);
+const MINUTES_20: Duration = Duration::from_mins(20);
 const CENTURY: Duration = Duration::from_hours(24 * 365 * 100);
 
 fn key(secret: &str) -> CallbackKey {
@@ -28,6 +29,11 @@ fn key(secret: &str) -> CallbackKey {
 
 fn verifier(unsigned: UnsignedPolicy) -> Verifier {
     Verifier { keys: vec![key(KEY)], leeway: CENTURY, unsigned }
+}
+
+/// As configured by default.
+fn timely(unsigned: UnsignedPolicy) -> Verifier {
+    Verifier { leeway: MINUTES_20, ..verifier(unsigned) }
 }
 
 fn take(body: &[u8], verifier: &Verifier, now: Timestamp) -> Result<Record, CallbackError> {
@@ -271,7 +277,6 @@ mod signature {
     use super::*;
 
     const T: i64 = 1_767_225_600;
-    const MINUTES_20: Duration = Duration::from_mins(20);
 
     fn push() -> Value {
         json!({"event_type": 1, "stream_id": "a"})
@@ -289,11 +294,8 @@ mod signature {
 
     #[test]
     fn of_any_configured_key_is_accepted() {
-        let two = Verifier {
-            keys: vec![key("old"), key("new")],
-            leeway: MINUTES_20,
-            unsigned: UnsignedPolicy::Rejected,
-        };
+        let keys = vec![key("old"), key("new")];
+        let two = Verifier { keys, ..timely(UnsignedPolicy::Rejected) };
         for (place, secret) in ["old", "new"].into_iter().enumerate() {
             let body = Bytes::from(signed(push(), secret, T));
             let callback = UnverifiedCallback::parse(&body).unwrap().verify(&two, NOW).unwrap();
@@ -371,11 +373,7 @@ mod signature {
 
     #[test]
     fn expires_only_after_the_leeway() {
-        let strict = Verifier {
-            keys: vec![key(KEY)],
-            leeway: MINUTES_20,
-            unsigned: UnsignedPolicy::Rejected,
-        };
+        let strict = timely(UnsignedPolicy::Rejected);
         let body = signed(push(), KEY, T);
         let at = |millis: i64| {
             take(&body, &strict, Timestamp::from_millis(T * 1000 + millis))
@@ -398,11 +396,7 @@ mod signature {
 
     #[test]
     fn expired_is_reported_differently_from_wrong() {
-        let strict = Verifier {
-            keys: vec![key(KEY)],
-            leeway: MINUTES_20,
-            unsigned: UnsignedPolicy::Rejected,
-        };
+        let strict = timely(UnsignedPolicy::Rejected);
         assert_eq!(refusal(&payload("069_expired_t.json"), &strict), "expired");
         assert_eq!(refusal(&signed(push(), "other", 1), &strict), "bad_signature");
         // The largest and smallest times do not overflow.
@@ -491,16 +485,13 @@ mod signature {
         let relays = UnsignedPolicy::Types(vec![EventType(314)]);
         for (mut event, expected) in cases {
             for policy in [UnsignedPolicy::All, relays.clone()] {
-                let policy =
-                    Verifier { keys: vec![key(KEY)], leeway: MINUTES_20, unsigned: policy };
                 event["event_type"] = 314.into();
-                assert_eq!(unverified(event.to_string().as_bytes(), &policy), expected, "{event}");
+                let (body, policy) = (event.to_string(), timely(policy));
+                assert_eq!(unverified(body.as_bytes(), &policy), expected, "{event}");
             }
             // A type that requires a signature is still rejected.
             event["event_type"] = 1.into();
-            let policy =
-                Verifier { keys: vec![key(KEY)], leeway: MINUTES_20, unsigned: relays.clone() };
-            let outcome = take(event.to_string().as_bytes(), &policy, NOW);
+            let outcome = take(event.to_string().as_bytes(), &timely(relays.clone()), NOW);
             let reason = outcome.err().map(|error| error.reason());
             let is_bare = event.get("t").is_none() && event.get("sign").is_none();
             assert_eq!(reason, expected.or(is_bare.then_some("unsigned")), "{event}");
@@ -518,11 +509,7 @@ mod signature {
     fn keys_are_never_printed() {
         let secret = "s3cretCallbackKey";
         let key = key(secret);
-        let verifier = Verifier {
-            keys: vec![key.clone()],
-            leeway: CENTURY,
-            unsigned: UnsignedPolicy::Rejected,
-        };
+        let verifier = Verifier { keys: vec![key.clone()], ..verifier(UnsignedPolicy::Rejected) };
         for shown in [
             format!("{key:?}"),
             format!("{key:#?}"),
@@ -542,11 +529,7 @@ mod signature {
 
     #[test]
     fn that_is_missing_wrong_or_expired_fails_authentication_and_nothing_else_does() {
-        let strict = Verifier {
-            keys: vec![key(KEY)],
-            leeway: MINUTES_20,
-            unsigned: UnsignedPolicy::Rejected,
-        };
+        let strict = timely(UnsignedPolicy::Rejected);
         let fails = |body: &[u8]| take(body, &strict, NOW).unwrap_err().is_authentication();
         let unsigned = push().to_string();
         for body in [unsigned.as_bytes(), &signed(push(), "other", T), &signed(push(), KEY, 1)] {

@@ -5,18 +5,15 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
-use std::time::Duration;
 
-use bytes::Bytes;
-use livebridge::callback::{
-    CallbackError, CallbackKey, UnsignedPolicy, UnverifiedCallback, Verifier,
-};
+use livebridge::callback::{CallbackError, CallbackKey};
 use livebridge::event::{EventId, EventType, Timestamp};
 use livebridge::sample::Samples;
 use proptest::prelude::*;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
+use crate::support::intake::record_of;
 use crate::support::json::{Json, Style};
 
 const NOW: Timestamp = Timestamp::from_millis(1_767_225_600_000);
@@ -26,14 +23,7 @@ fn id(body: &str) -> EventId {
 }
 
 fn try_id(body: &[u8]) -> Result<EventId, CallbackError> {
-    let verifier = Verifier {
-        keys: vec![CallbackKey::new("callbackKey0123456789").unwrap()],
-        leeway: Duration::from_hours(24 * 365 * 100),
-        unsigned: UnsignedPolicy::All,
-    };
-    let body = Bytes::copy_from_slice(body);
-    let callback = UnverifiedCallback::parse(&body)?.verify(&verifier, NOW)?;
-    Ok(callback.into_record(NOW, &[])?.id)
+    Ok(record_of(body)?.id)
 }
 
 fn payload(name: &str) -> String {

@@ -5,10 +5,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use livebridge::callback::{CallbackKey, UnsignedPolicy, Verifier};
-use livebridge::event::EventType;
+use bytes::Bytes;
+use livebridge::callback::{
+    CallbackError, CallbackKey, UnsignedPolicy, UnverifiedCallback, Verifier,
+};
+use livebridge::event::{EventType, Timestamp};
 use livebridge::intake::{Access, Config, Intake, IntakePolicy, Listener};
-use livebridge::record::Entry;
+use livebridge::record::{Entry, Record};
 use livebridge::reloadable::Reloadable;
 use livebridge::wal::{self, OpenError};
 use serde_json::{Value, json};
@@ -37,6 +40,17 @@ fn policy(access: Access) -> IntakePolicy {
         unsigned: UnsignedPolicy::Types(vec![EventType(1)]),
     };
     IntakePolicy::new(verifier, access, Vec::new())
+}
+
+/// The record of a callback, with or without a signature.
+pub(crate) fn record_of(body: &[u8]) -> Result<Record, CallbackError> {
+    let verifier = Verifier {
+        keys: vec![CallbackKey::new(KEY).unwrap()],
+        leeway: Duration::from_hours(24 * 365 * 100),
+        unsigned: UnsignedPolicy::All,
+    };
+    let (body, now) = (Bytes::copy_from_slice(body), Timestamp::now());
+    UnverifiedCallback::parse(&body)?.verify(&verifier, now)?.into_record(now, &[])
 }
 
 impl TestBed {
