@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::files;
+
 /// A module and the modules it may depend on.
 const MAY_NAME: [(&str, &[&str]); 33] = [
     ("audit", &["event", "kafka", "ledger", "permission", "publisher", "record", "wal"]),
@@ -170,21 +172,14 @@ fn source() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))
 }
 
-fn files(dir: &Path, into: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            files(&path, into);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            into.push(path);
-        }
-    }
+fn sources() -> Vec<PathBuf> {
+    let is_rust = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "rs");
+    files(&source()).into_iter().filter(is_rust).collect()
 }
 
 /// Every source file that is not a test: its module, its path, its code without comments.
 fn modules() -> Vec<(String, PathBuf, String)> {
-    let mut paths = Vec::new();
-    files(&source(), &mut paths);
+    let paths = sources();
     assert!(paths.len() > 20, "the sources were found");
     let code = |path: &Path| {
         let text = fs::read_to_string(path).unwrap();
@@ -295,9 +290,7 @@ fn only_a_verified_callback_becomes_a_record() {
 
 #[test]
 fn every_file_has_a_module_comment_and_at_most_500_lines() {
-    let mut paths = Vec::new();
-    files(&source(), &mut paths);
-    for path in paths {
+    for path in sources() {
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.starts_with("//! "), "{} does not say what it is", path.display());
         let lines = text.lines().count();

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use livebridge::callback::CallbackKey;
@@ -14,23 +13,13 @@ use livebridge::kafka::topic_reader::{ConsumedRecord, TopicReader};
 use livebridge::publisher::Topics;
 use rustix::process::Signal;
 
+use crate::support::files;
 use crate::support::process::{Running, livebridge};
 use crate::support::wire::{PATIENCE, exchange, post};
 
 const KEY: &str = "callbackKey0123456789";
 /// A marker in every part of every callback here.
 const SECRET: &str = "a-secret-of-the-stream";
-
-/// The contents of all files below `dir`.
-fn contents(dir: &Path, into: &mut Vec<u8>) {
-    for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
-        if path.is_dir() {
-            contents(&path, into);
-        } else {
-            into.extend(fs::read(path).unwrap());
-        }
-    }
-}
 
 fn has(bytes: &[u8], text: &str) -> bool {
     bytes.windows(text.len()).any(|part| part == text.as_bytes())
@@ -74,11 +63,10 @@ fn life(omit: &str, callbacks: &[(String, u16)]) -> (String, Vec<u8>, String) {
     let config = Config::from_parts(toml::Table::new(), variables).unwrap();
     let landed = next(&TopicReader::new(&config.kafka, &["live.record"]).unwrap());
     assert_eq!(landed.key.as_deref(), Some(SECRET.as_bytes()), "the key needs no body");
-    let mut files = Vec::new();
-    contents(&log, &mut files);
+    let contents = files(&log).iter().flat_map(|path| fs::read(path).unwrap()).collect();
     process.signal(Signal::TERM);
     assert_eq!(process.wait(), Some(0));
-    (String::from_utf8(landed.value).unwrap(), files, process.stderr.text())
+    (String::from_utf8(landed.value).unwrap(), contents, process.stderr.text())
 }
 
 #[test]

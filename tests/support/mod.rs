@@ -32,6 +32,7 @@ pub mod wire;
 
 use std::fmt::Display;
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -65,6 +66,16 @@ pub fn temp_file(contents: impl AsRef<[u8]>) -> NamedTempFile {
     let file = NamedTempFile::new().unwrap();
     fs::write(&file, contents).unwrap();
     file
+}
+
+/// All files below `dir`, in order.
+pub fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found.sort_unstable();
+    found
 }
 
 /// Waits until `condition` holds.
