@@ -11,7 +11,6 @@ const COMPOSE: &str = include_str!("../../docker-compose.yml");
 const DOCKERFILE: &str = include_str!("../../deploy/Dockerfile");
 const ALERTS: &str = include_str!("../../deploy/alerts.yml");
 const METRICS: &str = include_str!("../../docs/metrics.md");
-const CONFIGURATION: &str = include_str!("../../docs/configuration.md");
 
 fn config(toml: &str, environment: &[(String, String)]) -> String {
     let table = toml.parse().expect("TOML");
@@ -38,27 +37,6 @@ fn the_sample_configuration_does_not_start_without_a_real_key() {
     let table = SAMPLE.parse().expect("TOML");
     let error = Config::from_parts(table, std::iter::empty()).expect_err("no key is in it");
     assert!(error.to_string().starts_with("callback.keys: is empty"), "{error}");
-}
-
-#[test]
-fn the_sample_configuration_has_every_documented_key() {
-    let (_, table) = CONFIGURATION.split_once("## Keys").expect("the section");
-    let (table, _) = table.split_once("\n## ").expect("another section");
-    let cells = table.lines().filter_map(|line| line.strip_prefix("| `")?.split('|').next());
-    let names = cells.flat_map(|cell| cell.split('`')).filter_map(|name| name.split_once('.'));
-    let sections = ["http", "tls", "access", "admin", "callback", "wal", "kafka", "dedup", "log"];
-    let mut known = 0;
-    for (section, key) in names.filter(|(section, _)| sections.contains(section)) {
-        known += 1;
-        let (_, rest) = SAMPLE.split_once(&format!("\n[{section}]\n")).expect(section);
-        let lines = rest.lines().take_while(|line| !line.starts_with('['));
-        let keys: Vec<_> = lines
-            .filter_map(|line| line.trim_start_matches("# ").split_once(" = "))
-            .map(|(key, _)| key)
-            .collect();
-        assert!(keys.contains(&key), "{section}.{key} is not in {keys:?}");
-    }
-    assert!(known >= 24, "the table was not found");
 }
 
 /// The variables that a Dockerfile or Compose file sets for livebridge.

@@ -23,6 +23,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::process::{Finished, Running, livebridge, run};
+use crate::support::tls::Identity;
 use crate::support::wire::{exchange, post};
 use crate::support::{log, metrics, wait_until, wire};
 
@@ -459,17 +460,12 @@ mod check {
     fn warns_about_world_readable_secret_files() {
         let home = Home::new(UNREACHABLE, "");
         let dir = home.0.path();
-        let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        fs::write(dir.join("cert"), pair.cert.pem()).unwrap();
-        fs::write(dir.join("private"), pair.signing_key.serialize_pem()).unwrap();
+        let tls = Identity::write(dir, 2100).section();
         fs::write(dir.join("keys"), "a-key").unwrap();
         let text = fs::read_to_string(home.config()).unwrap();
-        let named = format!(
-            "keys_file = \"{0}/keys\"\n[tls]\ncertificate = \"{0}/cert\"\nprivate_key = \"{0}/private\"\n[kafka]",
-            dir.display()
-        );
+        let named = format!("keys_file = \"{}/keys\"\n{tls}[kafka]", dir.display());
         fs::write(home.config(), text.replace("[kafka]", &named)).unwrap();
-        let secret = ["keys", "livebridge.toml", "private"];
+        let secret = ["keys", "livebridge.toml", "tls.key"];
         let notes = || {
             let checked = run(home.command("check").arg("--offline"));
             assert_eq!(
@@ -482,7 +478,7 @@ mod check {
             lines.sort_unstable();
             lines
         };
-        home.let_read("cert", 0o644);
+        home.let_read("tls.crt", 0o644);
         for file in secret {
             home.let_read(file, 0o640);
         }
@@ -570,9 +566,7 @@ mod a_setting_that_librdkafka_rejects {
     #[test]
     fn at_run_time_is_an_outage_and_does_not_stop_the_intake() {
         let dir = tempfile::tempdir().unwrap();
-        let authority = dir.path().join("ca.pem");
-        let made = rcgen::generate_simple_self_signed(vec!["kafka".to_owned()]).unwrap();
-        fs::write(&authority, made.cert.pem()).unwrap();
+        let authority = Identity::write(dir.path(), 2100).certificate;
         let client = format!(
             "[kafka.client]\nsecurity.protocol = \"ssl\"\nssl.ca.location = \"{}\"\n\
              ssl.key.password = \"hunter2-s3cret\"\n",

@@ -254,22 +254,6 @@ fn an_unread_log_pipe_blocks_neither_callbacks_nor_shutdown() {
 }
 
 #[test]
-fn the_last_lines_before_exit_are_written() {
-    let bed = TestBed::new("127.0.0.1:1", "min_free_bytes = 0");
-    bed.process.signal(Signal::TERM);
-    bed.wait_until(|bed| !bed.lines_about("stopped").is_empty());
-    // A second process on the same log: its error is the last line.
-    let dir = bed.dir.path().join("livebridge.toml");
-    let second = TestBed::new("127.0.0.1:1", "min_free_bytes = 0");
-    let config = TestBed::config(&second.dir, "127.0.0.1:1", "min_free_bytes = 0");
-    fs::write(&dir, config).unwrap();
-    let refused = run(&mut livebridge(&["serve", "--config", dir.to_str().unwrap()]));
-    assert_eq!(refused.code, Some(1));
-    let last = refused.stderr.lines().last().unwrap();
-    assert!(last.starts_with("livebridge: the log in "), "{}", refused.stderr);
-}
-
-#[test]
 fn rejections_are_summarised_in_a_line_with_counts_by_reason_and_an_example() {
     let bed = TestBed::new("127.0.0.1:1", "min_free_bytes = 0");
     let ask = |request: String| wire::exchange(bed.intake, request).unwrap().status;

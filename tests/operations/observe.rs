@@ -64,7 +64,7 @@ fn printed(text: &str) -> (Families, BTreeMap<String, BTreeSet<String>>) {
             (name, (kind, BTreeSet::new(), help))
         })
         .collect();
-    let mut values: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let (mut seen, mut values) = (BTreeSet::new(), BTreeMap::<_, BTreeSet<String>>::new());
     for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
         let series = line.rsplit_once(' ').expect("a value").0;
         let (name, labels) = series.split_once('{').unwrap_or((series, ""));
@@ -74,6 +74,7 @@ fn printed(text: &str) -> (Families, BTreeMap<String, BTreeSet<String>>) {
         });
         let family = family.unwrap_or_else(|| name.to_owned());
         let entry = families.get_mut(&family).unwrap_or_else(|| panic!("{line} has no TYPE"));
+        seen.insert(family);
         for label in labels.trim_end_matches('}').split("\",").filter(|label| !label.is_empty()) {
             let (label, value) = label.split_once("=\"").expect("a label's value");
             if label != "le" {
@@ -81,6 +82,10 @@ fn printed(text: &str) -> (Families, BTreeMap<String, BTreeSet<String>>) {
                 values.entry(label.to_owned()).or_default().insert(value.replace('"', ""));
             }
         }
+    }
+    for (name, (kind, ..)) in &families {
+        assert!(seen.contains(name), "{name} has no series");
+        assert_eq!(kind == "counter", name.ends_with("_total"), "{name} is a {kind}");
     }
     (families, values)
 }

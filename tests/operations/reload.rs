@@ -258,10 +258,7 @@ fn a_new_certificate_is_used_for_new_connections_and_an_invalid_one_never() {
         assert_eq!(wire.exchange(request), Some(200));
     };
     let first = Identity::write(bed.dir.path(), 2100);
-    bed.configure(&format!(
-        "[tls]\ncertificate = {:?}\nprivate_key = {:?}\n",
-        first.certificate, first.key
-    ));
+    bed.configure(&first.section());
     bed.order();
     bed.comes_to(expiry, 4_133_894_400.0);
     let mut open = first.connect(bed.intake, &VERSIONS, &[]).unwrap();

@@ -39,6 +39,12 @@ impl Identity {
         Self { certificate, key, der: made.der().clone() }
     }
 
+    /// The section that enables TLS for the intake.
+    pub(crate) fn section(&self) -> String {
+        let (certificate, key) = (self.certificate.display(), self.key.display());
+        format!("[tls]\ncertificate = \"{certificate}\"\nprivate_key = \"{key}\"\n")
+    }
+
     /// A TLS handshake with `address` that trusts only this certificate.
     pub(crate) fn connect(
         &self,
