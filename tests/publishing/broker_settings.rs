@@ -100,7 +100,9 @@ fn topics_are_not_compacted_by_default_of_the_brokers_and_check_reports_those_th
     kafka::configure_topic(&bootstrap, &ledger, &[("cleanup.policy", "compact,delete")]);
     let (code, text) = bridge.check();
     assert_eq!(code, 69, "{text}");
-    let says = format!("BAD   cleanup.policy the ledger topic {ledger} has compact,delete: ");
+    let says = format!(
+        "BAD   cleanup.policy the ledger topic {ledger} has cleanup.policy=compact,delete: "
+    );
     assert!(text.contains(&says), "{text}");
 
     // The remedy that the message names.
