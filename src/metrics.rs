@@ -174,13 +174,13 @@ pub fn quarantined() {
 /// How a transaction ended.
 #[derive(Clone, Copy, Debug)]
 pub enum Transaction {
-    /// It holds.
+    /// Its events are in Kafka.
     Committed,
-    /// It was undone and is tried again.
+    /// It was aborted and its events are sent again.
     Aborted,
-    /// It was undone because another instance came first with some of it.
+    /// It was aborted because another instance published some of its events first.
     Contended,
-    /// The producer is gone; the next one finds out.
+    /// The producer failed before the outcome was known; the next one reads it from the ledger.
     Lost,
 }
 

@@ -137,9 +137,18 @@ pub fn configure_topic(bootstrap: &str, topic: &str, settings: &[(&str, &str)]) 
     for (name, value) in settings {
         config = config.set(name, value);
     }
-    for outcome in respond(admin(bootstrap).alter_configs([&config], &AdminOptions::new())) {
+    let admin = admin(bootstrap);
+    for outcome in respond(admin.alter_configs([&config], &AdminOptions::new())) {
         outcome.expect("a setting that a topic can have");
     }
+    // A broker applies them a moment after the controller has answered.
+    let are_applied = || {
+        let topic = [&ResourceSpecifier::Topic(topic)];
+        let described = respond(admin.describe_configs(topic, &AdminOptions::new()));
+        let value = |name| described[0].as_ref().ok()?.get(name)?.value.as_deref();
+        settings.iter().all(|(name, wanted)| value(name) == Some(wanted))
+    };
+    super::wait_until(Duration::from_secs(30), are_applied, || format!("{topic}: {settings:?}"));
 }
 
 /// An administrative client.
