@@ -106,14 +106,7 @@ enum Sheet {
 
 /// In the order in which all are run.
 const SHEETS: [&str; 9] = [
-    "intake",
-    "publishing",
-    "steady",
-    "latency",
-    "broker",
-    "instances",
-    "flatness",
-    "start",
+    "intake", "publishing", "steady", "latency", "broker", "instances", "flatness", "start",
     "outage",
 ];
 

@@ -56,14 +56,8 @@ pub enum CallbackError {
 impl CallbackError {
     /// Every value of [`CallbackError::reason`], for metrics that exist before the first rejection.
     pub const REASONS: [&str; 8] = [
-        "malformed",
-        "not_an_object",
-        "duplicate_key",
-        "too_deep",
-        "wrong_type",
-        "unsigned",
-        "bad_signature",
-        "expired",
+        "malformed", "not_an_object", "duplicate_key", "too_deep", "wrong_type", "unsigned",
+        "bad_signature", "expired",
     ];
 
     /// The metrics label.

@@ -43,35 +43,13 @@ static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| {
 
 /// Members that tell events apart.
 const UNIQUE: [&str; 14] = [
-    "average_score",
-    "event_msg",
-    "file_id",
-    "img",
-    "pic_full_url",
-    "pic_url",
-    "record_file_id",
-    "score",
-    "seq",
-    "sequence",
-    "session_id",
-    "src_txt",
-    "task_id",
-    "title",
+    "average_score", "event_msg", "file_id", "img", "pic_full_url", "pic_url", "record_file_id",
+    "score", "seq", "sequence", "session_id", "src_txt", "task_id", "title",
 ];
 /// Members that hold a time, in seconds or, where the sample's is that large, in milliseconds.
 const TIMES: [&str; 12] = [
-    "begin_time",
-    "create_time",
-    "data_time",
-    "end_time",
-    "end_unix_time",
-    "event_time",
-    "occur_time",
-    "screenshotTime",
-    "sendTime",
-    "start_time",
-    "start_unix_time",
-    "timestamp",
+    "begin_time", "create_time", "data_time", "end_time", "end_unix_time", "event_time",
+    "occur_time", "screenshotTime", "sendTime", "start_time", "start_unix_time", "timestamp",
 ];
 
 /// Makes callbacks; no two of one process are the same event.

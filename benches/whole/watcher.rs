@@ -33,8 +33,7 @@ pub(crate) fn watch(
         std::thread::sleep((start + EVERY * look).saturating_duration_since(Instant::now()));
         at_each(start.elapsed().as_secs_f64())?;
         let [accepted, published, backlog] = bridge.metrics([
-            "livebridge_callbacks_accepted_total",
-            "livebridge_published_total",
+            "livebridge_callbacks_accepted_total", "livebridge_published_total",
             "livebridge_wal_records",
         ])?;
         let at = start.elapsed().as_secs_f64();

@@ -101,9 +101,7 @@ impl Settings {
 
 /// The keys whose value is the name of a file with secrets in it.
 const SECRET_FILES: [&str; 4] = [
-    "tls.private_key",
-    "callback.keys_file",
-    "kafka.client.ssl.key.location",
+    "tls.private_key", "callback.keys_file", "kafka.client.ssl.key.location",
     "kafka.client.ssl.keystore.location",
 ];
 

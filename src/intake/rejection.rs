@@ -56,16 +56,8 @@ pub(super) fn reasons() -> impl Iterator<Item = &'static str> {
 
 /// Reasons of requests that are not rejected by the parser or the log.
 const REQUEST_REASONS: [&str; 10] = [
-    "method",
-    "path",
-    "not_found",
-    "address",
-    "secret",
-    "content_encoding",
-    "too_large",
-    "body_incomplete",
-    "overloaded",
-    "deadline",
+    "method", "path", "not_found", "address", "secret", "content_encoding", "too_large",
+    "body_incomplete", "overloaded", "deadline",
 ];
 
 impl Rejection {

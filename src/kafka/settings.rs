@@ -99,10 +99,7 @@ const HARMLESS: &[&str] = &[
 
 /// Settings that name a file, which is read as soon as there is a client with TLS.
 const FILES: &[&str] = &[
-    "ssl.ca.location",
-    "ssl.certificate.location",
-    "ssl.crl.location",
-    "ssl.key.location",
+    "ssl.ca.location", "ssl.certificate.location", "ssl.crl.location", "ssl.key.location",
     "ssl.keystore.location",
 ];
 

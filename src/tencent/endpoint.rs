@@ -103,13 +103,8 @@ mod tests {
             assert_eq!(Endpoint::parse(url), Err(EndpointError::Plain), "{url}");
         }
         for url in [
-            "",
-            "live.tencentcloudapi.com",
-            "ftp://x",
-            "https://",
-            "https://x/path",
-            "https://x/?a=b",
-            "https://user:password@x",
+            "", "live.tencentcloudapi.com", "ftp://x", "https://", "https://x/path",
+            "https://x/?a=b", "https://user:password@x",
         ] {
             assert_eq!(Endpoint::parse(url), Err(EndpointError::Form), "{url}");
         }

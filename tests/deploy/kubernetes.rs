@@ -48,8 +48,7 @@ fn the_manifests_are_valid_for_the_oldest_and_the_newest_kubernetes_api() {
 #[test]
 fn the_pods_are_restricted_and_their_instances_are_named_after_namespace_and_pod() {
     let arguments = [
-        "tests/deploy/kubernetes/restricted.py",
-        "deploy/kubernetes/livebridge.yaml",
+        "tests/deploy/kubernetes/restricted.py", "deploy/kubernetes/livebridge.yaml",
         "deploy/kubernetes/release.yaml",
     ];
     let Some(output_text) = python("pods", &arguments) else { return };

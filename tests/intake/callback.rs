@@ -253,19 +253,8 @@ mod event_type {
     #[test]
     fn of_another_json_type_is_rejected() {
         let odd = [
-            "true",
-            "false",
-            "1.0",
-            "1e2",
-            "0.0",
-            "\"\"",
-            "\"push\"",
-            "\" 1\"",
-            "\"1.0\"",
-            "[]",
-            "[1]",
-            "{}",
-            "99999999999999999999",
+            "true", "false", "1.0", "1e2", "0.0", "\"\"", "\"push\"", "\" 1\"", "\"1.0\"", "[]",
+            "[1]", "{}", "99999999999999999999",
         ];
         for text in odd {
             assert_eq!(of(text), Err("wrong_type"), "{text}");
@@ -573,19 +562,8 @@ mod body {
     #[test]
     fn that_is_not_json_is_malformed() {
         let odd: [&[u8]; 13] = [
-            b"",
-            b" \n",
-            b"{",
-            b"{}{}",
-            b"{} x",
-            br#"{"a":1,}"#,
-            br#"{"a":01}"#,
-            br#"{"a":.5}"#,
-            br#"{"a":NaN}"#,
-            br"{'a':1}",
-            b"{\"a\":\"\n\"}",
-            b"{\"a\":\"\0\"}",
-            br#"{"a":"\x41"}"#,
+            b"", b" \n", b"{", b"{}{}", b"{} x", br#"{"a":1,}"#, br#"{"a":01}"#, br#"{"a":.5}"#,
+            br#"{"a":NaN}"#, br"{'a':1}", b"{\"a\":\"\n\"}", b"{\"a\":\"\0\"}", br#"{"a":"\x41"}"#,
         ];
         for body in odd {
             assert_eq!(reason(body), Err("malformed"), "{:?}", String::from_utf8_lossy(body));
@@ -595,9 +573,7 @@ mod body {
     #[test]
     fn that_is_not_utf_8_is_malformed_at_any_position() {
         let bodies: [&[u8]; 4] = [
-            b"\xff{}",
-            b"{\"\xff\":1}",
-            b"{\"a\":\"\xc3\x28\"}",
+            b"\xff{}", b"{\"\xff\":1}", b"{\"a\":\"\xc3\x28\"}",
             b"{\"a\":[{\"b\":\"\xed\xa0\x80\"}]}",
         ];
         for body in bodies {

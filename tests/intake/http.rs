@@ -33,13 +33,8 @@ mod a_callback {
     fn is_accepted_at_the_path_and_below_it() {
         let bed = TestBed::new();
         let paths = [
-            "/callback",
-            "/callback/",
-            "/callback/push",
-            "/callback/a/b.json",
-            "/callback?a=b",
-            "/callback/push?",
-            "http://bridge.example/callback",
+            "/callback", "/callback/", "/callback/push", "/callback/a/b.json", "/callback?a=b",
+            "/callback/push?", "http://bridge.example/callback",
         ];
         for path in paths {
             assert_accepted(&bed.send(post(path, &push())));
@@ -385,18 +380,8 @@ mod a_request {
     fn for_another_path_gets_404() {
         let bed = TestBed::new();
         for path in [
-            "/",
-            "/callbacks",
-            "/callback.json",
-            "/Callback",
-            "//callback",
-            "/a/callback",
-            "/callback%2Fpush",
-            "/%63allback",
-            "/metrics",
-            "/../callback",
-            "/callback;x",
-            "*",
+            "/", "/callbacks", "/callback.json", "/Callback", "//callback", "/a/callback",
+            "/callback%2Fpush", "/%63allback", "/metrics", "/../callback", "/callback;x", "*",
         ] {
             let answer = bed.send(post(path, &push()));
             assert_rejected(&answer, 404, "http.path");
@@ -532,14 +517,9 @@ mod a_request {
     fn with_invalid_framing_is_rejected() {
         let bed = TestBed::new();
         for framing in [
-            "Content-Length: 5\r\nContent-Length: 6",
-            "Content-Length: +5",
-            "Content-Length: 5, 5",
-            "Content-Length: -1",
-            "Content-Length: 0x5",
-            "Content-Length: 18446744073709551616",
-            "Transfer-Encoding: gzip",
-            "Transfer-Encoding: chunked, identity",
+            "Content-Length: 5\r\nContent-Length: 6", "Content-Length: +5", "Content-Length: 5, 5",
+            "Content-Length: -1", "Content-Length: 0x5", "Content-Length: 18446744073709551616",
+            "Transfer-Encoding: gzip", "Transfer-Encoding: chunked, identity",
         ] {
             let mut wire = Wire::connect(bed.address);
             wire.send(format!(

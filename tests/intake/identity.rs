@@ -232,20 +232,13 @@ fn adjacent_field_values_are_delimited() {
 fn payloads_labelled_retries_are_one_event() {
     let families: [&[&str]; 2] = [
         &[
-            "002_interrupt_0",
-            "073a_retry_first",
-            "073b_retry_identical",
-            "073c_retry_resigned",
+            "002_interrupt_0", "073a_retry_first", "073b_retry_identical", "073c_retry_resigned",
             "077_key_order_differs",
         ],
         // One push, signed in every way that INDEX.md lists.
         &[
-            "001_push_1",
-            "007_push_1_no_key_no_sign_no_t",
-            "061_t_as_string",
-            "069_expired_t",
-            "070_sign_upper_case",
-            "075_pretty_printed_tabs_crlf",
+            "001_push_1", "007_push_1_no_key_no_sign_no_t", "061_t_as_string", "069_expired_t",
+            "070_sign_upper_case", "075_pretty_printed_tabs_crlf",
         ],
     ];
     for family in families {

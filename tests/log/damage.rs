@@ -220,12 +220,8 @@ fn a_damaged_marker_changes_nothing() {
         .collect();
     markers.extend((0..whole.len()).map(|cut| whole[..cut].to_vec()));
     let others: [&[u8]; 6] = [
-        b"0 records\n",
-        b"1 records\n",
-        b"4000000000 records\n",
-        b"99999999999 records\n",
-        &[0; 64],
-        b"\xFF\xFE",
+        b"0 records\n", b"1 records\n", b"4000000000 records\n", b"99999999999 records\n",
+        &[0; 64], b"\xFF\xFE",
     ];
     markers.extend(others.map(<[u8]>::to_vec));
     let exporter = exporter();

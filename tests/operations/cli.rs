@@ -232,13 +232,7 @@ mod send {
             OK,
         ]);
         let mut command = livebridge(&[
-            "send",
-            "--url",
-            &url,
-            "--event-type",
-            "push",
-            "--retry-interval",
-            "1100ms",
+            "send", "--url", &url, "--event-type", "push", "--retry-interval", "1100ms",
         ]);
         let sent = run(command.env("LIVEBRIDGE_SEND_KEY", "k"));
         assert_eq!(sent.code, Some(0), "{sent:?}");
@@ -256,13 +250,7 @@ mod send {
     fn gives_up_after_the_last_attempt_and_fails() {
         let (url, bodies) = server(&["HTTP/1.1 503 Full\r\nContent-Length: 0\r\n"; 3]);
         let sent = run(&mut livebridge(&[
-            "send",
-            "--url",
-            &url,
-            "--retries",
-            "2",
-            "--retry-interval",
-            "1ms",
+            "send", "--url", &url, "--retries", "2", "--retry-interval", "1ms",
         ]));
         assert_eq!(sent.code, Some(1), "{sent:?}");
         assert!(sent.stdout.starts_with("1 × 503"), "{sent:?}");
@@ -361,14 +349,7 @@ mod check {
         let checked = run(&mut home.command("check"));
         assert_eq!(checked.code, Some(0), "{checked:?}");
         for what in [
-            "config",
-            "directory",
-            "disk",
-            "log",
-            "clock",
-            "keys",
-            "Kafka",
-            "topics",
+            "config", "directory", "disk", "log", "clock", "keys", "Kafka", "topics",
             "transactions",
         ] {
             let line = checked.stdout.lines().find(|line| line[6..].starts_with(what));
@@ -841,8 +822,7 @@ mod wal {
         script.args(["-qec", &verify, "/dev/null"]).env("LIVEBRIDGE_WAL_DIR", &dir);
         let Ok(output) = script.env("TERM", "xterm").stdin(Stdio::null()).output() else {
             return crate::support::skip::skip(
-                "output on a terminal",
-                &"script(1) is not installed",
+                "output on a terminal", &"script(1) is not installed",
             );
         };
         let text = String::from_utf8_lossy(&output.stdout);
@@ -952,18 +932,8 @@ mod generated {
     use super::*;
 
     const COMMANDS: [&str; 12] = [
-        "serve",
-        "dev",
-        "check",
-        "ready",
-        "config",
-        "send",
-        "wal",
-        "replay",
-        "recover",
-        "audit",
-        "completions",
-        "man",
+        "serve", "dev", "check", "ready", "config", "send", "wal", "replay", "recover", "audit",
+        "completions", "man",
     ];
 
     #[test]

@@ -248,21 +248,13 @@ mod an_unknown {
     #[test]
     fn variable_is_rejected_by_name() {
         for name in [
-            "LIVEBRIDGE_HTTP_LISTN",
-            "LIVEBRIDGE_HTTP_",
-            "LIVEBRIDGE_CALLBACK_KEY",
-            "LIVEBRIDGE_WAL_MAXBYTES",
-            "LIVEBRIDGE_KAFKA_CLIENT",
-            "LIVEBRIDGE_KAKFA_BROKERS",
-            "LIVEBRIDGE_KEYS",
-            "LIVEBRIDGE_HTTP",
-            "LIVEBRIDGE_HTTP_PORT",
+            "LIVEBRIDGE_HTTP_LISTN", "LIVEBRIDGE_HTTP_", "LIVEBRIDGE_CALLBACK_KEY",
+            "LIVEBRIDGE_WAL_MAXBYTES", "LIVEBRIDGE_KAFKA_CLIENT", "LIVEBRIDGE_KAKFA_BROKERS",
+            "LIVEBRIDGE_KEYS", "LIVEBRIDGE_HTTP", "LIVEBRIDGE_HTTP_PORT",
             "LIVEBRIDGE_HTTP_REPORT_ONLY",
             // Not quite what Kubernetes sets.
-            "LIVEBRIDGE_HTTP_PORT_HTTP_TCP",
-            "LIVEBRIDGE_HTTP_PORT_8080_QUIC",
-            "LIVEBRIDGE_HTTP_PORT_8080_TCP_NAME",
-            "LIVEBRIDGE_HTTP_8080_TCP",
+            "LIVEBRIDGE_HTTP_PORT_HTTP_TCP", "LIVEBRIDGE_HTTP_PORT_8080_QUIC",
+            "LIVEBRIDGE_HTTP_PORT_8080_TCP_NAME", "LIVEBRIDGE_HTTP_8080_TCP",
             "LIVEBRIDGE_HTP_LISTEN",
         ] {
             assert_rejects_variable(name, "s3cret", &[name]);
@@ -280,36 +272,22 @@ mod an_unknown {
     #[test]
     fn variable_of_another_program_is_ignored() {
         for name in [
-            "PATH",
-            "livebridge_http_listen",
-            "MY_LIVEBRIDGE_HTTP_LISTEN",
+            "PATH", "livebridge_http_listen", "MY_LIVEBRIDGE_HTTP_LISTEN",
             // Variables that other parts of livebridge read.
-            "LIVEBRIDGE_CONFIG",
-            "LIVEBRIDGE_SEND_KEY",
+            "LIVEBRIDGE_CONFIG", "LIVEBRIDGE_SEND_KEY",
             // Variables of tests and benches.
-            "LIVEBRIDGE_TEST_FACTOR",
-            "LIVEBRIDGE_SEED",
-            "LIVEBRIDGE_REQUIRE_KAFKA",
+            "LIVEBRIDGE_TEST_FACTOR", "LIVEBRIDGE_SEED", "LIVEBRIDGE_REQUIRE_KAFKA",
             "LIVEBRIDGE_BENCH_RATE",
             // Variables set by a shell or an image.
-            "LIVEBRIDGE_VERSION",
-            "LIVEBRIDGE_HOME",
-            "LIVEBRIDGE_INSTALL_PATH",
+            "LIVEBRIDGE_VERSION", "LIVEBRIDGE_HOME", "LIVEBRIDGE_INSTALL_PATH",
             "LIVEBRIDGE_DATA_DIR",
             // Kubernetes sets these in every pod when services are named livebridge,
             // livebridge-http and livebridge-kafka.
-            "LIVEBRIDGE_SERVICE_HOST",
-            "LIVEBRIDGE_SERVICE_PORT",
-            "LIVEBRIDGE_SERVICE_PORT_INTAKE",
-            "LIVEBRIDGE_PORT",
-            "LIVEBRIDGE_PORT_8080_TCP",
-            "LIVEBRIDGE_PORT_8080_TCP_ADDR",
-            "LIVEBRIDGE_PORT_8080_TCP_PROTO",
-            "LIVEBRIDGE_HTTP_PORT_8080_TCP_PORT",
-            "LIVEBRIDGE_KAFKA_UI_SERVICE_PORT_WEB",
-            "LIVEBRIDGE_HTTP_SERVICE_HOST",
-            "LIVEBRIDGE_HTTP_PORT",
-            "LIVEBRIDGE_KAFKA_PORT_9092_TCP",
+            "LIVEBRIDGE_SERVICE_HOST", "LIVEBRIDGE_SERVICE_PORT", "LIVEBRIDGE_SERVICE_PORT_INTAKE",
+            "LIVEBRIDGE_PORT", "LIVEBRIDGE_PORT_8080_TCP", "LIVEBRIDGE_PORT_8080_TCP_ADDR",
+            "LIVEBRIDGE_PORT_8080_TCP_PROTO", "LIVEBRIDGE_HTTP_PORT_8080_TCP_PORT",
+            "LIVEBRIDGE_KAFKA_UI_SERVICE_PORT_WEB", "LIVEBRIDGE_HTTP_SERVICE_HOST",
+            "LIVEBRIDGE_HTTP_PORT", "LIVEBRIDGE_KAFKA_PORT_9092_TCP",
         ] {
             let mut config = load(LEAST, &[(name, "tcp://10.0.0.1:8080")]).unwrap();
             config.notes.clear();
@@ -325,10 +303,7 @@ mod an_unknown {
             assert_eq!(notes(name), [note]);
         }
         for name in [
-            "LIVEBRIDGE_CONFIG",
-            "LIVEBRIDGE_SEND_KEY",
-            "LIVEBRIDGE_PORT",
-            "LIVEBRIDGE_PORT_80_TCP",
+            "LIVEBRIDGE_CONFIG", "LIVEBRIDGE_SEND_KEY", "LIVEBRIDGE_PORT", "LIVEBRIDGE_PORT_80_TCP",
         ] {
             assert_eq!(notes(name), Vec::<String>::new(), "{name}");
         }
@@ -489,13 +464,9 @@ mod a_bad_value {
     #[test]
     fn of_a_topic_is_rejected() {
         for text in [
-            "topic_prefix = \"a b\"",
-            "topic_prefix = \"中\"",
-            "topics = { push = \"\" }",
-            "topics = { push = \"a/b\" }",
-            "topics = { other = \"..\" }",
-            "topics = { 5x = \"a\" }",
-            "topics = { pull = \"a\" }",
+            "topic_prefix = \"a b\"", "topic_prefix = \"中\"", "topics = { push = \"\" }",
+            "topics = { push = \"a/b\" }", "topics = { other = \"..\" }",
+            "topics = { 5x = \"a\" }", "topics = { pull = \"a\" }",
         ] {
             let message = rejection(&format!("{LEAST}[kafka]\n{text}"), &[]);
             assert!(message.starts_with("kafka.topic"), "{text}: {message}");
@@ -1165,9 +1136,7 @@ mod kafka {
         let garbage = temp_file("no certificate");
         let garbage = garbage.path().to_str().unwrap();
         for setting in [
-            "ssl.ca.location",
-            "ssl.certificate.location",
-            "ssl.key.location",
+            "ssl.ca.location", "ssl.certificate.location", "ssl.key.location",
             "ssl.keystore.location",
         ] {
             for path in ["/nowhere/file.pem", garbage] {

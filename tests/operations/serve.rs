@@ -127,11 +127,8 @@ fn with_a_token_the_status_needs_the_token() {
     assert_eq!(ask("/", "").status, 200, "the page itself contains no data");
     for path in ["/metrics", "/status", "/nothing"] {
         for line in [
-            "",
-            "Authorization: Bearer\r\n",
-            "Authorization: Bearer s3cre\r\n",
-            "Authorization: Basic s3cret\r\n",
-            "Authorization: s3cret\r\n",
+            "", "Authorization: Bearer\r\n", "Authorization: Bearer s3cre\r\n",
+            "Authorization: Basic s3cret\r\n", "Authorization: s3cret\r\n",
         ] {
             let answer = ask(path, line);
             assert_eq!(answer.status, 401, "{path} {line:?}");
@@ -163,15 +160,9 @@ fn without_a_token_the_status_answers_only_ip_addresses_and_names_without_dots()
         }
         assert_eq!(ask(path, &[]).status, 200, "{path}: browsers always send Host");
         for host in [
-            "rebound.example",
-            "rebound.example:9464",
-            "127.0.0.1.rebound.example",
-            "localhost.rebound.example:9464",
-            "127.0.0.1@rebound.example",
-            "rebound.",
-            "127.0.0.1:9464, rebound.example",
-            "\u{fc}.example",
-            "",
+            "rebound.example", "rebound.example:9464", "127.0.0.1.rebound.example",
+            "localhost.rebound.example:9464", "127.0.0.1@rebound.example", "rebound.",
+            "127.0.0.1:9464, rebound.example", "\u{fc}.example", "",
         ] {
             let answer = ask(path, &[host]);
             assert_eq!(answer.status, 421, "{path} {host}");

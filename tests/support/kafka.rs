@@ -52,10 +52,7 @@ const POM: &str = include_str!("kafka/pom.xml");
 const FAST_START: [&str; 3] = ["-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"];
 /// Those of Kafka's own start script.
 const PRODUCTION: [&str; 6] = [
-    "-Xmx1g",
-    "-XX:+UseG1GC",
-    "-XX:MaxGCPauseMillis=20",
-    "-XX:InitiatingHeapOccupancyPercent=35",
+    "-Xmx1g", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:InitiatingHeapOccupancyPercent=35",
     "-Xshare:auto",
     // Else the time of compiler threads that ended could not be told from that of others.
     "-XX:-UseDynamicNumberOfCompilerThreads",

@@ -331,13 +331,7 @@ impl Acknowledged {
     pub fn check(&self, bootstrap: &str, prefix: &str) -> Result<Verdict, Unavailable> {
         let topics = Topics::new(prefix, &BTreeMap::new()).expect("a legal prefix");
         let fields = [
-            "topic",
-            "partition",
-            "offset",
-            "key",
-            "value",
-            "ce_id",
-            "livebridge-topic",
+            "topic", "partition", "offset", "key", "value", "ce_id", "livebridge-topic",
             "livebridge-reason",
         ];
         let records =

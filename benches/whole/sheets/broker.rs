@@ -147,17 +147,8 @@ pub(crate) fn run(bench: &Bench, options: &Options) -> Fallible<Outcome> {
 
 fn report(costs: &Costs, requests: &BTreeMap<Load, Requests>) -> Outcome {
     let head = [
-        "load, sender",
-        "events/s",
-        "of bare",
-        "p50 ms",
-        "p99 ms",
-        "p99.9 ms",
-        "own CPU us",
-        "broker CPU us",
-        "of plain",
-        "events/transaction",
-        "bytes/event",
+        "load, sender", "events/s", "of bare", "p50 ms", "p99 ms", "p99.9 ms", "own CPU us",
+        "broker CPU us", "of plain", "events/transaction", "bytes/event",
     ];
     let (mut table, mut outcome, mut rows) = (Table::new(head), Outcome::default(), Vec::new());
     for ((load, who), rounds) in costs {

@@ -87,14 +87,8 @@ pub(crate) fn run(bench: &Bench, options: &Options) -> Fallible<Outcome> {
         options.connections
     );
     let mut table = Table::new([
-        "instances",
-        "callbacks/s",
-        "p99 ms",
-        "own CPU us",
-        "brokers' CPU us",
-        "ledger bytes/event",
-        "contended",
-        "MiB each",
+        "instances", "callbacks/s", "p99 ms", "own CPU us", "brokers' CPU us",
+        "ledger bytes/event", "contended", "MiB each",
     ]);
     for (instances, figures) in &measured {
         let of = |figure: fn(&Figures) -> f64| median(figures.iter().map(figure));

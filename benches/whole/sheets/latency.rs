@@ -71,12 +71,8 @@ pub(crate) fn run(bench: &Bench, options: &Options) -> Fallible<Outcome> {
         }
     };
     let names = [
-        "the broker's own commit",
-        "the same, seen by a consumer",
-        "request to 200",
-        "request to consumer",
-        "full load: request to 200",
-        "full load: request to consumer",
+        "the broker's own commit", "the same, seen by a consumer", "request to 200",
+        "request to consumer", "full load: request to 200", "full load: request to consumer",
     ];
     let mut lines = names.map(|name| Series { name, rounds: Vec::new() });
     let mut faults = Vec::new();

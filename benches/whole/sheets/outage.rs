@@ -122,14 +122,8 @@ impl Course {
         // Some recent callbacks are always pending.
         let few = f64::from(rate) / 4.0;
         let mut table = Table::new([
-            "accepted",
-            "highest backlog",
-            "publishes again after",
-            "caught up after",
-            "p50 ms",
-            "p99 ms",
-            "max ms",
-            "RSS MiB",
+            "accepted", "highest backlog", "publishes again after", "caught up after", "p50 ms",
+            "p99 ms", "max ms", "RSS MiB",
         ]);
         table.row([
             self.seen.accepted.to_string(),

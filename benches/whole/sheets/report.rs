@@ -170,19 +170,8 @@ impl Results {
 
     pub(crate) fn table(&self) -> Table {
         let mut table = Table::new([
-            "system",
-            "connections",
-            "callbacks/s",
-            "of hyper",
-            "of raw log",
-            "p50 ms",
-            "p99 ms",
-            "RSS MiB",
-            "CPU us",
-            "of limit",
-            "load",
-            "in Kafka at end",
-            "all after",
+            "system", "connections", "callbacks/s", "of hyper", "of raw log", "p50 ms", "p99 ms",
+            "RSS MiB", "CPU us", "of limit", "load", "in Kafka at end", "all after",
         ]);
         let mut last = None;
         for row in self.rows() {

@@ -42,18 +42,8 @@ struct Course {
 pub(crate) fn run(bench: &Bench, options: &Options) -> Fallible<Outcome> {
     let duration = bench.time(25.0, 2.0);
     let head = [
-        "connections",
-        "accepted/s",
-        "published/s",
-        "backlog at 1/4",
-        "1/2",
-        "3/4",
-        "end",
-        "growth/s",
-        "of accepted",
-        "all after",
-        "p99 ms",
-        "RSS MiB",
+        "connections", "accepted/s", "published/s", "backlog at 1/4", "1/2", "3/4", "end",
+        "growth/s", "of accepted", "all after", "p99 ms", "RSS MiB",
     ];
     let mut table = Table::new(head);
     let (mut outcome, mut courses) = (Outcome::default(), Vec::new());

@@ -11,15 +11,9 @@ use super::{Failure, State};
 type Fields = Map<String, Value>;
 
 const URLS: [&str; 9] = [
-    "StreamBeginNotifyUrl",
-    "StreamEndNotifyUrl",
-    "RecordNotifyUrl",
-    "RecordStatusNotifyUrl",
-    "SnapshotNotifyUrl",
-    "PornCensorshipNotifyUrl",
-    "PushExceptionNotifyUrl",
-    "AudioAuditNotifyUrl",
-    "RecordExceptionNotifyUrl",
+    "StreamBeginNotifyUrl", "StreamEndNotifyUrl", "RecordNotifyUrl", "RecordStatusNotifyUrl",
+    "SnapshotNotifyUrl", "PornCensorshipNotifyUrl", "PushExceptionNotifyUrl",
+    "AudioAuditNotifyUrl", "RecordExceptionNotifyUrl",
 ];
 const TEMPLATES_MAX: usize = 50;
 const HOUR: i64 = 3_600_000;
