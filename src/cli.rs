@@ -52,8 +52,8 @@ enum Command {
     /// Every key of the configuration file can also be set as LIVEBRIDGE_<SECTION>_<KEY> in the
     /// environment, which takes precedence over the file. Stops on SIGTERM or SIGINT; a second one
     /// ends the process at once. On SIGHUP, and within seconds of a change of the configuration,
-    /// key or certificate files, it reloads [tls], [access], [callback], log.level and the limits
-    /// of [wal].
+    /// key or certificate files, it reloads the sections tls, access and callback, log.level and the
+    /// limits of the log.
     ///
     /// Exits 0 after SIGTERM or SIGINT, 64 if the configuration is wrong, 1 for any other problem.
     #[command(after_long_help = SERVE_EXAMPLES)]
