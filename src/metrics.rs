@@ -262,8 +262,8 @@ pub fn producer(state: &ProducerState) {
 pub struct SelfAuditTotals {
     /// Records accepted.
     pub accepted: u64,
-    /// What became of them: published, absorbed, dead-lettered, quarantined, done with by the
-    /// ledger's account, damaged.
+    /// What became of them: published, absorbed, dead-lettered, quarantined, released because
+    /// the ledger lists them, damaged.
     pub settled: [u64; 6],
     /// Those still in the log.
     pub pending: u64,

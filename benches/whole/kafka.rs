@@ -22,11 +22,11 @@ const POLL: Duration = Duration::from_millis(20);
 const REQUEST_MAX: Duration = Duration::from_secs(5);
 
 /// Counts the callbacks in the push topic by its offsets (the mock writes no transaction markers).
-pub(crate) struct ConsumedRecord {
+pub(crate) struct PushCounter {
     consumer: BaseConsumer,
 }
 
-impl ConsumedRecord {
+impl PushCounter {
     pub(crate) fn new(brokers: &str) -> Fallible<Self> {
         let consumer = ClientConfig::new().set("bootstrap.servers", brokers).create()?;
         Ok(Self { consumer })
@@ -83,7 +83,7 @@ pub(crate) fn reader(brokers: &str, topic: &str) -> Fallible<BaseConsumer> {
 
 /// All events that are in the push topic now.
 pub(crate) fn read_all(brokers: &str, longest: Duration) -> Fallible<Vec<OwnedMessage>> {
-    let expected = ConsumedRecord::new(brokers)?.held()?;
+    let expected = PushCounter::new(brokers)?.held()?;
     let consumer = reader(brokers, PUSH_TOPIC)?;
     let deadline = Instant::now() + longest;
     let mut messages = Vec::new();

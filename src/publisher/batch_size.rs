@@ -100,7 +100,8 @@ impl BatchLimits {
     /// producer needs longer time-outs ([`Self::timeout_doublings`]), because no smaller batch is possible.
     pub fn on_timed_out(&mut self, bytes: usize, records: usize) -> bool {
         if records > 1 || bytes <= LATE_MIN {
-            self.bytes = (self.bytes.min(bytes) / 2).max(LATE_MIN);
+            // A limit that rejections have lowered further stays as it is.
+            self.bytes = (self.bytes.min(bytes) / 2).max(LATE_MIN.min(self.bytes));
             return false;
         }
         self.timed_out = Some(Instant::now());
@@ -211,6 +212,11 @@ mod tests {
         let mut limits = BatchLimits::default();
         assert!((0..1000).all(|_| !limits.on_timed_out(limits.bytes().min(700), 1)));
         assert_eq!((limits.bytes(), limits.timeout_doublings()), (LATE_MIN, 0));
+        limits.on_rejected(LATE_MIN);
+        let rejected = limits.bytes();
+        assert!(rejected < LATE_MIN);
+        assert!(!limits.on_timed_out(rejected, 2));
+        assert_eq!(limits.bytes(), rejected, "a time-out does not raise what rejections lowered");
     }
 
     #[test]

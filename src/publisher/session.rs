@@ -157,8 +157,7 @@ impl Publisher {
         let committed = sent.and_then(|offset| self.commit_if_first(producer, &commit, offset));
         let elapsed = started.elapsed();
         let outcome = match &committed {
-            Ok(true) => Transaction::Committed,
-            Ok(false) => Transaction::Contended,
+            Ok(outcome) => *outcome,
             Err(Failure::Lost(_) | Failure::Fenced(_) | Failure::NotIdempotent(_)) => {
                 Transaction::Lost
             }
@@ -166,13 +165,14 @@ impl Publisher {
         };
         metrics::transaction(outcome, batch.pending(), elapsed);
         match committed {
-            Ok(true) => {
+            Ok(Transaction::Committed) => {
                 self.limits.on_published(batch.bytes(), batch.len(), elapsed);
                 kafka::report_success();
                 self.contended.reset();
                 Attempt::Published(Some(commit))
             }
-            Ok(false) => Attempt::Contended,
+            Ok(Transaction::Contended) => Attempt::Contended,
+            Ok(Transaction::Aborted | Transaction::Lost) => Attempt::End(SessionEnd::Done),
             Err(failure) => self.failed(producer, batch, failure, elapsed),
         }
     }
@@ -300,9 +300,9 @@ impl Publisher {
         Attempt::End(SessionEnd::Replace)
     }
 
-    /// Commits the transaction whose ledger record is `own`, at `offset` of the ledger topic; or aborts
-    /// it, and returns `false`, if a record of another publisher with one of the same event ids comes
-    /// before it, committed or not.
+    /// Commits the transaction whose ledger record is `own`, at `offset` of the ledger topic. If a record
+    /// of another publisher with one of the same event ids comes before it, committed or not, aborts it
+    /// as contended; after `give_up`, when not all records before it were read, as aborted.
     ///
     /// Of two instances with the same event one finds the other's record, so at most one commits.
     fn commit_if_first(
@@ -310,7 +310,7 @@ impl Publisher {
         producer: &Producer,
         own: &Commit,
         offset: i64,
-    ) -> Result<bool, Failure> {
+    ) -> Result<Transaction, Failure> {
         if let Some(reader) = &mut self.ledger_reader {
             let open_commits = &mut self.open_commits;
             let read = reader.read_open(offset, &self.give_up, |at, bytes| {
@@ -321,17 +321,19 @@ impl Publisher {
                 producer.abort()?;
                 return Err(Failure::Lost(cause));
             }
-            // After `give_up` not all of it is read.
-            if self.give_up.is_cancelled() || open_commits.is_contended(own, offset) {
+            let is_contended = open_commits.is_contended(own, offset);
+            if is_contended || self.give_up.is_cancelled() {
                 producer.abort()?;
-                return Ok(false);
+                let outcome =
+                    if is_contended { Transaction::Contended } else { Transaction::Aborted };
+                return Ok(outcome);
             }
         }
         producer.commit()?;
         if let Some(reader) = &mut self.ledger_reader {
             reader.committed(offset);
         }
-        Ok(true)
+        Ok(Transaction::Committed)
     }
 
     /// Pauses for a random time, so that two instances that aborted for each other do not meet

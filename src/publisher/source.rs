@@ -1,5 +1,6 @@
-//! What a publisher publishes: the log, or the events of a `replay` or `recover` command. Everything
-//! in which the two differ is decided here.
+//! What a publisher publishes: the log, or the events of a `replay` or `recover` command. What
+//! differs between the two is decided here, but for a publisher without a ledger
+//! ([`BatchSource::has_ledger`]).
 
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -69,11 +69,15 @@ impl<T: Overwritten> CheckpointFile<T> {
     /// With what the last process left.
     pub(super) fn open(dir: &Path, log: LogId) -> (Self, Option<T>) {
         let path = dir.join(T::NAME);
-        let text = fs::read_to_string(&path).unwrap_or_default();
-        let found: Option<T> = parse(&text, log);
-        if found.is_none() && !text.is_empty() {
+        let text = match fs::read_to_string(&path) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+            text => text,
+        };
+        let found: Option<T> = text.as_ref().ok().and_then(|text| parse(text, log));
+        if found.is_none() && !text.as_ref().is_ok_and(String::is_empty) {
             tracing::warn!(
                 path = %path.display(),
+                cause = text.err().map(tracing::field::display),
                 "{} cannot be read: the file is damaged, or of another log; it begins anew",
                 T::CONTENT
             );
@@ -141,7 +145,7 @@ mod tests {
         let whole = fs::read(dir.path().join(T::NAME)).unwrap();
         for at in 0..whole.len() {
             let mut torn = whole.clone();
-            torn[at] ^= 1;
+            torn[at] ^= 0x80 >> (at % 8);
             fs::write(dir.path().join(T::NAME), &torn).unwrap();
             assert_eq!(read::<T>(dir.path(), LOG), None, "byte {at}");
             fs::write(dir.path().join(T::NAME), &whole[..at]).unwrap();

@@ -10,8 +10,8 @@
 use std::time::{Duration, Instant};
 
 /// What a commit costs, in time that records wait. Commits at intervals of `t` seconds, with `r`
-/// records a second, make records wait `r * t / 2` in each second and cost `COST / t`; the sum is
-/// smallest at `t = sqrt(2 * COST / r)`.
+/// records a second, make records wait `r * t / 2` in each second and cost `COMMIT_COST / t`; the
+/// sum is smallest at `t = sqrt(2 * COMMIT_COST / r)`.
 const COMMIT_COST: f64 = 0.003;
 /// The shortest interval between the starts of two commits, when records are waited for: 800 commits a
 /// second, which a usual cloud volume sustains.

@@ -89,6 +89,50 @@ fn the_modules_of_the_design_match_the_library() {
     }
 }
 
+/// A type's function, variant or field in a document, as `Type::name`, exists: a file that declares the type,
+/// or has an `impl` of it, has a function, variant or field of that name.
+#[test]
+fn every_member_of_a_type_in_a_document_exists() {
+    let mut sources = files("src", &["rs"]);
+    sources.extend(files("tests", &["rs"]));
+    let sources: Vec<String> = sources.into_iter().map(read).collect();
+    let is_name = |part: &str| part.chars().all(|c| c.is_alphanumeric() || c == '_');
+    let mut count = 0;
+    for (page, text) in documents() {
+        for span in spans(&text) {
+            let Some((of_type, member)) = span.split_once("::") else { continue };
+            let is_type = of_type.starts_with(|c: char| c.is_ascii_uppercase());
+            if !is_type || !is_name(of_type) || !is_name(member) {
+                continue;
+            }
+            let declares = |source: &&String| {
+                ["struct", "enum", "trait", "impl"]
+                    .iter()
+                    .any(|keyword| words(source, keyword).any(|name| name == of_type))
+            };
+            let has = |source: &String| {
+                words(source, "fn").any(|name| name == member)
+                    || source.lines().any(|line| {
+                        let rest = line.trim().strip_prefix(member);
+                        rest.is_some_and(|rest| rest.starts_with([',', '(', ' ', ':']))
+                    })
+            };
+            let exists = sources.iter().filter(declares).any(has);
+            assert!(exists, "{}: there is no {span}", page.display());
+            count += 1;
+        }
+    }
+    assert!(count >= 8, "{count} were found");
+}
+
+/// The names that follow `keyword` in a source file.
+fn words<'a>(source: &'a str, keyword: &'a str) -> impl Iterator<Item = &'a str> {
+    let pairs = source.split_whitespace().zip(source.split_whitespace().skip(1));
+    pairs.filter(move |(word, _)| *word == keyword).map(|(_, name)| {
+        name.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default()
+    })
+}
+
 #[test]
 fn the_path_of_a_callback_names_each_file_once() {
     let design = read("docs/design.md");

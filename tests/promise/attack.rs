@@ -209,7 +209,7 @@ fn count(moved: &metrics::Series, name: &str, reason: &str) -> f64 {
 }
 
 const ENDED: &str = "livebridge_http_connections_closed_total";
-const REFUSED: &str = "livebridge_callbacks_rejected_total";
+const REJECTED: &str = "livebridge_callbacks_rejected_total";
 
 /// Opens more connections than the limit, sends `start` on each, and `more` repeatedly.
 fn hold(intake: SocketAddr, over: &AtomicBool, start: &[u8], more: &[u8]) {
@@ -239,7 +239,7 @@ fn a_flood_of_bad_signatures_delays_no_other_client() {
             thread::sleep(Duration::from_micros(100));
         }
     });
-    assert!(count(&moved, REFUSED, "bad_signature") > 100.0, "{moved:?}");
+    assert!(count(&moved, REJECTED, "bad_signature") > 100.0, "{moved:?}");
 }
 
 #[test]
@@ -258,8 +258,8 @@ fn bodies_that_are_costly_to_parse_delay_no_other_client() {
             }
         }
     });
-    assert!(count(&moved, REFUSED, "malformed") > 1.0, "{moved:?}");
-    assert!(count(&moved, REFUSED, "unsigned") > 1.0, "the depth is looked at when it is signed");
+    assert!(count(&moved, REJECTED, "malformed") > 1.0, "{moved:?}");
+    assert!(count(&moved, REJECTED, "unsigned") > 1.0, "the depth is looked at when it is signed");
 }
 
 #[test]
@@ -299,7 +299,7 @@ fn connections_that_read_no_responses_are_evicted_for_active_clients() {
     let moved = under("unread answers", FEW, |intake, over| {
         hold(intake, over, many.as_bytes(), many.as_bytes());
     });
-    assert!(count(&moved, REFUSED, "unsigned") > 10.0, "{moved:?}");
+    assert!(count(&moved, REJECTED, "unsigned") > 10.0, "{moved:?}");
 }
 
 #[test]

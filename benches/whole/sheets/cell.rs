@@ -10,7 +10,7 @@ use crate::whole::Fallible;
 use crate::whole::baseline::Shape;
 use crate::whole::bench::Bench;
 use crate::whole::bridge::{Bridge, Brokers};
-use crate::whole::kafka::ConsumedRecord;
+use crate::whole::kafka::PushCounter;
 use crate::whole::load::{self, Plan};
 use crate::whole::process;
 use crate::whole::server::Server;
@@ -153,7 +153,7 @@ pub(crate) fn measure(
         stock.copy_to(directory.path())?;
     }
     let mock = subject.wants_kafka().then(|| Server::start(&["mock-kafka"])).transpose()?;
-    let landed = mock.as_ref().map(|mock| ConsumedRecord::new(&mock.address)).transpose()?;
+    let landed = mock.as_ref().map(|mock| PushCounter::new(&mock.address)).transpose()?;
     let mock = mock.as_ref().map(|mock| mock.address.as_str());
     let server = start(directory.path(), bench, subject, mock)?;
     let plan = Plan {
@@ -214,7 +214,7 @@ fn start(
 
 /// Sends callbacks briefly and, with Kafka, waits until they are published, so that the load meets
 /// a server with a connection to Kafka. Returns how many were accepted.
-fn prime(bench: &Bench, plan: &Plan, landed: Option<&ConsumedRecord>) -> Fallible<u64> {
+fn prime(bench: &Bench, plan: &Plan, landed: Option<&PushCounter>) -> Fallible<u64> {
     let plan = Plan {
         duration: Duration::from_millis(20),
         ..Plan::closed(plan.address, 1, bench.next_run())
@@ -232,7 +232,7 @@ fn prime(bench: &Bench, plan: &Plan, landed: Option<&ConsumedRecord>) -> Fallibl
     Ok(seen.accepted)
 }
 
-fn drain(landed: &ConsumedRecord, accepted: u64) -> Fallible<InKafka> {
+fn drain(landed: &PushCounter, accepted: u64) -> Fallible<InKafka> {
     let end_of_load = Instant::now();
     let at_end = landed.count()?;
     let after_drain = landed.wait_for(accepted, DRAIN_MAX)?;

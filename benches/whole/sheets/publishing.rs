@@ -13,7 +13,7 @@ use crate::support::unique;
 use crate::whole::Fallible;
 use crate::whole::bench::{Bench, Outcome, Target};
 use crate::whole::bridge::{Bridge, Brokers};
-use crate::whole::kafka::{ConsumedRecord, PARTITIONS, PUSH_TOPIC};
+use crate::whole::kafka::{PARTITIONS, PUSH_TOPIC, PushCounter};
 use crate::whole::load::{self, Plan};
 use crate::whole::process;
 use crate::whole::server::Server;
@@ -155,8 +155,7 @@ pub(super) fn pattern(bench: &Bench) -> Fallible<Server> {
     let bridge = Bridge::start(bench, directory.path(), &Brokers::Mock(mock.address.clone()))?;
     let plan = Plan::closed(bridge.address()?, 64, bench.next_run());
     let seen = load::run(&Plan { duration: PATTERN, ..plan })?;
-    let count =
-        ConsumedRecord::new(&mock.address)?.wait_for(seen.accepted, Duration::from_mins(1))?;
+    let count = PushCounter::new(&mock.address)?.wait_for(seen.accepted, Duration::from_mins(1))?;
     drop(bridge);
     if count < seen.accepted || count == 0 {
         return Err(format!("of {} callbacks {count} reached Kafka", seen.accepted).into());
@@ -238,7 +237,7 @@ fn livebridge(bench: &Bench, brokers: &Brokers, stock: &Stock) -> Fallible<Drain
     };
     let cpu = process::cpu_time(bridge.server.pid)?;
     if let Brokers::Mock(bootstrap) = brokers {
-        let landed = ConsumedRecord::new(bootstrap)?.count()?;
+        let landed = PushCounter::new(bootstrap)?.count()?;
         if landed != stock.records {
             return Err(format!("of {} records {landed} are in Kafka", stock.records).into());
         }

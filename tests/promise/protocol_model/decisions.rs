@@ -1,5 +1,5 @@
 //! The publisher's decisions, made by livebridge's own code: what is published (`Ledger`, `Batch`),
-//! what is contended (`OpenCommits`), where a directory is resumed (`published`, `resolve`). This
+//! what is contended (`OpenCommits`), where a directory is resumed (`released_through`, `resolve`). This
 //! module converts between the model's small numbers and the code's types.
 
 use std::convert::Infallible;
