@@ -88,7 +88,7 @@ pub enum PublisherError {
     Fenced(String),
     /// The producer failed, and without a ledger it is unknown whether the last batch is published.
     #[error("the producer has failed: {0}")]
-    Unknown(String),
+    OutcomeUnknown(String),
 }
 
 /// The publisher, on its own thread.
@@ -185,7 +185,7 @@ impl Publisher {
                 // No pause: the next session differs from this one. That ends, because sizes and numbers
                 // are halved to one at most.
                 SessionEnd::Replace => continue,
-                SessionEnd::Shrink => {
+                SessionEnd::ShrinkRequests => {
                     self.request_size.shrink();
                     continue;
                 }
@@ -227,7 +227,7 @@ impl Publisher {
                 return Err(PublisherError::Fenced(self.kafka.instance.clone()));
             }
             Failure::Lost(cause) if !self.source.has_ledger() && self.kafka.is_transactional() => {
-                return Err(PublisherError::Unknown(kafka::text(&cause)));
+                return Err(PublisherError::OutcomeUnknown(kafka::text(&cause)));
             }
             Failure::Fenced(cause) => return self.fenced(&kafka::text(&cause), late),
             Failure::NotIdempotent(cause) => {

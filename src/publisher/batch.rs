@@ -144,7 +144,7 @@ impl Batch {
     /// The ledger's record of this batch, published by the opening `publisher`; `None` when it holds
     /// nothing but retries.
     #[must_use]
-    pub fn commit(&self, publisher: OpeningId) -> Option<Commit> {
+    pub fn to_commit(&self, publisher: OpeningId) -> Option<Commit> {
         let (first, last) = (self.items.first()?, self.items.last()?);
         self.pending_items().next()?;
         let received = self.entries().map(|entry| entry.record.received_at);

@@ -1,4 +1,17 @@
 //! A session: batches published through one producer, until it has to be replaced.
+//!
+//! What follows a failed attempt to publish a batch, by [`Failure`]:
+//!
+//! | failure | with transactions | without |
+//! |---|---|---|
+//! | `Retry`, `TimestampRejected` | another producer after a pause | the same producer after a pause |
+//! | `TimedOut` | as above, with a smaller batch or longer time-outs | as above; longer time-outs need another producer at once |
+//! | `Rejected` | another producer at once: without those records, or with smaller requests | the same |
+//! | `LedgerRejected` | another producer at once, with fewer ids; after a pause when one id is too many | the same |
+//! | `Lost`, `Fenced` | another producer after a pause, which reads in the ledger what is published | the same, if there is a ledger |
+//! | `NotIdempotent` | cannot occur | another producer after a pause, without idempotence |
+//!
+//! A denied topic (`Retry`) is first narrowed down to its records, by another producer at once.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -28,7 +41,7 @@ pub(super) enum SessionEnd {
     /// The ledger, or a topic, cannot be used.
     Setup(SetupError),
     /// Kafka rejects messages that are sent together: smaller requests are needed.
-    Shrink,
+    ShrinkRequests,
     /// Another producer is needed, with other settings or because this one has ended.
     Replace,
     /// The transaction is abandoned, for a cause that is reported and may pass: the next session
@@ -142,7 +155,7 @@ impl Publisher {
             return Attempt::Later;
         }
         self.quarantine_outage.resolved();
-        let Some(commit) = batch.commit(self.source.opening()) else {
+        let Some(commit) = batch.to_commit(self.source.opening()) else {
             kafka::report_success();
             return Attempt::Published(None);
         };
@@ -291,7 +304,7 @@ impl Publisher {
         rejected.retain(|message| message.is_specific);
         let records = self.source.reject(batch, &rejected);
         if records == 0 {
-            return Attempt::End(SessionEnd::Shrink);
+            return Attempt::End(SessionEnd::ShrinkRequests);
         }
         self.limits.on_rejected(bytes);
         tracing::debug!(records, "records are rejected");
@@ -353,7 +366,7 @@ impl Publisher {
         if let Some(last) = batch.entries().last() {
             self.ledger.expire(last.record.received_at, Instant::now());
         }
-        self.source.release(batch);
+        self.source.settle(batch);
     }
 
     /// Gives quarantined records of published batches their final names. After `give_up`, the next start

@@ -149,7 +149,7 @@ impl BatchSource {
     }
 
     /// `batch` is published, and its space in the log may be released (I3).
-    pub(super) fn release(&mut self, batch: &Batch) {
+    pub(super) fn settle(&mut self, batch: &Batch) {
         let outcomes = batch.record_outcomes();
         match self {
             Self::Log { reader, .. } => {

@@ -171,6 +171,7 @@ fn examine(number: u32, dir: &Path, id: LogId) -> io::Result<Contents> {
     let mut scanner = Scanner::new(file, id);
     let mut found: Option<Extent> = None;
     while let Some(frame) = scanner.next()? {
+        // A whole frame of another segment: of a file that was copied here, or of blocks used before.
         if frame.first().segment() != number {
             continue;
         }

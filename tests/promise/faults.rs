@@ -329,7 +329,7 @@ fn of_two_bridges_with_one_name_one_exits_and_reports_why() {
 }
 
 #[test]
-fn two_bridges_behind_a_load_balancer_drop_each_others_retries() {
+fn two_bridges_behind_a_load_balancer_absorb_each_others_retries() {
     let test = "two bridges";
     let Some(mut rig) = Rig::start(test, 1, |setup| setup) else { return };
     let bridges = [rig.bridge("left"), rig.bridge("right")];

@@ -200,7 +200,7 @@ fn every_payload_reaches_its_topic_on_the_mock_cluster_once_and_unchanged() {
 }
 
 #[test]
-fn without_transactions_every_payload_arrives_and_retries_are_dropped_across_a_restart() {
+fn without_transactions_every_payload_arrives_and_retries_are_absorbed_across_a_restart() {
     let Some(kafka) = Kafka::shared_or_skip("at least once") else { return };
     let prefix = support::unique("at-least-once");
     let bridge = bridge(&prefix, kafka.bootstrap(), &prefix).set("KAFKA_DELIVERY", "at-least-once");
@@ -250,7 +250,7 @@ fn without_transactions_the_ledger_lists_an_event_only_after_it_is_in_its_topic(
 }
 
 #[test]
-fn a_retry_is_dropped_after_a_restart_and_after_a_lost_disk() {
+fn a_retry_is_absorbed_after_a_restart_and_after_a_lost_disk() {
     let Some(kafka) = Kafka::shared_or_skip("retries") else { return };
     let prefix = support::unique("retries");
     let first = bridge(&prefix, kafka.bootstrap(), &prefix);
@@ -282,7 +282,7 @@ fn a_retry_is_dropped_after_a_restart_and_after_a_lost_disk() {
 }
 
 #[test]
-fn a_retry_that_waited_longer_than_the_window_is_still_dropped() {
+fn a_retry_that_waited_longer_than_the_window_is_still_absorbed() {
     let Some(kafka) = Kafka::shared_or_skip("window") else { return };
     let prefix = support::unique("window");
     let bridge = bridge(&prefix, kafka.bootstrap(), &prefix).set("DEDUP_WINDOW", "30s");

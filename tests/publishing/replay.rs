@@ -83,7 +83,7 @@ fn dead_letters_reach_their_topic_once_after_it_is_fixed() {
         assert!(output_text.ends_with(says), "{output_text}");
     }
     bridge.assert_running();
-    // A later retry is dropped, as after any other publication.
+    // A later retry is absorbed, as after any other publication.
     deliver(bridge.intake(), [&large]);
     bridge.drain(DRAIN);
     assert!(bridge.stop().success(), "the bridge was not affected");

@@ -70,12 +70,12 @@ fn retries_of_the_ledgers_events_and_of_each_other_are_absorbed() {
     let mut ledger = empty_ledger();
     let mut published = batch(&[7]);
     published.deduplicate(&ledger);
-    let commit = published.commit(OTHER).unwrap();
+    let commit = published.to_commit(OTHER).unwrap();
     ledger.apply(&commit, std::time::Instant::now());
     let mut batch = batch(&[5, 7, 5, 6]);
     batch.deduplicate(&ledger);
     assert_eq!(sent(&batch), [push(0), push(3)]);
-    let commit = batch.commit(OWN).unwrap();
+    let commit = batch.to_commit(OWN).unwrap();
     assert_eq!(events(&commit), [5, 6]);
     assert_eq!((commit.first, commit.last), (Lsn::new(1, 1), Lsn::new(1, 4)));
     assert_eq!(batch.pending(), 2);
@@ -86,10 +86,10 @@ fn a_batch_of_retries_needs_no_ledger_record() {
     let mut ledger = empty_ledger();
     let mut other = batch(&[7]);
     other.deduplicate(&ledger);
-    ledger.apply(&other.commit(OTHER).unwrap(), std::time::Instant::now());
+    ledger.apply(&other.to_commit(OTHER).unwrap(), std::time::Instant::now());
     let mut batch = batch(&[7, 7]);
     batch.deduplicate(&ledger);
-    assert_eq!(batch.commit(OWN), None);
+    assert_eq!(batch.to_commit(OWN), None);
     assert_eq!(batch.record_outcomes().absorbed, 2);
 }
 
@@ -100,7 +100,7 @@ fn delivered_messages_are_not_sent_again_and_stay_in_the_ledger_record() {
     batch.mark_delivered(&[0, 2]);
     batch.deduplicate(&empty_ledger());
     assert_eq!(sent(&batch), [push(1), push(3)]);
-    assert_eq!(events(&batch.commit(OWN).unwrap()), [1, 2, 3, 4]);
+    assert_eq!(events(&batch.to_commit(OWN).unwrap()), [1, 2, 3, 4]);
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn a_delivered_event_that_another_instance_published_too_is_not_absorbed() {
     let mut batch = batch(&[1]);
     batch.deduplicate(&ledger);
     batch.mark_delivered(&[0]);
-    ledger.apply(&batch.commit(OTHER).unwrap(), std::time::Instant::now());
+    ledger.apply(&batch.to_commit(OTHER).unwrap(), std::time::Instant::now());
     batch.deduplicate(&ledger);
     assert_eq!(batch.record_outcomes().published, 1, "it is in Kafka, twice");
 }
@@ -127,7 +127,7 @@ fn a_rejected_record_goes_to_the_dead_letters_and_then_to_the_quarantine() {
     batch.store(&mut quarantine).unwrap();
     batch.deduplicate(&empty_ledger());
     assert_eq!(sent(&batch), [push(0)]);
-    let commit = batch.commit(OWN).unwrap();
+    let commit = batch.to_commit(OWN).unwrap();
     assert_eq!(events(&commit), [1], "once released, it is no retry");
     assert_eq!(commit.last, Lsn::new(1, 2));
     assert!(!batch.reject(1, &"too large"), "it is not sent any more");
@@ -146,7 +146,7 @@ fn a_split_keeps_what_is_known_of_each_entry() {
     let rest = batch.split(&limits).unwrap();
     assert_eq!((batch.len(), rest.len()), (2, 2));
     assert_eq!(sent(&rest), [(0, "t.dead-letter".into())], "the other one is delivered");
-    assert_eq!(events(&batch.commit(OWN).unwrap()), [1, 2]);
+    assert_eq!(events(&batch.to_commit(OWN).unwrap()), [1, 2]);
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn only_an_event_with_the_natural_key_of_another_is_marked_as_a_conflict() {
     let mut ledger = empty_ledger();
     let mut published = batch(&[7]);
     published.deduplicate(&ledger);
-    ledger.apply(&published.commit(OTHER).unwrap(), std::time::Instant::now());
+    ledger.apply(&published.to_commit(OTHER).unwrap(), std::time::Instant::now());
     let mut batch = batch(&[7, 8]);
     batch.items[0].entry.record.id.content = 9;
     batch.deduplicate(&ledger);
@@ -214,9 +214,9 @@ fn a_rejected_event_of_a_command_leaves_the_batch_and_becomes_no_dead_letter() {
     assert_eq!(reject_events(&mut batch, |index, _| index == 1), [2]);
     batch.deduplicate(&empty_ledger());
     assert_eq!(sent(&batch), [push(0), push(1)]);
-    assert_eq!(events(&batch.commit(OWN).unwrap()), [1, 3]);
+    assert_eq!(events(&batch.to_commit(OWN).unwrap()), [1, 3]);
     assert_eq!(reject_events(&mut batch, |_, _| true), [1, 3]);
-    assert_eq!(batch.commit(OWN), None);
+    assert_eq!(batch.to_commit(OWN), None);
 }
 
 #[test]

@@ -115,7 +115,7 @@ pub(crate) fn batch(
     let writer_id = identity(protocol, directory.log, writer);
     let mut batch = Batch::new(Entries { writer: writer_id, entries });
     batch.deduplicate(&ledger);
-    let commit = batch.commit(identity(protocol, directory.log, opening))?;
+    let commit = batch.to_commit(identity(protocol, directory.log, opening))?;
     let published = |id: &EventId| {
         let source = taken.iter().map(|(segment, place)| segment.entry(*place));
         let Entry { event, ordinal, at, .. } =
