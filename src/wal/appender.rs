@@ -1,4 +1,4 @@
-//! The front of the log: hands a record to the writer and waits until it is durable.
+//! Hands records to the writer and waits until they are durable.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

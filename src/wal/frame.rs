@@ -339,8 +339,8 @@ impl<S: ReadAt> Scanner<S> {
         }
         let (index, count) = (u32_at(&self.window, FIRST + 4), u32_at(&self.window, COUNT));
         let payload = u32_at(&self.window, PAYLOAD) as usize;
-        // The checksum keeps out chance, not intent: LSNs must not run out of a segment, nor
-        // records out of the payload, of which each takes four bytes and more.
+        // The checksum protects against corruption and not forgery, so the header is validated:
+        // indexes fit in a segment, and each record takes at least four bytes of the payload.
         let counts = index > 0 && index.checked_add(count).is_some();
         let fits = count > 0 && count as usize <= payload / 4;
         let length = HEADER_BYTES + payload;

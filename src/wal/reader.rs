@@ -1,4 +1,4 @@
-//! The back of the log: durable records in order, from memory or from the segments' files.
+//! Reads durable records in order, from memory or from the segments' files.
 
 use std::fs::File;
 use std::io;
@@ -266,7 +266,7 @@ impl Reader {
             found = open.find(self.cursor)?;
             attempts += 1;
         }
-        // One place that stays unreadable is enough to know the disk by.
+        // Further unreadable parts of this file get no more than the usual second attempt.
         open.unreadable |= open.scanner.unreadable_bytes() > 0;
         let next = found.as_ref().map_or(end, Frame::first);
         if next > self.cursor {

@@ -1,4 +1,4 @@
-//! Recovery: what a start finds in the log's directory, and what it clears away there.
+//! Recovery: finds what earlier processes left in the log's directory, and removes what holds nothing.
 
 use std::fs::{self, File};
 use std::io;
@@ -99,7 +99,7 @@ fn find_segments(segments: &Path, id: LogId) -> Result<(Vec<FoundSegment>, u32),
         };
         // The records of the other segments must be published nevertheless.
         if let Err(error) = cleared {
-            tracing::error!(%error, path = %dir.display(), "cannot clear an empty segment away");
+            tracing::error!(%error, path = %dir.display(), "cannot remove an empty segment, or keep an unreadable one");
         }
     }
     // What was read may be in the page cache only, when the process that wrote it was killed

@@ -8,11 +8,11 @@ use std::fs;
 use std::process::Command;
 
 use livebridge::event::EventType;
-use livebridge::publisher::Topics;
 use serde_json::{Value, json};
 
 use crate::support;
 use crate::support::intake::record_of;
+use crate::support::kafka::topics;
 use crate::support::process::{Running, livebridge};
 
 const CONTRACT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/contract");
@@ -20,10 +20,6 @@ const CONTRACT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/contract");
 fn document(path: &str) -> Value {
     let text = fs::read_to_string(format!("{CONTRACT}/{path}")).unwrap();
     serde_json::from_str(&text).unwrap()
-}
-
-fn topics() -> Topics {
-    Topics::new("live", &BTreeMap::new()).unwrap()
 }
 
 /// Every channel with its single message.
@@ -47,7 +43,7 @@ fn the_topics_of_the_contract_are_those_of_the_code() {
         .collect();
     let unique: BTreeSet<&str> = listed.iter().copied().collect();
     assert_eq!(unique.len(), listed.len(), "each once");
-    assert_eq!(unique, topics().all().into_iter().collect());
+    assert_eq!(unique, topics("live").all().into_iter().collect());
 }
 
 #[test]
@@ -60,7 +56,7 @@ fn every_event_type_has_its_channel_message_and_schema() {
     let mut schemas: BTreeSet<String> = ["common.json".to_owned()].into();
     let named = EventType::known().map(|(code, name)| (Some(code), name));
     for (code, name) in named.chain([(None, "other")]) {
-        let message = messages[topics().of(code)];
+        let message = messages[topics("live").of(code)];
         let file = format!("{name}.json");
         assert_eq!(message["payload"]["schema"]["$ref"], format!("schemas/{file}"), "{name}");
         let ce_type = &message["headers"]["allOf"][1]["properties"]["ce_type"]["const"];
@@ -83,7 +79,7 @@ fn the_examples_have_the_headers_derived_from_their_values() {
     let mut examples = 0;
     for (channel, message) in channels(&asyncapi) {
         let Some(example) = message["examples"].get(0) else {
-            assert_eq!(channel["address"], topics().dead_letter());
+            assert_eq!(channel["address"], topics("live").dead_letter());
             continue;
         };
         examples += 1;
@@ -106,7 +102,7 @@ fn the_examples_have_the_headers_derived_from_their_values() {
         }
         assert_eq!(example["headers"], headers, "{}: {headers:#}", channel["address"]);
     }
-    assert_eq!(examples, topics().all().len() - 1);
+    assert_eq!(examples, topics("live").all().len() - 1);
 }
 
 #[test]

@@ -9,12 +9,10 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use livebridge::kafka::mock::MockKafka;
-use livebridge::publisher::Topics;
 use serde_json::Value;
 
 use crate::support::bridge::Bridge;
-use crate::support::kafka::free_port;
+use crate::support::kafka::{free_port, mock_kafka};
 use crate::support::{Unavailable, or_skip, wait_until};
 
 const ALERTS: &str = include_str!("../../deploy/alerts.yml");
@@ -269,8 +267,7 @@ impl Drop for Prometheus {
 
 #[test]
 fn prometheus_scrapes_the_bridge_and_evaluates_every_rule_and_query() {
-    let topics = Topics::new("live", &BTreeMap::new()).expect("the default topics");
-    let kafka = MockKafka::start(&topics.all(), 3, topics.ledger()).expect("librdkafka's Kafka");
+    let kafka = mock_kafka(3);
     let bridge =
         Bridge::new("alerts", &kafka.brokers(), "live").set("KAFKA_CREATE_TOPICS", "false");
     bridge.start();

@@ -12,10 +12,11 @@ use livebridge::callback::{
     CallbackError, CallbackKey, UnsignedPolicy, UnverifiedCallback, Verifier,
 };
 use livebridge::event::{EventType, Timestamp};
-use livebridge::publisher::Topics;
 use livebridge::record::{KEY_MAX, Record};
 use proptest::prelude::*;
 use serde_json::{Value, json};
+
+use crate::support::kafka::topics;
 
 const KEY: &str = "callbackKey0123456789";
 /// The current time of the tests: 2026-01-01, later than every payload.
@@ -193,7 +194,7 @@ fn every_payload_has_its_expectation() {
 
 #[test]
 fn every_payload_is_accepted_or_rejected_as_documented() {
-    let topics = Topics::new("live", &std::collections::BTreeMap::new()).unwrap();
+    let topics = topics("live");
     for (name, expect) in &EXPECTED {
         let body = payload(name);
         let strict = take(&body, &verifier(UnsignedPolicy::Rejected), NOW);

@@ -1,6 +1,6 @@
 //! The command line as users run it: dev, send, check, wal.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -16,12 +16,12 @@ use bytes::BytesMut;
 use livebridge::callback::CallbackKey;
 use livebridge::event::{EventType, Timestamp};
 use livebridge::kafka::mock::MockKafka;
-use livebridge::publisher::Topics;
 use livebridge::wal::LogId;
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::support::kafka::{mock_kafka, topics};
 use crate::support::process::{Finished, Running, livebridge, run};
 use crate::support::tls::Identity;
 use crate::support::wire::{exchange, post};
@@ -29,10 +29,6 @@ use crate::support::{log, metrics, wait_until, wire};
 
 /// An address without Kafka: an unprivileged process cannot listen on this port.
 const UNREACHABLE: &str = "127.0.0.1:1";
-
-fn topics() -> Topics {
-    Topics::new("live", &BTreeMap::new()).unwrap()
-}
 
 /// The output of `send` after `count` callbacks were answered 200.
 fn all_taken(count: u32) -> String {
@@ -344,7 +340,7 @@ mod check {
 
     #[test]
     fn passes_on_a_working_setup_and_leaves_no_traces() {
-        let kafka = MockKafka::start(&topics().all(), 1, topics().ledger()).unwrap();
+        let kafka = mock_kafka(1);
         let home = Home::new(&kafka.brokers(), "");
         let checked = run(&mut home.command("check"));
         assert_eq!(checked.code, Some(0), "{checked:?}");
@@ -401,9 +397,10 @@ mod check {
 
     #[test]
     fn reports_missing_topics_that_it_may_not_create() {
-        let some = topics();
-        let some: Vec<&str> = some.all().into_iter().filter(|name| *name != "live.push").collect();
-        let kafka = MockKafka::start(&some, 1, topics().ledger()).unwrap();
+        let topics = topics("live");
+        let some: Vec<&str> =
+            topics.all().into_iter().filter(|name| *name != "live.push").collect();
+        let kafka = MockKafka::start(&some, 1, topics.ledger()).unwrap();
         let checked =
             run(&mut Home::new(&kafka.brokers(), "create_topics = false").command("check"));
         assert_eq!(checked.code, Some(69), "{checked:?}");
@@ -486,7 +483,7 @@ mod check {
 
     #[test]
     fn says_what_to_do_about_an_unwritable_directory() {
-        let kafka = MockKafka::start(&topics().all(), 1, topics().ledger()).unwrap();
+        let kafka = mock_kafka(1);
         let home = Home::new(&kafka.brokers(), "");
         fs::write(home.log(), "a file where the directory belongs").unwrap();
         let checked = run(&mut home.command("check"));

@@ -1,7 +1,7 @@
 //! The log output: one line for each change of state, none for each callback, and each line
 //! machine-readable.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::PipeReader;
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -10,12 +10,11 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-use livebridge::kafka::mock::MockKafka;
-use livebridge::publisher::Topics;
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::support::kafka::mock_kafka;
 use crate::support::kafka_gate::KafkaGate;
 use crate::support::metrics::scrape;
 use crate::support::process::{Running, livebridge, run};
@@ -86,17 +85,13 @@ impl TestBed {
     }
 }
 
-fn topics() -> Topics {
-    Topics::new("live", &BTreeMap::new()).unwrap()
-}
-
 fn pair(first: (&str, &str), second: (&str, &str)) -> Vec<(String, String)> {
     [first, second].map(|(level, text)| (level.to_owned(), text.to_owned())).into()
 }
 
 #[test]
 fn no_level_logs_a_line_per_callback() {
-    let kafka = MockKafka::start(&topics().all(), 1, topics().ledger()).unwrap();
+    let kafka = mock_kafka(1);
     let bed = TestBed::new(&kafka.brokers(), "min_free_bytes = 0\n[log]\nlevel = \"trace\"");
     bed.send(1);
     let published = |bed: &TestBed, count: f64| {
@@ -137,7 +132,7 @@ fn low_disk_space_and_its_end_are_one_line_each() {
 
 #[test]
 fn a_kafka_outage_is_one_line_for_each_cause_and_its_end_is_one() {
-    let kafka = MockKafka::start(&topics().all(), 1, topics().ledger()).unwrap();
+    let kafka = mock_kafka(1);
     let gate = KafkaGate::to(kafka.brokers());
     let bed = TestBed::new(&gate.address.to_string(), "min_free_bytes = 0");
     let about = "to Kafka";

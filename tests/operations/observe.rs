@@ -7,9 +7,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use livebridge::kafka::mock::MockKafka;
-use livebridge::publisher::Topics;
 
 use crate::support::bridge::Bridge;
+use crate::support::kafka::mock_kafka;
 use crate::support::{Unavailable, or_skip, wait_until};
 
 const METRICS: &str = include_str!("../../docs/metrics.md");
@@ -21,8 +21,7 @@ struct BridgeWithKafka {
 }
 
 fn whole(name: &str) -> BridgeWithKafka {
-    let topics = Topics::new("live", &BTreeMap::new()).expect("the default topics");
-    let kafka = MockKafka::start(&topics.all(), 3, topics.ledger()).expect("librdkafka's Kafka");
+    let kafka = mock_kafka(3);
     let bridge = Bridge::new(name, &kafka.brokers(), "live").set("KAFKA_CREATE_TOPICS", "false");
     bridge.start();
     BridgeWithKafka { bridge, _kafka: kafka }

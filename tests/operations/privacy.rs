@@ -1,19 +1,17 @@
 //! Callback contents are sent to Kafka and stored nowhere else; omitted fields are not stored at
 //! all.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
 use livebridge::callback::CallbackKey;
 use livebridge::config::Config;
 use livebridge::event::Timestamp;
-use livebridge::kafka::mock::MockKafka;
 use livebridge::kafka::topic_reader::{ConsumedRecord, TopicReader};
-use livebridge::publisher::Topics;
 use rustix::process::Signal;
 
 use crate::support::files;
+use crate::support::kafka::mock_kafka;
 use crate::support::process::{Running, livebridge};
 use crate::support::wire::{PATIENCE, exchange, post};
 
@@ -38,8 +36,7 @@ fn next(follower: &TopicReader) -> ConsumedRecord {
 /// Runs a bridge that omits `omit`, sends it valid and invalid callbacks, and returns the published
 /// records, the contents of its files, and its output.
 fn life(omit: &str, callbacks: &[(String, u16)]) -> (String, Vec<u8>, String) {
-    let topics = Topics::new("live", &BTreeMap::new()).unwrap();
-    let kafka = MockKafka::start(&topics.all(), 1, topics.ledger()).unwrap();
+    let kafka = mock_kafka(1);
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
     let variables = [

@@ -6,7 +6,7 @@
 
 #![expect(clippy::float_cmp, reason = "only whole numbers are compared")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -17,14 +17,13 @@ use std::time::{Duration, Instant};
 use livebridge::callback::CallbackKey;
 use livebridge::config::Config;
 use livebridge::event::{EventType, Timestamp};
-use livebridge::kafka::mock::MockKafka;
 use livebridge::kafka::topic_reader::TopicReader;
-use livebridge::publisher::Topics;
 use livebridge::wal::{self, OpenError};
 use rustix::process::Signal;
 use serde_json::json;
 use tempfile::TempDir;
 
+use crate::support::kafka::mock_kafka;
 use crate::support::kafka_gate::KafkaGate;
 use crate::support::metrics::{moved, scrape};
 use crate::support::process::{Running, livebridge, run};
@@ -94,10 +93,6 @@ fn push() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     json!({"event_type": 1, "stream_id": "s", "sequence": number.to_string()}).to_string()
-}
-
-fn topics() -> Topics {
-    Topics::new("live", &BTreeMap::new()).unwrap()
 }
 
 fn stored(dir: &Path) -> BTreeSet<String> {
@@ -426,7 +421,7 @@ fn open_connections_are_counted_up_and_down() {
 
 #[test]
 fn a_stop_under_load_answers_and_publishes_every_accepted_callback_and_exits_0() {
-    let kafka = MockKafka::start(&topics().all(), 1, topics().ledger()).unwrap();
+    let kafka = mock_kafka(1);
     let home = Home::new(&kafka.brokers(), "");
     let mut serving = home.serve();
     let address = serving.intake;
@@ -546,7 +541,7 @@ fn a_port_in_use_is_reported_with_its_key() {
 #[test]
 fn a_full_log_rejects_until_kafka_is_back_and_then_accepts_again() {
     for max_bytes in ["1B", "64KiB"] {
-        let kafka = MockKafka::start(&topics().all(), 1, topics().ledger()).unwrap();
+        let kafka = mock_kafka(1);
         let gate = KafkaGate::to(kafka.brokers());
         let home = Home::new(&gate.address.to_string(), &format!("max_bytes = {max_bytes:?}"));
         let serving = home.serve();

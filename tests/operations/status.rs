@@ -1,18 +1,17 @@
 //! The status page in a real browser, and the JSON that it displays.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use livebridge::kafka::mock::MockKafka;
-use livebridge::publisher::Topics;
 use serde_json::{Value, json};
 
 use crate::support::bridge::{Bridge, KEY};
 use crate::support::browser::Browser;
+use crate::support::kafka::mock_kafka;
 use crate::support::{metrics, or_skip, wire};
 
 const DOCUMENT: &str = include_str!("../../docs/status.md");
@@ -20,11 +19,6 @@ const DOCUMENT: &str = include_str!("../../docs/status.md");
 const UNREACHABLE: &str = "127.0.0.1:1";
 /// A stream name that injects a script into a page without escaping.
 const HOSTILE: &str = "<img src=x onerror='document.title=\"taken over\"'>";
-
-fn mock_kafka() -> MockKafka {
-    let topics = Topics::new("live", &BTreeMap::new()).expect("the default topics");
-    MockKafka::start(&topics.all(), 3, topics.ledger()).expect("librdkafka's Kafka")
-}
 
 fn bridge(name: &str, brokers: &str) -> Bridge {
     let bridge = Bridge::new(name, brokers, "live").set("KAFKA_CREATE_TOPICS", "false");
@@ -145,7 +139,7 @@ fn neither_keys_nor_bodies_nor_passwords_are_printed() {
 #[test]
 fn the_page_shows_the_bridges_state_in_a_browser_and_refreshes_itself() {
     let Some(browser) = or_skip("the status page", Browser::start()) else { return };
-    let kafka = mock_kafka();
+    let kafka = mock_kafka(3);
     let bridge = bridge("status-page", &kafka.brokers());
     let url = format!("http://{}/", bridge.admin_address());
     let says = |text: &str| format!("return document.body.innerText.includes({text:?})");

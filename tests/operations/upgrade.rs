@@ -1,7 +1,7 @@
 //! Replacing a running process under load: no client is rejected, neither when a service manager
 //! holds the socket nor behind a load balancer that uses `/readyz`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -15,22 +15,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use livebridge::config::Config;
-use livebridge::kafka::mock::MockKafka;
 use livebridge::kafka::topic_reader::TopicReader;
-use livebridge::publisher::Topics;
 use rustix::process::Signal;
 use serde_json::json;
 
+use crate::support::kafka::mock_kafka;
 use crate::support::process;
 use crate::support::process::{Running, livebridge};
 use crate::support::wait_until;
 use crate::support::wire::{PATIENCE, Wire, get, post};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_livebridge");
-
-fn topics() -> Topics {
-    Topics::new("live", &BTreeMap::new()).unwrap()
-}
 
 /// A configuration file in `dir`; `name` distinguishes the instances of one test.
 fn configure(dir: &Path, name: &str, kafka: &str, more: &str) -> String {
@@ -126,7 +121,7 @@ fn serve_on(socket: &TcpListener, config: &str) -> Running {
 
 #[test]
 fn an_upgrade_rejects_no_client_when_a_service_manager_holds_the_socket() {
-    let kafka = MockKafka::start(&topics().all(), 1, topics().ledger()).unwrap();
+    let kafka = mock_kafka(1);
     let dir = tempfile::tempdir().unwrap();
     let config = configure(dir.path(), "one", &kafka.brokers(), "");
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -203,7 +198,7 @@ impl Balancer {
 
 #[test]
 fn a_rolling_restart_behind_a_load_balancer_rejects_no_client() {
-    let kafka = MockKafka::start(&topics().all(), 1, topics().ledger()).unwrap();
+    let kafka = mock_kafka(1);
     let dir = tempfile::tempdir().unwrap();
     let configs = ["one", "two"]
         .map(|name| configure(dir.path(), name, &kafka.brokers(), "drain = \"500ms\""));

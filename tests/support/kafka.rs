@@ -175,10 +175,10 @@ pub fn topics(prefix: &str) -> Topics {
     Topics::new(prefix, &BTreeMap::new()).expect("a valid prefix")
 }
 
-/// The mock cluster of `livebridge` with the topics of the prefix `live`, of one partition each.
-pub fn mock_kafka() -> MockKafka {
+/// The mock cluster of `livebridge` with the topics of the prefix `live`.
+pub fn mock_kafka(partitions: i32) -> MockKafka {
     let topics = topics("live");
-    MockKafka::start(&topics.all(), 1, topics.ledger()).expect("it needs no other process")
+    MockKafka::start(&topics.all(), partitions, topics.ledger()).expect("it needs no other process")
 }
 
 /// A mock cluster with the topics of `prefix`, each on all of its nodes.

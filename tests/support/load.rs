@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use livebridge::callback::CallbackKey;
 use livebridge::event::{EventType, Timestamp, type_name};
-use livebridge::publisher::Topics;
 use livebridge::sample::Samples;
 use livebridge::sender::{RetryPolicy, Sender};
 use serde_json::{Map, Value};
@@ -329,7 +328,7 @@ impl Acknowledged {
 
     /// Reads all topics of `prefix` and compares.
     pub fn check(&self, bootstrap: &str, prefix: &str) -> Result<Verdict, Unavailable> {
-        let topics = Topics::new(prefix, &BTreeMap::new()).expect("a legal prefix");
+        let topics = super::kafka::topics(prefix);
         let fields = [
             "topic", "partition", "offset", "key", "value", "ce_id", "livebridge-topic",
             "livebridge-reason",

@@ -35,7 +35,7 @@ impl Site {
     /// A log of one closed segment with two frames, of three records and of two.
     fn new() -> Self {
         let dir = temp_dir();
-        let kafka = mock_kafka();
+        let kafka = mock_kafka(1);
         let site = Self { dir, kafka };
         let log = OpenLog::open(&site.wal()).unwrap();
         log.append_all((0..3).map(|number| record(number, 300)).collect());

@@ -86,7 +86,7 @@ fn check(log: &Path, fault: &Fault) {
     copy_dir(log, dir.path());
     let mut expected = readable(dir.path(), fault);
     let total = visit(&dir.path().join("wal")).len();
-    let kafka = mock_kafka();
+    let kafka = mock_kafka(1);
     let config = dir.path().join("config.toml");
     let text = format!(
         "[http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\

@@ -1,7 +1,7 @@
 //! The mock cluster with a consumer that records its contents, also at every removal of a
 //! segment.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use livebridge::kafka::mock::MockKafka;
 use livebridge::ledger::Commit;
-use livebridge::publisher::Topics;
 use livebridge::record::Lsn;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -19,6 +18,7 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::load::Callback;
+use crate::support::kafka::topics;
 
 const PARTITIONS: i32 = 6;
 const LEDGER: &str = "live.ledger";
@@ -113,7 +113,7 @@ impl Kafka {
         thread::spawn({
             let (seen, stop) = (Arc::clone(&seen), Arc::clone(&stop));
             move || {
-                let topics = Topics::new("live", &BTreeMap::new()).expect("the default topics");
+                let topics = topics("live");
                 let mock =
                     MockKafka::start(&topics.all(), PARTITIONS, LEDGER).expect("a mock cluster");
                 let brokers = mock.brokers();
