@@ -41,9 +41,10 @@ impl Watch {
         mut accepts: impl FnMut() -> bool + Send + 'static,
     ) -> io::Result<Self> {
         let (stop, stopped) = mpsc::channel();
+        // Here, because on a busy machine the thread may run much later.
+        let mut recorder = Recorder::new(dir, Timestamp::now());
+        let mut checked = Instant::now();
         let thread = thread::Builder::new().name("gaps".into()).spawn(move || {
-            let mut recorder = Recorder::new(dir, Timestamp::now());
-            let mut checked = Instant::now();
             loop {
                 let elapsed = checked.elapsed();
                 checked += elapsed;

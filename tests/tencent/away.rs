@@ -40,6 +40,14 @@ fn wait_for_gap(bridge: &Bridge, what: &str, is_so: impl Fn(f64) -> bool) {
     bridge.wait_until(what, PATIENCE, || is_so(gap_seconds(bridge)));
 }
 
+/// Starts the bridge and waits until it has written for the first time that it accepts callbacks: a
+/// gap after that can be found.
+fn start_accepting(bridge: &Bridge) {
+    bridge.start();
+    let is_written = || bridge.wal().join("last-accepting").exists();
+    bridge.wait_until("writing the time for the first time", PATIENCE, is_written);
+}
+
 /// Waits until the bridge has written that it accepts callbacks, after its clock was set.
 fn wait_for_note(bridge: &Bridge) {
     bridge.wait_until("writing the time", PATIENCE, || gaps(bridge, "").lines().count() <= 1);
@@ -71,7 +79,8 @@ fn what_was_lost_in_twenty_minutes_of_absence_is_recovered_and_the_alert_ends() 
         bodies.extend(taken);
     };
     shift.set(-60 * 60);
-    let bridge = start(shift.apply(bridge(kafka, &prefix)));
+    let bridge = shift.apply(bridge(kafka, &prefix));
+    start_accepting(&bridge);
     accept(&bridge, 60);
     bridge.drain(PATIENCE);
     assert!(gap_seconds(&bridge) < 1.0, "a first start is no gap");
@@ -142,7 +151,8 @@ fn a_gap_stays_until_a_recovery_covers_it_without_exceptions_or_an_operator_drop
     let prefix = support::unique("gap-stays");
     let tencent = Tencent::start();
     shift.set(-60 * 60);
-    let bridge = start(shift.apply(bridge(kafka, &prefix)));
+    let bridge = shift.apply(bridge(kafka, &prefix));
+    start_accepting(&bridge);
     // kill -9: the time that was written last counts.
     bridge.kill();
     shift.set(-40 * 60);
@@ -176,7 +186,7 @@ fn a_time_in_which_everything_gets_503_is_a_gap_while_it_lasts() {
     let Some(shift) = Shift::new("rejecting") else { return };
     let bridge = Bridge::new("rejecting", "127.0.0.1:1", "rejecting");
     let bridge = shift.apply(bridge.set("WAL_MIN_FREE_BYTES", "0"));
-    bridge.start();
+    start_accepting(&bridge);
     assert!(bridge.stop().success());
     let bridge = bridge.set("WAL_MIN_FREE_BYTES", "1EiB");
     bridge.spawn();
