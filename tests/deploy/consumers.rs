@@ -14,13 +14,11 @@ use livebridge::sample::Samples;
 use serde_json::{Value, json};
 
 use crate::support::bridge::{Bridge, KEY};
-use crate::support::kafka::{Kafka, jars};
+use crate::support::kafka::{Kafka, TIME_LIMIT, jars};
 use crate::support::process::Running;
 use crate::support::{self, Unavailable, wait_until, wire};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-/// A consumer first joins its group.
-const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The output of every consumer for an event: type, stream, value.
 type Event = (String, String, Value);
@@ -59,7 +57,7 @@ fn send(bridge: &Bridge) -> Vec<Event> {
 fn printed(consumer: &mut Command, count: usize) -> BTreeMap<String, Event> {
     let consumer = Running::start(consumer);
     let has_printed_all = || consumer.stdout.text().lines().count() >= count;
-    wait_until(PATIENCE, has_printed_all, || consumer.stderr.text());
+    wait_until(TIME_LIMIT, has_printed_all, || consumer.stderr.text());
     // Waits for unexpected further output.
     thread::sleep(Duration::from_millis(500));
     let text = consumer.stdout.text();
@@ -88,7 +86,7 @@ fn consumers_written_from_the_contract_alone_read_every_event_once() {
     let bridge = Bridge::new("consumed", kafka.bootstrap(), "live").set("KAFKA_PARTITIONS", "1");
     bridge.start();
     let mut sent = send(&bridge);
-    bridge.drain(PATIENCE);
+    bridge.drain(TIME_LIMIT);
     sent.sort_by_key(|event| format!("{event:?}"));
     let sorted = |events: &BTreeMap<String, Event>| {
         let mut events: Vec<Event> = events.values().cloned().collect();

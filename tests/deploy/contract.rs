@@ -11,9 +11,9 @@ use livebridge::event::EventType;
 use serde_json::{Value, json};
 
 use crate::support;
+use crate::support::configured_bridge::ConfiguredBridge;
 use crate::support::intake::record_of;
-use crate::support::kafka::topics;
-use crate::support::process::{Running, livebridge};
+use crate::support::kafka::{UNREACHABLE, topics};
 
 const CONTRACT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/contract");
 
@@ -136,28 +136,18 @@ fn documents_and_samples_are_valid_and_corrupted_ones_are_not() {
 fn the_running_server_responds_as_the_contract_says() {
     let test = "the_running_server_responds_as_the_contract_says";
     let Some(python) = support::or_skip(test, support::consumer::python()) else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let mut command = livebridge(&["serve"]);
-    command.envs([
-        ("LIVEBRIDGE_HTTP_LISTEN", "127.0.0.1:0"),
-        ("LIVEBRIDGE_ADMIN_LISTEN", "127.0.0.1:0"),
-        ("LIVEBRIDGE_CALLBACK_KEYS", "callbackKey0123456789"),
-        // The example was signed in 2023.
-        ("LIVEBRIDGE_CALLBACK_EXPIRY_LEEWAY", "100years"),
-        ("LIVEBRIDGE_CALLBACK_UNSIGNED", "all"),
-        ("LIVEBRIDGE_WAL_DIR", dir.path().join("log").to_str().unwrap()),
-        ("LIVEBRIDGE_WAL_MIN_FREE_BYTES", "0"),
-        ("LIVEBRIDGE_KAFKA_BROKERS", "127.0.0.1:1"),
-    ]);
-    let server = Running::start(&mut command);
-    for (tag, listening, operations) in
-        [("intake", "intake listening", 2), ("admin", "admin listening", 10)]
-    {
+    // The example was signed in 2023.
+    let more = "callback.expiry_leeway = \"100years\"\ncallback.unsigned = [\"all\"]";
+    let bridge = ConfiguredBridge::new(UNREACHABLE, more).serve();
+    for (tag, address, operations) in [("intake", bridge.intake, 2), ("admin", bridge.admin, 10)] {
         let mut schemathesis = Command::new(python.with_file_name("st"));
         let hooks = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/deploy/contract/hooks.py");
         schemathesis.env("SCHEMATHESIS_HOOKS", hooks);
-        schemathesis.current_dir(dir.path()).arg("run").arg(format!("{CONTRACT}/openapi.json"));
-        schemathesis.args(["--url", &format!("http://{}", server.address(listening))]);
+        schemathesis
+            .current_dir(bridge.path(""))
+            .arg("run")
+            .arg(format!("{CONTRACT}/openapi.json"));
+        schemathesis.args(["--url", &format!("http://{address}")]);
         schemathesis.args(["--include-tag", tag, "--phases", "examples,coverage,fuzzing"]);
         schemathesis.args(["--max-examples", "100", "--seed", "20261124", "--no-color"]);
         let output = schemathesis.output().unwrap();

@@ -12,7 +12,7 @@ use tokio_rustls::rustls::ProtocolVersion;
 use crate::support::intake::{TestBed, assert_accepted, assert_rejected, push};
 use crate::support::tls::{Identity, VERSIONS};
 use crate::support::wire::{Answer, Wire, connect_from, post};
-use crate::support::{wait_until, wire};
+use crate::support::{TIME_LIMIT, wait_until, wire};
 
 fn networks(texts: &[&str]) -> Networks {
     Networks::parse(texts.iter().copied()).unwrap()
@@ -277,7 +277,7 @@ mod from_networks {
         assert_accepted(&other.answer().unwrap());
         held.truncate(2);
         let is_answered = || wire::exchange(bed.address, post("/callback", &push())).is_some();
-        wait_until(wire::PATIENCE, is_answered, || "its slot is not released");
+        wait_until(TIME_LIMIT, is_answered, || "its slot is not released");
     }
 }
 

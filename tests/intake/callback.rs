@@ -46,8 +46,8 @@ fn take_any(body: &[u8]) -> Result<Record, CallbackError> {
     take(body, &verifier(UnsignedPolicy::All), NOW)
 }
 
-fn refusal(body: &[u8], verifier: &Verifier) -> &'static str {
-    take(body, verifier, NOW).expect_err("a refusal").reason()
+fn rejection(body: &[u8], verifier: &Verifier) -> &'static str {
+    take(body, verifier, NOW).expect_err("a rejection").reason()
 }
 
 /// `object` with `t` and its signature.
@@ -70,9 +70,9 @@ enum Expect {
     /// The signature is invalid for this reason: accepted only where no signature is required.
     Unverified(&'static str, Taken),
     /// Rejected under every policy, for this reason.
-    Refused(&'static str),
+    Rejected(&'static str),
 }
-use Expect::{Refused, Signed, Unsigned as Bare, Unverified as Doubtful};
+use Expect::{Rejected, Signed, Unsigned as Bare, Unverified as Doubtful};
 
 /// Topic, key, whether the key is the stream ID, and the event's time in milliseconds.
 struct Taken(&'static str, Option<&'static str>, bool, Option<i64>);
@@ -157,8 +157,8 @@ const EXPECTED: [(&str, Expect); 83] = [
     ("061_t_as_string.json", Signed(at("live.push", "test_stream", 1_703_731_478))),
     ("062_event_type_as_string.json", Signed(at("live.push", "test_stream", 1_703_731_478))),
     ("063_event_type_missing.json", Signed(timeless("live.other", "test_stream"))),
-    ("064_bom.json", Refused("malformed")),
-    ("065_duplicate_keys.json", Refused("duplicate_key")),
+    ("064_bom.json", Rejected("malformed")),
+    ("065_duplicate_keys.json", Rejected("duplicate_key")),
     ("066_sequence_as_big_number.json", Signed(at("live.push", "test_stream", 1_703_731_478))),
     ("067_number_above_u64.json", Signed(at_ms("live.record", "stream_test", 1_642_089_598_618))),
     ("068_stream_param_unicode_escapes.json", Signed(at("live.push", "test_stream", 1_703_731_478))),
@@ -173,10 +173,10 @@ const EXPECTED: [(&str, Expect); 83] = [
     ("075_pretty_printed_tabs_crlf.json", Signed(at("live.push", "test_stream", 1_703_731_478))),
     ("076_stream_id_leading_space.json", Signed(at("live.push", " test_stream", 1_703_731_478))),
     ("077_key_order_differs.json", Signed(at("live.interrupt", "test_stream", 1_703_731_606))),
-    ("078_invalid_unquoted_value.txt", Refused("malformed")),
-    ("079_invalid_trailing_comma.txt", Refused("malformed")),
-    ("080_empty_body.txt", Refused("malformed")),
-    ("081_json_array_body.json", Refused("not_an_object")),
+    ("078_invalid_unquoted_value.txt", Rejected("malformed")),
+    ("079_invalid_trailing_comma.txt", Rejected("malformed")),
+    ("080_empty_body.txt", Rejected("malformed")),
+    ("081_json_array_body.json", Rejected("not_an_object")),
     ("082_streamlive_329_other_product.json", Signed(Taken("live.other", None, false, None))),
     ("083_porn_317_large_15k.json", Signed(at("live.porn-detection", "teststream", 1_610_640_000))),
 ];
@@ -200,7 +200,7 @@ fn every_payload_is_accepted_or_rejected_as_documented() {
         let strict = take(&body, &verifier(UnsignedPolicy::Rejected), NOW);
         let lenient = take_any(&body);
         let wanted = match expect {
-            Refused(reason) => {
+            Rejected(reason) => {
                 assert_eq!(strict.expect_err(name).reason(), *reason, "{name}");
                 assert_eq!(lenient.expect_err(name).reason(), *reason, "{name}");
                 continue;
@@ -291,14 +291,14 @@ mod signature {
             let callback = UnverifiedCallback::parse(&body).unwrap().verify(&two, NOW).unwrap();
             assert_eq!(callback.key(), Some(place), "{secret}");
         }
-        assert_eq!(refusal(&signed(push(), "older", T), &two), "bad_signature");
-        assert_eq!(refusal(&signed(push(), "OLD", T), &two), "bad_signature");
+        assert_eq!(rejection(&signed(push(), "older", T), &two), "bad_signature");
+        assert_eq!(rejection(&signed(push(), "OLD", T), &two), "bad_signature");
     }
 
     #[test]
     fn without_any_key_matches_nothing() {
         let none = Verifier { keys: vec![], leeway: CENTURY, unsigned: UnsignedPolicy::Rejected };
-        assert_eq!(refusal(&signed(push(), KEY, T), &none), "bad_signature");
+        assert_eq!(rejection(&signed(push(), KEY, T), &none), "bad_signature");
     }
 
     #[test]
@@ -328,7 +328,7 @@ mod signature {
             let mut body = push();
             body["t"] = T.into();
             body["sign"] = sign.clone();
-            assert_eq!(refusal(body.to_string().as_bytes(), &strict), "bad_signature", "{sign}");
+            assert_eq!(rejection(body.to_string().as_bytes(), &strict), "bad_signature", "{sign}");
         }
     }
 
@@ -341,7 +341,7 @@ mod signature {
             body["sign"] = key(KEY).sign_hex(text).into();
             assert!(take(body.to_string().as_bytes(), &strict, NOW).is_ok(), "{text}");
             body["sign"] = key(KEY).sign_hex("1767225601").into();
-            assert_eq!(refusal(body.to_string().as_bytes(), &strict), "bad_signature", "{text}");
+            assert_eq!(rejection(body.to_string().as_bytes(), &strict), "bad_signature", "{text}");
         }
     }
 
@@ -352,12 +352,12 @@ mod signature {
             let mut body = push();
             body["t"] = text.into();
             body["sign"] = key(KEY).sign_hex(text).into();
-            assert_eq!(refusal(body.to_string().as_bytes(), &strict), "wrong_type", "{text}");
+            assert_eq!(rejection(body.to_string().as_bytes(), &strict), "wrong_type", "{text}");
         }
         for value in ["1.5", "1767225600.0", "1e9", "true", "[]", "{}"] {
             let sign = key(KEY).sign_hex(value);
             let body = format!(r#"{{"t":{value},"sign":"{sign}"}}"#);
-            assert_eq!(refusal(body.as_bytes(), &strict), "wrong_type", "{value}");
+            assert_eq!(rejection(body.as_bytes(), &strict), "wrong_type", "{value}");
         }
     }
 
@@ -387,10 +387,10 @@ mod signature {
     #[test]
     fn expired_is_reported_differently_from_wrong() {
         let strict = timely(UnsignedPolicy::Rejected);
-        assert_eq!(refusal(&payload("069_expired_t.json"), &strict), "expired");
-        assert_eq!(refusal(&signed(push(), "other", 1), &strict), "bad_signature");
+        assert_eq!(rejection(&payload("069_expired_t.json"), &strict), "expired");
+        assert_eq!(rejection(&signed(push(), "other", 1), &strict), "bad_signature");
         // The largest and smallest times do not overflow.
-        assert_eq!(refusal(&signed(push(), KEY, i64::MIN / 1000), &strict), "expired");
+        assert_eq!(rejection(&signed(push(), KEY, i64::MIN / 1000), &strict), "expired");
         assert!(take(&signed(push(), KEY, i64::MAX / 1000), &strict, NOW).is_ok());
     }
 
@@ -426,7 +426,7 @@ mod signature {
         ] {
             let body = body.to_string();
             let strict = verifier(UnsignedPolicy::Rejected);
-            assert_eq!(refusal(body.as_bytes(), &strict), "unsigned", "{body}");
+            assert_eq!(rejection(body.as_bytes(), &strict), "unsigned", "{body}");
             assert!(take_any(body.as_bytes()).is_ok(), "{body}");
         }
     }
@@ -492,7 +492,7 @@ mod signature {
     fn below_the_top_level_is_ignored() {
         let t = T.to_string();
         let inner = json!({"data": {"t": T, "sign": key(KEY).sign_hex(&t)}}).to_string();
-        assert_eq!(refusal(inner.as_bytes(), &verifier(UnsignedPolicy::Rejected)), "unsigned");
+        assert_eq!(rejection(inner.as_bytes(), &verifier(UnsignedPolicy::Rejected)), "unsigned");
     }
 
     #[test]
@@ -505,14 +505,14 @@ mod signature {
             format!("{key:#?}"),
             format!("{verifier:?}"),
             format!("{verifier:#?}"),
-            refusal_text(&verifier),
+            rejection_text(&verifier),
         ] {
             assert!(!shown.contains("s3cret"), "{shown}");
         }
         assert_eq!(format!("{:?}", key.named("new")), "CallbackKey(new, ..)");
     }
 
-    fn refusal_text(verifier: &Verifier) -> String {
+    fn rejection_text(verifier: &Verifier) -> String {
         let error = take(&signed(push(), "other", T), verifier, NOW).unwrap_err();
         format!("{error} {error:?}")
     }
@@ -772,7 +772,7 @@ mod record {
     #[test]
     fn survives_encoding_and_decoding() {
         for (name, expect) in &EXPECTED {
-            if matches!(expect, Refused(_)) {
+            if matches!(expect, Rejected(_)) {
                 continue;
             }
             let record = take_any(&payload(name)).unwrap();
@@ -819,7 +819,7 @@ mod omitting {
     #[test]
     fn changes_the_body_only_and_never_the_event_id() {
         for (name, expect) in &EXPECTED {
-            if matches!(expect, Refused(_)) {
+            if matches!(expect, Rejected(_)) {
                 continue;
             }
             let body = payload(name);

@@ -15,8 +15,8 @@ use livebridge::wal::AppendError;
 use serde_json::{Value, json};
 
 use crate::support::intake::{KEY, TestBed, assert_accepted, assert_rejected, push, push_of};
-use crate::support::wait_until;
-use crate::support::wire::{PATIENCE, Wire, post, post_chunked};
+use crate::support::wire::{Wire, post, post_chunked};
+use crate::support::{TIME_LIMIT, wait_until};
 
 mod a_callback {
     use super::*;
@@ -368,7 +368,7 @@ mod a_request {
 
     /// The response to HEAD has a Content-Length without a body.
     fn exchange_head(address: SocketAddr) -> String {
-        let mut wire = Wire::connect(address).patience(Duration::from_millis(300));
+        let mut wire = Wire::connect(address).read_timeout(Duration::from_millis(300));
         wire.send("HEAD /callback HTTP/1.1\r\n\r\n");
         let mut stream = String::new();
         std::io::Read::read_to_string(&mut wire.into_stream(), &mut stream).unwrap();
@@ -599,22 +599,22 @@ mod a_request {
     fn that_is_the_sixteenth_rejected_in_a_row_closes_the_connection() {
         let bed = TestBed::new();
         let mut wire = Wire::connect(bed.address);
-        let refuse = |wire: &mut Wire| {
+        let is_last = |wire: &mut Wire| {
             wire.send(post("/callback", "{}"));
             let answer = wire.answer().unwrap();
             assert_rejected(&answer, 401, "no signature");
             answer.closes()
         };
         for _ in 0..15 {
-            assert!(!refuse(&mut wire));
+            assert!(!is_last(&mut wire));
         }
         // An accepted callback shows that the client is legitimate.
         wire.send(post("/callback", &push()));
         assert_accepted(&wire.answer().unwrap());
         for _ in 0..15 {
-            assert!(!refuse(&mut wire));
+            assert!(!is_last(&mut wire));
         }
-        assert!(refuse(&mut wire));
+        assert!(is_last(&mut wire));
         assert!(wire.is_closed());
     }
 
@@ -644,8 +644,8 @@ mod a_request {
     #[ignore = "takes 15 s: the time-out of headers"]
     fn with_endless_headers_times_out() {
         let bed = TestBed::new();
-        let mut idle = Wire::connect(bed.address).patience(Duration::from_secs(30));
-        let mut slow = Wire::connect(bed.address).patience(Duration::from_secs(30));
+        let mut idle = Wire::connect(bed.address).read_timeout(Duration::from_secs(30));
+        let mut slow = Wire::connect(bed.address).read_timeout(Duration::from_secs(30));
         slow.send("POST /callback HTTP/1.1\r\n");
         let started = Instant::now();
         // Each header arrives in time, but the headers never end.
@@ -670,7 +670,7 @@ mod a_request {
     fn with_a_slow_body_times_out() {
         let bed = TestBed::new();
         let body = push_of(2000);
-        let mut slow = Wire::connect(bed.address).patience(Duration::from_secs(30));
+        let mut slow = Wire::connect(bed.address).read_timeout(Duration::from_secs(30));
         let request = post("/callback", &body);
         let (head, rest) = request.split_at(request.len() - 15);
         slow.send(head);
@@ -788,7 +788,7 @@ mod others {
         let started = Instant::now();
         let answer = loop {
             let answer = bed.send(&large);
-            if answer.status != 200 || started.elapsed() > PATIENCE {
+            if answer.status != 200 || started.elapsed() > TIME_LIMIT {
                 break answer;
             }
             // Where many arrived at once, many were rejected at once and released memory.
@@ -805,7 +805,7 @@ mod others {
         assert_accepted(&wire.answer().unwrap());
         holders.truncate(100);
         let is_accepted = || bed.send(&large).status == 200;
-        wait_until(PATIENCE, is_accepted, || "the bytes in flight are not released");
+        wait_until(TIME_LIMIT, is_accepted, || "the bytes in flight are not released");
     }
 }
 
@@ -825,7 +825,7 @@ mod a_log {
             if answer.status != 200 {
                 break answer;
             }
-            assert!(started.elapsed() < PATIENCE);
+            assert!(started.elapsed() < TIME_LIMIT);
         };
         assert_rejected(&answer, 503, "in time");
         assert_eq!(answer.header("retry-after"), Some("10"));
@@ -838,7 +838,7 @@ mod a_log {
     fn without_space_causes_503_for_callbacks_and_readiness_checks() {
         let bed = TestBed::with(|_, log| log.limits.min_free_bytes = u64::MAX);
         let probe = bed.log.as_ref().unwrap().probe();
-        wait_until(PATIENCE, || probe.ready().is_err(), || "it still has room");
+        wait_until(TIME_LIMIT, || probe.ready().is_err(), || "it still has room");
         assert_eq!(probe.ready(), Err(AppendError::DiskFull));
         let answer = bed.send(post("/callback", &push()));
         assert_rejected(&answer, 503, "no room left on its disk");
@@ -871,7 +871,7 @@ mod a_stop {
         assert!(idle.is_closed());
         let started = Instant::now();
         let is_closed = || TcpStream::connect(bed.address).is_err();
-        wait_until(PATIENCE, is_closed, || "new connections are still accepted");
+        wait_until(TIME_LIMIT, is_closed, || "new connections are still accepted");
         begun.send(&request[request.len() - 5..]);
         let answer = begun.answer().expect("a response to the request in progress");
         assert_accepted(&answer);

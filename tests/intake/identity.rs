@@ -254,8 +254,8 @@ fn payloads_that_are_not_retries_are_all_distinct() {
     for entry in fs::read_dir("tests/payloads").unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         let Some(stem) = name.strip_suffix(".json") else { continue };
-        let refused = ["064", "065", "071", "072", "081"];
-        if retries.iter().chain(&refused).any(|prefix| stem.starts_with(prefix)) {
+        let rejected = ["064", "065", "071", "072", "081"];
+        if retries.iter().chain(&rejected).any(|prefix| stem.starts_with(prefix)) {
             continue;
         }
         assert!(seen.insert(payload_id(stem)), "{name}");

@@ -370,7 +370,7 @@ fn a_missing_segment_directory_leaves_the_others_in_order() {
     log.close().unwrap();
 }
 
-fn refusal(dir: &Path) -> OpenError {
+fn open_error(dir: &Path) -> OpenError {
     open(dir).expect_err("the log is not opened")
 }
 
@@ -388,7 +388,7 @@ fn a_log_of_another_format_is_rejected_by_name_and_not_modified() {
     ];
     for text in theirs {
         fs::write(&identity, &text).unwrap();
-        let error = refusal(damaged.path());
+        let error = open_error(damaged.path());
         assert!(matches!(&error, OpenError::Format { .. }), "{text:?}: {error}");
         assert!(error.to_string().contains(&damaged.path().display().to_string()), "{error}");
         let visited = wal::visit(damaged.path(), |_| Ok::<_, OpenError>(()));
@@ -406,7 +406,7 @@ fn a_log_without_its_identity_is_rejected_and_not_modified() {
     let identity = damaged.path().join("log");
     let ours = fs::read(&identity).unwrap();
     fs::remove_file(&identity).unwrap();
-    let error = refusal(damaged.path());
+    let error = open_error(damaged.path());
     assert!(error.to_string().contains(&identity.display().to_string()), "{error}");
     fs::write(&identity, &ours).unwrap();
     assert_eq!(visit(damaged.path()), STOPPED.entries, "nothing was modified");
@@ -417,7 +417,7 @@ fn an_identity_that_is_not_text_is_rejected() {
     let damaged = STOPPED.copy();
     let identity = damaged.path().join("log");
     fs::write(&identity, b"livebridge log, format 2, id \xFF\xFE").unwrap();
-    let error = refusal(damaged.path());
+    let error = open_error(damaged.path());
     assert!(error.to_string().contains(&identity.display().to_string()), "{error}");
 }
 
@@ -427,7 +427,7 @@ fn an_invalid_log_directory_is_rejected_with_its_path() {
     let file = dir.path().join("a-file");
     fs::write(&file, "text").unwrap();
     for path in [file.clone(), file.join("below")] {
-        let error = refusal(&path);
+        let error = open_error(&path);
         assert!(error.to_string().contains(&path.display().to_string()), "{error}");
     }
     let missing = dir.path().join("missing");
@@ -495,7 +495,7 @@ fn leftovers_of_a_kill_are_removed() {
 fn a_read_only_directory_is_rejected_with_its_path() {
     let dir = temp_dir();
     let Some(mount) = Mount::at("a read-only directory", dir.path(), "ro,size=1m") else { return };
-    let error = refusal(&dir.path().join("data"));
+    let error = open_error(&dir.path().join("data"));
     drop(mount);
     assert!(error.to_string().contains(&dir.path().display().to_string()), "{error}");
     assert!(error.to_string().contains("Read-only"), "{error}");

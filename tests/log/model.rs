@@ -508,8 +508,8 @@ fn records_of_a_restored_copy_are_not_covered_by_what_the_original_published() {
 fn a_log_cannot_be_opened_twice_at_a_time() {
     let dir = temp_dir();
     let log = OpenLog::open(dir.path()).unwrap();
-    let refused = OpenLog::open(dir.path()).expect_err("it is in use");
-    assert!(matches!(&refused, OpenError::Locked(path) if path == dir.path()), "{refused}");
+    let rejected = OpenLog::open(dir.path()).expect_err("it is in use");
+    assert!(matches!(&rejected, OpenError::Locked(path) if path == dir.path()), "{rejected}");
     log.close().unwrap();
     OpenLog::open(dir.path()).unwrap().close().unwrap();
 }

@@ -149,8 +149,8 @@ fn every_other_version_is_rejected_by_its_number() {
     let mut bytes = encode(&plain()).to_vec();
     for version in (0..=u8::MAX).filter(|version| *version != 1) {
         bytes[0] = version;
-        let refused = Record::decode(Bytes::from(bytes.clone()));
-        assert_eq!(refused, Err(DecodeError::Version(version)));
+        let rejected = Record::decode(Bytes::from(bytes.clone()));
+        assert_eq!(rejected, Err(DecodeError::Version(version)));
     }
 }
 

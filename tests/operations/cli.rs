@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -21,17 +21,20 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::kafka::{mock_kafka, topics};
+use crate::support::configured_bridge::ConfiguredBridge;
+use crate::support::intake::KEY;
+use crate::support::kafka::{UNREACHABLE, mock_kafka, topics};
 use crate::support::process::{Finished, Running, livebridge, run};
 use crate::support::tls::Identity;
-use crate::support::wire::{exchange, post};
-use crate::support::{log, metrics, wait_until, wire};
+use crate::support::{TIME_LIMIT, log, metrics, wait_until, wire};
 
-/// An address without Kafka: an unprivileged process cannot listen on this port.
-const UNREACHABLE: &str = "127.0.0.1:1";
+/// A configuration without Kafka.
+fn without_kafka(more: &str) -> ConfiguredBridge {
+    ConfiguredBridge::new(UNREACHABLE, more)
+}
 
 /// The output of `send` after `count` callbacks were answered 200.
-fn all_taken(count: u32) -> String {
+fn all_accepted(count: u32) -> String {
     format!("{count} × 200\n")
 }
 
@@ -131,7 +134,7 @@ mod dev {
         // All types in turn, without a pause, on several connections.
         let sent = send_with(&["--count", "360", "--connections", "4"]);
         assert_eq!(sent.code, Some(0), "{sent:?}");
-        assert!(sent.stdout.starts_with(&all_taken(360)), "{sent:?}");
+        assert!(sent.stdout.starts_with(&all_accepted(360)), "{sent:?}");
         assert!(sent.stdout.contains("360 answers in "), "{sent:?}");
         assert!(sent.stdout.contains(" 0 needed more than one attempt"), "{sent:?}");
         let series = metrics::scrape(admin);
@@ -150,12 +153,12 @@ mod dev {
             (published.to_string(), series["livebridge_duplicates_total"].to_string())
         };
         let expected = ("25".to_owned(), "10".to_owned());
-        wait_until(wire::PATIENCE, || counts() == expected, || format!("{:?}", counts()));
+        wait_until(TIME_LIMIT, || counts() == expected, || format!("{:?}", counts()));
 
         // Selected by number, at a fixed rate.
         let started = Instant::now();
         let sent = send_with(&["--event-type", "100", "--count", "11", "--rate", "20"]);
-        assert!(sent.stdout.starts_with(&all_taken(11)), "{sent:?}");
+        assert!(sent.stdout.starts_with(&all_accepted(11)), "{sent:?}");
         assert!(started.elapsed() >= Duration::from_millis(500), "{:?}", started.elapsed());
 
         // A closed connection without a response also causes a retry.
@@ -164,9 +167,9 @@ mod dev {
 
         // A rejection is printed with its status and reason.
         let mut command = livebridge(&["send", "--url", &url, "--count", "2", "--retries", "0"]);
-        let refused = run(command.env("LIVEBRIDGE_SEND_KEY", "another"));
-        assert_eq!(refused.code, Some(1));
-        let first = refused.stdout.lines().next().unwrap();
+        let rejected = run(command.env("LIVEBRIDGE_SEND_KEY", "another"));
+        assert_eq!(rejected.code, Some(1));
+        let first = rejected.stdout.lines().next().unwrap();
         assert!(first.starts_with("2 × 401 {\"code\":401,"), "{first}");
         let mut command = livebridge(&["send", "--url", &url, "--retries", "0"]);
         let unsigned = run(&mut command);
@@ -232,7 +235,7 @@ mod send {
         ]);
         let sent = run(command.env("LIVEBRIDGE_SEND_KEY", "k"));
         assert_eq!(sent.code, Some(0), "{sent:?}");
-        assert!(sent.stdout.starts_with(&all_taken(1)), "{sent:?}");
+        assert!(sent.stdout.starts_with(&all_accepted(1)), "{sent:?}");
         assert!(sent.stdout.contains(" 1 needed more than one attempt"), "{sent:?}");
         let tries: Vec<Value> =
             bodies.lock().unwrap().iter().map(|body| serde_json::from_str(body).unwrap()).collect();
@@ -300,49 +303,14 @@ mod send {
     }
 }
 
-/// A configuration file with the log directory beside it.
-struct Home(TempDir);
-
-impl Home {
-    fn new(brokers: &str, more: &str) -> Self {
-        let home = Self(tempfile::tempdir().unwrap());
-        let config = format!(
-            "[http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
-             [wal]\ndir = \"{}\"\nmin_free_bytes = 0\nmax_bytes = \"64MiB\"\n\
-             [callback]\nkeys = [\"k\"]\nunsigned = [\"push\"]\n\
-             [kafka]\nbrokers = \"{brokers}\"\ninstance = \"cli-test\"\n{more}",
-            home.log().display()
-        );
-        fs::write(home.config(), config).unwrap();
-        home.let_read("livebridge.toml", 0o640);
-        home
-    }
-
-    fn log(&self) -> PathBuf {
-        self.0.path().join("log")
-    }
-
-    fn config(&self) -> PathBuf {
-        self.0.path().join("livebridge.toml")
-    }
-
-    fn let_read(&self, file: &str, mode: u32) {
-        fs::set_permissions(self.0.path().join(file), Permissions::from_mode(mode)).unwrap();
-    }
-
-    fn command(&self, name: &str) -> Command {
-        livebridge(&[name, "--config", self.config().to_str().unwrap()])
-    }
-}
-
 mod check {
     use super::*;
 
     #[test]
     fn passes_on_a_working_setup_and_leaves_no_traces() {
         let kafka = mock_kafka(1);
-        let home = Home::new(&kafka.brokers(), "");
-        let checked = run(&mut home.command("check"));
+        let bridge = ConfiguredBridge::new(&kafka.brokers(), "kafka.create_topics = true");
+        let checked = run(&mut bridge.command(&["check"]));
         assert_eq!(checked.code, Some(0), "{checked:?}");
         for what in [
             "config", "directory", "disk", "log", "clock", "keys", "Kafka", "topics",
@@ -352,23 +320,26 @@ mod check {
             assert!(line.is_some_and(|line| line.starts_with("ok ")), "{what}: {checked:?}");
         }
         assert!(checked.stdout.ends_with("9 findings, 0 bad\n"), "{checked:?}");
-        assert!(!home.log().exists(), "no directory is created either, because root would own it");
+        assert!(
+            !bridge.wal().exists(),
+            "no directory is created either, because root would own it"
+        );
     }
 
     #[test]
     fn explains_a_directory_of_another_user() {
-        let home = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         // Where any user may run it.
-        let program = home.path().join("livebridge");
+        let program = dir.path().join("livebridge");
         let original = env!("CARGO_BIN_EXE_livebridge");
         fs::hard_link(original, &program)
             .or_else(|_| fs::copy(original, &program).map(drop))
             .unwrap();
-        fs::set_permissions(home.path(), Permissions::from_mode(0o755)).unwrap();
-        let volume = home.path().join("volume");
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+        let volume = dir.path().join("volume");
         fs::create_dir(&volume).unwrap();
         fs::set_permissions(&volume, Permissions::from_mode(0o555)).unwrap();
-        let keys = home.path().join("keys");
+        let keys = dir.path().join("keys");
         fs::write(&keys, "k").unwrap();
         let owner = rustix::process::geteuid().as_raw();
         let user = if owner == 0 { 65532 } else { owner };
@@ -401,8 +372,8 @@ mod check {
         let some: Vec<&str> =
             topics.all().into_iter().filter(|name| *name != "live.push").collect();
         let kafka = MockKafka::start(&some, 1, topics.ledger()).unwrap();
-        let checked =
-            run(&mut Home::new(&kafka.brokers(), "create_topics = false").command("check"));
+        let bridge = ConfiguredBridge::new(&kafka.brokers(), "");
+        let checked = run(&mut bridge.command(&["check"]));
         assert_eq!(checked.code, Some(69), "{checked:?}");
         assert!(checked.stdout.contains("BAD   topics"), "{checked:?}");
         assert!(
@@ -412,9 +383,10 @@ mod check {
 
     #[test]
     fn says_what_to_do_when_kafka_is_unreachable() {
-        let checked = run(&mut Home::new(UNREACHABLE, "").command("check"));
+        let bridge = without_kafka("");
+        let checked = run(&mut bridge.command(&["check"]));
         assert_eq!(checked.code, Some(69), "callbacks would be accepted: {checked:?}");
-        let offline = run(Home::new(UNREACHABLE, "").command("check").arg("--offline"));
+        let offline = run(&mut bridge.command(&["check", "--offline"]));
         assert_eq!(offline.code, Some(0), "{offline:?}");
         assert!(!offline.stdout.contains("Kafka"), "{offline:?}");
         let line = checked.stdout.lines().find(|line| line.starts_with("BAD")).unwrap();
@@ -425,10 +397,9 @@ mod check {
 
     #[test]
     fn warns_about_the_key_of_the_documentation() {
-        let home = Home::new(UNREACHABLE, "");
-        let mut command = home.command("check");
-        let checked =
-            run(command.arg("--offline").env("LIVEBRIDGE_CALLBACK_KEYS", "a-real-key,change-me"));
+        let bridge = without_kafka("");
+        let mut command = bridge.command(&["check", "--offline"]);
+        let checked = run(command.env("LIVEBRIDGE_CALLBACK_KEYS", "a-real-key,change-me"));
         assert_eq!(checked.code, Some(1), "{checked:?}");
         let line = checked.stdout.lines().find(|line| line.starts_with("BAD")).unwrap();
         assert!(line.contains("keys") && line.contains("key-2 is change-me"), "{line}");
@@ -436,61 +407,59 @@ mod check {
 
     #[test]
     fn warns_about_world_readable_secret_files() {
-        let home = Home::new(UNREACHABLE, "");
-        let dir = home.0.path();
-        let tls = Identity::write(dir, 2100).section();
-        fs::write(dir.join("keys"), "a-key").unwrap();
-        let text = fs::read_to_string(home.config()).unwrap();
-        let named = format!("keys_file = \"{}/keys\"\n{tls}[kafka]", dir.display());
-        fs::write(home.config(), text.replace("[kafka]", &named)).unwrap();
+        let bridge = without_kafka("");
+        let tls = Identity::write(&bridge.path(""), 2100).section();
+        fs::write(bridge.path("keys"), "a-key").unwrap();
+        let keys_file = format!("callback.keys_file = \"{}\"", bridge.path("keys").display());
+        bridge.set(&format!("callback.keys = [\"k\"]\n{keys_file}\n{tls}"));
         let secret = ["keys", "livebridge.toml", "tls.key"];
+        let set_modes = |files: &[&str], mode: u32| {
+            for file in files {
+                fs::set_permissions(bridge.path(file), Permissions::from_mode(mode)).unwrap();
+            }
+        };
         let notes = || {
-            let checked = run(home.command("check").arg("--offline"));
-            assert_eq!(
-                checked.code,
-                Some(0),
-                "harmless where no other user has access: {checked:?}"
-            );
+            let checked = run(&mut bridge.command(&["check", "--offline"]));
+            assert_eq!(checked.code, Some(0), "harmless without other users: {checked:?}");
             let lines = checked.stdout.lines().filter(|line| line.starts_with("note  files "));
             let mut lines: Vec<String> = lines.map(str::to_owned).collect();
             lines.sort_unstable();
             lines
         };
-        home.let_read("tls.crt", 0o644);
-        for file in secret {
-            home.let_read(file, 0o640);
-        }
-        assert_eq!(
-            notes(),
-            Vec::<String>::new(),
-            "group access is allowed, and certificates are public"
-        );
-        for file in secret {
-            home.let_read(file, 0o604);
-        }
+        set_modes(&["tls.crt"], 0o644);
+        set_modes(&secret, 0o640);
+        assert_eq!(notes(), [""; 0], "group access is allowed, and certificates are public");
+        set_modes(&secret, 0o604);
         let keys = ["callback.keys_file", "callback.keys", "tls.private_key"];
         for ((line, file), key) in notes().iter().zip(secret).zip(keys) {
-            let path = dir.join(file).display().to_string();
+            let path = bridge.path(file).display().to_string();
             assert!(line.contains(&format!("read {path}, which contains {key}; ")), "{line}");
             assert!(line.ends_with(&format!("chmod o-r {path}")), "{line}");
         }
         assert_eq!(notes().len(), secret.len());
-        // A value from the environment is in no file.
-        let text = fs::read_to_string(home.config()).unwrap();
-        fs::write(home.config(), text.replace("keys = [\"k\"]", "")).unwrap();
+        // The file then contains no key itself.
+        bridge.set(&format!("{keys_file}\n{tls}"));
         assert_eq!(notes().len(), secret.len() - 1);
     }
 
     #[test]
     fn says_what_to_do_about_an_unwritable_directory() {
         let kafka = mock_kafka(1);
-        let home = Home::new(&kafka.brokers(), "");
-        fs::write(home.log(), "a file where the directory belongs").unwrap();
-        let checked = run(&mut home.command("check"));
+        let bridge = ConfiguredBridge::new(&kafka.brokers(), "");
+        fs::write(bridge.wal(), "a file where the directory belongs").unwrap();
+        let checked = run(&mut bridge.command(&["check"]));
         assert_eq!(checked.code, Some(1));
         let line = checked.stdout.lines().find(|line| line.contains("directory")).unwrap();
         assert!(line.starts_with("BAD") && line.ends_with("set wal.dir"), "{line}");
     }
+}
+
+/// Does not wait for the unreachable Kafka.
+fn stop_at_once(serving: &mut Running) {
+    serving.signal(Signal::TERM);
+    thread::sleep(Duration::from_millis(200));
+    serving.signal(Signal::TERM);
+    serving.wait();
 }
 
 mod a_setting_that_librdkafka_rejects {
@@ -511,18 +480,16 @@ mod a_setting_that_librdkafka_rejects {
     #[test]
     fn fails_every_command_with_exit_code_64_and_its_value_is_never_printed() {
         for (fault, says) in FAULTS {
-            let home = Home::new(UNREACHABLE, &format!("[kafka.client]\n{fault}\n"));
+            let bridge = without_kafka(&format!("[kafka.client]\n{fault}"));
             for arguments in [&["serve"][..], &["check"], &["check", "--offline"], &["config"]] {
-                let mut command = home.command(arguments[0]);
-                let finished =
-                    run(command.args(&arguments[1..]).env("LIVEBRIDGE_LOG_LEVEL", "trace"));
+                let finished = run(bridge.command(arguments).env("LIVEBRIDGE_LOG_LEVEL", "trace"));
                 assert_eq!(finished.code, Some(64), "{arguments:?}: {finished:?}");
                 assert!(finished.stderr.contains(says), "{arguments:?}: {finished:?}");
                 for text in [&finished.stdout, &finished.stderr] {
                     assert!(!text.contains("hunter2"), "{arguments:?}: {text}");
                 }
             }
-            assert!(!home.log().exists(), "serve did not start");
+            assert!(!bridge.wal().exists(), "serve did not start");
         }
     }
 
@@ -530,10 +497,9 @@ mod a_setting_that_librdkafka_rejects {
     fn does_not_mask_common_words_that_are_values_of_unknown_settings() {
         let client = "[kafka.client]\nno.such.setting = \"kafka\"\nother.setting = 8080\n\
                       third.setting = \"hunter2-s3cret\"\n";
-        let home = Home::new(UNREACHABLE, client);
+        let bridge = without_kafka(client);
         for arguments in [&["check"][..], &["check", "--offline"], &["serve"], &["config"]] {
-            let mut command = home.command(arguments[0]);
-            let finished = run(command.args(&arguments[1..]));
+            let finished = run(&mut bridge.command(arguments));
             assert_eq!(finished.code, Some(64), "{arguments:?}: {finished:?}");
             let text = [finished.stdout, finished.stderr].concat();
             assert!(text.contains("kafka.client: librdkafka has no setting"), "{text}");
@@ -550,11 +516,9 @@ mod a_setting_that_librdkafka_rejects {
              ssl.key.password = \"hunter2-s3cret\"\n",
             authority.display()
         );
-        let home = Home::new(UNREACHABLE, &client);
-        let mut serving = Running::start(&mut home.command("serve"));
-        let intake = serving.address("intake listening");
+        let mut serving = without_kafka(&client).serve();
         let cause = |text: &str| {
-            serving.stderr.wait_for(|line| {
+            serving.process.stderr.wait_for(|line| {
                 let line: Value = serde_json::from_str(line).ok()?;
                 let cause = line["cause"].as_str().filter(|cause| cause.contains(text))?;
                 Some((line["level"].clone(), line["message"].clone(), cause.to_owned()))
@@ -569,35 +533,28 @@ mod a_setting_that_librdkafka_rejects {
         assert!(found.contains("ssl.ca.location"), "{found}");
         let body = r#"{"event_type":1,"stream_id":"a"}"#;
         for _ in 0..3 {
-            assert_eq!(exchange(intake, post("/callback", body)).unwrap().status, 200);
+            assert_eq!(serving.post(body).status, 200);
         }
-        let admin = serving.address("admin listening");
-        assert_eq!(wire::get(admin, "/readyz").status, 200);
-        serving.signal(Signal::TERM);
-        thread::sleep(Duration::from_millis(200));
-        serving.signal(Signal::TERM);
-        serving.wait();
-        assert!(!serving.stderr.text().contains("hunter2"), "{}", serving.stderr.text());
+        assert_eq!(wire::get(serving.admin, "/readyz").status, 200);
+        stop_at_once(&mut serving.process);
+        let lines = serving.process.stderr.text();
+        assert!(!lines.contains("hunter2"), "{lines}");
     }
 
     #[test]
     fn is_rejected_by_a_running_instance_which_keeps_serving() {
-        let home = Home::new(UNREACHABLE, "");
-        let before = fs::read_to_string(home.config()).unwrap();
-        let mut serving = Running::start(&mut home.command("serve"));
-        let intake = serving.address("intake listening");
+        let mut serving = without_kafka("").serve();
         for (fault, says) in FAULTS {
-            fs::write(home.config(), format!("{before}[kafka.client]\n{fault}\n")).unwrap();
-            serving.signal(Signal::HUP);
-            serving.stderr.wait_for(|line| {
+            serving.reload(&format!("[kafka.client]\n{fault}"));
+            serving.process.stderr.wait_for(|line| {
                 (line.contains("new configuration rejected") && line.contains(says)).then_some(())
             });
         }
         let body = r#"{"event_type":1,"stream_id":"a"}"#;
-        assert_eq!(exchange(intake, post("/callback", body)).unwrap().status, 200);
-        serving.signal(Signal::TERM);
-        assert_eq!(serving.wait(), Some(0));
-        assert!(!serving.stderr.text().contains("hunter2"), "{}", serving.stderr.text());
+        assert_eq!(serving.post(body).status, 200);
+        serving.process.stop();
+        let lines = serving.process.stderr.text();
+        assert!(!lines.contains("hunter2"), "{lines}");
     }
 }
 
@@ -606,10 +563,8 @@ mod wal {
 
     #[test]
     fn can_be_read_while_serve_writes_it() {
-        let home = Home::new(UNREACHABLE, "");
-        let serving = Running::start(&mut home.command("serve"));
-        let intake: SocketAddr = serving.address("intake listening");
-        let dir = home.log();
+        let serving = without_kafka("").serve();
+        let dir = serving.wal();
         let wal =
             |command: &str| run(&mut livebridge(&["wal", command, "--dir", dir.to_str().unwrap()]));
 
@@ -629,7 +584,7 @@ mod wal {
             r#"{"event_type":"1", "stream_id":"a"}"#,
         ];
         for body in bodies {
-            assert_eq!(exchange(intake, post("/callback", body)).unwrap().status, 200);
+            assert_eq!(serving.post(body).status, 200);
         }
         let exported = wal("export");
         assert_eq!(exported.code, Some(0), "{exported:?}");
@@ -662,7 +617,7 @@ mod wal {
         let by_variable = run(command.env("LIVEBRIDGE_WAL_DIR", &dir));
         assert_eq!(by_variable.stdout, status.stdout);
         // And by the file and the default of an image, as for serve.
-        let file = home.0.path().join("wal.toml");
+        let file = serving.path("wal.toml");
         fs::write(&file, format!("[wal]\ndir = {:?}\n", dir.to_str().unwrap())).unwrap();
         let by_file = run(livebridge(&["wal", "status", "--config"]).arg(&file));
         assert_eq!(by_file.stdout, status.stdout, "{by_file:?}");
@@ -670,7 +625,7 @@ mod wal {
         let by_default = run(command.env("LIVEBRIDGE_DEFAULT_WAL_DIR", &dir));
         assert_eq!(by_default.stdout, status.stdout);
         // serve is not affected.
-        assert_eq!(exchange(intake, post("/callback", bodies[0])).unwrap().status, 200);
+        assert_eq!(serving.post(bodies[0]).status, 200);
     }
 
     fn wal(dir: &Path, arguments: &[&str]) -> Finished {
@@ -683,30 +638,26 @@ mod wal {
         serde_json::from_str(&finished.stdout).unwrap_or_else(|_| panic!("{finished:?}"))
     }
 
-    /// A stopped log with a push, an interrupt and a push.
-    fn at_rest(home: &Home) -> PathBuf {
-        let mut serving = Running::start(&mut home.command("serve"));
-        let intake = serving.address("intake listening");
+    /// A stopped bridge whose log has a push, an interrupt and a push.
+    fn stopped() -> ConfiguredBridge {
+        let bridge = without_kafka("");
+        let mut serving = bridge.serve();
         for (number, event_type) in [1, 0, 1].into_iter().enumerate() {
             let t = Timestamp::now().as_millis() / 1000 + 1000;
-            let sign = CallbackKey::new("k").unwrap().sign_hex(&t.to_string());
+            let sign = CallbackKey::new(KEY).unwrap().sign_hex(&t.to_string());
             let body = serde_json::json!(
                 {"event_type": event_type, "stream_id": "s", "n": number, "t": t, "sign": sign}
             );
-            assert_eq!(exchange(intake, post("/callback", &body.to_string())).unwrap().status, 200);
+            assert_eq!(serving.post(&body.to_string()).status, 200);
         }
-        // The command does not wait for the unreachable Kafka.
-        serving.signal(Signal::TERM);
-        thread::sleep(Duration::from_millis(200));
-        serving.signal(Signal::TERM);
-        serving.wait();
-        home.log()
+        stop_at_once(&mut serving.process);
+        bridge
     }
 
     #[test]
     fn is_printed_as_json_for_programs() {
-        let home = Home::new(UNREACHABLE, "");
-        let dir = at_rest(&home);
+        let bridge = stopped();
+        let dir = bridge.wal();
         let status = json(&dir, &["status", "--json"]);
         assert_eq!(status["records"], 3);
         assert_eq!(status["unpublished"], 3);
@@ -726,8 +677,8 @@ mod wal {
 
     #[test]
     fn can_be_exported_in_part() {
-        let home = Home::new(UNREACHABLE, "");
-        let dir = at_rest(&home);
+        let bridge = stopped();
+        let dir = bridge.wal();
         let numbers = |arguments: &[&str]| -> Vec<u64> {
             let exported = wal(&dir, &[&["export"], arguments].concat());
             assert_eq!(exported.code, Some(0), "{exported:?}");
@@ -752,16 +703,16 @@ mod wal {
             ("--since", "yesterday", "nor a duration such as 2h"),
             ("--event-type", "pull", "the known ones are interrupt, push, "),
         ] {
-            let refused = wal(&dir, &["export", option, wrong]);
-            assert_eq!(refused.code, Some(64), "{refused:?}");
-            assert!(refused.stderr.contains(says), "{refused:?}");
+            let rejected = wal(&dir, &["export", option, wrong]);
+            assert_eq!(rejected.code, Some(64), "{rejected:?}");
+            assert!(rejected.stderr.contains(says), "{rejected:?}");
         }
     }
 
     #[test]
     fn a_damaged_quarantined_record_is_named_and_the_others_are_released() {
-        let home = Home::new(UNREACHABLE, "");
-        let dir = at_rest(&home);
+        let bridge = stopped();
+        let dir = bridge.wal();
         let quarantine = dir.join("quarantine");
         fs::create_dir(&quarantine).unwrap();
         let mut bytes = BytesMut::new();
@@ -792,8 +743,8 @@ mod wal {
 
     #[test]
     fn that_has_lost_a_record_fails_verification() {
-        let home = Home::new(UNREACHABLE, "");
-        let dir = at_rest(&home);
+        let bridge = stopped();
+        let dir = bridge.wal();
         let before = wal(&dir, &["verify"]);
         assert_eq!(before.stdout, "3 records in 2 segments, 0 missing\n");
         let data = dir.join("segments/0000000001/db");
@@ -810,8 +761,8 @@ mod wal {
 
     #[test]
     fn shows_progress_on_a_terminal_only() {
-        let home = Home::new(UNREACHABLE, "");
-        let dir = at_rest(&home);
+        let bridge = stopped();
+        let dir = bridge.wal();
         let plain = wal(&dir, &["verify"]);
         assert_eq!(plain.stderr, "");
         let verify = format!("{} wal verify", env!("CARGO_BIN_EXE_livebridge"));
@@ -848,14 +799,12 @@ mod wal {
 
     #[test]
     fn export_ends_without_an_error_when_its_reader_closes_the_pipe() {
-        let home = Home::new(UNREACHABLE, "");
-        let serving = Running::start(&mut home.command("serve"));
-        let intake = serving.address("intake listening");
+        let serving = without_kafka("").serve();
         let large = format!(r#"{{"event_type":1,"a":"{}"}}"#, "x".repeat(200_000));
         for _ in 0..3 {
-            assert_eq!(exchange(intake, post("/callback", &large)).unwrap().status, 200);
+            assert_eq!(serving.post(&large).status, 200);
         }
-        let dir = home.log();
+        let dir = serving.wal();
         let mut command = livebridge(&["wal", "export", "--dir", dir.to_str().unwrap()]);
         let mut export = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut first = [0; 10];
@@ -890,10 +839,8 @@ mod ready {
 
     #[test]
     fn reports_whether_callbacks_are_accepted() {
-        let home = Home::new(UNREACHABLE, "");
-        let mut serving = Running::start(&mut home.command("serve"));
-        let admin = serving.address("admin listening").to_string();
-        serving.address("intake listening");
+        let mut serving = without_kafka("").serve();
+        let admin = serving.admin.to_string();
         let ready = run(&mut livebridge(&["ready", "--admin", &admin]));
         assert_eq!((ready.code, ready.stdout.as_str()), (Some(0), "ready\n"));
         // With the listen address of a container configuration: the unspecified address means this
@@ -902,8 +849,7 @@ mod ready {
         let mut command = livebridge(&["ready"]);
         command.env("LIVEBRIDGE_ADMIN_LISTEN", format!("0.0.0.0:{port}"));
         assert_eq!(run(&mut command).code, Some(0));
-        serving.signal(Signal::TERM);
-        serving.wait();
+        serving.process.stop();
         let gone = run(&mut command);
         assert_eq!(gone.code, Some(1), "{gone:?}");
         assert!(gone.stdout.starts_with("no answer from 127.0.0.1:"), "{gone:?}");
@@ -911,14 +857,9 @@ mod ready {
 
     #[test]
     fn reports_why_they_are_not() {
-        let home = Home::new(UNREACHABLE, "");
-        let config = home.0.path().join("livebridge.toml");
-        let text = fs::read_to_string(&config).unwrap();
-        fs::write(&config, text.replace("min_free_bytes = 0", "min_free_bytes = \"1EiB\""))
-            .unwrap();
-        let serving = Running::start(&mut home.command("serve"));
-        let admin = serving.address("admin listening").to_string();
-        serving.stderr.wait_for(|line| line.contains("are rejected with 503").then_some(()));
+        let serving = without_kafka("wal.min_free_bytes = \"1EiB\"").serve();
+        let admin = serving.admin.to_string();
+        serving.process.stderr.wait_for_text("are rejected with 503");
         let ready = run(&mut livebridge(&["ready", "--admin", &admin]));
         assert_eq!(ready.code, Some(1), "{ready:?}");
         assert_eq!(ready.stdout, "not ready: the log has no room left on its disk\n");

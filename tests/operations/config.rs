@@ -497,9 +497,9 @@ fn a_variable_that_is_not_utf_8_is_rejected_and_not_ignored() {
     let mut command = process::livebridge(&["config"]);
     command.env("LIVEBRIDGE_CALLBACK_KEYS", "k").env("SOMEBODY_ELSES", value);
     assert_eq!(process::run(&mut command).code, Some(0));
-    let refused = process::run(command.env("LIVEBRIDGE_WAL_DIR", value));
-    assert_eq!(refused.code, Some(64), "{refused:?}");
-    assert!(refused.stderr.contains("LIVEBRIDGE_WAL_DIR: is not UTF-8"), "{refused:?}");
+    let rejected = process::run(command.env("LIVEBRIDGE_WAL_DIR", value));
+    assert_eq!(rejected.code, Some(64), "{rejected:?}");
+    assert!(rejected.stderr.contains("LIVEBRIDGE_WAL_DIR: is not UTF-8"), "{rejected:?}");
 }
 
 mod what_is_in_effect {
@@ -575,10 +575,10 @@ mod what_is_in_effect {
 
     #[test]
     fn is_printed_before_it_is_rejected() {
-        let refused = config(&[], &[("LIVEBRIDGE_HTTP_PATH", "callback")]);
-        assert_eq!(refused.code, Some(64), "{refused:?}");
-        assert!(refused.stdout.contains("path = \"callback\""), "{refused:?}");
-        assert!(refused.stderr.contains("http.path"), "{refused:?}");
+        let rejected = config(&[], &[("LIVEBRIDGE_HTTP_PATH", "callback")]);
+        assert_eq!(rejected.code, Some(64), "{rejected:?}");
+        assert!(rejected.stdout.contains("path = \"callback\""), "{rejected:?}");
+        assert!(rejected.stderr.contains("http.path"), "{rejected:?}");
     }
 }
 

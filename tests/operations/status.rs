@@ -11,12 +11,10 @@ use serde_json::{Value, json};
 
 use crate::support::bridge::{Bridge, KEY};
 use crate::support::browser::Browser;
-use crate::support::kafka::mock_kafka;
+use crate::support::kafka::{UNREACHABLE, mock_kafka};
 use crate::support::{metrics, or_skip, wire};
 
 const DOCUMENT: &str = include_str!("../../docs/status.md");
-/// An address without Kafka: an unprivileged process cannot listen on this port.
-const UNREACHABLE: &str = "127.0.0.1:1";
 /// A stream name that injects a script into a page without escaping.
 const HOSTILE: &str = "<img src=x onerror='document.title=\"taken over\"'>";
 
@@ -129,9 +127,9 @@ fn neither_keys_nor_bodies_nor_passwords_are_printed() {
     for secret in [KEY, "the-password", "424242"] {
         assert!(!text.contains(secret), "{secret} is in {text}");
     }
-    let refused = &status(&bridge, "/status")["recent"][0];
+    let rejected = &status(&bridge, "/status")["recent"][0];
     assert_eq!(
-        (refused["status"].as_u64(), refused["outcome"].as_str()),
+        (rejected["status"].as_u64(), rejected["outcome"].as_str()),
         (Some(401), Some("unsigned"))
     );
 }

@@ -7,7 +7,6 @@
 use std::collections::BTreeSet;
 use std::env;
 use std::fmt::Write as _;
-use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
@@ -17,17 +16,16 @@ use std::time::{Duration, Instant};
 
 use livebridge::callback::CallbackKey;
 use livebridge::event::Timestamp;
-use livebridge::wal::{self, OpenError};
-use serde_json::{Value, json};
+use serde_json::json;
 use socket2::Socket;
-use tempfile::TempDir;
 
+use crate::support::configured_bridge::{ConfiguredBridge, RunningBridge};
+use crate::support::intake::KEY;
+use crate::support::kafka::UNREACHABLE;
 use crate::support::metrics::{moved, scrape};
-use crate::support::process::{Running, livebridge};
-use crate::support::wire::{PATIENCE, Wire, connect_from, post};
-use crate::support::{metrics, skip, turn};
+use crate::support::wire::{Wire, connect_from, post};
+use crate::support::{TIME_LIMIT, metrics, skip, turn};
 
-const KEY: &str = "callbackKey0123456789";
 /// The intake's connection limit; attackers open more connections.
 const CONNECTIONS: usize = 256;
 /// The limit per address in most tests.
@@ -48,51 +46,19 @@ fn duration() -> Duration {
 }
 
 /// The address of the well-behaved senders; no attacker uses it.
-const HOME: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 7);
+const SENDERS_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 7);
 
-/// A livebridge process without Kafka.
-struct Target {
-    _process: Running,
-    intake: SocketAddr,
-    admin: SocketAddr,
-    dir: TempDir,
+/// A bridge without Kafka that accepts `per_address` connections per address.
+fn start(per_address: usize) -> RunningBridge {
+    let more = format!(
+        "callback.unsigned = []\nhttp.max_connections = {CONNECTIONS}\n\
+         http.max_connections_per_address = {per_address}"
+    );
+    ConfiguredBridge::new(UNREACHABLE, &more).serve()
 }
 
-impl Target {
-    /// A livebridge that accepts `per_address` connections per address.
-    fn new(per_address: usize) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("livebridge.toml");
-        let config = format!(
-            "[http]\nlisten = \"127.0.0.1:0\"\nmax_connections = {CONNECTIONS}\n\
-             max_connections_per_address = {per_address}\n\
-             [admin]\nlisten = \"127.0.0.1:0\"\n[callback]\nkeys = [\"{KEY}\"]\n\
-             [wal]\ndir = \"{}/log\"\nmin_free_bytes = 0\n\
-             [kafka]\nbrokers = \"127.0.0.1:1\"\ninstance = \"attack\"\ncreate_topics = false\n",
-            dir.path().display()
-        );
-        fs::write(&file, config).unwrap();
-        let process =
-            Running::start(&mut livebridge(&["serve", "--config", file.to_str().unwrap()]));
-        let admin = process.address("admin listening");
-        let intake = process.address("intake listening");
-        Self { _process: process, intake, admin, dir }
-    }
-
-    fn stored(&self) -> BTreeSet<String> {
-        let mut numbers = BTreeSet::new();
-        wal::visit(&self.dir.path().join("log"), |entry| {
-            let body: Value = serde_json::from_slice(&entry.record.body).unwrap();
-            numbers.insert(body["sequence"].as_str().unwrap().to_owned());
-            Ok::<_, OpenError>(())
-        })
-        .unwrap();
-        numbers
-    }
-}
-
-/// A body signed with `key`, and its sequence number.
-fn callback(key: &str) -> (String, String) {
+/// A body signed with `key`.
+fn callback(key: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed).to_string();
     let now = (Timestamp::now().as_millis() / 1000).to_string();
@@ -101,7 +67,7 @@ fn callback(key: &str) -> (String, String) {
         "event_type": 1, "stream_id": "s", "sequence": number, "t": now, "sign": sign,
         "padding": "x".repeat(400),
     });
-    (body.to_string(), number)
+    body.to_string()
 }
 
 /// A connection from a new loopback address; `None` if it cannot be opened within a second.
@@ -122,7 +88,7 @@ fn any_address() -> Ipv4Addr {
 /// The results of one well-behaved sender.
 #[derive(Default)]
 struct Seen {
-    taken: Vec<String>,
+    accepted: Vec<String>,
     elapsed: Vec<Duration>,
     tries: usize,
 }
@@ -134,23 +100,23 @@ fn send_well(intake: SocketAddr, over: &AtomicBool) -> Seen {
     let mut seen = Seen::default();
     let mut kept: Option<Wire> = None;
     while !over.load(Ordering::Relaxed) {
-        let (body, number) = callback(KEY);
+        let body = callback(KEY);
         let started = Instant::now();
-        let alone = seen.taken.len() % 2 == 0;
+        let alone = seen.accepted.len() % 2 == 0;
         let status = loop {
             seen.tries += 1;
-            let new = || Wire::over(connect(intake, HOME).expect("a connection"));
+            let new = || Wire::over(connect(intake, SENDERS_ADDRESS).expect("a connection"));
             let mut wire = kept.take().filter(|_| !alone).unwrap_or_else(new);
             wire.send(post("/callback", &body));
             if let Some(answer) = wire.answer() {
                 kept = Some(wire).filter(|_| !alone && !answer.closes());
                 break answer.status;
             }
-            assert!(started.elapsed() < PATIENCE, "no answer");
+            assert!(started.elapsed() < TIME_LIMIT, "no answer");
         };
         assert_eq!(status, 200, "a good callback");
         seen.elapsed.push(started.elapsed());
-        seen.taken.push(number);
+        seen.accepted.push(body);
         thread::sleep(PACE);
     }
     seen
@@ -165,7 +131,7 @@ fn under(
 ) -> metrics::Series {
     // The tests measure response times.
     let _turn = turn::alone();
-    let target = Target::new(per_address);
+    let target = start(per_address);
     let before = scrape(target.admin);
     let over = AtomicBool::new(false);
     let all = thread::scope(|scope| {
@@ -197,10 +163,10 @@ fn under(
     let count = elapsed.len();
     eprintln!("{name}: {count} accepted, p50 {p50:.1?}, p99 {p99:.1?}, {tries} tries{output_text}");
     assert!(p99 < P99_MAX, "{name}: p99 {p99:?}");
-    let taken: BTreeSet<String> = all.into_iter().flat_map(|seen| seen.taken).collect();
-    assert!(taken.len() > 20, "{name}: {} accepted", taken.len());
-    let stored = target.stored();
-    assert_eq!(stored, taken, "{name}: exactly the accepted callbacks are stored");
+    let accepted: BTreeSet<String> = all.into_iter().flat_map(|seen| seen.accepted).collect();
+    assert!(accepted.len() > 20, "{name}: {} accepted", accepted.len());
+    let stored: BTreeSet<String> = target.stored().into_iter().collect();
+    assert_eq!(stored, accepted, "{name}: exactly the accepted callbacks are stored");
     moved
 }
 
@@ -230,7 +196,7 @@ fn hold(intake: SocketAddr, over: &AtomicBool, start: &[u8], more: &[u8]) {
 fn a_flood_of_bad_signatures_delays_no_other_client() {
     let moved = under("bad signatures", FEW, |intake, over| {
         let Some(mut stream) = connect(intake, any_address()) else { return };
-        let request = post("/callback", &callback("another").0);
+        let request = post("/callback", &callback("another"));
         let mut answer = [0; 4096];
         while !over.load(Ordering::Relaxed) && stream.write_all(request.as_bytes()).is_ok() {
             let Ok(1..) = stream.read(&mut answer) else { return };
@@ -317,7 +283,7 @@ fn one_address_gets_at_most_its_connection_limit() {
 fn connections_that_are_opened_and_reset_delay_no_other_client() {
     under("resets", FEW, |intake, _| {
         let Some(mut stream) = connect(intake, any_address()) else { return };
-        let request = post("/callback", &callback("another").0);
+        let request = post("/callback", &callback("another"));
         let part = 1 + usize::try_from(any_address().to_bits()).unwrap() % (request.len() - 1);
         let _ = stream.write_all(&request.as_bytes()[..part]);
         // SO_LINGER 0 closes the connection with a reset and discards unsent data.

@@ -22,7 +22,7 @@ use livebridge::event::Timestamp;
 
 use crate::support::bridge::{Bridge, KEY};
 use crate::support::consumer::{self, Isolation};
-use crate::support::kafka::Kafka;
+use crate::support::kafka::{Kafka, UNREACHABLE};
 use crate::support::wire::deliver;
 use crate::support::{self, turn};
 
@@ -119,7 +119,7 @@ fn a_backlog_is_delivered_once_within_memory_and_disk_limits() {
     let prefix = support::unique("backlog");
     let watch = Watch::start();
 
-    let away = Bridge::new(&prefix, "127.0.0.1:1", &prefix)
+    let away = Bridge::new(&prefix, UNREACHABLE, &prefix)
         .set("WAL_MAX_BYTES", "50GiB")
         .set("DEDUP_MAX_IDS", "3600000");
     away.start();

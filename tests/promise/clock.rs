@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::support::bridge::{Bridge, KEY};
 use crate::support::consumer::{self, Isolation, Message};
-use crate::support::kafka::{self, Cluster, Kafka, Setup};
+use crate::support::kafka::{self, Cluster, Kafka, Setup, TIME_LIMIT};
 use crate::support::load::{Load, Plan};
 use crate::support::process::{livebridge, run};
 use crate::support::random::Random;
@@ -22,8 +22,6 @@ use crate::support::shift::Shift;
 use crate::support::wire::deliver;
 use crate::support::{self, turn};
 
-/// The time-out for expected changes, with a margin for a busy machine.
-const PATIENCE: Duration = Duration::from_mins(2);
 const MINUTE: i64 = 60;
 const HOUR: i64 = 60 * MINUTE;
 const DAY: i64 = 24 * HOUR;
@@ -66,9 +64,9 @@ fn assert_is_outage(bridge: &Bridge, topic: &str) {
     let says = format!("topic {topic} rejects a timestamp");
     // The log may have the same cause of an earlier outage: of two topics that reject one transaction,
     // either can be the first.
-    bridge.wait_until("disconnected", PATIENCE, || !bridge.is_connected());
+    bridge.wait_until("disconnected", TIME_LIMIT, || !bridge.is_connected());
     let is_logged = || bridge.log_text().contains(&says);
-    bridge.wait_until("logging the cause", PATIENCE, is_logged);
+    bridge.wait_until("logging the cause", TIME_LIMIT, is_logged);
     let text = bridge.log_text();
     let line = text.lines().find(|line| line.contains(&says)).unwrap();
     for part in ["ERROR", "cannot publish to Kafka", "NTP", "message.timestamp.after.max.ms"] {
@@ -89,11 +87,11 @@ fn a_topic_that_rejects_old_timestamps_delays_records_and_rejects_none() {
         let topic = format!("{prefix}.push");
         let bridge = bridge(kafka.bootstrap(), &prefix, delivery);
         bridge.start();
-        bridge.wait_until_connected(PATIENCE);
+        bridge.wait_until_connected(TIME_LIMIT);
         let strict = [("message.timestamp.before.max.ms", "3600000")];
         kafka::configure_topic(kafka.bootstrap(), &topic, &strict);
         deliver(bridge.intake(), [&callback(1, 0)]);
-        bridge.drain(PATIENCE);
+        bridge.drain(TIME_LIMIT);
 
         for number in 2..=4 {
             deliver(bridge.intake(), [&callback(number, 2 * HOUR * i64::from(number % 2))]);
@@ -116,7 +114,7 @@ fn a_topic_that_rejects_old_timestamps_delays_records_and_rejects_none() {
         }
 
         kafka::configure_topic(kafka.bootstrap(), &topic, &[]);
-        bridge.drain(PATIENCE);
+        bridge.drain(TIME_LIMIT);
         assert!(bridge.is_connected());
         assert!(bridge.log_text()[reported..].contains("publishing to Kafka again"));
         assert_eq!(bridge.metric("livebridge_dead_letters_total"), Some(0.0));
@@ -135,15 +133,15 @@ fn a_broker_clock_more_than_an_hour_behind_delays_records_and_rejects_none() {
         let prefix = support::unique("ahead");
         let bridge = shift.apply(bridge(kafka.bootstrap(), &prefix, delivery));
         bridge.start();
-        bridge.wait_until_connected(PATIENCE);
+        bridge.wait_until_connected(TIME_LIMIT);
         deliver(bridge.intake(), [&callback(1, 0)]);
-        bridge.drain(PATIENCE);
+        bridge.drain(TIME_LIMIT);
         shift.set(2 * HOUR);
         deliver(bridge.intake(), [&callback(2, -2 * HOUR)]);
         assert_is_outage(&bridge, &format!("{prefix}.push"));
         deliver(bridge.intake(), [&callback(3, -2 * HOUR)]);
         shift.set(0);
-        bridge.drain(PATIENCE);
+        bridge.drain(TIME_LIMIT);
         assert!(bridge.is_connected());
 
         // The ledger record bears the time of receipt, whatever the event's time is.
@@ -151,7 +149,7 @@ fn a_broker_clock_more_than_an_hour_behind_delays_records_and_rejects_none() {
         deliver(bridge.intake(), [&callback(4, 0)]);
         assert_is_outage(&bridge, &format!("{prefix}.ledger"));
         shift.set(0);
-        bridge.drain(PATIENCE);
+        bridge.drain(TIME_LIMIT);
         let messages = published(kafka.bootstrap(), &prefix);
         assert_eq!(numbers(&messages), [1, 2, 3, 4], "{delivery}");
         assert_eq!(bridge.metric("livebridge_dead_letters_total"), Some(0.0));
@@ -179,12 +177,12 @@ fn a_retry_is_absorbed_after_the_clock_was_set_at_run_time_and_before_a_restart(
             bridge.start();
             let first = callback(1, 0);
             deliver(bridge.intake(), [&first]);
-            bridge.drain(PATIENCE);
+            bridge.drain(TIME_LIMIT);
             shift.set(to);
             deliver(bridge.intake(), [&first]);
             let (second, third) = (callback(2, 0), callback(3, 0));
             deliver(bridge.intake(), [&second]);
-            bridge.drain(PATIENCE);
+            bridge.drain(TIME_LIMIT);
             assert!(bridge.stop().success(), "{}", bridge.last_lines());
 
             // After a restart the ids come from the ledger topic.
@@ -193,7 +191,7 @@ fn a_retry_is_absorbed_after_the_clock_was_set_at_run_time_and_before_a_restart(
             for body in [&first, &second, &third, &third, &first] {
                 deliver(bridge.intake(), [body]);
             }
-            bridge.drain(PATIENCE);
+            bridge.drain(TIME_LIMIT);
             let messages = published(&cluster.bootstrap(), &prefix);
             assert_eq!(numbers(&messages), [1, 2, 3], "{delivery}, clock set by {to} s");
             bridge.kill();
@@ -218,7 +216,7 @@ fn setting_the_clock_under_load_loses_and_repeats_nothing() {
         for (step, to) in
             [2 * HOUR, -30 * MINUTE, -2 * HOUR, 0, 3 * DAY, -3 * DAY, 5].into_iter().enumerate()
         {
-            load.wait_for(150, PATIENCE);
+            load.wait_for(150, TIME_LIMIT);
             if step % 3 == 2 && delivery == "exactly-once" {
                 bridge.kill();
                 shift.set(to);
@@ -228,11 +226,11 @@ fn setting_the_clock_under_load_loses_and_repeats_nothing() {
             }
             let published = || bridge.metric("livebridge_published_total").unwrap_or(0.0);
             let before = published();
-            bridge.wait_until("publishing", PATIENCE, || published() > before);
+            bridge.wait_until("publishing", TIME_LIMIT, || published() > before);
         }
-        load.wait_for(150, PATIENCE);
-        let acknowledged = load.finish(PATIENCE);
-        bridge.drain(PATIENCE);
+        load.wait_for(150, TIME_LIMIT);
+        let acknowledged = load.finish(TIME_LIMIT);
+        bridge.drain(TIME_LIMIT);
         assert!(acknowledged.resent > 0, "retries were sent");
         let verdict = acknowledged.check(&cluster.bootstrap(), &prefix);
         let Some(verdict) = support::or_skip(test, verdict) else { return };
@@ -246,16 +244,16 @@ fn write(bootstrap: &str, topic: &str, timestamp: Timestamp) {
     let producer: BaseProducer = kafka::client(bootstrap).create().unwrap();
     let record = BaseRecord::<str, str>::to(topic).payload("x").timestamp(timestamp.as_millis());
     producer.send(record).map_err(|(error, _)| error).unwrap();
-    producer.flush(PATIENCE).unwrap();
+    producer.flush(TIME_LIMIT).unwrap();
 }
 
 /// Waits until the retention of the broker has deleted everything from a topic of one partition.
 fn wait_until_deleted(bootstrap: &str, topic: &str) {
     let consumer: BaseConsumer = kafka::client(bootstrap).create().unwrap();
-    let range = || consumer.fetch_watermarks(topic, 0, PATIENCE).unwrap();
+    let range = || consumer.fetch_watermarks(topic, 0, TIME_LIMIT).unwrap();
     let is_empty = || range().0 == range().1;
     let message = || format!("retention has not deleted the offsets {:?}", range());
-    support::wait_until(PATIENCE, is_empty, message);
+    support::wait_until(TIME_LIMIT, is_empty, message);
 }
 
 #[test]
@@ -276,13 +274,13 @@ fn an_event_of_last_week_survives_the_retention_that_deletes_a_record_with_its_t
     for delivery in DELIVERIES {
         let bridge = bridge(&bootstrap, &prefix, delivery);
         bridge.start();
-        bridge.wait_until_connected(PATIENCE);
+        bridge.wait_until_connected(TIME_LIMIT);
         for topic in topics.all() {
             kafka::configure_topic(&bootstrap, topic, &retention);
         }
         let number = if delivery == "exactly-once" { 1 } else { 2 };
         deliver(bridge.intake(), [&callback(number, 8 * DAY)]);
-        bridge.drain(PATIENCE);
+        bridge.drain(TIME_LIMIT);
         bridge.stop();
         // A record with the event's own time is deleted, twice, so that every partition has been
         // looked at since.
@@ -317,13 +315,13 @@ fn two_instances_with_one_name_that_publish_seldom_are_named_as_the_cause() {
     // The one that starts first is fenced by the start of the other.
     for bridge in &bridges {
         bridge.start();
-        bridge.wait_until_connected(PATIENCE);
+        bridge.wait_until_connected(TIME_LIMIT);
     }
     // Whichever is fenced for the third time within six hours reports it.
     for number in 0..7 {
         let bridge = &bridges[number as usize % 2];
         deliver(bridge.intake(), [&callback(number, 0)]);
-        bridge.drain(PATIENCE);
+        bridge.drain(TIME_LIMIT);
         bridges.iter().for_each(Bridge::assert_running);
         let named = bridges.iter().any(|bridge| bridge.log_text().contains(SAYS));
         assert_eq!(named, fenced() >= 5.0, "{} times fenced", fenced());

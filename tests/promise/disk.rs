@@ -30,7 +30,7 @@ fn log_dir(mount: &Mount) -> PathBuf {
 
 /// Appends at most `max` records until one is rejected; returns the acknowledged records and the
 /// error.
-fn append_until_refused(log: &OpenLog, first: u64, max: u64) -> (Vec<Entry>, Option<AppendError>) {
+fn append_until_rejected(log: &OpenLog, first: u64, max: u64) -> (Vec<Entry>, Option<AppendError>) {
     let mut acknowledged = Vec::new();
     for number in first..first + max {
         let record = record(number, 100_000);
@@ -91,9 +91,9 @@ fn appends_are_rejected_before_the_disk_is_full_and_accepted_again_when_there_is
     let mut log = OpenLog::open_with(&config).unwrap();
     let mut number = 0;
     for _ in 0..2 {
-        let (acknowledged, refused) = append_until_refused(&log, number, 4000);
+        let (acknowledged, rejected) = append_until_rejected(&log, number, 4000);
         number += 4000;
-        assert_eq!(refused, Some(AppendError::DiskFull));
+        assert_eq!(rejected, Some(AppendError::DiskFull));
         assert_eq!(log.log.probe().ready(), Err(AppendError::DiskFull));
         assert!(mount.free_bytes() < floor, "there was free space");
         assert!(mount.free_bytes() > MIB, "{} bytes are left", mount.free_bytes());
@@ -115,8 +115,8 @@ fn the_size_limit_of_the_log_is_enforced_and_lifted() {
     let config =
         wal::Config { limits: Limits { max_bytes: limit, ..Limits::NONE }, ..config(dir.path()) };
     let mut log = OpenLog::open_with(&config).unwrap();
-    let (acknowledged, refused) = append_until_refused(&log, 0, 4000);
-    assert_eq!(refused, Some(AppendError::LogFull));
+    let (acknowledged, rejected) = append_until_rejected(&log, 0, 4000);
+    assert_eq!(rejected, Some(AppendError::LogFull));
     let bytes = log.log.stored().disk_bytes;
     // Free space is checked ten times a second, and later while the maintenance task closes a
     // segment.
@@ -135,13 +135,13 @@ fn a_full_disk_rejects_until_there_is_space_and_loses_nothing() {
     for left in [0, 3000, 40_000, 90_000, 600_000, 5_000_000] {
         let Some(mount) = mount("size=48m") else { return };
         let mut log = OpenLog::open(&log_dir(&mount)).unwrap();
-        let (mut acknowledged, refused) = append_until_refused(&log, 0, 20);
-        assert_eq!(refused, None);
+        let (mut acknowledged, rejected) = append_until_rejected(&log, 0, 20);
+        assert_eq!(rejected, None);
         let filler = mount.fill(left);
         for first in [100, 1100, 2100] {
-            let (more, refused) = append_until_refused(&log, first, 1000);
+            let (more, rejected) = append_until_rejected(&log, first, 1000);
             acknowledged.extend(more);
-            assert_eq!(refused, Some(AppendError::DiskFull), "with {left} bytes left");
+            assert_eq!(rejected, Some(AppendError::DiskFull), "with {left} bytes left");
             let ready = log.log.probe().ready();
             assert_eq!(ready, Err(AppendError::DiskFull));
             // Space is asked for again after a pause.
@@ -152,9 +152,9 @@ fn a_full_disk_rejects_until_there_is_space_and_loses_nothing() {
 
         // A log that is opened while the disk is full rejects as well, and can be read.
         let mut log = OpenLog::open(&log_dir(&mount)).unwrap();
-        let (more, refused) = append_until_refused(&log, 4000, 1000);
+        let (more, rejected) = append_until_rejected(&log, 4000, 1000);
         acknowledged.extend(more);
-        assert_eq!(refused, Some(AppendError::DiskFull), "with {left} bytes left, at the start");
+        assert_eq!(rejected, Some(AppendError::DiskFull), "with {left} bytes left, at the start");
         assert_eq!(log.read(), acknowledged);
         drop(filler);
         let record = record(5000, 100_000);
@@ -173,8 +173,8 @@ fn publishing_frees_a_disk_that_the_log_filled() {
     for segments in [1, 2] {
         let Some(mount) = mount(&format!("size={}m", 34 * segments)) else { return };
         let log = OpenLog::open(&log_dir(&mount)).unwrap();
-        let (acknowledged, refused) = append_until_refused(&log, 0, 4000);
-        assert_eq!(refused, Some(AppendError::DiskFull));
+        let (acknowledged, rejected) = append_until_rejected(&log, 0, 4000);
+        assert_eq!(rejected, Some(AppendError::DiskFull));
         log.close().unwrap();
 
         let filler = mount.fill(0);
@@ -199,7 +199,7 @@ fn a_segment_is_created_when_there_is_space_for_its_first_records() {
     for left in [0, 4096, 12_288, 20_000, 40_000, 100_000, 400_000, 1_000_000] {
         let Some(mount) = mount("size=16m") else { return };
         let log = OpenLog::open(&log_dir(&mount)).unwrap();
-        let acknowledged = append_until_refused(&log, 0, 10).0;
+        let acknowledged = append_until_rejected(&log, 0, 10).0;
         log.close().unwrap();
         // Without the spare segment, the last segment has records and a new one needs new space.
         for spare in &segment_dirs(&log_dir(&mount))[1..] {
@@ -230,8 +230,8 @@ fn a_half_created_segment_is_created_again() {
         "segment_size: 4194304\nuse_compression: false\nversion: 0.34\n",
     )
     .unwrap();
-    let (acknowledged, refused) = append_until_refused(&log, 0, 750);
-    assert_eq!(refused, None);
+    let (acknowledged, rejected) = append_until_rejected(&log, 0, 750);
+    assert_eq!(rejected, None);
     assert_eq!(acknowledged.last().unwrap().lsn.segment(), 3);
     log.close().unwrap();
 }
@@ -243,7 +243,7 @@ fn a_log_that_cannot_create_segments_rejects_before_its_last_one_is_too_large() 
     for inodes_left in [0, 1, 3] {
         let Some(mount) = mount("size=400m,nr_inodes=60") else { return };
         let log = OpenLog::open(&log_dir(&mount)).unwrap();
-        assert_eq!(append_until_refused(&log, 0, 3).1, None);
+        assert_eq!(append_until_rejected(&log, 0, 3).1, None);
         let deadline = Instant::now() + Duration::from_secs(5);
         while segment_dirs(&log_dir(&mount)).len() < 2 && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(10));
@@ -255,8 +255,8 @@ fn a_log_that_cannot_create_segments_rejects_before_its_last_one_is_too_large() 
         for path in in_the_way.iter().take(inodes_left) {
             fs::remove_file(path).unwrap();
         }
-        let (acknowledged, refused) = append_until_refused(&log, 10, 3000);
-        assert_eq!(refused, Some(AppendError::DiskFull), "after {} records", acknowledged.len());
+        let (acknowledged, rejected) = append_until_rejected(&log, 10, 3000);
+        assert_eq!(rejected, Some(AppendError::DiskFull), "after {} records", acknowledged.len());
         let bytes = log.log.stored().disk_bytes;
         assert!(bytes < 256 * MIB, "{bytes} bytes");
         for path in in_the_way.iter().skip(inodes_left) {

@@ -14,11 +14,8 @@ use serde_json::{Value, json};
 
 use crate::support::bridge::Bridge;
 use crate::support::consumer::{self, Isolation, Message};
-use crate::support::kafka::{self, Kafka};
+use crate::support::kafka::{self, Kafka, UNREACHABLE};
 use crate::support::{self, wire};
-
-/// An address without Kafka: an unprivileged process cannot listen on this port.
-const UNREACHABLE: &str = "127.0.0.1:1";
 
 /// Sends `count` callbacks and expects each to be accepted.
 fn send(bridge: &Bridge, numbers: std::ops::Range<u32>) {

@@ -148,7 +148,7 @@ fn a_cluster_of_three_tolerates_the_loss_of_any_broker() {
 }
 
 #[test]
-fn a_user_without_rights_is_refused() {
+fn a_user_without_rights_is_rejected() {
     let setup = Setup::default().user("bridge", "secret").authorizer();
     let Some(cluster) = Cluster::start_or_skip("users", &setup) else { return };
     kafka::create_topic(&cluster.bootstrap(), "users", 1, 1);
@@ -161,8 +161,8 @@ fn a_user_without_rights_is_refused() {
         .unwrap();
     let metadata = producer.client().fetch_metadata(Some("users"), TIMEOUT).unwrap();
     let [topic] = metadata.topics() else { panic!("one topic was asked for") };
-    let refused = topic.error().map(RDKafkaErrorCode::from);
-    assert_eq!(refused, Some(RDKafkaErrorCode::TopicAuthorizationFailed));
+    let rejected = topic.error().map(RDKafkaErrorCode::from);
+    assert_eq!(rejected, Some(RDKafkaErrorCode::TopicAuthorizationFailed));
 }
 
 #[test]

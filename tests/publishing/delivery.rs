@@ -294,7 +294,7 @@ fn a_retry_that_waited_longer_than_the_window_is_still_absorbed() {
     bridge.drain(DRAIN);
     // The publisher is stopped permanently here: later callbacks wait in the log.
     bridge.kill();
-    let away = bridge.set("KAFKA_BROKERS", "127.0.0.1:1");
+    let away = bridge.set("KAFKA_BROKERS", kafka::UNREACHABLE);
     away.start();
     deliver(away.intake(), [&body]);
     std::thread::sleep(Duration::from_secs(32));
@@ -362,7 +362,7 @@ fn records_that_even_the_dead_letter_topic_rejects_stay_on_disk_until_released()
 async fn kafka_that_starts_late_receives_everything_in_order() {
     let Some(kafka) = Kafka::shared_or_skip("late") else { return };
     let prefix = support::unique("late");
-    let away = bridge(&prefix, "127.0.0.1:1", &prefix);
+    let away = bridge(&prefix, kafka::UNREACHABLE, &prefix);
     away.start();
     let mut sender = Sender::new(&format!("http://{}/callback", away.intake())).unwrap();
     let samples = Samples::new(CallbackKey::new(PAYLOADS_KEY));

@@ -39,7 +39,7 @@ fn send(bridge: &Bridge, numbers: std::ops::Range<u32>, padding: usize) {
 /// unreachable, and kills it again. The returned bridge has the address of Kafka.
 fn with_backlog(bridge: Bridge, kafka: &Kafka, send: impl FnOnce(&Bridge)) -> Bridge {
     bridge.kill();
-    let unreachable = bridge.set("KAFKA_BROKERS", "127.0.0.1:1");
+    let unreachable = bridge.set("KAFKA_BROKERS", kafka::UNREACHABLE);
     unreachable.start();
     send(&unreachable);
     unreachable.kill();

@@ -120,7 +120,7 @@ fn the_log_of_a_lost_host_is_replayed_by_another_one() {
     deliver(lost.intake(), [&early]);
     lost.drain(DRAIN);
     lost.kill();
-    let lost = lost.set("KAFKA_BROKERS", "127.0.0.1:1");
+    let lost = lost.set("KAFKA_BROKERS", kafka::UNREACHABLE);
     lost.start();
     let late: Vec<String> = [1, 0, 100, 4711].iter().map(|kind| body(*kind, 10)).collect();
     for body in &late {

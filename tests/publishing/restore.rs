@@ -14,14 +14,12 @@ use livebridge::sample::Samples;
 use crate::support;
 use crate::support::bridge::{Bridge, KEY};
 use crate::support::consumer::{self, Isolation};
-use crate::support::kafka::Kafka;
+use crate::support::kafka::{Kafka, UNREACHABLE};
 
 /// Restarts by a service manager after a directory was restored: enough to pass the segment numbers
 /// that the original reached.
 const STARTS: u32 = 8;
 const DRAIN: Duration = Duration::from_mins(1);
-/// An address without Kafka.
-const UNREACHABLE: &str = "127.0.0.1:1";
 
 /// The callbacks that the bridges of one test acknowledged.
 struct Site {

@@ -5,18 +5,16 @@ use std::env;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use tempfile::TempDir;
 
 use crate::support::bridge::Bridge;
-use crate::support::kafka::{Cluster, Setup};
+use crate::support::kafka::{Cluster, Setup, TIME_LIMIT};
 use crate::support::load::{Load, Plan};
 use crate::support::random::Random;
 use crate::support::{self, Unavailable, consumer};
 
 const TEST: &str = "SASL_SSL";
-const PATIENCE: Duration = Duration::from_mins(2);
 const USER: &str = "bridge";
 const PASSWORD: &str = "s3cret-of-the-bridge";
 
@@ -125,9 +123,9 @@ fn every_mechanism(rig: &Rig) {
         let bridge = rig.bridge(instance, "kafka.pem", more);
         bridge.start();
         let load = Load::start(runtime.handle(), Plan::new(bridge.intake()), &mut random);
-        load.wait_for(100, PATIENCE);
-        let acknowledged = load.finish(PATIENCE);
-        bridge.drain(PATIENCE);
+        load.wait_for(100, TIME_LIMIT);
+        let acknowledged = load.finish(TIME_LIMIT);
+        bridge.drain(TIME_LIMIT);
         assert!(!bridge.log_text().contains(PASSWORD), "{}", bridge.last_lines());
         bridge.stop();
         let verdict = acknowledged.check(&rig.cluster.bootstrap(), instance);
@@ -150,7 +148,7 @@ fn rejects_failed_authentication(rig: &Rig) {
         assert!(!check.contains(wrong) && !check.contains(PASSWORD), "{check}");
         // Nothing is lost: callbacks are accepted and stored.
         bridge.start();
-        bridge.wait_for_error(says, PATIENCE);
+        bridge.wait_for_error(says, TIME_LIMIT);
         bridge.assert_running();
         let up = bridge.metric("livebridge_kafka_up").expect("an answer");
         assert!(up < 0.5, "{up}");
@@ -165,17 +163,17 @@ fn publishes_once_a_lost_certificate_file_is_back(rig: &mut Rig) {
     rig.cluster.stop(1);
     let bridge = rig.bridge("mounted", "mounted.pem", "sasl.mechanisms = \"PLAIN\"");
     bridge.start();
-    bridge.wait_for_error("Kafka does not answer", PATIENCE);
+    bridge.wait_for_error("Kafka does not answer", TIME_LIMIT);
     fs::remove_file(&ca).expect("the file");
-    bridge.wait_for_error("ssl.ca.location", PATIENCE);
+    bridge.wait_for_error("ssl.ca.location", TIME_LIMIT);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let load =
         Load::start(runtime.handle(), Plan::new(bridge.intake()), &mut Random::new("mounted"));
-    load.wait_for(20, PATIENCE);
-    let acknowledged = load.finish(PATIENCE);
+    load.wait_for(20, TIME_LIMIT);
+    let acknowledged = load.finish(TIME_LIMIT);
     rig.cluster.start_again(1);
     fs::write(&ca, &content).expect("a writable directory");
-    bridge.drain(PATIENCE);
+    bridge.drain(TIME_LIMIT);
     bridge.stop();
     let verdict = acknowledged.check(&rig.cluster.bootstrap(), "mounted");
     let Some(verdict) = support::or_skip(TEST, verdict) else { return };

@@ -17,27 +17,25 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support;
 use crate::support::bridge::Bridge;
-use crate::support::kafka::{self, Cluster, Kafka, Setup};
+use crate::support::kafka::{self, Cluster, Kafka, Setup, TIME_LIMIT};
 use crate::support::rights::{self, Rule};
-
-const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Starts `bridge` and waits until its log has an error with `says`; the bridge keeps running.
 fn logs(bridge: &Bridge, says: &str) {
     bridge.start();
-    bridge.wait_for_error(says, PATIENCE);
+    bridge.wait_for_error(says, TIME_LIMIT);
     bridge.assert_running();
     assert!(!bridge.log_text().contains("Purge"), "{}", bridge.last_lines());
 }
 
 fn partitions(bootstrap: &str, topic: &str) -> usize {
     let consumer: BaseConsumer = kafka::client(bootstrap).create().unwrap();
-    let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).unwrap();
+    let metadata = consumer.fetch_metadata(Some(topic), TIME_LIMIT).unwrap();
     metadata.topics()[0].partitions().len()
 }
 
 #[test]
-fn a_ledger_topic_with_several_partitions_is_refused_and_callbacks_are_stored_meanwhile() {
+fn a_ledger_topic_with_several_partitions_is_rejected_and_callbacks_are_stored_meanwhile() {
     let Some(kafka) = Kafka::shared_or_skip("ledger partitions") else { return };
     for delivery in ["exactly-once", "at-least-once"] {
         let prefix = support::unique("partitioned");
@@ -52,7 +50,7 @@ fn a_ledger_topic_with_several_partitions_is_refused_and_callbacks_are_stored_me
         logs(&bridge, &says);
         // The remedy that the message names.
         kafka::delete_topic(kafka.bootstrap(), &ledger);
-        bridge.wait_until_connected(PATIENCE);
+        bridge.wait_until_connected(TIME_LIMIT);
         assert_eq!(partitions(kafka.bootstrap(), &ledger), 1);
     }
 }
@@ -76,14 +74,14 @@ fn automatic_topic_creation_creates_no_topic_for_livebridge() {
     let forbidden = Bridge::new(&prefix, &bootstrap, &prefix).set("KAFKA_CREATE_TOPICS", "false");
     logs(&forbidden, "topics are missing");
     let consumer: BaseConsumer = kafka::client(&bootstrap).create().unwrap();
-    let metadata = consumer.fetch_metadata(None, PATIENCE).unwrap();
+    let metadata = consumer.fetch_metadata(None, TIME_LIMIT).unwrap();
     let made: Vec<_> = metadata.topics().iter().filter(|t| t.name().starts_with(&prefix)).collect();
     assert!(made.is_empty(), "{} topics were created", made.len());
     drop(forbidden);
     // Without a setting, the brokers choose the number of replicas; the ledger has one partition.
     bridge.start();
-    bridge.drain(PATIENCE);
-    bridge.wait_until_connected(PATIENCE);
+    bridge.drain(TIME_LIMIT);
+    bridge.wait_until_connected(TIME_LIMIT);
     assert_eq!(partitions(&bootstrap, &format!("{prefix}.ledger")), 1);
     let (code, text) = bridge.check();
     assert_eq!(code, 0, "{text}");
@@ -113,11 +111,11 @@ fn the_last_record_of_a_ledger_without_transactions_is_read_after_the_switch_to_
     let plain: BaseProducer = kafka::client(kafka.bootstrap()).create().unwrap();
     let transactional: BaseProducer =
         kafka::client(kafka.bootstrap()).set("transactional.id", &topic).create().unwrap();
-    transactional.init_transactions(PATIENCE).unwrap();
+    transactional.init_transactions(TIME_LIMIT).unwrap();
     let send = |producer: &BaseProducer, value: &str| {
         let record = BaseRecord::<str, str>::to(&topic).partition(0).payload(value);
         producer.send(record).map_err(|(error, _)| error).unwrap();
-        producer.flush(PATIENCE).unwrap();
+        producer.flush(TIME_LIMIT).unwrap();
     };
     let config = Config {
         brokers: kafka.bootstrap().to_owned(),
@@ -143,9 +141,9 @@ fn the_last_record_of_a_ledger_without_transactions_is_read_after_the_switch_to_
         transactional.begin_transaction().unwrap();
         send(&transactional, value);
         let ended = if commits {
-            transactional.commit_transaction(PATIENCE)
+            transactional.commit_transaction(TIME_LIMIT)
         } else {
-            transactional.abort_transaction(PATIENCE)
+            transactional.abort_transaction(TIME_LIMIT)
         };
         ended.unwrap();
     }
@@ -173,7 +171,7 @@ fn write_dead_letters(bootstrap: &str, dead: &str, letters: &[(&str, usize)]) {
         let record = BaseRecord::<str, str>::to(dead).payload(&value).headers(headers);
         producer.send(record.timestamp(Timestamp::now().as_millis())).map_err(|(e, _)| e).unwrap();
     }
-    producer.flush(PATIENCE).unwrap();
+    producer.flush(TIME_LIMIT).unwrap();
 }
 
 #[test]
@@ -182,13 +180,13 @@ fn dead_letters_go_to_event_topics_only_and_a_rejected_one_does_not_block_the_ot
     let prefix = support::unique("letters");
     let bridge = Bridge::new(&prefix, kafka.bootstrap(), &prefix);
     bridge.start();
-    bridge.drain(PATIENCE);
+    bridge.drain(TIME_LIMIT);
     let topic = |name: &str| format!("{prefix}.{name}");
     let (push, record, ledger, dead) =
         (topic("push"), topic("record"), topic("ledger"), topic("dead-letter"));
     let foreign = support::unique("foreign");
     kafka::create_topic(kafka.bootstrap(), &foreign, 1, 1);
-    bridge.wait_until_connected(PATIENCE);
+    bridge.wait_until_connected(TIME_LIMIT);
     kafka::configure_topic(kafka.bootstrap(), &push, &[("max.message.bytes", "20000")]);
     write_dead_letters(
         kafka.bootstrap(),
@@ -384,7 +382,7 @@ fn check_names_the_topic_without_permissions() {
     let bridge = Bridge::new("rights", &cluster.sasl(), prefix)
         .config(&rights::sasl_plaintext("bridge", "secret"));
     bridge.start();
-    bridge.wait_until_connected(PATIENCE);
+    bridge.wait_until_connected(TIME_LIMIT);
     bridge.stop();
     let (kind, name, user) = ("TOPIC", "rights.push", "bridge");
     let rule = Rule { kind, name, user, operation: "WRITE", permission: "DENY" };
@@ -392,7 +390,7 @@ fn check_names_the_topic_without_permissions() {
     let started = Instant::now();
     let text = loop {
         let (code, text) = bridge.check();
-        if code != 0 || started.elapsed() > PATIENCE {
+        if code != 0 || started.elapsed() > TIME_LIMIT {
             assert_eq!(code, 69, "{text}");
             break text;
         }

@@ -1,4 +1,5 @@
-//! The real binary as a process: start, kill, stop, and read its metrics.
+//! The real binary as a process, configured by environment variables: start, kill, stop, and read
+//! its metrics. [`ConfiguredBridge`](super::configured_bridge::ConfiguredBridge) has a configuration file.
 
 use std::fs::{self, File, OpenOptions};
 use std::net::{Ipv4Addr, SocketAddr};

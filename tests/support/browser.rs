@@ -3,15 +3,14 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::Unavailable;
+use super::{TIME_LIMIT, Unavailable, wait_until};
 
 /// The path in Debian's package.
 const CHROMIUM: &str = "/usr/bin/chromium";
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A browser with one window; it is closed when the value is dropped.
 #[derive(Debug)]
@@ -72,12 +71,9 @@ impl Browser {
     /// Waits until a function body returns true.
     #[track_caller]
     pub fn wait_until(&self, script: &str) {
-        let started = Instant::now();
-        while self.run(script) != Value::Bool(true) {
-            let text = || self.run("return document.body.innerText");
-            assert!(started.elapsed() < PATIENCE, "never: {script}\n{}", text());
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        let text = || self.run("return document.body.innerText");
+        let is_true = || self.run(script) == Value::Bool(true);
+        wait_until(3 * TIME_LIMIT, is_true, || format!("never: {script}\n{}", text()));
     }
 
     /// The console's messages: errors and violations of the page's content security policy.

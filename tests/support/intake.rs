@@ -11,14 +11,16 @@ use livebridge::callback::{
 };
 use livebridge::event::{EventType, Timestamp};
 use livebridge::intake::{Access, Config, Intake, IntakePolicy, Listener};
-use livebridge::record::{Entry, Record};
+use livebridge::record::Record;
 use livebridge::reloadable::Reloadable;
-use livebridge::wal::{self, OpenError};
+use livebridge::wal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use super::wire::{Answer, PATIENCE, exchange, post};
+use super::TIME_LIMIT;
+use super::log::bodies;
+use super::wire::{Answer, exchange, post};
 
 pub(crate) const KEY: &str = "callbackKey0123456789";
 
@@ -106,19 +108,13 @@ impl TestBed {
 
     /// Bodies in the log, in order.
     pub(crate) fn stored(&self) -> Vec<String> {
-        let mut bodies = Vec::new();
-        wal::visit(self.dir.path(), |Entry { record, .. }| {
-            bodies.push(String::from_utf8(record.body.to_vec()).unwrap());
-            Ok::<_, OpenError>(())
-        })
-        .unwrap();
-        bodies
+        bodies(self.dir.path())
     }
 
     /// Waits until `count` bodies are stored, and at most a second for further ones.
     pub(crate) fn stored_after_a_while(&self, count: usize) -> Vec<String> {
         let started = Instant::now();
-        while self.stored().len() < count && started.elapsed() < PATIENCE {
+        while self.stored().len() < count && started.elapsed() < TIME_LIMIT {
             thread::sleep(Duration::from_millis(5));
         }
         self.stored()

@@ -35,6 +35,12 @@ use super::log::block_on;
 use super::tools::{self, Unavailable};
 use super::turn::BrokerPermit;
 
+/// An address without Kafka: an unprivileged process cannot listen on this port.
+pub const UNREACHABLE: &str = "127.0.0.1:1";
+
+/// How long a test waits for what needs real brokers, even on a busy machine.
+pub const TIME_LIMIT: Duration = Duration::from_mins(2);
+
 /// Long enough for three JVMs that start at once on two busy cores.
 const START_MAX: Duration = Duration::from_secs(90);
 

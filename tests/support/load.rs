@@ -86,7 +86,7 @@ struct Shared {
     acknowledged: AtomicU64,
     retries: AtomicU64,
     resent: AtomicU64,
-    refused: Mutex<BTreeMap<u16, u64>>,
+    rejected: Mutex<BTreeMap<u16, u64>>,
 }
 
 /// A stream as it was sent: its name, and its acknowledged events in order.
@@ -112,7 +112,7 @@ pub struct Acknowledged {
     /// Acknowledged callbacks that were sent and acknowledged again.
     pub resent: u64,
     /// Responses other than 200.
-    pub refused: BTreeMap<u16, u64>,
+    pub rejected: BTreeMap<u16, u64>,
 }
 
 impl Load {
@@ -125,7 +125,7 @@ impl Load {
             acknowledged: AtomicU64::new(0),
             retries: AtomicU64::new(0),
             resent: AtomicU64::new(0),
-            refused: Mutex::default(),
+            rejected: Mutex::default(),
         });
         let senders = (0..streams)
             .map(|index| {
@@ -163,13 +163,13 @@ impl Load {
             };
             tokio::time::timeout(within, ended).await
         });
-        let refused = self.shared.refused.lock().expect("no panic under the lock").clone();
-        let Ok(streams) = streams else { panic!("callbacks are not acknowledged: {refused:?}") };
+        let rejected = self.shared.rejected.lock().expect("no panic under the lock").clone();
+        let Ok(streams) = streams else { panic!("callbacks are not acknowledged: {rejected:?}") };
         Acknowledged {
             streams,
             retries: self.shared.retries.load(Ordering::Relaxed),
             resent: self.shared.resent.load(Ordering::Relaxed),
-            refused,
+            rejected,
         }
     }
 }
@@ -253,8 +253,8 @@ impl StreamSender {
             }
             self.shared.retries.fetch_add(1, Ordering::Relaxed);
             if let Some(status) = status {
-                let mut refused = self.shared.refused.lock().expect("no panic under the lock");
-                *refused.entry(status).or_default() += 1;
+                let mut rejected = self.shared.rejected.lock().expect("no panic under the lock");
+                *rejected.entry(status).or_default() += 1;
             }
             tokio::time::sleep(self.shared.plan.retry).await;
         }
@@ -320,8 +320,8 @@ impl Acknowledged {
         self.streams.extend(other.streams);
         self.retries += other.retries;
         self.resent += other.resent;
-        for (status, count) in other.refused {
-            *self.refused.entry(status).or_default() += count;
+        for (status, count) in other.rejected {
+            *self.rejected.entry(status).or_default() += count;
         }
         self
     }

@@ -138,6 +138,12 @@ pub(crate) fn visit(dir: &Path) -> Vec<Entry> {
     entries
 }
 
+/// The bodies in the log, in order.
+pub(crate) fn bodies(dir: &Path) -> Vec<String> {
+    let bodies = visit(dir).into_iter().map(|entry| entry.record.body.to_vec());
+    bodies.map(|body| String::from_utf8(body).expect("a body of text")).collect()
+}
+
 /// The segment directories on disk, in order.
 pub(crate) fn segment_dirs(dir: &Path) -> Vec<PathBuf> {
     let mut dirs: Vec<PathBuf> = fs::read_dir(dir.join("segments"))

@@ -9,6 +9,7 @@
 
 pub mod bridge;
 pub mod browser;
+pub mod configured_bridge;
 pub mod consumer;
 pub mod intake;
 pub mod json;
@@ -41,6 +42,10 @@ use tempfile::NamedTempFile;
 
 pub use tools::Unavailable;
 pub(crate) use tools::preload;
+
+/// How long a test waits for what must happen soon, and for a response: long enough for a busy
+/// machine, shorter than the intake's time-outs for headers, which must not be the cause.
+pub const TIME_LIMIT: Duration = Duration::from_secs(10);
 
 /// The value, or `None` with a message that names the skipped test and the reason.
 ///

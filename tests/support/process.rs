@@ -5,13 +5,12 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// The time-out for everything on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+use super::{TIME_LIMIT, wait_until};
 
 /// The binary with `arguments`, without the environment of this process.
 pub(crate) fn livebridge(arguments: &[&str]) -> Command {
@@ -58,7 +57,7 @@ impl CapturedLines {
     /// The first result of `find` on the lines, once there is one.
     #[track_caller]
     pub(crate) fn wait_for<T>(&self, mut find: impl FnMut(&str) -> Option<T>) -> T {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + 3 * TIME_LIMIT;
         let mut lines = self.0.0.lock().unwrap();
         loop {
             if let Some(found) = lines.iter().find_map(|line| find(line)) {
@@ -68,6 +67,12 @@ impl CapturedLines {
             assert!(!left.is_zero(), "not in:\n{}", lines.join("\n"));
             lines = self.0.1.wait_timeout(lines, left).unwrap().0;
         }
+    }
+
+    /// The first line with `text`, once there is one.
+    #[track_caller]
+    pub(crate) fn wait_for_text(&self, text: &str) -> String {
+        self.wait_for(|line| line.contains(text).then(|| line.to_owned()))
     }
 
     /// All lines.
@@ -110,15 +115,19 @@ impl Running {
     /// Waits for its exit, which must not be caused by a signal.
     #[track_caller]
     pub(crate) fn wait(&mut self) -> Option<i32> {
-        let started = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                assert!(status.code().is_some(), "{status}:\n{}", self.stderr.text());
-                return status.code();
-            }
-            assert!(started.elapsed() < PATIENCE, "still running:\n{}", self.stderr.text());
-            thread::sleep(Duration::from_millis(10));
-        }
+        let lines = self.stderr.clone();
+        let has_ended = || self.child.try_wait().unwrap().is_some();
+        wait_until(3 * TIME_LIMIT, has_ended, || format!("still running:\n{}", lines.text()));
+        let status = self.child.wait().unwrap();
+        assert!(status.code().is_some(), "{status}:\n{}", lines.text());
+        status.code()
+    }
+
+    /// Sends SIGTERM and expects exit code 0.
+    #[track_caller]
+    pub(crate) fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        assert_eq!(self.wait(), Some(0), "{}", self.stderr.text());
     }
 }
 

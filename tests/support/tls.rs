@@ -13,7 +13,7 @@ use tokio_rustls::rustls::{
     SupportedProtocolVersion, version,
 };
 
-use super::wire::PATIENCE;
+use super::TIME_LIMIT;
 
 /// The supported versions.
 pub(crate) const VERSIONS: [&SupportedProtocolVersion; 2] = [&version::TLS12, &version::TLS13];
@@ -72,7 +72,7 @@ impl Identity {
         config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
         let name = ServerName::try_from("localhost").unwrap();
         let mut session = ClientConnection::new(Arc::new(config), name).unwrap();
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIME_LIMIT))?;
         stream.set_nodelay(true)?;
         while session.is_handshaking() {
             session.complete_io(&mut stream)?;

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 
-/// Long enough for a busy machine; a slower response counts as none.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+use super::TIME_LIMIT;
 
 /// A response.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,21 +44,21 @@ impl Wire {
     }
 
     pub(crate) fn try_connect(address: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        let stream = TcpStream::connect_timeout(&address, TIME_LIMIT)?;
+        stream.set_read_timeout(Some(TIME_LIMIT))?;
+        stream.set_write_timeout(Some(TIME_LIMIT))?;
         stream.set_nodelay(true)?;
         Ok(Self { stream, received: Vec::new() })
     }
 
     /// A client on an existing connection.
     pub(crate) fn over(stream: TcpStream) -> Self {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIME_LIMIT)).unwrap();
         Self { stream, received: Vec::new() }
     }
 
-    pub(crate) fn patience(self, patience: Duration) -> Self {
-        self.stream.set_read_timeout(Some(patience)).unwrap();
+    pub(crate) fn read_timeout(self, timeout: Duration) -> Self {
+        self.stream.set_read_timeout(Some(timeout)).unwrap();
         self
     }
 
@@ -126,7 +125,7 @@ impl Wire {
     pub(crate) fn is_silent(&mut self, time: Duration) -> bool {
         self.stream.set_read_timeout(Some(time)).unwrap();
         let outcome = self.receive();
-        self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        self.stream.set_read_timeout(Some(TIME_LIMIT)).unwrap();
         matches!(
             outcome,
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
@@ -193,7 +192,7 @@ pub(crate) fn get(address: SocketAddr, path: &str) -> Answer {
 /// Sends callbacks one after another, each of which must be acknowledged. The server closes a
 /// connection after a number of responses; another one follows.
 pub(crate) fn deliver(intake: SocketAddr, bodies: impl IntoIterator<Item = impl AsRef<str>>) {
-    let connect = || Wire::connect(intake).patience(Duration::from_mins(1));
+    let connect = || Wire::connect(intake).read_timeout(Duration::from_mins(1));
     let mut wire = connect();
     for body in bodies {
         let body = body.as_ref();

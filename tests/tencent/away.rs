@@ -1,8 +1,6 @@
 //! A drill: livebridge is away for 20 minutes by its clock, Tencent gives up on the callbacks of that
 //! time, and `livebridge recover --gap` finds the time and publishes them.
 
-use std::time::Duration;
-
 use livebridge::callback::CallbackKey;
 use livebridge::event::{EventType, Timestamp};
 use livebridge::sample::Samples;
@@ -10,12 +8,11 @@ use livebridge::sample::Samples;
 use super::recover::{assert_each_once, bridge, command, finish, percent_encoded, start};
 use crate::support;
 use crate::support::bridge::{Bridge, KEY};
-use crate::support::kafka::Kafka;
+use crate::support::kafka::{Kafka, TIME_LIMIT, UNREACHABLE};
 use crate::support::shift::Shift;
 use crate::support::tencent::{Record, Stream, Tencent};
 use crate::support::wire::deliver;
 
-const PATIENCE: Duration = Duration::from_mins(1);
 const MINUTE: i64 = 60_000;
 const TYPES: [i64; 4] = [0, 1, 100, 200];
 
@@ -37,7 +34,7 @@ fn gap_seconds(bridge: &Bridge) -> f64 {
 }
 
 fn wait_for_gap(bridge: &Bridge, what: &str, is_so: impl Fn(f64) -> bool) {
-    bridge.wait_until(what, PATIENCE, || is_so(gap_seconds(bridge)));
+    bridge.wait_until(what, TIME_LIMIT, || is_so(gap_seconds(bridge)));
 }
 
 /// Starts the bridge and waits until it has written for the first time that it accepts callbacks: a
@@ -45,12 +42,12 @@ fn wait_for_gap(bridge: &Bridge, what: &str, is_so: impl Fn(f64) -> bool) {
 fn start_accepting(bridge: &Bridge) {
     bridge.start();
     let is_written = || bridge.wal().join("last-accepting").exists();
-    bridge.wait_until("writing the time for the first time", PATIENCE, is_written);
+    bridge.wait_until("writing the time for the first time", TIME_LIMIT, is_written);
 }
 
 /// Waits until the bridge has written that it accepts callbacks, after its clock was set.
 fn wait_for_note(bridge: &Bridge) {
-    bridge.wait_until("writing the time", PATIENCE, || gaps(bridge, "").lines().count() <= 1);
+    bridge.wait_until("writing the time", TIME_LIMIT, || gaps(bridge, "").lines().count() <= 1);
 }
 
 /// What `livebridge wal gaps` prints, by the bridge's clock.
@@ -82,7 +79,7 @@ fn what_was_lost_in_twenty_minutes_of_absence_is_recovered_and_the_alert_ends() 
     let bridge = shift.apply(bridge(kafka, &prefix));
     start_accepting(&bridge);
     accept(&bridge, 60);
-    bridge.drain(PATIENCE);
+    bridge.drain(TIME_LIMIT);
     assert!(gap_seconds(&bridge) < 1.0, "a first start is no gap");
     assert!(bridge.stop().success());
 
@@ -95,7 +92,7 @@ fn what_was_lost_in_twenty_minutes_of_absence_is_recovered_and_the_alert_ends() 
     // The clock is set forward while it runs, which is no gap.
     for minutes in [40, 32, 24, 16, 8, 0] {
         accept(&bridge, minutes);
-        bridge.drain(PATIENCE);
+        bridge.drain(TIME_LIMIT);
     }
     {
         let mut state = tencent.state();
@@ -129,7 +126,7 @@ fn what_was_lost_in_twenty_minutes_of_absence_is_recovered_and_the_alert_ends() 
     wait_for_gap(&bridge, "showing that there is no gap", |seconds| seconds == 0.0);
     assert!(!has_finding(&bridge));
     assert_eq!(gaps(&bridge, ""), "no gap is recorded\n");
-    bridge.drain(PATIENCE);
+    bridge.drain(TIME_LIMIT);
     assert_each_once(kafka, &prefix, &bodies);
 }
 
@@ -184,14 +181,14 @@ fn a_gap_stays_until_a_recovery_covers_it_without_exceptions_or_an_operator_drop
 #[test]
 fn a_time_in_which_everything_gets_503_is_a_gap_while_it_lasts() {
     let Some(shift) = Shift::new("rejecting") else { return };
-    let bridge = Bridge::new("rejecting", "127.0.0.1:1", "rejecting");
+    let bridge = Bridge::new("rejecting", UNREACHABLE, "rejecting");
     let bridge = shift.apply(bridge.set("WAL_MIN_FREE_BYTES", "0"));
     start_accepting(&bridge);
     assert!(bridge.stop().success());
     let bridge = bridge.set("WAL_MIN_FREE_BYTES", "1EiB");
     bridge.spawn();
     let is_full = || bridge.metric("livebridge_wal_room_bytes") == Some(0.0);
-    bridge.wait_until("full", PATIENCE, is_full);
+    bridge.wait_until("full", TIME_LIMIT, is_full);
     assert!(gap_seconds(&bridge) < 1.0);
     // Eleven minutes pass, by the monotonic clock.
     shift.pass(11 * 60);

@@ -21,6 +21,7 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 use crate::support::bridge::{Bridge, KEY};
+use crate::support::kafka::UNREACHABLE;
 use crate::support::process::{Finished, livebridge, run};
 use crate::support::tencent::{Fault, SECRET_ID, SECRET_KEY, Tencent};
 
@@ -40,7 +41,7 @@ impl Bed {
         let keys = dir.path().join("keys");
         fs::write(&keys, "").unwrap();
         fs::set_permissions(&keys, fs::Permissions::from_mode(0o640)).unwrap();
-        let bridge = Bridge::new("tencent", "127.0.0.1:1", "tencent")
+        let bridge = Bridge::new("tencent", UNREACHABLE, "tencent")
             .set("CALLBACK_KEYS_FILE", keys.to_str().unwrap());
         let tencent = Tencent::start();
         tencent.state().domains.push((DOMAIN.into(), true));
@@ -222,10 +223,10 @@ fn setup_leaves_foreign_templates_and_rules_alone_unless_told_so() {
         ids
     };
     let before = bed.tencent.state().templates.clone();
-    let refused = bed.setup(&["--yes"]);
-    assert!(refused.code == Some(64) && refused.stderr.contains("--take-over"), "{refused:?}");
-    let refused = bed.setup(&["--template", "mine", "--yes"]);
-    assert!(refused.stderr.contains(&format!("names template {other}")), "{refused:?}");
+    let rejected = bed.setup(&["--yes"]);
+    assert!(rejected.code == Some(64) && rejected.stderr.contains("--take-over"), "{rejected:?}");
+    let rejected = bed.setup(&["--template", "mine", "--yes"]);
+    assert!(rejected.stderr.contains(&format!("names template {other}")), "{rejected:?}");
     assert_eq!(bed.tencent.state().templates, before);
     let removed = bed.run(&["tencent", "remove", "--yes"]);
     assert!(removed.stdout.starts_with("nothing to do"), "{removed:?}");
@@ -249,8 +250,11 @@ fn setup_rejects_urls_and_domains_that_cannot_work() {
         ("http://example.com/callback?key=1", "not a URL"),
     ] {
         let arguments = ["tencent", "setup", "--url", url, "--domain", DOMAIN, "--yes"];
-        let refused = bed.run(&arguments);
-        assert!(refused.code == Some(64) && refused.stderr.contains(reason), "{url}: {refused:?}");
+        let rejected = bed.run(&arguments);
+        assert!(
+            rejected.code == Some(64) && rejected.stderr.contains(reason),
+            "{url}: {rejected:?}"
+        );
     }
     let url = bed.url();
     let unknown =

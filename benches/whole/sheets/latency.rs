@@ -26,7 +26,7 @@ use crate::whole::stats::{median, millis, real};
 use crate::whole::table::Table;
 
 /// The time-out for operations that usually take milliseconds.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIME_LIMIT: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(5);
 
 /// Multiples of the broker's own time, at the fixed rate.
@@ -172,7 +172,7 @@ fn own_commit(broker: &str, duration: Duration) -> Fallible<[Times; 2]> {
         .set("linger.ms", "0")
         .set("transactional.id", &topic)
         .create()?;
-    producer.init_transactions(PATIENCE)?;
+    producer.init_transactions(TIME_LIMIT)?;
     let (mut commits, mut seen) = (Histogram::new(), Histogram::new());
     let mut count = 0;
     let body = [b'x'; request::BODY_BYTES];
@@ -188,7 +188,7 @@ fn own_commit(broker: &str, duration: Duration) -> Fallible<[Times; 2]> {
         }
         let (committed, read) = thread::scope(|scope| {
             let reading = scope.spawn(|| next(&consumer));
-            producer.commit_transaction(PATIENCE)?;
+            producer.commit_transaction(TIME_LIMIT)?;
             let committed = start.elapsed();
             let read = reading.join().map_err(|_| "the reader panicked")??;
             Fallible::Ok((committed, read.saturating_duration_since(start)))
@@ -209,7 +209,7 @@ fn own_commit(broker: &str, duration: Duration) -> Fallible<[Times; 2]> {
 
 /// When the next message arrives.
 fn next(consumer: &BaseConsumer) -> Fallible<Instant> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIME_LIMIT;
     while Instant::now() < deadline {
         if let Some(message) = consumer.poll(POLL) {
             message?;
@@ -234,7 +234,7 @@ fn end_to_end(
     let brokers = Brokers::Real { bootstrap: broker.to_owned(), prefix: prefix.clone() };
     let bridge = Bridge::start(bench, directory.path(), &brokers)?;
     let warm_up_count = bridge.warm_up(bench)?;
-    bridge.wait_until_published(warm_up_count, PATIENCE)?;
+    bridge.wait_until_published(warm_up_count, TIME_LIMIT)?;
     let consumer = kafka::reader(broker, &format!("{prefix}.push"))?;
     for _ in 0..warm_up_count {
         next(&consumer)?;
@@ -252,7 +252,7 @@ fn end_to_end(
         let reading = scope.spawn(|| arrivals(&consumer, &is_over));
         let seen = load::run(&plan);
         let published = seen.as_ref().map_or(Ok(()), |seen| {
-            bridge.wait_until_published(warm_up_count + seen.accepted, PATIENCE).map(drop)
+            bridge.wait_until_published(warm_up_count + seen.accepted, TIME_LIMIT).map(drop)
         });
         is_over.store(true, Ordering::Release);
         let arrivals = reading.join().map_err(|_| "the reader panicked")?;

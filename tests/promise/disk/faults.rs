@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::support::kafka::UNREACHABLE;
 use crate::support::log::{temp_dir, visit};
 use crate::support::{preload, turn};
 
@@ -64,7 +65,7 @@ impl Bridge {
             ("LIVEBRIDGE_HTTP_DEADLINE", DEADLINE),
             ("LIVEBRIDGE_ADMIN_LISTEN", "127.0.0.1:0"),
             ("LIVEBRIDGE_CALLBACK_UNSIGNED", "all"),
-            ("LIVEBRIDGE_KAFKA_BROKERS", "127.0.0.1:1"),
+            ("LIVEBRIDGE_KAFKA_BROKERS", UNREACHABLE),
             ("LIVEBRIDGE_WAL_MIN_FREE_BYTES", "0"),
             ("LIVEBRIDGE_LOG_FORMAT", "text"),
         ]);
@@ -230,8 +231,8 @@ fn check(fault: Fault) -> Run {
     }
     if run.call.is_none() || !run.ended {
         // As on a disk without faults, or with a fault that could be handled.
-        let refused = CALLBACKS - run.acknowledged.len() as u64;
-        assert!(fault.lasts == 0 || refused <= CALLBACKS / 2, "{about}: {refused} refused");
+        let rejected = CALLBACKS - run.acknowledged.len() as u64;
+        assert!(fault.lasts == 0 || rejected <= CALLBACKS / 2, "{about}: {rejected} rejected");
     }
 
     // On an intact disk it starts, has every acknowledged callback, and accepts more.

@@ -5,82 +5,41 @@
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use livebridge::config::Config;
 use livebridge::kafka::mock::MockKafka;
-use livebridge::kafka::topic_reader::TopicReader;
-use rustix::process::Signal;
 use serde_json::Value;
 
 use super::faults::SHIM;
+use crate::support::configured_bridge::{ConfiguredBridge, RunningBridge};
 use crate::support::kafka::mock_kafka;
 use crate::support::kafka_gate::KafkaGate;
 use crate::support::log::{OpenLog, record, segment_dirs, temp_dir};
-use crate::support::process::{Finished, Running, livebridge, run};
-use crate::support::wire::{Wire, get, post};
-use crate::support::{turn, wait_until};
+use crate::support::process::{Finished, livebridge, run};
+use crate::support::wire::get;
+use crate::support::{TIME_LIMIT, turn};
 
-/// The time-out for expected changes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(40);
 const EACCES: &str = "13";
 
-/// A bridge with a Kafka in memory, and a log that was written before it starts.
-struct Site {
-    dir: tempfile::TempDir,
-    kafka: MockKafka,
+/// A Kafka in memory, and a bridge that is not running, with a log of one closed segment with two
+/// frames, of three records and of two.
+fn with_log() -> (MockKafka, ConfiguredBridge) {
+    let kafka = mock_kafka(1);
+    let bridge = ConfiguredBridge::with_files(temp_dir(), &kafka.brokers(), "");
+    let log = OpenLog::open(&bridge.wal()).unwrap();
+    log.append_all((0..3).map(|number| record(number, 300)).collect());
+    log.append_all((3..5).map(|number| record(number, 300)).collect());
+    log.close().unwrap();
+    (kafka, bridge)
 }
 
-impl Site {
-    /// A log of one closed segment with two frames, of three records and of two.
-    fn new() -> Self {
-        let dir = temp_dir();
-        let kafka = mock_kafka(1);
-        let site = Self { dir, kafka };
-        let log = OpenLog::open(&site.wal()).unwrap();
-        log.append_all((0..3).map(|number| record(number, 300)).collect());
-        log.append_all((3..5).map(|number| record(number, 300)).collect());
-        log.close().unwrap();
-        let text = format!(
-            "[http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
-             [callback]\nunsigned = [\"all\"]\n[wal]\ndir = \"{}\"\nmin_free_bytes = 0\n\
-             [kafka]\nbrokers = \"{}\"\ninstance = \"one\"\ncreate_topics = false\n",
-            site.wal().display(),
-            site.kafka.brokers(),
-        );
-        fs::write(site.config(), text).unwrap();
-        site
-    }
+/// The first segment's file.
+fn data(bridge: &ConfiguredBridge) -> PathBuf {
+    segment_dirs(&bridge.wal())[0].join("db")
+}
 
-    fn wal(&self) -> PathBuf {
-        self.dir.path().join("wal")
-    }
-
-    fn config(&self) -> PathBuf {
-        self.dir.path().join("config.toml")
-    }
-
-    fn data(&self) -> PathBuf {
-        segment_dirs(&self.wal())[0].join("db")
-    }
-
-    fn serve(&self) -> std::process::Command {
-        livebridge(&["serve", "--config", self.config().to_str().unwrap()])
-    }
-
-    /// Waits for this many events and returns their numbers, in the order of the topic.
-    fn published(&self, count: usize, running: &Running) -> Vec<u64> {
-        let config = Config::load(Some(&self.config())).unwrap();
-        let reader = TopicReader::new(&config.kafka, &["live.push"]).unwrap();
-        let (mut numbers, started) = (Vec::new(), Instant::now());
-        while numbers.len() < count {
-            assert!(started.elapsed() < PATIENCE, "{numbers:?}: {}", running.stderr.text());
-            if let Some(record) = reader.next(Duration::from_millis(100)).unwrap() {
-                numbers.push(number_in(&record.value));
-            }
-        }
-        numbers
-    }
+/// Waits for this many events and returns their numbers, in the order of the topic.
+fn published(running: &RunningBridge, count: usize) -> Vec<u64> {
+    running.published("live.push").take(count).map(|record| number_in(&record.value)).collect()
 }
 
 /// The number in a body, which need not be complete JSON.
@@ -91,61 +50,51 @@ fn number_in(body: &[u8]) -> u64 {
     digits[..end].parse().unwrap()
 }
 
-fn send(running: &Running, number: u64) {
+fn send(running: &RunningBridge, number: u64) {
     let body = format!(r#"{{"event_type":1,"stream_id":"new","sequence":"1","number":{number}}}"#);
-    let mut wire = Wire::connect(running.address("intake listening"));
-    wire.send(post("/callback", &body));
-    assert_eq!(wire.answer().map(|answer| answer.status), Some(200), "{}", running.stderr.text());
+    assert_eq!(running.post(&body).status, 200, "{}", running.process.stderr.text());
 }
 
-/// Waits until a metric of the admin listener has this value.
-fn wait_for_metric(running: &Running, name: &str, value: &str) {
-    let admin = running.address("admin listening");
-    let line = format!("{name} {value}");
-    let is_shown = || get(admin, "/metrics").body.lines().any(|found| found == line);
-    wait_until(PATIENCE, is_shown, || format!("no {line}: {}", running.stderr.text()));
+/// Reading and publishing may take longer where several tests of disks run.
+fn wait_for_metric(running: &RunningBridge, series: &str, value: f64) {
+    running.wait_for_metric_within(4 * TIME_LIMIT, series, value);
 }
 
 #[test]
 fn a_log_that_the_publisher_cannot_read_does_not_stop_the_intake_and_is_published_later() {
     let _turn = turn::beside_others();
     let Some(shim) = SHIM.as_ref() else { return };
-    let site = Site::new();
-    let fails = site.dir.path().join("fails");
+    let (kafka, bridge) = with_log();
+    let fails = bridge.path("fails");
     // Kafka is out of reach until the log cannot be read any more.
-    let gate = KafkaGate::to(site.kafka.brokers());
-    let mut command = site.serve();
-    command.env("LD_PRELOAD", shim).env("FAIL_READ", site.data()).env("FAIL_LENGTH", "0");
+    let gate = KafkaGate::to(kafka.brokers());
+    let mut command = bridge.command(&["serve"]);
+    command.env("LD_PRELOAD", shim).env("FAIL_READ", data(&bridge)).env("FAIL_LENGTH", "0");
     command.env("FAIL_WITH", EACCES).env("FAIL_WHILE", &fails);
     command.env("LIVEBRIDGE_KAFKA_BROKERS", gate.address.to_string());
-    let mut running = Running::start(&mut command);
-    running.address("intake listening");
+    let mut running = bridge.start(&mut command);
     fs::write(&fails, "").unwrap();
     gate.open();
-    wait_for_metric(&running, "livebridge_wal_read_ok", "0");
+    wait_for_metric(&running, "livebridge_wal_read_ok", 0.0);
     for number in 10..20 {
         send(&running, number);
     }
-    let admin = running.address("admin listening");
-    assert_eq!(get(admin, "/readyz").status, 200, "callbacks are accepted");
-    assert!(get(admin, "/status").body.contains("LivebridgeLogNotReadable"));
-    wait_for_metric(&running, "livebridge_wal_records", "15");
-    let line = running
-        .stderr
-        .wait_for(|line| line.contains("cannot read the log").then(|| line.to_owned()));
+    assert_eq!(get(running.admin, "/readyz").status, 200, "callbacks are accepted");
+    assert!(get(running.admin, "/status").body.contains("LivebridgeLogNotReadable"));
+    wait_for_metric(&running, "livebridge_wal_records", 15.0);
+    let line = running.process.stderr.wait_for_text("cannot read the log");
     let line: Value = serde_json::from_str(&line).unwrap();
     let cause = line["cause"].as_str().unwrap();
-    let data = site.data().display().to_string();
+    let data = data(&bridge).display().to_string();
     assert!(cause.contains(&data) && cause.contains("Permission denied"), "{line}");
 
     fs::remove_file(&fails).unwrap();
     let expected: Vec<u64> = (0..5).chain(10..20).collect();
-    assert_eq!(site.published(expected.len(), &running), expected, "all of them, in order");
-    wait_for_metric(&running, "livebridge_wal_read_ok", "1");
-    assert!(running.stderr.text().contains("the log can be read again"));
-    running.signal(Signal::TERM);
-    assert_eq!(running.wait(), Some(0), "{}", running.stderr.text());
-    assert_eq!(damaged(&site.wal(), &[]).stdout, "no damaged segment is kept\n");
+    assert_eq!(published(&running, expected.len()), expected, "all of them, in order");
+    wait_for_metric(&running, "livebridge_wal_read_ok", 1.0);
+    assert!(running.process.stderr.text().contains("the log can be read again"));
+    running.process.stop();
+    assert_eq!(damaged(&bridge.wal(), &[]).stdout, "no damaged segment is kept\n");
 }
 
 fn damaged(wal: &Path, arguments: &[&str]) -> Finished {
@@ -156,19 +105,19 @@ fn damaged(wal: &Path, arguments: &[&str]) -> Finished {
 #[test]
 fn wal_damaged_lists_exports_and_drops_what_is_kept_also_beside_a_running_instance() {
     let _turn = turn::beside_others();
-    let site = Site::new();
-    let wal = site.wal();
-    let data = site.data();
+    let (_kafka, bridge) = with_log();
+    let wal = bridge.wal();
+    let data = data(&bridge);
     let bytes = fs::read(&data).unwrap();
     let at = bytes.windows(11).position(|run| run == b"{\"number\":1").unwrap();
     let file = OpenOptions::new().write(true).open(&data).unwrap();
     file.write_all_at(b"damage", at as u64).unwrap();
 
-    let mut running = Running::start(&mut site.serve());
+    let mut running = bridge.serve();
     send(&running, 10);
-    assert_eq!(site.published(3, &running), [3, 4, 10]);
-    wait_for_metric(&running, "livebridge_wal_damaged_records_total", "3");
-    wait_for_metric(&running, "livebridge_wal_damaged_segments", "1");
+    assert_eq!(published(&running, 3), [3, 4, 10]);
+    wait_for_metric(&running, "livebridge_wal_damaged_records_total", 3.0);
+    wait_for_metric(&running, "livebridge_wal_damaged_segments", 1.0);
 
     let listed = damaged(&wal, &[]);
     assert_eq!(listed.code, Some(0), "{listed:?}");
@@ -206,9 +155,8 @@ fn wal_damaged_lists_exports_and_drops_what_is_kept_also_beside_a_running_instan
     assert_eq!(damaged(&wal, &["--json"]).stdout, "");
     let all = damaged(&wal, &["--drop", "all"]);
     assert_eq!((all.code, all.stdout.as_str()), (Some(0), ""), "nothing is left to drop");
-    wait_for_metric(&running, "livebridge_wal_damaged_segments", "0");
+    wait_for_metric(&running, "livebridge_wal_damaged_segments", 0.0);
     send(&running, 11);
-    assert_eq!(site.published(4, &running), [3, 4, 10, 11]);
-    running.signal(Signal::TERM);
-    assert_eq!(running.wait(), Some(0), "{}", running.stderr.text());
+    assert_eq!(published(&running, 4), [3, 4, 10, 11]);
+    running.process.stop();
 }

@@ -7,19 +7,15 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
 
-use livebridge::config::Config;
-use livebridge::kafka::topic_reader::TopicReader;
 use livebridge::wal::LogView;
-use rustix::process::Signal;
 
 use super::faults::SHIM;
+use crate::support::configured_bridge::ConfiguredBridge;
+use crate::support::intake::push;
 use crate::support::kafka::mock_kafka;
 use crate::support::log::{OpenLog, copy_dir, record, temp_dir, visit};
-use crate::support::process::{Running, livebridge};
 use crate::support::turn;
-use crate::support::wire::{Wire, post};
 
 /// A block of the disk.
 const BLOCK: u64 = 4096;
@@ -27,8 +23,6 @@ const BLOCK: u64 = 4096;
 const PLACES: u64 = 5;
 /// Concurrent bridges.
 const RUNS: usize = 4;
-/// The time-out for publishing on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(40);
 
 /// A file of the log and its unreadable part; with length 0 the file cannot be opened.
 #[derive(Clone, Debug)]
@@ -87,45 +81,25 @@ fn check(log: &Path, fault: &Fault) {
     let mut expected = readable(dir.path(), fault);
     let total = visit(&dir.path().join("wal")).len();
     let kafka = mock_kafka(1);
-    let config = dir.path().join("config.toml");
-    let text = format!(
-        "[http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
-         [callback]\nunsigned = [\"all\"]\n[wal]\ndir = \"{}\"\nmin_free_bytes = 0\n\
-         [kafka]\nbrokers = \"{}\"\ninstance = \"one\"\ncreate_topics = false\n",
-        dir.path().join("wal").display(),
-        kafka.brokers(),
-    );
-    fs::write(&config, text).unwrap();
-    let mut command = livebridge(&["serve", "--config", config.to_str().unwrap()]);
+    let bridge = ConfiguredBridge::with_files(dir, &kafka.brokers(), "");
+    let mut command = bridge.command(&["serve"]);
     command.env("LD_PRELOAD", SHIM.as_ref().unwrap());
-    command.env("FAIL_READ", data_of(dir.path(), fault.segment));
+    command.env("FAIL_READ", data_of(&bridge.path(""), fault.segment));
     command.env("FAIL_FROM", fault.from.to_string()).env("FAIL_LENGTH", fault.length.to_string());
-    let mut running = Running::start(&mut command);
+    let mut running = bridge.start(&mut command);
 
-    let body = r#"{"event_type":1,"stream_id":"new","sequence":"1"}"#;
-    let mut wire = Wire::connect(running.address("intake listening"));
-    wire.send(post("/callback", body));
-    assert_eq!(wire.answer().map(|answer| answer.status), Some(200), "{fault:?}");
-    expected.insert(body.as_bytes().to_vec());
+    let body = push();
+    assert_eq!(running.post(&body).status, 200, "{fault:?}");
+    expected.insert(body.into_bytes());
 
-    let config = Config::load(Some(&config)).unwrap();
-    let reader = TopicReader::new(&config.kafka, &["live.push"]).unwrap();
-    let (mut published, started) = (BTreeSet::new(), Instant::now());
-    while published.len() < expected.len() {
-        let left = expected.len() - published.len();
-        let output_text = running.stderr.text();
-        assert!(started.elapsed() < DEADLINE, "{fault:?}: {left} are not published: {output_text}");
-        if let Some(record) = reader.next(Duration::from_millis(100)).unwrap() {
-            published.insert(record.value);
-        }
-    }
+    let published = running.published("live.push").take(expected.len());
+    let published: BTreeSet<_> = published.map(|record| record.value).collect();
     assert!(published == expected, "{fault:?}");
-    running.signal(Signal::TERM);
-    assert_eq!(running.wait(), Some(0), "{fault:?}: {}", running.stderr.text());
+    running.process.stop();
 
     // Unreadable records must be kept, because a repair tool may be able to read them later.
     let lost = total + 1 - expected.len();
-    let kept = LogView::open(&dir.path().join("wal")).unwrap().damaged;
+    let kept = LogView::open(&bridge.wal()).unwrap().damaged;
     let numbers: Vec<u32> = kept.iter().map(|segment| segment.number).collect();
     if lost > 0 {
         assert_eq!(numbers, [fault.segment], "{fault:?}: {lost} were lost");

@@ -14,8 +14,9 @@ use serde::Deserialize;
 use super::disk::{Disk, EVERYTHING, STRICT, Survival, TEARING, VARIANTS};
 use super::kafka::{Kafka, Seen};
 use super::load::{Callback, Client};
-use super::site::{self, Bridge, LOG, NO_KAFKA, Site};
+use super::site::{self, Bridge, LOG, Site};
 use super::trace::{Event, Trace};
+use crate::support::kafka::UNREACHABLE;
 
 /// The mock cluster may drop records beyond this size before they are read.
 const PUBLISHED_BYTES_MAX: u64 = 3_000_000;
@@ -325,7 +326,7 @@ fn noted_progress(dir: &Path) -> Lsn {
 /// Starts a bridge after the cut, which must lose nothing and accept a callback under an LSN that
 /// was never `used`.
 fn start_on(dir: &Path, before: &HashMap<Callback, Lsn>, used: Lsn) -> Result<(), String> {
-    let bridge = Bridge::start(dir, NO_KAFKA)?;
+    let bridge = Bridge::start(dir, UNREACHABLE)?;
     let mut client = Client::connect(bridge.process(), bridge.address());
     let callback = Callback { connection: u32::MAX, number: 0, bytes: 100 };
     client.send(callback).map_err(|cause| format!("a callback after the restart: {cause}"))?;

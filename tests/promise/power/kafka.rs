@@ -18,12 +18,10 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::load::Callback;
-use crate::support::kafka::topics;
+use crate::support::kafka::{TIME_LIMIT, topics};
 
 const PARTITIONS: i32 = 6;
 const LEDGER: &str = "live.ledger";
-/// Longer than any response of Kafka takes here on a busy machine.
-const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The records found in Kafka.
 #[derive(Debug)]
@@ -138,7 +136,7 @@ impl Kafka {
     pub(crate) fn comes_to(&self, done: impl Fn(&Seen) -> bool) -> bool {
         let started = Instant::now();
         while !done(&self.seen()) {
-            if started.elapsed() > PATIENCE {
+            if started.elapsed() > TIME_LIMIT {
                 return false;
             }
             thread::sleep(Duration::from_millis(10));
@@ -226,11 +224,11 @@ impl Watcher {
         for (topic, number) in partitions {
             let (_, end) = self
                 .consumer
-                .fetch_watermarks(&topic, number, PATIENCE)
+                .fetch_watermarks(&topic, number, TIME_LIMIT)
                 .expect("the mock cluster answers");
             let partition = (topic, number);
             while self.next[&partition] < end {
-                assert!(started.elapsed() < PATIENCE, "{partition:?} cannot be read to {end}");
+                assert!(started.elapsed() < TIME_LIMIT, "{partition:?} cannot be read to {end}");
                 self.poll(Duration::from_millis(5));
             }
         }

@@ -95,8 +95,8 @@ impl Client {
                 read => answer.extend_from_slice(&buffer[..read]),
             }
             let text = String::from_utf8_lossy(&answer);
-            let refused = text.len() > 12 && !text.starts_with("HTTP/1.1 200");
-            assert!(!refused, "{callback} was answered {text}");
+            let rejected = text.len() > 12 && !text.starts_with("HTTP/1.1 200");
+            assert!(!rejected, "{callback} was answered {text}");
         }
         Ok(())
     }

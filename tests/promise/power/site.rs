@@ -11,9 +11,8 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::trace::Trace;
+use crate::support::kafka::UNREACHABLE;
 
-/// An address without a listener, for runs without Kafka.
-pub(crate) const NO_KAFKA: &str = "127.0.0.1:1";
 /// Longer than any start takes on a busy machine.
 const START: Duration = Duration::from_secs(30);
 /// The log's directory within the traced one, created by livebridge.
@@ -32,7 +31,7 @@ pub(crate) struct Options<'a> {
 }
 
 pub(crate) const PLAIN: Options<'static> =
-    Options { brokers: NO_KAFKA, kill_at: None, swallow: None, snapshot: None };
+    Options { brokers: UNREACHABLE, kill_at: None, swallow: None, snapshot: None };
 
 /// The files of a directory while no process ran.
 pub(crate) type Image = BTreeMap<PathBuf, Option<(u64, u32)>>;
@@ -230,10 +229,9 @@ impl Bridge {
     }
 
     /// Waits for its exit, at most for this time.
-    pub(crate) fn wait(&mut self, patience: Duration) {
+    pub(crate) fn wait(&mut self, limit: Duration) {
         let started = Instant::now();
-        while started.elapsed() < patience
-            && self.child.try_wait().expect("a child's state").is_none()
+        while started.elapsed() < limit && self.child.try_wait().expect("a child's state").is_none()
         {
             thread::sleep(Duration::from_millis(5));
         }
