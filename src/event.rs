@@ -101,11 +101,11 @@ const NAMES: [(i64, &str); 18] = [
     (349, "highlight"),
 ];
 
-/// The name of what has no type, or a type this release does not know.
+/// The name of what has no type, or a type this version does not know.
 pub const OTHER: &str = "other";
 
 impl EventType {
-    /// Every type this release knows, with its name.
+    /// Every type this version knows, with its name.
     pub fn known() -> impl Iterator<Item = (Self, &'static str)> {
         NAMES.iter().map(|&(code, name)| (Self(code), name))
     }
@@ -117,7 +117,7 @@ impl EventType {
         text.parse().ok().or_else(named).map(Self)
     }
 
-    /// The type's name; `None` for one this release does not know.
+    /// The type's name; `None` for one this version does not know.
     #[must_use]
     pub fn name(self) -> Option<&'static str> {
         NAMES.binary_search_by_key(&self.0, |&(code, _)| code).ok().map(|at| NAMES[at].1)
@@ -133,7 +133,7 @@ pub fn type_name(event_type: Option<EventType>) -> &'static str {
 /// What makes two deliveries the same event: digests of the natural key and of the content.
 ///
 /// Equal in both parts: a retry. Equal natural key, other content: not provably a retry, so both
-/// are published. Stable across retries, instances and releases.
+/// are published. Stable across retries, instances and versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct EventId {
     /// Digest of the fields that tell events of this type apart.

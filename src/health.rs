@@ -65,7 +65,7 @@ impl Health {
     pub(crate) fn stuck(&self) -> Option<&'static str> {
         if self.heartbeat.is_stuck() {
             Some("the intake")
-        } else if self.log.busy() >= heartbeat::STUCK {
+        } else if self.log.commit_elapsed() >= heartbeat::STUCK {
             Some("the log")
         } else {
             None

@@ -45,9 +45,9 @@ pub struct Commit {
     pub ids: Vec<EventId>,
 }
 
-/// Bytes that are not a ledger record of a version this release reads.
+/// Bytes that are not a ledger record in a format that this version reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a ledger record that this release can read")]
+#[error("not a ledger record that this version can read")]
 pub struct InvalidCommit;
 
 /// First byte of an encoded commit.
@@ -84,7 +84,7 @@ impl Commit {
         })
     }
 
-    /// The commit that [`Commit::encode`] wrote, or that of a release that wrote version 1.
+    /// The commit that [`Commit::encode`] wrote, or an earlier version in format 1.
     ///
     /// The log that version 1 names stands for publisher and writer: it is in no lineage, so only
     /// the ids count.

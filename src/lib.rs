@@ -14,7 +14,7 @@
 //! - [`cli`]: the commands. [`config`]: the configuration. [`bridge`] starts and stops the parts.
 //! - [`reload`] applies a changed configuration to a running bridge, through [`reloadable`] values.
 //! - [`metrics`], [`logging`], [`log_limit`] and [`outage`] (limit log lines), [`admin`] (the
-//!   status page) and [`recent_callbacks`]: what operators see.
+//!   status page) and [`status_history`]: what operators see.
 //! - [`heartbeat`] and [`health`]: whether the parts make progress. [`gaps`]: times without
 //!   accepted callbacks. [`service`]: notifies systemd.
 //! - [`descriptors`] raises the limit of open files. [`proxy_protocol`] reads PROXY headers.
@@ -69,7 +69,6 @@ mod outage;
 mod permission;
 mod proxy_protocol;
 pub mod publisher;
-mod recent_callbacks;
 pub mod record;
 pub mod recover;
 mod reload;
@@ -78,5 +77,6 @@ pub mod sample;
 pub mod secret;
 pub mod sender;
 mod service;
+mod status_history;
 pub mod tencent;
 pub mod wal;

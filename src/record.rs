@@ -121,15 +121,15 @@ pub struct Entry {
     pub record: Record,
 }
 
-/// Bytes that are not a record of a version this release reads.
+/// Bytes that are not a record in a format that this version reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// Shorter or longer than its own lengths say.
     #[error("a record's lengths do not add up")]
     Length,
-    /// Written by a newer release.
-    #[error("record version {0} is not known to this release")]
-    Version(u8),
+    /// Written by a newer version.
+    #[error("record format {0} is not known to this version")]
+    Format(u8),
 }
 
 /// First byte of an encoded record.
@@ -188,7 +188,7 @@ impl Record {
     pub fn decode(mut bytes: Bytes) -> Result<Self, DecodeError> {
         match bytes.first() {
             Some(&VERSION) => {}
-            Some(&version) => return Err(DecodeError::Version(version)),
+            Some(&version) => return Err(DecodeError::Format(version)),
             None => return Err(DecodeError::Length),
         }
         if bytes.len() < HEADER_BYTES {

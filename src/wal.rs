@@ -25,10 +25,10 @@ use crate::permission::FileError;
 use crate::reloadable::Reloadable;
 
 mod appender;
-mod busy;
 mod capacity;
 mod checkpoint;
 mod commit_delay;
+mod commit_timer;
 mod dir;
 mod error;
 mod frame;
@@ -38,6 +38,7 @@ mod inspect;
 mod maintenance;
 mod opening;
 mod preallocation;
+mod progress;
 mod reader;
 mod recovery;
 mod segment;
@@ -50,18 +51,19 @@ pub use dir::remove_damaged;
 pub use error::{AppendError, OpenError, ReadError, StoreError};
 pub use index::Stored;
 pub use inspect::{LogView, SegmentContents, SegmentView, visit};
-pub use opening::{OpeningId, Progress};
+pub use opening::OpeningId;
+pub use progress::Progress;
 // Public so that tests/promise/protocol_model.rs checks these decisions and not a copy of them.
 #[doc(hidden)]
-pub use opening::{Extent, Position, released_through, resolve};
+pub use progress::{Extent, Position, released_through, resolve};
 pub use reader::{Entries, Next, Reader};
 pub use self_audit::{AuditBalance, Outcomes};
 
 pub(crate) use dir::{create_dir_durably, sync_dir, write_durably};
 
-use busy::BusyTimer;
 use capacity::Capacity;
 use checkpoint::CheckpointFile;
+use commit_timer::CommitTimer;
 use frame::Builder;
 use index::Index;
 use maintenance::Maintenance;
@@ -133,12 +135,12 @@ impl fmt::Display for LogId {
 struct Shared {
     index: Index,
     capacity: Capacity,
-    busy: BusyTimer,
+    commit_timer: CommitTimer,
 }
 
 impl Shared {
     fn new(index: Index, limits: Limits) -> Self {
-        Self { index, capacity: Capacity::new(limits), busy: BusyTimer::new() }
+        Self { index, capacity: Capacity::new(limits), commit_timer: CommitTimer::new() }
     }
 
     fn ready(&self) -> Result<(), AppendError> {
@@ -226,10 +228,10 @@ impl Probe {
         self.0.ready()
     }
 
-    /// For how long the writer has been at the group that it is writing; zero when it is at none.
+    /// How long the commit in progress has taken; zero while there is none.
     #[must_use]
-    pub fn busy(&self) -> Duration {
-        self.0.busy.elapsed()
+    pub fn commit_elapsed(&self) -> Duration {
+        self.0.commit_timer.elapsed()
     }
 
     /// What the log holds that is not released.
@@ -257,11 +259,11 @@ impl Probe {
 pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
     let dir = &config.dir;
     let Recovered { lock, id, segments, next_number, oldest } = recovery::recover(dir)?;
-    let (progress, position) = CheckpointFile::open(dir, id);
+    let (progress_file, position) = CheckpointFile::open(dir, id);
     let (mut totals_file, totals) = CheckpointFile::<AuditTotals>::open(dir, id);
     let totals = totals.unwrap_or_else(|| AuditTotals::new(Timestamp::now()));
     // The totals are synced and the progress is not, so a power cut can leave the totals ahead.
-    let resolve = |position| opening::resolve(segments.iter().map(|found| found.extent), position);
+    let resolve = |position| progress::resolve(segments.iter().map(|found| found.extent), position);
     let released = resolve(position.unwrap_or_default()).max(resolve(totals.released_through));
 
     let opening = OpeningId::unique();
@@ -293,7 +295,7 @@ pub fn open(config: &Config) -> Result<(Appender, Reader, Log), OpenError> {
             let _ = ended.send(end);
         }
     })?;
-    let reader = Reader::new(Arc::clone(&shared), dir, id, lineage, tasks, progress, released);
+    let reader = Reader::new(Arc::clone(&shared), dir, id, lineage, tasks, progress_file, released);
     Ok((appender, reader, Log { id, shared, writer: Some(writer_end), maintenance }))
 }
 

@@ -11,7 +11,7 @@ use super::AdminContext;
 use super::findings::{Counts, Facts, Level, findings};
 use crate::event::Timestamp;
 use crate::metrics::{Exporter, Snapshot, table};
-use crate::recent_callbacks;
+use crate::status_history;
 use crate::wal::Probe;
 
 /// The interval between two samples, in seconds.
@@ -113,11 +113,11 @@ pub(super) fn status(shared: &AdminContext, after: i64) -> String {
             "pending": metrics.get(&table::AUDIT_PENDING_RECORDS),
             "missing": missing,
         },
-        "recent": recent_callbacks::callbacks(),
+        "recent": status_history::callbacks(),
         "undelivered": {
             "dead_letters": metrics.get(&table::DEAD_LETTERS),
             "quarantined": metrics.get(&table::QUARANTINED),
-            "recent": recent_callbacks::all_undelivered(),
+            "recent": status_history::all_undelivered(),
         },
         "config": &**settings,
     });

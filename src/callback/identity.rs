@@ -47,7 +47,7 @@ struct Fields<'m, 'a> {
 }
 
 impl Fields<'_, '_> {
-    /// Reads the natural key and the time of a type that this release knows: the table of protocol.md
+    /// Reads the natural key and the time of a type that this version knows: the table of protocol.md
     /// section 5, with the time fields of section 3, the best first. False for another type.
     #[rustfmt::skip]
     fn read(&mut self, event_type: EventType) -> Result<bool, CallbackError> {

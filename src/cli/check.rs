@@ -18,7 +18,7 @@ use clap::Args;
 use super::tencent::{Account, status};
 use super::{CliError, ConfigFile};
 
-/// A clock that is before this release was built is wrong: 2026-01-01.
+/// A clock that is before this version was built is wrong: 2026-01-01.
 const RELEASED: Timestamp = Timestamp::from_millis(1_767_225_600_000);
 
 /// Prints the findings and counts the bad ones.
@@ -148,7 +148,7 @@ fn examine_directory(dir: &Path, config: &Config, findings: &mut CheckReport) {
         Ok((segments, bytes)) => findings.ok(
             "log",
             format_args!(
-                "of this release's format: {segments} segments, {}",
+                "of this version's format: {segments} segments, {}",
                 bytesize::ByteSize(bytes)
             ),
         ),
@@ -176,7 +176,7 @@ fn clock(findings: &mut CheckReport) {
         findings.bad(
             "clock",
             format_args!(
-                "the clock says {now}, which is before this release was built; signatures expire \
+                "the clock says {now}, which is before this version was built; signatures expire \
                  by it, so set it and run a time service"
             ),
         );

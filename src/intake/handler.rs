@@ -18,7 +18,7 @@ use super::rejection_log::Example;
 use super::{IntakeContext, IntakePolicy, body};
 use crate::event::{Timestamp, type_name};
 use crate::metrics;
-use crate::recent_callbacks;
+use crate::status_history;
 
 /// The connection of a request.
 #[derive(Clone, Copy)]
@@ -98,7 +98,7 @@ async fn handle(
             }
             let (status, reason) = (rejection.status(), rejection.reason());
             metrics::rejected(reason);
-            recent_callbacks::rejected(status.as_u16(), reason, || rejection.to_string());
+            status_history::rejected(status.as_u16(), reason, || rejection.to_string());
             let (method, path) = (head.method.as_str(), head.uri.path());
             let example = Example::new(status, reason, method, path, address);
             shared.rejections.record_rejected(example);
@@ -189,7 +189,7 @@ async fn store(
     context.activity.begin_storing();
     let record = shared.policy.get().verify(body, Timestamp::now())?;
     let type_name = type_name(record.event_type);
-    let sample = recent_callbacks::start(&record);
+    let sample = status_history::start(&record);
     let appended = context.activity.in_time(shared.appends.append(record)).await;
     // After a time-out the record may still become durable; the sender's retry is then absorbed.
     appended.ok_or(Rejection::Deadline)??;

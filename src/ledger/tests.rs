@@ -197,7 +197,7 @@ const VERSION_1: &[&[u8]] = &[
     &[0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 9],
 ];
 
-/// Topics outlive releases: these bytes may change only with the version.
+/// Topics outlive the version that wrote them: these bytes may change only with the format.
 #[test]
 fn version_2_has_these_bytes() {
     let golden = [&[&[2][..], &[6; 16]], &VERSION_1[1..]].concat().concat();

@@ -14,8 +14,8 @@ use crate::ledger::{Commit, Known, Ledger};
 use crate::log_limit::LogLimiter;
 use crate::metrics;
 use crate::permission::FileError;
-use crate::recent_callbacks;
 use crate::record::{Entry, Lsn};
+use crate::status_history;
 use crate::wal::{Entries, OpeningId, Outcomes};
 
 static DEAD_LETTERED: LogLimiter = LogLimiter::new();
@@ -224,7 +224,7 @@ impl Batch {
         let reason = reason.to_string();
         match disposition {
             Disposition::Publish { .. } => {
-                recent_callbacks::undelivered("dead-letter", lsn.to_string(), record, &reason);
+                status_history::undelivered("dead-letter", lsn.to_string(), record, &reason);
                 if let Some(suppressed) = DEAD_LETTERED.permit() {
                     tracing::error!(
                         %lsn, %reason, suppressed,
@@ -234,7 +234,7 @@ impl Batch {
                 *disposition = Disposition::DeadLetter { reason };
             }
             Disposition::DeadLetter { .. } => {
-                recent_callbacks::undelivered("quarantine", lsn.to_string(), record, &reason);
+                status_history::undelivered("quarantine", lsn.to_string(), record, &reason);
                 if let Some(suppressed) = QUARANTINED.permit() {
                     tracing::error!(
                         %lsn, %reason, suppressed,

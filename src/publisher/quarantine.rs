@@ -1,9 +1,9 @@
-//! Records that no topic accepts: a file each in the log's directory, until an operator releases
+//! Records that no topic accepts: a file each in the log's directory, until an operator returns
 //! them.
 //!
 //! A record is stored as `.pending` before the transaction commits that leaves it out, and renamed to
 //! `.record` afterwards. So a crash in between loses nothing, and a record that is accepted at the next
-//! attempt leaves no copy to release.
+//! attempt leaves no copy to return.
 //!
 //! A file is named after the record's LSN and event id: LSNs restart when the log's segments were
 //! removed by hand, and a new record must not replace one that is still in quarantine. It contains
@@ -23,7 +23,7 @@ use crate::permission::{self, FileError};
 use crate::record::{Entry, Lsn, Record};
 use crate::wal;
 
-/// What a file begins with. One of an earlier release is the encoded record alone, and begins with the
+/// What a file begins with. One of an earlier version is the encoded record alone, and begins with the
 /// version of that, 1.
 const FORMAT: &[u8] = b"quarantine 2\n";
 
@@ -64,7 +64,7 @@ pub struct DamagedFile {
 pub struct Contents {
     /// Records, the oldest first.
     pub records: Vec<QuarantinedRecord>,
-    /// Files whose records cannot be read: they must not keep the others from being released.
+    /// Files whose records cannot be read: they must not keep the others from being returned.
     pub damaged: Vec<DamagedFile>,
 }
 
@@ -171,7 +171,7 @@ fn encode(record: &Record) -> Vec<u8> {
     [FORMAT, &crc32fast::hash(&encoded).to_be_bytes(), &encoded].concat()
 }
 
-/// The record that [`encode`] or an earlier release wrote.
+/// The record that [`encode`] or an earlier version wrote.
 ///
 /// # Errors
 /// [`io::ErrorKind::InvalidData`] when `bytes` are not a whole record.
@@ -252,7 +252,7 @@ pub fn list(dir: &Path) -> Result<Contents, FileError> {
 }
 
 /// Removes a record that is in the log again, durably: after a power cut it must not be there to be
-/// released once more.
+/// returned once more.
 ///
 /// # Errors
 /// When its files cannot be removed.

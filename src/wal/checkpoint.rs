@@ -123,7 +123,8 @@ impl<T: Overwritten> CheckpointFile<T> {
 mod tests {
     use std::fmt::Debug;
 
-    use super::super::opening::{Lineage, OpeningId, Position};
+    use super::super::opening::{Lineage, OpeningId};
+    use super::super::progress::Position;
     use super::super::self_audit::AuditTotals;
     use super::*;
     use crate::event::Timestamp;

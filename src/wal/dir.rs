@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use super::opening::{Extent, OpeningId};
+use super::opening::OpeningId;
+use super::progress::Extent;
 use super::{LogId, OpenError, SegmentView};
 use crate::permission::FileError;
 

@@ -17,7 +17,7 @@ pub enum OpenError {
     Locked(PathBuf),
     /// Written in a format of another release.
     #[error(
-        "the log in {} has format {found:?}, this release reads format {FORMAT}; \
+        "the log in {} has format {found:?}, this version reads format {FORMAT}; \
          let the release that wrote it publish what it holds",
         dir.display()
     )]
@@ -109,7 +109,7 @@ pub enum ReadError {
     /// From the file system.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A whole frame holds a record that this release cannot read.
+    /// A whole frame holds a record that this version cannot read.
     #[error("cannot decode the records at {lsn}: {cause}; a newer release may have written them")]
     Record {
         /// The frame's first record.

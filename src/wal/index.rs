@@ -8,7 +8,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::frame::Frame;
-use super::opening::{self, Extent, OpeningId, Position, Progress};
+use super::opening::OpeningId;
+use super::progress::{self, Extent, Position, Progress};
 use super::recovery::FoundSegment;
 use super::self_audit::{AuditBalance, AuditTotals, ReleasedBy, SelfAudit};
 use super::tail::Tail;
@@ -198,7 +199,7 @@ impl Index {
             let &IndexedSegment { writer, records, .. } = segment;
             Extent { number, writer, records }
         };
-        opening::released_through(inner.segments.0.iter().map(extent), progress)
+        progress::released_through(inner.segments.0.iter().map(extent), progress)
     }
 
     /// Releases everything up to `through`. Returns the segments that can be removed, and the

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::dir::{self, SEGMENTS};
 use super::frame::{Scanner, first_frame, first_received, is_unreadable};
-use super::opening::{self, Extent, Lineage};
+use super::opening::Lineage;
+use super::progress::{self, Extent};
 use super::{LogId, OpenError, OpeningId, checkpoint};
 use crate::event::Timestamp;
 use crate::permission::FileError;
@@ -74,7 +75,7 @@ impl LogView {
                 Some(Extent { number, writer: writer?, records: closed.unwrap_or(u32::MAX) })
             });
         let released = checkpoint::read(dir, id)
-            .map_or(Lsn::ZERO, |position| opening::resolve(extents, position));
+            .map_or(Lsn::ZERO, |position| progress::resolve(extents, position));
         let Lineage(lineage) = checkpoint::read(dir, id).unwrap_or_default();
         Ok(Self { id, lineage, released, segments, damaged })
     }

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use super::checkpoint::CheckpointFile;
 use super::dir::{self, REMOVING, SEGMENTS};
-use super::opening::Extent;
 use super::preallocation::{self, PIECE_BYTES, Preallocation};
+use super::progress::Extent;
 use super::segment::{PREALLOCATED_BYTES, SEGMENT_BYTES, Segment};
 use super::self_audit::AuditTotals;
 use super::{AuditBalance, Config, OpeningId, Shared, free_bytes};

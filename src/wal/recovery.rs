@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::dir::{self, REMOVING, SEGMENTS, data_file};
 use super::frame::{Scanner, first_received, is_unreadable};
-use super::opening::{Extent, Position};
+use super::progress::{Extent, Position};
 use super::{LogId, OpenError, preallocation};
 use crate::event::Timestamp;
 use crate::metrics;

@@ -8,7 +8,8 @@
 //! segments beside it, and is used only if its checksum is right.
 
 use super::checkpoint::{Checkpoint, Overwritten};
-use super::opening::{OpeningId, Position, Progress};
+use super::opening::OpeningId;
+use super::progress::{Position, Progress};
 use crate::event::Timestamp;
 use crate::record::Lsn;
 

@@ -70,7 +70,7 @@ impl Writer {
         let mut group = Vec::with_capacity(GROUP_MAX);
         let mut delay = CommitDelay::new(Instant::now());
         while self.take_group(&mut delay, &mut group) {
-            self.shared.busy.start();
+            self.shared.commit_timer.start();
             let bytes = group.iter().map(|append| append.bytes).sum();
             let stored = self.store(&group, bytes);
             self.inbox.discount(bytes);
@@ -88,7 +88,7 @@ impl Writer {
             if let Some(error) = failure {
                 return Err(error);
             }
-            self.shared.busy.stop();
+            self.shared.commit_timer.stop();
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ const MAY_NAME: [(&str, &[&str]); 33] = [
     ("record", &["event"]),
     ("callback", &["event", "record"]),
     ("metrics", &["event", "record"]),
-    ("recent_callbacks", &["event", "record"]),
+    ("status_history", &["event", "record"]),
     ("log_limit", &[]),
     ("outage", &[]),
     ("wal", &["metrics", "event", "record", "log_limit", "permission", "reloadable"]),
@@ -24,7 +24,7 @@ const MAY_NAME: [(&str, &[&str]); 33] = [
     (
         "publisher",
         &[
-            "backoff", "kafka", "ledger", "metrics", "outage", "permission", "recent_callbacks",
+            "backoff", "kafka", "ledger", "metrics", "outage", "permission", "status_history",
             "event", "record", "log_limit", "wal",
         ],
     ),
@@ -41,14 +41,14 @@ const MAY_NAME: [(&str, &[&str]); 33] = [
         "intake",
         &[
             "permission", "callback", "reloadable", "metrics", "health", "heartbeat", "log_limit",
-            "proxy_protocol", "recent_callbacks", "event", "record", "secret", "wal",
+            "proxy_protocol", "status_history", "event", "record", "secret", "wal",
         ],
     ),
     (
         "admin",
         &[
             "reloadable", "logging", "log_limit", "metrics", "health", "proxy_protocol",
-            "recent_callbacks", "event", "record", "secret", "wal",
+            "status_history", "event", "record", "secret", "wal",
         ],
     ),
     (

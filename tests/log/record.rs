@@ -150,7 +150,7 @@ fn every_other_version_is_rejected_by_its_number() {
     for version in (0..=u8::MAX).filter(|version| *version != 1) {
         bytes[0] = version;
         let rejected = Record::decode(Bytes::from(bytes.clone()));
-        assert_eq!(rejected, Err(DecodeError::Version(version)));
+        assert_eq!(rejected, Err(DecodeError::Format(version)));
     }
 }
 

@@ -333,7 +333,7 @@ fn entries_start_where_they_are_wanted() {
     }
 }
 
-/// Logs outlive releases: these bytes may change only with the log's format.
+/// Logs outlive the version that wrote them: these bytes may change only with the log's format.
 #[test]
 fn format_2_has_these_bytes() {
     let golden: &[&[u8]] = &[

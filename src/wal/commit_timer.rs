@@ -1,16 +1,16 @@
-//! For how long the writer has been at its group: health checks detect a disk that hangs by it.
+//! How long the commit in progress has taken: health checks detect a disk that hangs by it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 #[derive(Debug)]
-pub(super) struct BusyTimer {
+pub(super) struct CommitTimer {
     created: Instant,
-    /// When the group began, in milliseconds after `created`; 0 when the writer waits for one.
+    /// When the commit began, in milliseconds after `created`; 0 while there is none.
     since: AtomicU64,
 }
 
-impl BusyTimer {
+impl CommitTimer {
     pub(super) fn new() -> Self {
         Self { created: Instant::now(), since: AtomicU64::new(0) }
     }
@@ -23,7 +23,7 @@ impl BusyTimer {
         self.since.store(0, Ordering::Relaxed);
     }
 
-    /// Zero when the writer waits for a group.
+    /// Zero while there is no commit.
     pub(super) fn elapsed(&self) -> Duration {
         match self.since.load(Ordering::Relaxed) {
             0 => Duration::ZERO,
