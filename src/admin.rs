@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,7 +21,7 @@ use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, timeout};
+use tokio::time::{MissedTickBehavior, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -53,6 +54,9 @@ const CONNECTIONS_MAX: usize = 64;
 /// From a connection's opening, or its last request, to the end of the next header: the limit for
 /// clients that send nothing or do not read the answer.
 const IDLE_MAX: Duration = Duration::from_secs(30);
+/// The pause after a connection could not be accepted: it stays in the queue, so that the next
+/// attempt would fail at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Interval between two checks for dropped log lines.
 const DROPPED_LINES_INTERVAL: Duration = Duration::from_secs(1);
 /// Paths without a token: health checks, and the page, which gets its data from `/status`.
@@ -116,8 +120,15 @@ pub(crate) async fn run(
             _ = dropped_checks.tick() => dropped_lines.report(),
             _ = sampling.tick() => shared.history().sample(&shared.exporter),
             accepted = listener.accept() => {
-                let Ok((stream, _)) = accepted else { continue };
                 connections.retain(|connection| !connection.is_finished());
+                let (stream, _) = match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        report_accept_error(&error);
+                        sleep(ACCEPT_PAUSE).await;
+                        continue;
+                    }
+                };
                 // Clients that do not read must not block health checks.
                 if connections.len() >= CONNECTIONS_MAX
                     && let Some(oldest) = connections.pop_front()
@@ -129,6 +140,13 @@ pub(crate) async fn run(
                 connections.push_back(tokio::spawn(async move { serve(stream, &shared).await }));
             }
         }
+    }
+}
+
+fn report_accept_error(error: &io::Error) {
+    static LIMIT: LogLimiter = LogLimiter::new();
+    if let Some(suppressed) = LIMIT.permit() {
+        tracing::warn!(%error, suppressed, "the admin listener cannot accept a connection; trying again");
     }
 }
 

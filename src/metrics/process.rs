@@ -4,11 +4,15 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::event::Timestamp;
 
 /// Appends the process's metrics to an exposition; none of what cannot be read.
 pub(super) fn render(into: &mut String) {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let system = fs::read_to_string("/proc/stat").unwrap_or_default();
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let fds = fs::read_dir("/proc/self/fd").ok();
@@ -16,8 +20,7 @@ pub(super) fn render(into: &mut String) {
     let ticks = rustix::param::clock_ticks_per_second() as f64;
 
     let cpu = field(&stat, 14).zip(field(&stat, 15)).map(|(user, kernel)| (user + kernel) / ticks);
-    let booted = word(&system, "btime ");
-    let started = field(&stat, 22).zip(booted).map(|(after, booted)| booted + after / ticks);
+    let started = field(&stat, 22).and_then(|after| started(after / ticks));
     let resident = word(&status, "VmRSS:").map(|kib| kib * 1024.0);
     // One of them is the look itself.
     #[expect(clippy::cast_precision_loss, reason = "descriptors are few")]
@@ -44,6 +47,17 @@ pub(super) fn render(into: &mut String) {
         "When the process started, in seconds since 1970",
         started,
     );
+}
+
+/// When the process started, `after` so many seconds of the machine's running time, in whole seconds
+/// since 1970: the two clocks are read one after the other. Not by `/proc/stat`, which a service
+/// manager may hide (`ProcSubset=pid`).
+fn started(after: f64) -> Option<f64> {
+    let running: Duration = clock_gettime(ClockId::Boottime).try_into().ok()?;
+    let age = running.saturating_sub(Duration::try_from_secs_f64(after).ok()?);
+    #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 are exact in an f64")]
+    let seconds = Timestamp::now().before(age).as_millis().div_euclid(1000) as f64;
+    Some(seconds)
 }
 
 /// Field `number` of /proc/…/stat, as proc(5) counts them. The second is the program's name in

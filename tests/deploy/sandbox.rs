@@ -8,7 +8,9 @@ use std::env;
 use std::fs;
 use std::process::Command;
 
+use crate::support::process::Running;
 use crate::support::skip;
+use crate::support::wire::get;
 
 const UNIT: &str = include_str!("../../deploy/livebridge.service");
 const SOCKET: &str = include_str!("../../deploy/livebridge.socket");
@@ -40,6 +42,43 @@ fn unit() -> (tempfile::TempDir, String) {
     fs::write(dir.path().join("livebridge.socket"), SOCKET).unwrap();
     let path = path.to_str().unwrap().to_owned();
     (dir, path)
+}
+
+/// Users of a metric that is missing would not notice: its alerts do not fire.
+#[test]
+fn with_the_units_view_of_proc_every_documented_process_metric_exists() {
+    assert!(
+        UNIT.contains("\nProcSubset=pid\nProtectProc=invisible\n"),
+        "the options below are others"
+    );
+    let script = "mount -t proc -o subset=pid,hidepid=invisible proc /proc && exec \"$0\" serve";
+    let unshare = |script| {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", script, BINARY]);
+        command
+    };
+    let mount = unshare("mount -t proc -o subset=pid,hidepid=invisible proc /proc").output();
+    if !mount.is_ok_and(|mount| mount.status.success()) {
+        return skip::skip("the unit's view of /proc", &"mounting needs root");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = unshare(script);
+    command.envs([
+        ("LIVEBRIDGE_HTTP_LISTEN", "127.0.0.1:0"),
+        ("LIVEBRIDGE_ADMIN_LISTEN", "127.0.0.1:0"),
+        ("LIVEBRIDGE_CALLBACK_UNSIGNED", "all"),
+        ("LIVEBRIDGE_KAFKA_BROKERS", "127.0.0.1:1"),
+        ("LIVEBRIDGE_WAL_DIR", dir.path().to_str().unwrap()),
+    ]);
+    let running = Running::start(&mut command);
+    let metrics = get(running.address("admin listening"), "/metrics").body;
+    let document = include_str!("../../docs/metrics.md");
+    let documented = document.lines().filter_map(|line| line.strip_prefix("| `process_"));
+    let names: Vec<&str> = documented.filter_map(|line| line.split('`').next()).collect();
+    assert!(names.contains(&"start_time_seconds"), "{names:?}");
+    for name in names {
+        assert!(metrics.contains(&format!("\nprocess_{name} ")), "process_{name}: {metrics}");
+    }
 }
 
 #[test]

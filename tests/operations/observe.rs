@@ -2,11 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use livebridge::kafka::mock::MockKafka;
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
 use crate::support::bridge::Bridge;
 use crate::support::kafka::mock_kafka;
@@ -171,4 +174,36 @@ fn process_metrics_match_the_kernels_figures() {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let age = now.expect("after 1970").as_secs_f64() - metric("process_start_time_seconds");
     assert!((-2.0..120.0).contains(&age), "started {age} s ago");
+}
+
+#[test]
+fn the_admin_listener_pauses_while_no_file_descriptor_is_left() {
+    let bridge = Bridge::new("admin-descriptors", "127.0.0.1:1", "live");
+    bridge.start();
+    let admin = bridge.admin_address();
+    let pid = Pid::from_raw(i32::try_from(bridge.pid()).expect("a process ID")).expect("not 0");
+    let cpu_ticks = || -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", bridge.pid())).expect("it runs");
+        let fields: Vec<&str> = stat.rsplit(") ").next().expect("fields").split(' ').collect();
+        fields[11..13].iter().map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
+    };
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let limit = |current| prlimit(Some(pid), Resource::Nofile, Rlimit { current, maximum });
+    limit(Some(8)).expect("its own user");
+    let mut waiting = TcpStream::connect(admin).expect("the kernel accepts");
+    let says = "the admin listener cannot accept a connection";
+    bridge.wait_until("logging it", Duration::from_secs(30), || bridge.log_text().contains(says));
+    let before = cpu_ticks();
+    thread::sleep(Duration::from_secs(2));
+    let used = cpu_ticks() - before;
+    assert!(used < 40, "{used} of 200 ticks of processor time");
+    assert_eq!(bridge.log_text().matches(says).count(), 1, "one line a minute");
+
+    limit(maximum).expect("its own user");
+    waiting
+        .write_all(b"GET /healthz HTTP/1.1\r\nHost: l\r\nConnection: close\r\n\r\n")
+        .expect("open");
+    let mut answer = String::new();
+    waiting.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.ends_with("alive\n"), "{answer}");
 }

@@ -51,6 +51,8 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// The longest wait for an instance's answer, and the largest answer.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
 const ANSWER_MAX: u64 = 4 * 1024 * 1024;
+/// The metric of when an instance started.
+const STARTED: &str = "process_start_time_seconds";
 
 /// The state of a rotation in progress.
 #[derive(Debug, Serialize, Deserialize)]
@@ -286,9 +288,8 @@ impl Rotation<'_> {
             };
             answered = Instant::now();
             for metrics in answers {
-                // An instance does not know whether the key was used before its start.
                 for name in [
-                    "process_start_time_seconds".to_owned(),
+                    STARTED.to_owned(),
                     series("livebridge_callback_key_last_used_timestamp_seconds", &journal.old),
                 ] {
                     last = last.max(moment(value(&metrics, &name)));
@@ -331,11 +332,14 @@ impl Rotation<'_> {
         let mut answer = String::new();
         stream.take(ANSWER_MAX).read_to_string(&mut answer)?;
         let status = answer.split(' ').nth(1).unwrap_or_default();
-        if status == "200" {
-            Ok(answer)
-        } else {
-            Err(io::Error::other(format!("/metrics was answered with status {status:?}")))
+        if status != "200" {
+            return Err(io::Error::other(format!("/metrics was answered with status {status:?}")));
         }
+        // An instance does not know whether a key was used before its start.
+        if value(&answer, STARTED).is_none() {
+            return Err(io::Error::other(format!("/metrics has no {STARTED}")));
+        }
+        Ok(answer)
     }
 }
 
