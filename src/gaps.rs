@@ -82,8 +82,9 @@ pub fn recorded(dir: &Path) -> Result<Vec<Gap>, FileError> {
 /// # Errors
 /// As [`recorded`].
 pub fn all(dir: &Path, now: Timestamp) -> Result<Vec<Gap>, FileError> {
-    let mut gaps = recorded(dir)?;
+    // First, because a bridge that starts records the gap before it writes the time.
     let current = read_last_accepting(dir).map(|begin| Gap { begin, end: now });
+    let mut gaps = recorded(dir)?;
     gaps.extend(current.filter(|gap| gap.length() > GAP_MIN));
     Ok(gaps)
 }

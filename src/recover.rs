@@ -21,8 +21,8 @@ mod report;
 mod spool;
 
 pub use decode::{ExtractError, decode};
-pub use find::{Finder, TimeRange, streams_of_file};
-pub use gap::{covers, find_gaps, range_of};
+pub use find::{Finder, TimeRange, oldest_available, streams_of_file};
+pub use gap::{covers, find_gaps, gaps_ahead, range_of};
 pub use report::{Comparison, ComparisonReport};
 pub use spool::{Spool, Undecoded, UndecodedFile};
 

@@ -10,7 +10,7 @@ use crate::kafka::topic_reader::PartitionRange;
 use clap::Args;
 
 use super::progress::ProgressBar;
-use super::range::parse_time;
+use super::range::{now, parse_time};
 use super::{CliError, ConfigFile};
 
 /// The default of `--since`.
@@ -53,7 +53,7 @@ The command holds the ids of all events of the time in memory, about 100 MB for 
 
 pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let config = Config::load(options.config.config.as_deref())?;
-    let now = Timestamp::now();
+    let now = now();
     let audit = Audit {
         kafka: &config.kafka,
         topics: &config.topics,

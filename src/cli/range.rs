@@ -1,5 +1,7 @@
 //! The options by which several commands select records.
 
+use std::sync::LazyLock;
+
 use crate::event::{EventType, OTHER, Timestamp, type_name};
 use clap::Args;
 
@@ -29,9 +31,16 @@ impl Range {
     }
 }
 
+/// The time of the command: one for all its options and checks, so that `14d` is not more than 14
+/// days ago when it is checked.
+pub(super) fn now() -> Timestamp {
+    static NOW: LazyLock<Timestamp> = LazyLock::new(Timestamp::now);
+    *NOW
+}
+
 pub(super) fn parse_time(text: &str) -> Result<Timestamp, String> {
     if let Ok(ago) = humantime::parse_duration(text) {
-        return Ok(Timestamp::now().before(ago));
+        return Ok(now().before(ago));
     }
     Timestamp::parse(text).ok_or_else(|| {
         "is neither a time such as 2026-11-24T20:00:00Z nor a duration such as 2h".to_owned()

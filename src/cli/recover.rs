@@ -12,12 +12,12 @@ use crate::publisher::replay::{Event, Plan, Target};
 use crate::record::Record;
 use crate::recover::{
     Comparison, ComparisonReport, Finder, RecoverError, Spool, TimeRange, UndecodedFile, covers,
-    event_of, find_gaps, range_of, streams_of_file, verifier,
+    event_of, find_gaps, gaps_ahead, oldest_available, range_of, streams_of_file, verifier,
 };
 use crate::tencent::CallbackRecord;
 
 use super::progress::ProgressBar;
-use super::range::parse_time;
+use super::range::{now, parse_time};
 use super::tencent::Account;
 use super::{CliError, ConfigFile, replay};
 
@@ -87,7 +87,8 @@ rejected, or, with --report, are missing; 64 if the configuration or an option i
 pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let config = Config::load(options.config.config.as_deref())?;
     let client = options.account.connect()?;
-    let now = Timestamp::now();
+    let now = now();
+    let ahead = gaps_ahead(gaps::recorded(&config.wal.dir).unwrap_or_default(), Timestamp::now());
     let Some(range) = range(options, &config, now)? else {
         print_out!("No gap of more than 10 minutes was found.");
         return Ok(());
@@ -104,24 +105,36 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     }
     recover(options, &config, &finder, &streams, now)?;
     if named.is_none() {
-        remove_recovered_gaps(&config.wal.dir, range, now, options.yes);
+        let is_recovered = |gap: Gap| covers(range, gap, &ahead, now);
+        remove_recovered_gaps(&config.wal.dir, range, is_recovered, options.yes);
     }
     Ok(())
 }
 
-/// Removes the recorded gaps that `range` covers: they are recovered.
-fn remove_recovered_gaps(dir: &Path, range: TimeRange, now: Timestamp, yes: bool) {
-    let is_recovered = |gap: Gap| covers(range, gap, now);
-    let recovered = if yes {
-        gaps::remove(dir, is_recovered)
-    } else {
-        gaps::recorded(dir).map(|gaps| gaps.into_iter().filter(|gap| is_recovered(*gap)).collect())
-    };
-    match recovered {
-        Ok(recovered) => {
-            let how = if yes { "is recovered" } else { "would be recovered with --yes" };
-            for Gap { begin, end } in recovered {
-                print_out!("the gap from {begin} to {end} {how}");
+/// Removes the recorded gaps that are recovered by a run for `range`.
+fn remove_recovered_gaps(
+    dir: &Path,
+    range: TimeRange,
+    is_recovered: impl Fn(Gap) -> bool,
+    yes: bool,
+) {
+    let outcome = gaps::recorded(dir).and_then(|known| {
+        if yes {
+            gaps::remove(dir, &is_recovered)?;
+        }
+        Ok(known)
+    });
+    match outcome {
+        Ok(known) => {
+            for gap in known.into_iter().filter(|gap| gap.end > range.since) {
+                let how = match (is_recovered(gap), yes) {
+                    (true, true) => "is recovered",
+                    (true, false) => "would be recovered with --yes",
+                    (false, _) => {
+                        "stays recorded, as this run ends before it or covers a part only"
+                    }
+                };
+                print_out!("the gap from {} to {} {how}", gap.begin, gap.end);
             }
         }
         Err(error) => print_err!(
@@ -142,22 +155,22 @@ fn range(
         let since = options.since.unwrap_or_else(|| now.before(GAP_SINCE)).max(earliest);
         let mut gaps = find_gaps(&config.kafka, config.topics.ledger(), since, now)?;
         let recorded = gaps::all(&config.wal.dir, now)?;
-        gaps.extend(
-            recorded.into_iter().filter(|gap| gap.end >= options.since.unwrap_or(earliest)),
-        );
+        let first = options.since.unwrap_or(earliest).max(earliest);
+        gaps.extend(recorded.into_iter().filter(|gap| gap.end >= first));
         let range = range_of(&gaps, now);
         return Ok(range.map(|range| TimeRange { since: range.since.max(earliest), ..range }));
     }
-    let (since, until) = (options.since.unwrap_or(earliest), options.until.unwrap_or(now));
+    let since = options.since.unwrap_or(earliest);
+    let until = options.until.unwrap_or(now).min(now);
     if since < earliest {
         return Err(CliError::Usage(
             "--since is more than 14 days ago; Tencent Cloud keeps its records for 14 days".into(),
         ));
     }
     if since >= until {
-        return Err(CliError::Usage("--since must be before --until".into()));
+        return Err(CliError::Usage("--since must be before --until, and before now".into()));
     }
-    Ok(Some(TimeRange { since, until: until.min(now) }))
+    Ok(Some(TimeRange { since, until }))
 }
 
 /// The streams that the options select; `None` for all.
@@ -190,18 +203,31 @@ fn read_events(
     let verifier = verifier(&config.verifier);
     let mut undecoded = UndecodedFile::new(&options.undecoded);
     let mut records = 0;
-    let bar = ProgressBar::count("reading the records of streams", streams.len() as u64);
-    for stream in streams {
-        finder.records(stream, failed_only, |record| {
-            records += 1;
-            match event_of(&record, &verifier, &config.omit, now) {
-                Ok(event) => visit(&record, &event),
-                Err(error) => undecoded.push(&record, &error),
-            }
-        })?;
-        bar.add(1);
+    let days = finder.days();
+    let bar =
+        ProgressBar::count("reading the records of streams", (days.len() * streams.len()) as u64);
+    let mut unavailable = None;
+    for day in days {
+        for stream in streams {
+            finder.records(stream, day, failed_only, |record| {
+                records += 1;
+                match event_of(&record, &verifier, &config.omit, now) {
+                    Ok(event) => visit(&record, &event),
+                    Err(error) => undecoded.push(&record, &error),
+                }
+            })?;
+            bar.add(1);
+        }
+        let oldest = oldest_available(Timestamp::now());
+        unavailable = (day.since < oldest).then_some(oldest).or(unavailable);
     }
     drop(bar);
+    if let Some(oldest) = unavailable {
+        print_err!(
+            "records of events before {oldest} could not all be read: Tencent Cloud keeps its \
+             records for 14 days"
+        );
+    }
     undecoded.finish()?;
     Ok((records, undecoded))
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::RecoverError;
 use crate::event::Timestamp;
+use crate::gaps::RECOVERABLE;
 use crate::tencent::{
     CallbackRecord, Client, RECORDS_SPAN_MAX, STREAM_EVENTS_REACHABLE, StreamEvent,
 };
@@ -17,6 +18,10 @@ const LISTED_AFTER: Duration = Duration::from_hours(24);
 /// The file of a recording is reported after its stream has ended: minutes, or longer for a long
 /// recording.
 const REPORTED_AFTER_END: Duration = Duration::from_hours(6);
+/// The API rejects a query that begins more than [`RECOVERABLE`] ago by its clock, which may be
+/// ahead of this one by the 5 minutes that it tolerates in a signature. The rest is for requests
+/// that are retried.
+const OLDEST_MARGIN: Duration = Duration::from_mins(6);
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A range of time, both ends included.
@@ -50,6 +55,12 @@ impl TimeRange {
             (Self { since: self.since, until: middle }, Self { since: middle, until: self.until })
         })
     }
+}
+
+/// The earliest time whose records can be queried at `now`.
+#[must_use]
+pub fn oldest_available(now: Timestamp) -> Timestamp {
+    now.before(RECOVERABLE).after(OLDEST_MARGIN)
 }
 
 /// Queries the API.
@@ -108,37 +119,48 @@ impl<'a> Finder<'a> {
         started && !stream.stream_end_time.is_some_and(ended_before)
     }
 
-    /// Calls `visit` for every record of `stream` in the range; with `failed_only`, for those of
-    /// callbacks that were not delivered. The API's own filter selects one result code only.
+    /// The days of the range, oldest first. Each is to be read for all streams before the next, as
+    /// the records of the oldest expire while the others are read.
+    #[must_use]
+    pub fn days(&self) -> Vec<TimeRange> {
+        self.range.days().collect()
+    }
+
+    /// Calls `visit` for every record of `stream` in one of [`Finder::days`] that is available; with
+    /// `failed_only`, for those of callbacks that were not delivered. The API's own filter selects
+    /// one result code only.
     ///
     /// # Errors
     /// [`RecoverError`], or what `visit` returned.
     pub fn records<E: From<RecoverError>>(
         &self,
         stream: &str,
+        TimeRange { since, until }: TimeRange,
         failed_only: bool,
         mut visit: impl FnMut(CallbackRecord) -> Result<(), E>,
     ) -> Result<(), E> {
-        for TimeRange { since, until } in self.range.days() {
-            let mut page = 1;
-            loop {
-                let listed = self.client.callback_records(stream, since, until, page);
-                let listed = listed.map_err(RecoverError::from)?;
-                let is_wanted = |record: &CallbackRecord| !failed_only || !record.is_delivered();
-                listed.entries.into_iter().filter(is_wanted).try_for_each(&mut visit)?;
-                if !listed.has_more {
-                    break;
-                }
-                page += 1;
-            }
+        let since = since.max(oldest_available(Timestamp::now()));
+        if since > until {
+            return Ok(());
         }
-        Ok(())
+        let mut page = 1;
+        loop {
+            let listed = self.client.callback_records(stream, since, until, page);
+            let listed = listed.map_err(RecoverError::from)?;
+            let is_wanted = |record: &CallbackRecord| !failed_only || !record.is_delivered();
+            listed.entries.into_iter().filter(is_wanted).try_for_each(&mut visit)?;
+            if !listed.has_more {
+                return Ok(());
+            }
+            page += 1;
+        }
     }
 }
 
 /// The names in a file, one a line; blank lines and lines that begin with `#` are ignored.
 #[must_use]
 pub fn streams_of_file(text: &str) -> Vec<String> {
+    let text = text.trim_start_matches('\u{feff}');
     let lines = text.lines().map(str::trim_end).filter(|line| !line.is_empty());
     lines.filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
 }
@@ -174,6 +196,6 @@ mod tests {
 
     #[test]
     fn a_file_of_streams_has_one_name_a_line() {
-        assert_eq!(streams_of_file("a\n\n# no\n b\r\nc@d "), ["a", " b", "c@d"]);
+        assert_eq!(streams_of_file("\u{feff}a\n\n# no\n b\r\nc@d "), ["a", " b", "c@d"]);
     }
 }

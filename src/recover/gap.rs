@@ -58,12 +58,21 @@ pub fn range_of(gaps: &[Gap], now: Timestamp) -> Option<TimeRange> {
     Some(TimeRange { since: begin.before(MARGIN_BEFORE), until: end.after(MARGIN_AFTER).min(now) })
 }
 
-/// Whether a recovery of `range` at `now` includes the part of `gap` of which Tencent still has
-/// records. A gap that ends in the future, because of a clock that was ahead, ends now.
+/// The recorded `gaps` that end in the future: the clock was ahead when they were recorded.
 #[must_use]
-pub fn covers(range: TimeRange, gap: Gap, now: Timestamp) -> bool {
-    let begin = gap.begin.max(now.before(RECOVERABLE));
-    range.since <= begin && gap.end.min(now) <= range.until
+pub fn gaps_ahead(mut gaps: Vec<Gap>, now: Timestamp) -> Vec<Gap> {
+    gaps.retain(|gap| gap.end > now);
+    gaps
+}
+
+/// Whether a recovery of `range` that began at `now` includes the part of `gap` of which Tencent
+/// has records. One of `ahead`, the [`gaps_ahead`] when it began, ends then. Any other that ends
+/// later was recorded meanwhile, and its end was not queried.
+#[must_use]
+pub fn covers(range: TimeRange, gap: Gap, ahead: &[Gap], now: Timestamp) -> bool {
+    let earliest = now.before(RECOVERABLE);
+    let end = if ahead.contains(&gap) { now } else { gap.end };
+    range.since <= gap.begin.max(earliest) && earliest < end && end <= range.until
 }
 
 #[cfg(test)]
@@ -74,13 +83,28 @@ mod tests {
     fn a_gap_is_covered_as_far_as_it_can_be_recovered_and_is_not_in_the_future() {
         let now = at(60);
         let range = TimeRange { since: at(0), until: now };
-        let covered = |begin, end| covers(range, Gap { begin: at(begin), end: at(end) }, now);
+        let gap = |begin, end| Gap { begin: at(begin), end: at(end) };
+        let ahead = gaps_ahead(vec![gap(0, 60), gap(10, 600)], now);
+        let covered = |begin, end| covers(range, gap(begin, end), &ahead, now);
         assert!(covered(0, 60) && covered(10, 600), "ends within the range, or later than now");
         assert!(!covered(-1, 50), "began before the range");
         let earliest = TimeRange { since: now.before(RECOVERABLE), until: now };
-        let old = Gap { begin: at(-1_000_000), end: at(50) };
-        assert!(covers(earliest, old, now), "nothing earlier can be recovered");
-        assert!(!covers(TimeRange { until: at(40), ..earliest }, old, now));
+        let old = gap(-1_000_000, 50);
+        assert!(covers(earliest, old, &[], now), "nothing earlier can be recovered");
+        assert!(!covers(TimeRange { until: at(40), ..earliest }, old, &[], now));
+    }
+
+    #[test]
+    fn a_gap_that_ended_after_the_recovery_began_or_is_too_old_is_not_covered() {
+        let now = at(60);
+        let range = TimeRange { since: at(0), until: now };
+        let gap = |begin, end| Gap { begin: at(begin), end: at(end) };
+        for later in [gap(0, 65), gap(70, 90)] {
+            assert!(!covers(range, later, &[gap(0, 600)], now), "{later:?}");
+        }
+        let earliest = TimeRange { since: now.before(RECOVERABLE), until: now };
+        let too_old = gap(-1_000_000, -900_000);
+        assert!(!covers(earliest, too_old, &[], now), "no record of it was there to be read");
     }
 
     fn at(minute: i64) -> Timestamp {

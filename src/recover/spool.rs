@@ -1,6 +1,6 @@
 //! Found events in a temporary file, and undecoded records in a file for the operator.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Seek as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -89,10 +89,13 @@ pub struct Undecoded {
     pub reason: String,
 }
 
-/// The undecoded records, in a file that is created with the first of them.
+/// The undecoded records, in a file that is created with the first of them. It has another name
+/// until it is complete, so that a run never writes into the file of another one, and no one else
+/// can read it, whatever the mode of an earlier file is.
 #[derive(Debug)]
 pub struct UndecodedFile {
     path: PathBuf,
+    partial: PathBuf,
     file: Option<BufWriter<File>>,
     /// How many there are.
     pub count: u64,
@@ -107,7 +110,13 @@ impl UndecodedFile {
     /// Creates no file yet.
     #[must_use]
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), file: None, count: 0, first: Vec::new() }
+        // A device, such as /dev/null, is written to, and not replaced.
+        let partial = if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+            path.to_owned()
+        } else {
+            path.with_file_name(format!(".livebridge-undecoded-{}", Uuid::new_v4()))
+        };
+        Self { path: path.to_owned(), partial, file: None, count: 0, first: Vec::new() }
     }
 
     /// Writes `record` with its request, response and result code.
@@ -142,8 +151,9 @@ impl UndecodedFile {
             file
         } else {
             let mut options = OpenOptions::new();
-            let opened = options.write(true).create(true).truncate(true).mode(MODE);
-            self.file.insert(BufWriter::new(opened.open(&self.path)?))
+            let is_new = self.partial != self.path;
+            let opened = options.write(true).create_new(is_new).mode(MODE).open(&self.partial)?;
+            self.file.insert(BufWriter::new(opened))
         };
         writeln!(file, "{line}")
     }
@@ -153,12 +163,79 @@ impl UndecodedFile {
     /// # Errors
     /// [`RecoverError::Undecoded`]
     pub fn finish(&mut self) -> Result<(), RecoverError> {
-        let Some(file) = &mut self.file else { return Ok(()) };
-        let synced = file.flush().and_then(|()| file.get_ref().sync_all());
-        synced.map_err(|cause| self.failed(cause))
+        let Some(mut file) = self.file.take() else { return Ok(()) };
+        let mut complete = || {
+            file.flush()?;
+            if self.partial != self.path {
+                file.get_ref().sync_all()?;
+                fs::rename(&self.partial, &self.path)?;
+            }
+            Ok(())
+        };
+        complete().map_err(|cause| self.failed(cause))
     }
 
     fn failed(&self, cause: io::Error) -> RecoverError {
         RecoverError::Undecoded { path: self.path.clone(), cause }
+    }
+}
+
+impl Drop for UndecodedFile {
+    /// Removes the file of a run that failed before it was complete.
+    fn drop(&mut self) {
+        if self.partial != self.path {
+            let _ = fs::remove_file(&self.partial);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+    use crate::recover::ExtractError;
+
+    fn push(file: &mut UndecodedFile, request: &str) {
+        let record = serde_json::json!({ "Request": request, "StreamId": "stream" });
+        let record: CallbackRecord = serde_json::from_value(record).unwrap();
+        file.push(&record, &RecordError::Decode(ExtractError::NoCallback)).unwrap();
+    }
+
+    #[test]
+    fn undecoded_records_replace_an_earlier_file_as_a_whole_and_only_the_owner_can_read_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("undecoded.jsonl");
+        fs::write(&path, "of an earlier run\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        let text = || fs::read_to_string(&path).unwrap();
+        UndecodedFile::new(&path).finish().unwrap();
+        let mut failed = UndecodedFile::new(&path);
+        push(&mut failed, "of a run that failed");
+        drop(failed);
+        let (mut one, mut other) = (UndecodedFile::new(&path), UndecodedFile::new(&path));
+        push(&mut one, "one");
+        push(&mut other, "other");
+        assert_eq!(text(), "of an earlier run\n", "until one is complete");
+        push(&mut one, "one more");
+        one.finish().unwrap();
+        assert_eq!((text().lines().count(), text().contains("other")), (2, false));
+        other.finish().unwrap();
+        assert_eq!((text().lines().count(), text().contains("other")), (1, true));
+        drop((one, other));
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, MODE);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else is left");
+    }
+
+    #[test]
+    fn a_device_is_written_to_and_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("null");
+        std::os::unix::fs::symlink("/dev/null", &path).unwrap();
+        let mut file = UndecodedFile::new(&path);
+        push(&mut file, "x");
+        file.finish().unwrap();
+        drop(file);
+        assert!(!fs::metadata(&path).unwrap().is_file());
     }
 }

@@ -5,6 +5,8 @@
 mod api;
 mod away;
 mod cli;
+mod gaps;
+mod records;
 mod recover;
 mod streams;
 #[path = "../support/mod.rs"]

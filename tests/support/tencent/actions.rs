@@ -118,7 +118,12 @@ fn parse_time(text: &str) -> Result<(i64, bool), Failure> {
 }
 
 /// Start and end in milliseconds, and the form in which they were asked.
-fn range(fields: &Fields, span_max: i64, back_max: i64) -> Result<(i64, i64, bool), Failure> {
+fn range(
+    fields: &Fields,
+    span_max: i64,
+    back_max: i64,
+    now: i64,
+) -> Result<(i64, i64, bool), Failure> {
     let (start, utc) = parse_time(required(fields, "StartTime")?)?;
     let (end, of_end) = parse_time(required(fields, "EndTime")?)?;
     if utc != of_end {
@@ -127,8 +132,7 @@ fn range(fields: &Fields, span_max: i64, back_max: i64) -> Result<(i64, i64, boo
     if end < start || end - start > span_max {
         return Err(invalid("the range is too long or runs backwards"));
     }
-    // A minute of tolerance: what was asked at the limit arrives a moment later.
-    if start < super::unix_seconds() * 1000 - back_max - 60_000 {
+    if start < now - back_max {
         return Err(invalid("the start is too long ago"));
     }
     Ok((start, end, utc))
@@ -164,6 +168,11 @@ fn page(
 }
 
 impl State {
+    /// Milliseconds since the epoch, by its clock.
+    fn now(&self) -> i64 {
+        Timestamp::now().as_millis() + self.clock_ahead * 1000
+    }
+
     pub(super) fn perform(&mut self, action: &str, fields: &Fields) -> Result<Fields, Failure> {
         match action {
             "CreateLiveCallbackTemplate" => self.create_template(fields),
@@ -299,7 +308,7 @@ impl State {
     }
 
     fn describe_streams(&self, fields: &Fields) -> Result<Fields, Failure> {
-        let (start, end, utc) = range(fields, 31 * DAY, 60 * DAY)?;
+        let (start, end, utc) = range(fields, 31 * DAY, 60 * DAY, self.now())?;
         if !utc {
             return Err(invalid("the times must be in UTC"));
         }
@@ -326,7 +335,7 @@ impl State {
     }
 
     fn describe_records(&self, fields: &Fields) -> Result<Fields, Failure> {
-        let (start, end, utc) = range(fields, DAY, 14 * DAY)?;
+        let (start, end, utc) = range(fields, DAY, 14 * DAY, self.now())?;
         let stream = required(fields, "StreamName")?;
         let listed: Vec<&Record> = self
             .records
