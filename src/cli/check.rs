@@ -72,7 +72,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     clock(&mut findings);
     file_descriptors(&config, &mut findings);
     keys(&config, &mut findings);
-    files(&config, &mut findings);
+    files(&config, &options.account, &mut findings);
     if !options.offline {
         tencent_cloud(&config, &options.account, &mut findings);
     }
@@ -232,8 +232,9 @@ fn keys(config: &Config, findings: &mut CheckReport) {
 
 /// Reports which files with secrets every user of this machine can read. Only a note: without other
 /// users, as in a container, it does no harm.
-fn files(config: &Config, findings: &mut CheckReport) {
-    for (path, key) in config.settings.secret_files() {
+fn files(config: &Config, account: &Account, findings: &mut CheckReport) {
+    let credentials = account.file().map(|path| (path, "credentials of Tencent Cloud".to_owned()));
+    for (path, key) in config.settings.secret_files().into_iter().chain(credentials) {
         let Ok(meta) = fs::metadata(&path) else { continue };
         if meta.mode() & 0o004 != 0 {
             let path = path.display();

@@ -88,10 +88,10 @@ Examples:
 #[derive(Debug, Args)]
 pub(super) struct Account {
     /// A file with the credentials, in the form of tccli or of Tencent Cloud's SDKs. Without it,
-    /// `TENCENTCLOUD_SECRET_ID`, `TENCENTCLOUD_SECRET_KEY` and `TENCENTCLOUD_TOKEN` in the
+    /// the file that `TENCENTCLOUD_CREDENTIALS_FILE` names, or else `TENCENTCLOUD_SECRET_ID`, `TENCENTCLOUD_SECRET_KEY` and `TENCENTCLOUD_TOKEN` in the
     /// environment are used. No option takes the keys, because other users of the machine can see
     /// arguments.
-    #[arg(long, value_name = "FILE", env = "TENCENTCLOUD_CREDENTIALS_FILE")]
+    #[arg(long, value_name = "FILE")]
     credentials: Option<PathBuf>,
     /// The address of Tencent Cloud's API; accounts of tencentcloud.com use
     /// <https://live.intl.tencentcloudapi.com>.
@@ -114,7 +114,12 @@ impl Account {
         Client::new(credentials, options).map_err(|error: ClientError| usage(error.to_string()))
     }
 
-    /// The same, or `None` if there are no credentials.
+    /// The file with the credentials, if one is named.
+    pub(super) fn file(&self) -> Option<PathBuf> {
+        Credentials::file(self.credentials.as_deref(), |name| env::var(name).ok())
+    }
+
+    /// A client of the account, or `None` if there are no credentials.
     pub(super) fn connect_if_given(&self) -> Option<Result<Client, CliError>> {
         let found = Credentials::find(self.credentials.as_deref(), |name| env::var(name).ok());
         let is_missing = matches!(found, Err(CredentialsError::Missing));

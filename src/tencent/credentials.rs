@@ -12,6 +12,7 @@ use crate::secret;
 const SECRET_ID: &str = "TENCENTCLOUD_SECRET_ID";
 const SECRET_KEY: &str = "TENCENTCLOUD_SECRET_KEY";
 const TOKEN: &str = "TENCENTCLOUD_TOKEN";
+const FILE: &str = "TENCENTCLOUD_CREDENTIALS_FILE";
 
 /// The largest credentials file that is read: a token has a few KiB at most.
 const FILE_MAX: u64 = 64 * 1024;
@@ -90,7 +91,8 @@ impl Credentials {
         })
     }
 
-    /// From `file`, or, without one, from the environment, of which `variable` returns a value.
+    /// From `file`, or, without one, from the file or the key pair that the environment names, of
+    /// which `variable` returns a value.
     ///
     /// # Errors
     /// [`CredentialsError`]
@@ -98,8 +100,8 @@ impl Credentials {
         file: Option<&Path>,
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, CredentialsError> {
-        if let Some(path) = file {
-            return Self::read(path);
+        if let Some(path) = Self::file(file, &variable) {
+            return Self::read(&path);
         }
         // An empty variable counts as none, as in Tencent Cloud's own tools.
         let variable = |name| variable(name).filter(|value| !value.trim().is_empty());
@@ -113,6 +115,12 @@ impl Credentials {
                 Err(CredentialsError::Half { present: SECRET_KEY, missing: SECRET_ID })
             }
         }
+    }
+
+    /// The file that [`Credentials::find`] reads, if it reads one.
+    pub fn file(file: Option<&Path>, variable: impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
+        let named = || variable(FILE).filter(|path| !path.trim().is_empty()).map(PathBuf::from);
+        file.map(Path::to_owned).or_else(named)
     }
 
     /// From a file, in the JSON form of `tccli` or the INI form of the SDKs.
@@ -211,7 +219,11 @@ mod tests {
         let three = [(SECRET_ID, "AKIDone"), (SECRET_KEY, "key-one"), (TOKEN, "token-one")];
         assert_eq!(parts(&found(&three).unwrap()), ("AKIDone", "key-one", Some("token-one")));
         assert!(matches!(found(&[]), Err(CredentialsError::Missing)));
-        assert!(matches!(found(&[(SECRET_ID, " ")]), Err(CredentialsError::Missing)));
+        assert!(matches!(found(&[(SECRET_ID, " "), (FILE, "")]), Err(CredentialsError::Missing)));
+        let empty_file = [both[0], both[1], (FILE, "")];
+        assert_eq!(parts(&found(&empty_file).unwrap()), ("AKIDone", "key-one", None));
+        let unreadable = [both[0], both[1], (FILE, "/nowhere")];
+        assert!(matches!(found(&unreadable), Err(CredentialsError::Unreadable { .. })));
         assert!(matches!(found(&both[..1]), Err(CredentialsError::Half { .. })));
         assert!(matches!(found(&both[1..]), Err(CredentialsError::Half { .. })));
         let wrong = [(SECRET_ID, "AKIDone"), (SECRET_KEY, "key one")];
