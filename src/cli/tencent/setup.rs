@@ -1,8 +1,12 @@
 //! `livebridge tencent setup`.
 
+use std::collections::BTreeSet;
+
 use crate::callback::CallbackKey;
 use crate::config::Config;
-use crate::tencent::{CallbackRule, CallbackTemplate, Client, TemplateKey, TemplateUrl, UrlKind};
+use crate::tencent::{
+    CallbackRule, CallbackTemplate, Client, Reason, TemplateKey, TemplateUrl, UrlKind,
+};
 use clap::Args;
 
 use super::keys_file::{self, KeysFile, NewKey};
@@ -40,7 +44,8 @@ pub(super) struct Options {
     #[arg(long)]
     any_path: bool,
     /// Also change what another program or person created: a template of this name, and rules of
-    /// these domains that name other templates.
+    /// these domains and this app that name other templates; and create a rule although another one
+    /// of the domain, with or without an app, names another template.
     #[arg(long)]
     take_over: bool,
     /// Make the changes. Without it, the command prints what it would change.
@@ -61,17 +66,18 @@ enum Step {
     AddKey(NewKey),
     CreateTemplate,
     ModifyTemplate(Vec<String>),
-    DeleteRule(CallbackRule),
-    /// Its template is known only after the first steps.
+    /// Its template is known only after the first steps, as is that of `ReplaceRule`.
     CreateRule(String),
+    ReplaceRule(CallbackRule),
 }
 
 pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let config = Config::load_before_first_key(options.config.config.as_deref())?;
     let location = check_url(options, &config)?;
     let client = options.account.connect()?;
-    check_domains(&client, &options.domain)?;
-    let templates = client.templates()?;
+    let domains: BTreeSet<String> = options.domain.iter().cloned().collect();
+    check_domains(&client, &domains)?;
+    let (templates, all_rules) = (client.templates()?, client.rules()?);
     let mut steps = Vec::new();
     let (mut template, existing) = template(options, &templates)?;
     let key = key(options, &config, &template, &mut steps)?;
@@ -85,12 +91,13 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     if existing {
         let changes = differences(&unchanged, &template, key.name());
         if !changes.is_empty() {
+            check_other_rules(options, &domains, &unchanged, &all_rules)?;
             steps.push(Step::ModifyTemplate(changes));
         }
     } else {
         steps.push(Step::CreateTemplate);
     }
-    rules(options, &client, &template, &mut steps)?;
+    rules(options, &domains, &all_rules, &template, &mut steps)?;
     if steps.is_empty() {
         print_out!("nothing to do: template {} is as wanted", template.template_id);
         return Ok(());
@@ -128,7 +135,7 @@ fn check_url(options: &Options, config: &Config) -> Result<CallbackUrl, CliError
     Ok(location)
 }
 
-fn check_domains(client: &Client, wanted: &[String]) -> Result<(), CliError> {
+fn check_domains(client: &Client, wanted: &BTreeSet<String>) -> Result<(), CliError> {
     let known = client.push_domains()?;
     for domain in wanted {
         match known.iter().find(|one| one.name == *domain) {
@@ -227,19 +234,67 @@ fn differences(old: &CallbackTemplate, new: &CallbackTemplate, key: &str) -> Vec
     changes
 }
 
+/// Prints which other rules a change of `template` concerns. If another program or person created
+/// it, those of other domains stop the command.
+fn check_other_rules(
+    options: &Options,
+    domains: &BTreeSet<String>,
+    template: &CallbackTemplate,
+    rules: &[CallbackRule],
+) -> Result<(), CliError> {
+    let is_other =
+        |rule: &&CallbackRule| !domains.contains(&rule.domain_name) || rule.app_name != options.app;
+    let named = rules.iter().filter(|rule| rule.template_id == template.template_id);
+    for rule in named.filter(is_other) {
+        let other = shown(&rule.domain_name, &rule.app_name);
+        if !options.managed.created(template) && !domains.contains(&rule.domain_name) {
+            return Err(CliError::Usage(format!(
+                "the rule of {other} names template {} too, so that its callbacks would come here \
+                 as well: choose another name with --template, or give --domain {} too",
+                template.template_id, rule.domain_name
+            )));
+        }
+        print_out!("note: this changes the callbacks of {other} too: its rule names the template");
+    }
+    Ok(())
+}
+
+/// Plans the rules: those that replace another one last, because only they can leave a domain
+/// without a rule.
 fn rules(
     options: &Options,
-    client: &Client,
+    domains: &BTreeSet<String>,
+    rules: &[CallbackRule],
     template: &CallbackTemplate,
     steps: &mut Vec<Step>,
 ) -> Result<(), CliError> {
-    let rules = client.rules()?;
-    for domain in &options.domain {
-        let found =
-            rules.iter().find(|rule| rule.domain_name == *domain && rule.app_name == options.app);
+    let mut replaced = Vec::new();
+    for domain in domains {
+        let of_domain = || rules.iter().filter(|rule| rule.domain_name == *domain);
+        let found = of_domain().find(|rule| rule.app_name == options.app);
+        let is_bound = found.is_some_and(|rule| rule.template_id == template.template_id);
+        // The rule of an app takes precedence over the one of the domain.
+        for other in of_domain().filter(|rule| rule.template_id != template.template_id) {
+            let (wanted, theirs) = (shown(domain, &options.app), shown(domain, &other.app_name));
+            let id = other.template_id;
+            let what = if options.app.is_empty() && !other.app_name.is_empty() {
+                format!("the callbacks of {theirs} go elsewhere: its own rule names template {id}")
+            } else if other.app_name.is_empty() && !options.app.is_empty() && !is_bound {
+                format!("the callbacks of {wanted} follow the rule of {theirs}, for template {id}")
+            } else {
+                continue;
+            };
+            if !is_bound && !options.take_over {
+                return Err(CliError::Usage(format!(
+                    "{what}, which livebridge does not manage; give --take-over to create the rule \
+                     of {wanted} nevertheless"
+                )));
+            }
+            print_out!("note: {what}");
+        }
         match found {
-            Some(rule) if rule.template_id == template.template_id => continue,
-            Some(rule) if options.take_over => steps.push(Step::DeleteRule(rule.clone())),
+            Some(_) if is_bound => {}
+            Some(rule) if options.take_over => replaced.push(Step::ReplaceRule(rule.clone())),
             Some(rule) => {
                 return Err(CliError::Usage(format!(
                     "the rule of {} names template {}, which livebridge does not manage: its \
@@ -248,10 +303,10 @@ fn rules(
                     rule.template_id
                 )));
             }
-            None => {}
+            None => steps.push(Step::CreateRule(domain.clone())),
         }
-        steps.push(Step::CreateRule(domain.clone()));
     }
+    steps.extend(replaced);
     Ok(())
 }
 
@@ -274,14 +329,14 @@ fn describe(step: &Step, options: &Options, template: &CallbackTemplate, key: &s
         Step::ModifyTemplate(changes) => {
             format!("change template {}: {}", template.template_id, changes.join(", "))
         }
-        Step::DeleteRule(rule) => format!(
-            "delete the rule of {} that names template {}",
-            shown(&rule.domain_name, &rule.app_name),
-            rule.template_id
-        ),
         Step::CreateRule(domain) => {
             format!("create a rule of {} for the template", shown(domain, &options.app))
         }
+        Step::ReplaceRule(rule) => format!(
+            "delete the rule of {}, which names template {}, and create it for the template",
+            shown(&rule.domain_name, &rule.app_name),
+            rule.template_id
+        ),
     }
 }
 
@@ -297,12 +352,12 @@ fn apply(
             Step::AddKey(new) => KeysFile::of(config)?.add(&new)?,
             Step::CreateTemplate => template.template_id = client.create_template(&template)?,
             Step::ModifyTemplate(_) => client.modify_template(&template)?,
-            Step::DeleteRule(rule) => client.delete_rule(&rule)?,
             Step::CreateRule(domain_name) => client.create_rule(&CallbackRule {
                 domain_name,
                 app_name: options.app.clone(),
                 template_id: template.template_id,
             })?,
+            Step::ReplaceRule(rule) => replace_rule(client, &rule, template.template_id)?,
         }
     }
     print_out!(
@@ -311,4 +366,33 @@ fn apply(
         template.template_id
     );
     Ok(())
+}
+
+/// Deletes `old` and creates the same rule for `template_id`. If that fails, the old one is created
+/// again: without any rule, no callback of the domain is sent.
+fn replace_rule(client: &Client, old: &CallbackRule, template_id: i64) -> Result<(), CliError> {
+    let deleted = client.delete_rule(old);
+    if let Err(error) = &deleted
+        && error.reason().is_some_and(|reason| reason != Reason::Internal)
+    {
+        // It was not deleted. Without such an answer, it may have been.
+        return deleted.map_err(CliError::from);
+    }
+    let new = CallbackRule { template_id, ..old.clone() };
+    let Err(error) = deleted.and_then(|()| client.create_rule(&new)) else { return Ok(()) };
+    let (place, id) = (shown(&old.domain_name, &old.app_name), old.template_id);
+    match client.create_rule(old) {
+        Ok(()) => {
+            print_err!("the rule of {place}, for template {id}, was deleted and created again");
+        }
+        Err(again) if again.reason() == Some(Reason::AlreadyExists) => {
+            print_err!("{place} has a rule; run this again, which sees whether it is the new one");
+        }
+        Err(again) => print_err!(
+            "the rule of {place}, for template {id}, was deleted and could not be created again \
+             ({again}): none of its callbacks is sent until you create a rule, in the console or by \
+             running this again"
+        ),
+    }
+    Err(error.into())
 }

@@ -336,6 +336,11 @@ impl TemplateReport {
         }
         match self.key {
             KeyMatch::Known(_) => {}
+            KeyMatch::Unknown if config.verifier.unsigned == UnsignedPolicy::All => {
+                notes.push(format!(
+                    "{of}: its key is not configured, so its signatures are accepted unverified"
+                ));
+            }
             KeyMatch::Unknown => problems.push(format!(
                 "{of}: its key is none of those in callback.keys and callback.keys_file: every \
                  callback would be rejected with 401"
