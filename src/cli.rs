@@ -7,8 +7,10 @@ use std::process::ExitCode;
 
 use crate::bridge::{Bridge, StartError, StopError};
 use crate::config::{Config, ConfigError};
+use crate::recover::RecoverError;
 use crate::reload::ConfigWatcher;
 use crate::service::{self, Stage};
+use crate::tencent::Reason;
 use crate::{logging, metrics};
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
@@ -183,13 +185,16 @@ enum CliError {
     #[error(transparent)]
     File(#[from] crate::permission::FileError),
     #[error(transparent)]
-    Recover(#[from] crate::recover::RecoverError),
+    Recover(#[from] RecoverError),
     #[error(transparent)]
     Kafka(#[from] crate::kafka::KafkaError),
     #[error(transparent)]
     Tencent(#[from] crate::tencent::TencentError),
     #[error("{0}")]
     Usage(String),
+    /// A cause outside the configuration and the command line.
+    #[error("{0}")]
+    Failed(String),
     #[error("cannot {what}: {cause}")]
     Other { what: &'static str, cause: Box<dyn std::error::Error + Send + Sync> },
     /// The command has printed the problems that it found.
@@ -205,6 +210,17 @@ impl CliError {
         what: &'static str,
     ) -> impl FnOnce(E) -> Self {
         move |cause| Self::Other { what, cause: Box::new(cause) }
+    }
+
+    /// Whether the configuration, the command line or the credentials are wrong.
+    fn is_usage(&self) -> bool {
+        match self {
+            Self::Config(_) | Self::Usage(_) => true,
+            Self::Tencent(error) | Self::Recover(RecoverError::Tencent(error)) => {
+                error.reason().is_some_and(Reason::is_wrong_credentials)
+            }
+            _ => false,
+        }
     }
 }
 
@@ -244,8 +260,7 @@ pub fn run() -> ExitCode {
         Err(CliError::Unavailable) => ExitCode::from(EXIT_UNAVAILABLE),
         Err(error) => {
             logging::print_last_line(&format!("livebridge: {error}"));
-            let usage = matches!(error, CliError::Config(_) | CliError::Usage(_));
-            ExitCode::from(if usage { EXIT_USAGE } else { EXIT_FAILURE })
+            ExitCode::from(if error.is_usage() { EXIT_USAGE } else { EXIT_FAILURE })
         }
     };
     logging::flush();

@@ -110,6 +110,12 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Whether there are no such credentials.
+    #[must_use]
+    pub fn is_wrong_credentials(self) -> bool {
+        matches!(self, Self::UnknownSecretId | Self::WrongSecretKey | Self::WrongToken)
+    }
+
     /// The meaning of a code. The suffix is more specific than the prefix:
     /// `InternalError.ConfNotFound` is not an internal error.
     pub(super) fn of(code: &str) -> Self {

@@ -25,18 +25,18 @@ use crate::support::kafka::UNREACHABLE;
 use crate::support::process::{Finished, livebridge, run};
 use crate::support::tencent::{Fault, SECRET_ID, SECRET_KEY, Tencent};
 
-const DOMAIN: &str = "push.example.com";
+pub(super) const DOMAIN: &str = "push.example.com";
 const URL_TYPES: [i64; 9] = [0, 1, 100, 200, 315, 317, 321, 332, 341];
 
 /// A bridge without Kafka, with an empty file for callback keys, and an account with one domain.
-struct Bed {
+pub(super) struct Bed {
     dir: TempDir,
     bridge: Bridge,
-    tencent: Tencent,
+    pub(super) tencent: Tencent,
 }
 
 impl Bed {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let keys = dir.path().join("keys");
         fs::write(&keys, "").unwrap();
@@ -48,7 +48,7 @@ impl Bed {
         Self { dir, bridge, tencent }
     }
 
-    fn keys(&self) -> PathBuf {
+    pub(super) fn keys(&self) -> PathBuf {
         self.dir.path().join("keys")
     }
 
@@ -56,12 +56,12 @@ impl Bed {
         fs::read_to_string(self.keys()).unwrap()
     }
 
-    fn url(&self) -> String {
+    pub(super) fn url(&self) -> String {
         format!("http://{}/callback", self.bridge.intake())
     }
 
     /// A command with the bridge's configuration and the account's credentials.
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(super) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = livebridge(arguments);
         command.envs(self.bridge.environment());
         command.env("TENCENTCLOUD_SECRET_ID", SECRET_ID).env("TENCENTCLOUD_SECRET_KEY", SECRET_KEY);
@@ -69,7 +69,7 @@ impl Bed {
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Finished {
+    pub(super) fn run(&self, arguments: &[&str]) -> Finished {
         let finished = run(&mut self.command(arguments));
         for text in [&finished.stdout, &finished.stderr] {
             let keys = self.keys_text();
@@ -82,7 +82,7 @@ impl Bed {
         finished
     }
 
-    fn setup(&self, more: &[&str]) -> Finished {
+    pub(super) fn setup(&self, more: &[&str]) -> Finished {
         let url = self.url();
         let arguments = ["tencent", "setup", "--url", &url, "--domain", DOMAIN];
         self.run(&[&arguments, more].concat())
@@ -335,11 +335,11 @@ fn each_failure_is_reported_by_its_cause() {
         command
     };
     let wrong = &mut with("TENCENTCLOUD_SECRET_ID", "AKIDnobody");
-    fails(wrong, 1, &["the secret ID is not known", "TENCENTCLOUD_SECRET_ID"]);
+    fails(wrong, 64, &["the secret ID is not known", "TENCENTCLOUD_SECRET_ID"]);
     let wrong = &mut with("TENCENTCLOUD_SECRET_KEY", "another-key");
-    fails(wrong, 1, &["the signature is not accepted", "TENCENTCLOUD_SECRET_KEY"]);
+    fails(wrong, 64, &["the signature is not accepted", "TENCENTCLOUD_SECRET_KEY"]);
     let wrong = &mut with("TENCENTCLOUD_TOKEN", "old-token");
-    fails(wrong, 1, &["the token is not accepted"]);
+    fails(wrong, 64, &["the token is not accepted"]);
     bed.tencent.state().token = Some("old-token".into());
     let right = run(&mut with("TENCENTCLOUD_TOKEN", "old-token"));
     assert!(right.stdout.contains("push.example.com has no rule"), "{right:?}");
@@ -568,7 +568,7 @@ fn a_rotation_stops_where_it_would_lose_callbacks() {
     assert!(nameless.code == Some(64) && nameless.stderr.contains("NAME KEY"), "{nameless:?}");
     fs::write(bed.keys(), "main mainKey0123456789\n").unwrap();
     let stopped = bed.run(&rotate);
-    assert!(stopped.code == Some(64), "{stopped:?}");
+    assert_eq!(stopped.code, Some(1), "{stopped:?}");
     assert!(stopped.stderr.contains("does not answer"), "no instance runs: {stopped:?}");
     assert_eq!(bed.tencent.state().templates[0]["CallbackKey"], "mainKey0123456789");
     bed.bridge.start();
@@ -577,7 +577,10 @@ fn a_rotation_stops_where_it_would_lose_callbacks() {
         "CallbackKey": "mainKey0123456789",
     }));
     let stopped = bed.run(&rotate);
-    assert!(stopped.stderr.contains("has the old key too"), "{stopped:?}");
+    assert!(
+        stopped.code == Some(1) && stopped.stderr.contains("has the old key too"),
+        "{stopped:?}"
+    );
     assert!(bed.keys_text().contains("main mainKey0123456789"));
     bed.tencent.state().templates.pop();
     assert_eq!(bed.run(&rotate).code, Some(0));

@@ -8,6 +8,7 @@ mod cli;
 mod gaps;
 mod records;
 mod recover;
+mod setup;
 mod streams;
 #[path = "../support/mod.rs"]
 mod support;

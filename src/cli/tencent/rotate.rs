@@ -77,7 +77,7 @@ impl Journal {
             Err(cause) => return Err(CliError::other("read the rotation's journal")(cause)),
         };
         serde_json::from_str(&text).map(Some).map_err(|cause| {
-            CliError::Usage(format!("{} is damaged: {cause}", Self::path(file).display()))
+            CliError::Failed(format!("{} is damaged: {cause}", Self::path(file).display()))
         })
     }
 
@@ -212,7 +212,7 @@ impl Rotation<'_> {
             });
             let Some(missing) = missing else { return Ok(()) };
             if Instant::now() >= deadline {
-                return Err(CliError::Usage(format!(
+                return Err(CliError::Failed(format!(
                     "the new key is not in use yet: {missing}; check the file and the log lines of \
                      that instance, and run this again, which continues here"
                 )));
@@ -225,7 +225,7 @@ impl Rotation<'_> {
         let templates = self.client.templates()?;
         let template = templates.iter().find(|one| one.template_id == journal.template);
         let template = template.ok_or_else(|| {
-            CliError::Usage(format!(
+            CliError::Failed(format!(
                 "template {} does not exist any more; remove {} to abandon the rotation",
                 journal.template,
                 Journal::path(&self.file).display()
@@ -258,7 +258,7 @@ impl Rotation<'_> {
         };
         match templates.iter().find(uses_it) {
             None => Ok(()),
-            Some(other) => Err(CliError::Usage(format!(
+            Some(other) => Err(CliError::Failed(format!(
                 "template {} ({}) has the old key too, so {} stays in the file; give that template \
                  another key, and run this again, which continues here",
                 other.template_id, other.template_name, journal.old
