@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::event::{EventId, Timestamp};
 use crate::kafka::topic_reader::{PartitionRange, read_to_end, wait_until_decided};
-use crate::kafka::{self, KafkaError};
+use crate::kafka::{self, ReadError};
 use crate::ledger::Commit;
 use crate::permission::FileError;
 use crate::publisher::{Topics, id_of, is_replayed, quarantine, received_at};
@@ -32,8 +32,8 @@ pub(crate) enum AuditError {
     #[error(transparent)]
     Log(#[from] OpenError),
     /// The ledger or a topic cannot be read.
-    #[error("cannot read from Kafka: {}", kafka::text(.0))]
-    Kafka(#[from] KafkaError),
+    #[error(transparent)]
+    Kafka(#[from] ReadError),
     /// The quarantine cannot be read.
     #[error(transparent)]
     Quarantine(#[from] FileError),

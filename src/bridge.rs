@@ -18,6 +18,7 @@ use crate::gaps::Watch;
 use crate::health::Health;
 use crate::intake::{Intake, Listener};
 use crate::metrics::{Exporter, table};
+use crate::permission::listen_advice;
 use crate::publisher::{Publisher, PublisherError, quarantine};
 use crate::reload::Parts;
 use crate::service::{self, Stage};
@@ -47,7 +48,7 @@ pub(crate) enum StartError {
     #[error(transparent)]
     Log(#[from] OpenError),
     /// A port.
-    #[error("cannot listen on {address} ({key}): {cause}")]
+    #[error("cannot listen on {address} ({key}): {cause}{}", listen_advice(.cause))]
     Listen {
         /// The address.
         address: SocketAddr,

@@ -187,7 +187,7 @@ enum CliError {
     #[error(transparent)]
     Recover(#[from] RecoverError),
     #[error(transparent)]
-    Kafka(#[from] crate::kafka::KafkaError),
+    Kafka(#[from] crate::kafka::ReadError),
     #[error(transparent)]
     Tencent(#[from] crate::tencent::TencentError),
     #[error("{0}")]

@@ -40,7 +40,7 @@ pub use producer_settings::{ProducerSettings, READ_STALLED, REQUEST_BYTES, TIMEO
 pub use rdkafka::error::KafkaError;
 pub use reachability::{last_failure, report_failure, report_success};
 pub use settings::SettingError;
-pub use setup_error::{SetupError, is_denied, text};
+pub use setup_error::{ReadError, SetupError, is_denied, text};
 pub use topics::TopicState;
 
 /// How Kafka is reached and what is promised there.

@@ -1,4 +1,4 @@
-//! Errors at files and directories, and what to do when this process may not use one.
+//! Errors at files, directories and addresses, and what to do when this process may not use one.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -34,6 +34,21 @@ pub(crate) fn advice(path: &Path, cause: &io::Error) -> String {
                 .to_owned()
         }
         _ => String::new(),
+    }
+}
+
+/// The end of a message about `cause`, an error of listening on an address.
+#[must_use]
+pub(crate) fn listen_advice(cause: &io::Error) -> &'static str {
+    match cause.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "; for a port below 1024, let systemd open it (ListenStream= in livebridge.socket) or give \
+             livebridge CAP_NET_BIND_SERVICE"
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "; this machine does not have the address: name one that it has, or 0.0.0.0 for all of them"
+        }
+        _ => "",
     }
 }
 
@@ -86,6 +101,12 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("with mode 0"), "{text}");
+    }
+
+    #[test]
+    fn a_port_without_the_right_is_explained() {
+        let cause = io::Error::from(io::ErrorKind::PermissionDenied);
+        assert!(listen_advice(&cause).contains("below 1024"));
     }
 
     #[test]

@@ -39,8 +39,8 @@ pub enum RecoverError {
     )]
     TooManyStreams(Timestamp),
     /// Kafka.
-    #[error("cannot read from Kafka: {}", kafka::text(.0))]
-    Kafka(#[from] kafka::KafkaError),
+    #[error(transparent)]
+    Kafka(#[from] kafka::ReadError),
     /// The file of undecoded records.
     #[error("cannot write {}: {cause}{}", path.display(), permission::advice(path, cause))]
     Undecoded {

@@ -196,7 +196,7 @@ const RULES: [Rule; 24] = [
             |_| true,
             "records were moved to the quarantine",
         ),
-        "livebridge wal quarantine shows them, livebridge wal release returns them to the log.",
+        "livebridge wal quarantine shows why. Remove the cause, stop livebridge, run livebridge wal release, start it.",
     ),
     (
         "LivebridgeDeadLetters",

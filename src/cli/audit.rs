@@ -22,8 +22,8 @@ const SHOWN: usize = 20;
 pub(super) struct Options {
     #[command(flatten)]
     config: ConfigFile,
-    /// Events received at this time or later: 2026-11-24T20:00:00Z, or 2h for two hours ago; the
-    /// default is a day ago.
+    /// Events received at this time or later: 2026-11-24T20:00:00+08:00, 2026-11-24T12:00:00Z, or 2h
+    /// for two hours ago; the default is a day ago.
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     since: Option<Timestamp>,
     /// Events received before this time; the default is now.
@@ -42,7 +42,8 @@ Examples:
   The last day, beside a running instance:
     livebridge audit --config livebridge.toml
   One outage, for a script:
-    livebridge audit --since 2026-11-24T20:00:00Z --until 2026-11-24T22:00:00Z --json | jq .missing
+    livebridge audit --since 2026-11-24T20:00:00+08:00 --until 2026-11-24T22:00:00+08:00 \\
+      --json | jq .missing
 
 missing: events that the ledger or the log lists as published, and that are in no topic, not in the
 dead-letter topic and not in quarantine. Retention removes events too: truncated_partitions lists

@@ -1,7 +1,8 @@
 //! `livebridge check`: reports problems of the configuration and its environment, with advice.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -69,6 +70,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
         findings.note("config", note);
     }
     directory(&config, &mut findings);
+    addresses(&config, &mut findings);
     clock(&mut findings);
     file_descriptors(&config, &mut findings);
     keys(&config, &mut findings);
@@ -168,6 +170,32 @@ fn log(dir: &Path) -> Result<(usize, u64), wal::OpenError> {
         view.read::<wal::OpenError>(last, |_| Ok(()))?;
     }
     Ok((view.segments.len(), view.segments.iter().map(|segment| segment.bytes).sum()))
+}
+
+/// Listens for a moment where `serve` will. A running instance has the addresses in use.
+fn addresses(config: &Config, findings: &mut CheckReport) {
+    const WHAT: &str = "addresses";
+    for (key, address) in
+        [("http.listen", config.http.listen), ("admin.listen", config.admin.listen)]
+    {
+        match TcpListener::bind(address) {
+            Ok(_) => findings.ok(WHAT, format_args!("{address} ({key}) is free")),
+            Err(cause) if cause.kind() == io::ErrorKind::AddrInUse => findings.note(
+                WHAT,
+                format_args!(
+                    "{address} ({key}) is in use: by a running instance, or by another program, and \
+                     then serve cannot start"
+                ),
+            ),
+            Err(cause) => findings.bad(
+                WHAT,
+                format_args!(
+                    "cannot listen on {address} ({key}): {cause}{}",
+                    permission::listen_advice(&cause)
+                ),
+            ),
+        }
+    }
 }
 
 fn clock(findings: &mut CheckReport) {

@@ -8,7 +8,8 @@ use clap::Args;
 /// Selects records; without options, all of them.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct Range {
-    /// Only records received at this time or later: 2026-11-24T20:00:00Z, or 2h for two hours ago.
+    /// Only records received at this time or later: 2026-11-24T20:00:00+08:00,
+    /// 2026-11-24T12:00:00Z, or 2h for two hours ago.
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     since: Option<Timestamp>,
     /// Only records received before this time.
@@ -42,9 +43,36 @@ pub(super) fn parse_time(text: &str) -> Result<Timestamp, String> {
     if let Ok(ago) = humantime::parse_duration(text) {
         return Ok(now().before(ago));
     }
-    Timestamp::parse(text).ok_or_else(|| {
-        "is neither a time such as 2026-11-24T20:00:00Z nor a duration such as 2h".to_owned()
+    if let Some((local, east)) = split_zone(text)
+        && let Some(local) = Timestamp::parse(&format!("{local}Z"))
+    {
+        return Ok(Timestamp::from_millis(local.as_millis() - east * 60_000));
+    }
+    Err(match Timestamp::parse(text) {
+        Some(_) => format!("has no time zone: write {text}+08:00 for China, or {text}Z for UTC"),
+        None => {
+            "is neither a time such as 2026-11-24T20:00:00+08:00 or 2026-11-24T12:00:00Z nor a \
+                 duration such as 2h"
+                .to_owned()
+        }
     })
+}
+
+/// The local time in `text`, and how many minutes it is ahead of UTC.
+fn split_zone(text: &str) -> Option<(&str, i64)> {
+    if let Some(local) = text.strip_suffix(['Z', 'z']) {
+        return Some((local, 0));
+    }
+    let (local, zone) = text.split_at_checked(text.len().checked_sub("+08:00".len())?)?;
+    let (hours, minutes) = zone.get(1..)?.split_once(':')?;
+    let number = |text: &str| text.parse::<i64>().ok().filter(|_| text.len() == 2);
+    let east = number(hours).filter(|hours| *hours < 24)? * 60
+        + number(minutes).filter(|minutes| *minutes < 60)?;
+    match zone.as_bytes()[0] {
+        b'+' => Some((local, east)),
+        b'-' => Some((local, -east)),
+        _ => None,
+    }
 }
 
 fn parse_type(text: &str) -> Result<TypeName, String> {
@@ -55,4 +83,27 @@ fn parse_type(text: &str) -> Result<TypeName, String> {
         let names: Vec<&str> = EventType::known().map(|(_, name)| name).chain([OTHER]).collect();
         format!("is no event type; the known ones are {}", names.join(", "))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_a_zone_or_are_rejected() {
+        let utc = Timestamp::parse("2026-11-24T12:00:00Z");
+        for text in [
+            "2026-11-24T12:00:00Z", "2026-11-24T20:00:00+08:00", "2026-11-24 20:00:00.000+08:00",
+            "2026-11-24T06:30:00-05:30",
+        ] {
+            assert_eq!(parse_time(text).ok(), utc, "{text}");
+        }
+        let problem = parse_time("2026-11-24 20:00:00").unwrap_err();
+        assert!(problem.contains(" 20:00:00+08:00 "), "{problem}");
+        assert!(problem.contains(" 20:00:00Z "), "{problem}");
+        for text in ["2026-11-24T20:00:00+8:00", "2026-11-24T20:00:00+08:60", "2026-11-24", "北京"]
+        {
+            assert!(parse_time(text).unwrap_err().contains("nor a duration"), "{text}");
+        }
+    }
 }

@@ -31,8 +31,8 @@ const SHOWN: usize = 20;
 pub(super) struct Options {
     #[command(flatten)]
     config: ConfigFile,
-    /// Events at this time or later: 2026-11-24T20:00:00Z, or 2h for two hours ago; at most 14 days
-    /// ago. With --gap: gaps since then; the default is a day ago.
+    /// Events at this time or later: 2026-11-24T20:00:00+08:00, 2026-11-24T12:00:00Z, or 2h for two
+    /// hours ago; at most 14 days ago. With --gap: gaps since then; the default is a day ago.
     #[arg(long, value_name = "TIME", value_parser = parse_time, required_unless_present = "gap")]
     since: Option<Timestamp>,
     /// Events up to this time; the default is now.
@@ -70,8 +70,8 @@ Examples:
     livebridge recover --config livebridge.toml --gap
     livebridge recover --config livebridge.toml --gap --yes
   A known time, and some streams:
-    livebridge recover --config livebridge.toml --since 2026-11-24T20:00:00Z \\
-      --until 2026-11-24T22:00:00Z --streams-file streams.txt --yes
+    livebridge recover --config livebridge.toml --since 2026-11-24T20:00:00+08:00 \\
+      --until 2026-11-24T22:00:00+08:00 --streams-file streams.txt --yes
   Is everything of the last two hours in Kafka?
     livebridge recover --config livebridge.toml --since 2h --report
 

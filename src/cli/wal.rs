@@ -436,7 +436,12 @@ fn release(dir: &Path, out: &mut impl Write) -> Result<(), CliError> {
     }
     // No limits: the records in quarantine take their disk space already.
     let config = wal::Config { dir: dir.to_owned(), limits: wal::Limits::NONE };
-    let (appender, reader, mut log) = wal::open(&config)?;
+    let (appender, reader, mut log) = wal::open(&config).map_err(|error| match error {
+        wal::OpenError::Locked(dir) => {
+            CliError::Failed(format!("stop livebridge first: it uses the log in {}", dir.display()))
+        }
+        other => other.into(),
+    })?;
     let bar = ProgressBar::count("releasing", records.len() as u64);
     let released = block_on(async {
         let appends = appender.handle();

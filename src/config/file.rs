@@ -289,6 +289,14 @@ const WAL_BYTES_RECOMMENDED: ByteSize = ByteSize::mib(64);
 /// From a callback to its last retry.
 const RETRIES_SPAN: Duration = Duration::from_mins(16);
 
+/// Whether only one of the addresses can be listened on. Port 0 is a free one.
+fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let (a, b) = (one.ip(), other.ip());
+    one.port() == other.port()
+        && one.port() != 0
+        && (a == b || a.is_unspecified() || b.is_unspecified())
+}
+
 fn bad(key: &'static str, problem: impl Into<String>) -> ConfigError {
     ConfigError::Value { key, problem: problem.into() }
 }
@@ -301,6 +309,13 @@ impl Raw {
         }
         if self.dedup.max_ids < 1000 {
             return Err(bad("dedup.max_ids", "must be at least 1000"));
+        }
+        if collide(self.http.listen, self.admin.listen) {
+            let problem = format!("must not have the port of http.listen, {}", self.http.listen);
+            return Err(bad("admin.listen", problem));
+        }
+        if self.wal.dir.as_os_str().is_empty() {
+            return Err(bad("wal.dir", "is empty; name the directory of the log"));
         }
         let mut notes = self.contradictions();
         let kafka = self.kafka;

@@ -330,8 +330,7 @@ impl Producer {
         let (rejected, passing) =
             failed.into_iter().partition::<Vec<_>, _>(FailedDelivery::is_rejected);
         if !rejected.is_empty() {
-            let lengths = messages().map(|message| (message.index, message.len())).collect();
-            return Failure::Rejected(self.rejected(rejected, &lengths));
+            return Failure::Rejected(self.rejected(rejected, messages()));
         }
         if let Some(failed) = passing.iter().find(|failed| failed.is_timestamp_rejected()) {
             let sent = messages().find(|message| message.index == failed.index);
@@ -354,20 +353,24 @@ impl Producer {
     }
 
     /// Which of the messages in rejected requests are rejected themselves: those that did not leave
-    /// this process, and those too large to share a request. Nothing else tells how many a request
-    /// had, because the reports of one request can arrive after the wait for them has ended.
-    fn rejected(
+    /// this process, those too large to share a request, and those that are the only one of the
+    /// batch for their topic. Nothing else shows how many a request had, because the reports of one request can arrive after the wait for them has ended.
+    fn rejected<'m>(
         &self,
         rejected: Vec<FailedDelivery>,
-        lengths: &HashMap<usize, usize>,
+        messages: impl Iterator<Item = Message<'m>>,
     ) -> Vec<RejectedMessage> {
+        let mut sent = HashMap::new();
+        let mut in_topic: HashMap<&str, usize> = HashMap::new();
+        for message in messages {
+            sent.insert(message.index, (message.topic, message.len()));
+            *in_topic.entry(message.topic).or_default() += 1;
+        }
         let message = |FailedDelivery { index, error, is_local }: FailedDelivery| {
-            let length = lengths.get(&index).copied().unwrap_or_default();
-            RejectedMessage {
-                index,
-                is_specific: is_local || length >= self.request_bytes,
-                reason: error,
-            }
+            let alone = sent.get(&index).is_some_and(|(topic, length)| {
+                *length >= self.request_bytes || in_topic[topic] == 1
+            });
+            RejectedMessage { index, is_specific: is_local || alone, reason: error }
         };
         rejected.into_iter().map(message).collect()
     }

@@ -88,8 +88,10 @@ pub enum SetupError {
     /// A transaction is open for longer than Kafka allows: no coordinator knows it.
     #[error(
         "a transaction at offset {stable} of the ledger topic {topic} has been open for {}s and hides \
-         what is behind it; kafka-transactions.sh --bootstrap-server BROKER find-hanging --broker-id \
-         ID names it, and its abort ends it", .open.as_secs()
+         what is behind it; `kafka-transactions.sh --bootstrap-server BROKER find-hanging --topic {topic} \
+         --max-transaction-timeout 1` prints its StartOffset, and `kafka-transactions.sh \
+         --bootstrap-server BROKER abort --topic {topic} --partition 0 --start-offset STARTOFFSET` ends \
+         it (with SASL or TLS, add --command-config FILE behind BROKER)", .open.as_secs()
     )]
     OpenTransaction {
         /// The ledger topic's name.
@@ -123,13 +125,7 @@ impl SetupError {
 
     /// The ledger cannot be read.
     pub(super) fn ledger(topic: &str, cause: KafkaError) -> Self {
-        let advice = match cause.rdkafka_error_code() {
-            Some(Code::TopicAuthorizationFailed) => "; allow this user READ and DESCRIBE on it",
-            Some(Code::GroupAuthorizationFailed) => {
-                "; allow this user READ on the group livebridge-*"
-            }
-            _ => "",
-        };
+        let advice = read_advice(&cause);
         Self::Rejected { what: format!("cannot read the ledger topic {topic}"), cause, advice }
     }
 
@@ -155,6 +151,26 @@ impl SetupError {
     pub fn is_transaction_timeout_rejected(&self) -> bool {
         matches!(self, Self::Transactions { cause, .. }
             if cause.rdkafka_error_code() == Some(Code::InvalidTransactionTimeout))
+    }
+}
+
+/// Why the records of a topic cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read topic {topic}: {}{}", text(.cause), read_advice(.cause))]
+pub struct ReadError {
+    /// Its name.
+    pub(super) topic: String,
+    /// Kafka's answer.
+    #[source]
+    pub(super) cause: KafkaError,
+}
+
+/// What to do about a topic that cannot be read.
+fn read_advice(error: &KafkaError) -> &'static str {
+    match error.rdkafka_error_code() {
+        Some(Code::TopicAuthorizationFailed) => "; allow this user READ and DESCRIBE on it",
+        Some(Code::GroupAuthorizationFailed) => "; allow this user READ on the group livebridge-*",
+        _ => "",
     }
 }
 

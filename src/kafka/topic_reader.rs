@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{Headers, Message};
-use rdkafka::metadata::{MetadataPartition, MetadataTopic};
+use rdkafka::metadata::MetadataPartition;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::{Config, Context, METADATA_TIMEOUT, READ_STALLED};
+use super::{Config, Context, METADATA_TIMEOUT, READ_STALLED, ReadError, is_denied};
 use crate::event::Timestamp;
 
 /// How long one poll waits for a record.
@@ -105,13 +105,27 @@ fn collect_headers(headers: impl Iterator<Item = (String, String)>) -> Vec<(Stri
 /// the topic has when it is reached. Records of open and aborted transactions are skipped.
 ///
 /// # Errors
-/// librdkafka's, or what `visit` returned.
-pub fn read_to_end<E: From<KafkaError>>(
+/// [`ReadError`], or what `visit` returned.
+pub fn read_to_end<E: From<ReadError>>(
     config: &Config,
     topic: &str,
     since: Timestamp,
     mut visit: impl FnMut(ConsumedRecord) -> Result<(), E>,
 ) -> Result<(), E> {
+    let failed = |cause| ReadError { topic: topic.to_owned(), cause };
+    let Some((consumer, open)) = assigned(config, topic, since).map_err(failed)? else {
+        return Ok(());
+    };
+    let poll = || Some(consumer.poll(POLL_TIMEOUT)?.map(|message| consumed(&message)));
+    visit_to_end(poll, open, READ_STALLED, failed, &mut visit)
+}
+
+/// A consumer of `topic` from `since` on, and its partitions; `None` when the topic does not exist.
+fn assigned(
+    config: &Config,
+    topic: &str,
+    since: Timestamp,
+) -> KafkaResult<Option<(BaseConsumer<Context>, HashSet<i32>)>> {
     let consumer: BaseConsumer<Context> = config
         .base()
         .set("group.id", "livebridge-replay")
@@ -123,25 +137,36 @@ pub fn read_to_end<E: From<KafkaError>>(
         // At the end of a topic, a longer wait gains nothing.
         .set("fetch.wait.max.ms", "50")
         .create_with_context(Context)?;
-    let metadata = consumer.fetch_metadata(Some(topic), METADATA_TIMEOUT)?;
-    let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
     // By number: while others write, the end of a partition is reported more than once.
-    let open: HashSet<i32> = partitions.map(MetadataPartition::id).collect();
+    let open: HashSet<i32> = partitions(&consumer, topic)?.into_iter().collect();
     if open.is_empty() {
-        // The topic does not exist.
-        return Ok(());
+        return Ok(None);
     }
     consumer.assign(&offsets_since(&consumer, topic, &open, since)?)?;
-    let poll = || Some(consumer.poll(POLL_TIMEOUT)?.map(|message| consumed(&message)));
-    visit_to_end(poll, open, READ_STALLED, &mut visit)
+    Ok(Some((consumer, open)))
+}
+
+/// The partitions of `topic`; none when it does not exist. A topic that this user may not describe
+/// is an error: it would otherwise count as empty.
+fn partitions(consumer: &BaseConsumer<Context>, topic: &str) -> KafkaResult<Vec<i32>> {
+    let metadata = consumer.fetch_metadata(Some(topic), METADATA_TIMEOUT)?;
+    let mut found = Vec::new();
+    for topic in metadata.topics() {
+        match topic.error().map(|error| KafkaError::MetadataFetch(error.into())) {
+            Some(error) if is_denied(&error) => return Err(error),
+            _ => found.extend(topic.partitions().iter().map(MetadataPartition::id)),
+        }
+    }
+    Ok(found)
 }
 
 /// Passes records from `poll` to `visit` until each of the partitions has reported its end. Fails
-/// if none of the others has progressed for `stalled`.
-fn visit_to_end<E: From<KafkaError>>(
+/// if this user may not read them, or if none of the others has progressed for `stalled`.
+fn visit_to_end<E: From<ReadError>>(
     mut poll: impl FnMut() -> Option<KafkaResult<ConsumedRecord>>,
     mut partitions: HashSet<i32>,
     stalled: Duration,
+    failed: impl FnOnce(KafkaError) -> ReadError,
     visit: &mut impl FnMut(ConsumedRecord) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut last = Instant::now();
@@ -153,6 +178,8 @@ fn visit_to_end<E: From<KafkaError>>(
                 (moved, None)
             }
             Some(Err(KafkaError::PartitionEOF(partition))) => (partitions.remove(&partition), None),
+            // librdkafka reports it once and then repeats its requests.
+            Some(Err(error)) if is_denied(&error) => return Err(failed(error).into()),
             // librdkafka reconnects by itself.
             Some(Err(error)) => (false, Some(error)),
             None => (false, None),
@@ -161,7 +188,7 @@ fn visit_to_end<E: From<KafkaError>>(
             last = Instant::now();
         } else if last.elapsed() > stalled {
             let timed_out = KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut);
-            return Err(error.unwrap_or(timed_out).into());
+            return Err(failed(error.unwrap_or(timed_out)).into());
         }
     }
     Ok(())
@@ -213,35 +240,54 @@ pub struct PartitionRange {
 /// records after it. Returns the partitions that ever had a record.
 ///
 /// # Errors
-/// librdkafka's; a time-out when a transaction stays open.
-pub fn wait_until_decided(config: &Config, topics: &[&str]) -> KafkaResult<Vec<PartitionRange>> {
+/// [`ReadError`]; a time-out when a transaction stays open.
+pub fn wait_until_decided(
+    config: &Config,
+    topics: &[&str],
+) -> Result<Vec<PartitionRange>, ReadError> {
+    let failed = |topic: &str, cause| ReadError { topic: topic.to_owned(), cause };
+    let clients = || {
+        let client = |isolation: &str| -> KafkaResult<BaseConsumer<Context>> {
+            let mut client = config.base();
+            client.set("group.id", "livebridge-replay").set("isolation.level", isolation);
+            client.create_with_context(Context)
+        };
+        Ok((client("read_uncommitted")?, client("read_committed")?))
+    };
+    let (open, decided) = clients().map_err(|cause| failed(&topics.join(", "), cause))?;
+    let started = Instant::now();
+    let mut held = Vec::new();
+    for topic in topics {
+        let found = wait_for_topic(&open, &decided, topic, started);
+        held.extend(found.map_err(|cause| failed(topic, cause))?);
+    }
+    Ok(held)
+}
+
+/// The same for one topic, with a client that reads records of open transactions and one that does
+/// not.
+fn wait_for_topic(
+    open: &BaseConsumer<Context>,
+    decided: &BaseConsumer<Context>,
+    topic: &str,
+    started: Instant,
+) -> KafkaResult<Vec<PartitionRange>> {
     /// Between two checks of an open transaction.
     const PAUSE: Duration = Duration::from_millis(50);
-    let consumer = |isolation: &str| -> KafkaResult<BaseConsumer<Context>> {
-        let mut client = config.base();
-        client.set("group.id", "livebridge-replay").set("isolation.level", isolation);
-        client.create_with_context(Context)
-    };
-    let (open, decided) = (consumer("read_uncommitted")?, consumer("read_committed")?);
-    let metadata = open.fetch_metadata(None, METADATA_TIMEOUT)?;
     let mut held = Vec::new();
-    let started = Instant::now();
-    for topic in metadata.topics().iter().filter(|topic| topics.contains(&topic.name())) {
-        for partition in topic.partitions().iter().map(MetadataPartition::id) {
-            let (begin, end) = open.fetch_watermarks(topic.name(), partition, METADATA_TIMEOUT)?;
-            if end == 0 {
-                continue;
+    for partition in partitions(open, topic)? {
+        let (begin, end) = open.fetch_watermarks(topic, partition, METADATA_TIMEOUT)?;
+        if end == 0 {
+            continue;
+        }
+        held.push(PartitionRange { topic: topic.to_owned(), partition, begin, end });
+        while decided.fetch_watermarks(topic, partition, METADATA_TIMEOUT)?.1 < end {
+            // Hidden records must not count as absent: they would be sent again, or reported
+            // missing.
+            if started.elapsed() > READ_STALLED {
+                return Err(KafkaError::Global(RDKafkaErrorCode::OperationTimedOut));
             }
-            held.push(PartitionRange { topic: topic.name().to_owned(), partition, begin, end });
-            let stable = || decided.fetch_watermarks(topic.name(), partition, METADATA_TIMEOUT);
-            while stable()?.1 < end {
-                // Hidden records must not count as absent: they would be sent again, or reported
-                // missing.
-                if started.elapsed() > READ_STALLED {
-                    return Err(KafkaError::Global(RDKafkaErrorCode::OperationTimedOut));
-                }
-                std::thread::sleep(PAUSE);
-            }
+            std::thread::sleep(PAUSE);
         }
     }
     Ok(held)
@@ -261,6 +307,10 @@ mod tests {
             timestamp: None,
             headers: Vec::new(),
         }
+    }
+
+    fn failed(cause: KafkaError) -> ReadError {
+        ReadError { topic: "topic".into(), cause }
     }
 
     #[test]
@@ -288,10 +338,10 @@ mod tests {
             }
         };
         let visit = &mut |_| Ok(());
-        let error = visit_to_end::<KafkaError>(poll, HashSet::from([0, 1]), STALLED, visit);
+        let error = visit_to_end::<ReadError>(poll, HashSet::from([0, 1]), STALLED, failed, visit);
         assert!(matches!(
-            error,
-            Err(KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut))
+            error.unwrap_err().cause,
+            KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut)
         ));
         assert!(started.elapsed() > STALLED);
     }
@@ -312,7 +362,8 @@ mod tests {
             Ok(())
         };
         let poll = || polled.pop();
-        visit_to_end::<KafkaError>(poll, HashSet::from([0, 1]), READ_STALLED, visit).unwrap();
+        visit_to_end::<ReadError>(poll, HashSet::from([0, 1]), READ_STALLED, failed, visit)
+            .unwrap();
         assert_eq!((visited, polled.len()), (3, 0));
     }
 }

@@ -19,7 +19,7 @@ use super::source::BatchSource;
 use super::{Publisher, PublisherError, Topics};
 use crate::event::EventId;
 use crate::kafka::topic_reader::wait_until_decided;
-use crate::kafka::{self, Deadline, KafkaError, SetupError, text};
+use crate::kafka::{self, Deadline, ReadError, SetupError};
 use crate::ledger::{self, Ledger};
 use crate::record::Lsn;
 use crate::wal::OpeningId;
@@ -57,8 +57,8 @@ pub enum ReplayError {
     #[error(transparent)]
     Setup(#[from] SetupError),
     /// A topic cannot be read.
-    #[error("cannot read from Kafka: {}", text(.0))]
-    Read(#[from] KafkaError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
     /// The publisher has failed or makes no progress.
     #[error(
         "Kafka did not accept the events: {0}; those before are published, so run the command again"

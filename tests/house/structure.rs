@@ -66,7 +66,7 @@ const MAY_NAME: [(&str, &[&str]); 33] = [
         "bridge",
         &[
             "admin", "config", "intake", "metrics", "publisher", "descriptors", "gaps", "health",
-            "reload", "service", "wal",
+            "permission", "reload", "service", "wal",
         ],
     ),
     ("logging", &["secret"]),

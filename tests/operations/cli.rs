@@ -313,13 +313,13 @@ mod check {
         let checked = run(&mut bridge.command(&["check"]));
         assert_eq!(checked.code, Some(0), "{checked:?}");
         for what in [
-            "config", "directory", "disk", "log", "clock", "keys", "Kafka", "topics",
+            "config", "directory", "disk", "log", "addresses", "clock", "keys", "Kafka", "topics",
             "transactions",
         ] {
             let line = checked.stdout.lines().find(|line| line[6..].starts_with(what));
             assert!(line.is_some_and(|line| line.starts_with("ok ")), "{what}: {checked:?}");
         }
-        assert!(checked.stdout.ends_with("9 findings, 0 bad\n"), "{checked:?}");
+        assert!(checked.stdout.ends_with("11 findings, 0 bad\n"), "{checked:?}");
         assert!(
             !bridge.wal().exists(),
             "no directory is created either, because root would own it"
@@ -364,6 +364,24 @@ mod check {
         let serve = run_as_user(&["serve"]);
         assert_eq!(serve.code, Some(64), "{serve:?}");
         assert!(serve.stderr.contains(&whose(&keys, "0200")), "{serve:?}");
+    }
+
+    #[test]
+    fn finds_addresses_and_directories_with_which_serve_exits() {
+        let bridge = without_kafka("");
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = format!("http.listen = \"{}\"", taken.local_addr().unwrap());
+        for (more, code, says) in [
+            ("http.listen = \"127.0.0.1:9\"\nadmin.listen = \":9\"", 64, "the port of http.listen"),
+            ("wal.dir = \"\"", 64, "wal.dir"),
+            ("http.listen = \"203.0.113.5:8080\"", 1, "this machine does not have the address"),
+            (&taken, 0, "is in use: by a running instance, or"),
+        ] {
+            bridge.set(more);
+            let checked = run(&mut bridge.command(&["check", "--offline"]));
+            assert_eq!(checked.code, Some(code), "{more}: {checked:?}");
+            assert!((checked.stdout + &checked.stderr).contains(says), "{more}");
+        }
     }
 
     #[test]

@@ -955,7 +955,9 @@ fn short_forms_of_addresses_are_accepted() {
     {
         let config = file(&format!("{LEAST}[http]\nlisten = \"{text}\""));
         assert_eq!(config.http.listen.to_string(), address);
-        let config = load(LEAST, &[("LIVEBRIDGE_ADMIN_LISTEN", text)]).unwrap();
+        let config =
+            load(LEAST, &[("LIVEBRIDGE_HTTP_LISTEN", "80"), ("LIVEBRIDGE_ADMIN_LISTEN", text)])
+                .unwrap();
         assert_eq!(config.admin.listen.to_string(), address);
     }
     let text = format!("{LEAST}[http]\nlisten = \"example.com:80\"");

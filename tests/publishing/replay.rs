@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use livebridge::callback::CallbackKey;
 use livebridge::event::{EventType, Timestamp};
-use livebridge::kafka::{Config, Delivery, KafkaError, topic_reader};
+use livebridge::kafka::{Config, Delivery, ReadError, topic_reader};
 use livebridge::sample::Samples;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 
@@ -50,6 +50,8 @@ fn dead_letters_reach_their_topic_once_after_it_is_fixed() {
     deliver(bridge.intake(), [&large]);
     bridge.drain(DRAIN);
     assert_eq!(bridge.metric("livebridge_dead_letters_total"), Some(1.0));
+    let log = bridge.log_text();
+    assert!(!log.contains("sending fewer in one request"), "it was alone in its request: {log}");
 
     // Nothing is sent without confirmation.
     let (code, output_text, complaint) = replay(&bridge, &["--dead-letters"]);
@@ -228,7 +230,7 @@ fn writes_to_one_partition_do_not_end_the_reading_of_another() {
         let beginning = Timestamp::from_millis(0);
         let read = topic_reader::read_to_end(&config, &topic, beginning, |landed| {
             seen += usize::from(landed.partition == 0);
-            Ok::<_, KafkaError>(())
+            Ok::<_, ReadError>(())
         });
         done.store(true, Ordering::Relaxed);
         read.unwrap();

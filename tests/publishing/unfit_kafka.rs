@@ -19,6 +19,7 @@ use crate::support;
 use crate::support::bridge::Bridge;
 use crate::support::kafka::{self, Cluster, Kafka, Setup, TIME_LIMIT};
 use crate::support::rights::{self, Rule};
+use crate::support::wire::deliver;
 
 /// Starts `bridge` and waits until its log has an error with `says`; the bridge keeps running.
 fn logs(bridge: &Bridge, says: &str) {
@@ -372,7 +373,7 @@ fn an_expired_certificate_of_kafka_is_named() {
 }
 
 #[test]
-fn check_names_the_topic_without_permissions() {
+fn commands_name_the_topic_without_permissions_at_once() {
     let setup = Setup::nodes(1).user("bridge", "secret").authorizer();
     let Some(cluster) = Cluster::start_or_skip("one right", &setup) else { return };
     let (bootstrap, prefix) = (cluster.bootstrap(), "rights");
@@ -380,13 +381,17 @@ fn check_names_the_topic_without_permissions() {
         return;
     }
     let bridge = Bridge::new("rights", &cluster.sasl(), prefix)
+        .set("CALLBACK_UNSIGNED", "all")
         .config(&rights::sasl_plaintext("bridge", "secret"));
     bridge.start();
-    bridge.wait_until_connected(TIME_LIMIT);
+    deliver(bridge.intake(), [r#"{"event_type":1,"stream_id":"s","sequence":"1"}"#]);
+    bridge.drain(TIME_LIMIT);
     bridge.stop();
-    let (kind, name, user) = ("TOPIC", "rights.push", "bridge");
-    let rule = Rule { kind, name, user, operation: "WRITE", permission: "DENY" };
-    rule.add(&bootstrap).unwrap();
+    let deny = |name, operation| {
+        let (kind, user, permission) = ("TOPIC", "bridge", "DENY");
+        Rule { kind, name, user, operation, permission }.add(&bootstrap).unwrap();
+    };
+    deny("rights.push", "WRITE");
     let started = Instant::now();
     let text = loop {
         let (code, text) = bridge.check();
@@ -399,4 +404,26 @@ fn check_names_the_topic_without_permissions() {
     assert!(line.contains("rights.push: ") && line.contains("allow this user WRITE"), "{line}");
     assert_eq!(line.matches("rights.").count(), 1, "only the topic at fault is named: {line}");
     assert!(!text.contains("Purge"), "{text}");
+
+    let dead = "rights.dead-letter";
+    for (topic, operation, command) in [
+        ("rights.push", "READ", &["audit"][..]),
+        (dead, "READ", &["replay", "--dead-letters"]),
+        (dead, "DESCRIBE", &["replay", "--dead-letters"]),
+    ] {
+        deny(topic, operation);
+        let started = Instant::now();
+        let text = loop {
+            let finished = bridge.run(command);
+            if finished.code != Some(0) || started.elapsed() > TIME_LIMIT {
+                break finished.stderr;
+            }
+        };
+        let says = format!("cannot read topic {topic}: ");
+        assert!(
+            text.contains(&says) && text.contains("allow this user READ"),
+            "{command:?}: {text}"
+        );
+        assert!(started.elapsed() < TIME_LIMIT, "{:?}", started.elapsed());
+    }
 }
