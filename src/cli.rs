@@ -57,7 +57,7 @@ enum Command {
     /// key or certificate files, it reloads the sections tls, access and callback, log.level and the
     /// limits of the log.
     ///
-    /// Exits 0 after SIGTERM or SIGINT, 64 if the configuration is wrong, 1 for any other problem.
+    /// Exits 0 after SIGTERM or SIGINT, 1 after a second one, 64 if the configuration is wrong, 1 for any other problem.
     #[command(after_long_help = SERVE_EXAMPLES)]
     Serve(ConfigFile),
     /// Try livebridge with an in-memory Kafka; nothing else needs to be installed.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
-use rdkafka::producer::{BaseProducer, DefaultProducerContext};
+use rdkafka::producer::BaseProducer;
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio_util::sync::CancellationToken;
 
@@ -181,12 +181,13 @@ impl Config {
         }
         let rejected = |error: KafkaError| SettingError::of(&error);
         let mut producer = ProducerSettings::default().client(self);
-        let producer: BaseProducer<DefaultProducerContext> =
-            producer.remove("bootstrap.servers").create().map_err(rejected)?;
+        let reports = delivery_report::Reports::default();
+        let producer: BaseProducer<_> =
+            producer.remove("bootstrap.servers").create_with_context(reports).map_err(rejected)?;
         drop(producer);
         let mut consumer = ledger_reader::settings(self, "read_committed");
-        let consumer: BaseConsumer =
-            consumer.remove("bootstrap.servers").create().map_err(rejected)?;
+        let consumer: BaseConsumer<_> =
+            consumer.remove("bootstrap.servers").create_with_context(Context).map_err(rejected)?;
         drop(consumer);
         Ok(())
     }

@@ -53,8 +53,24 @@ impl Exporter {
             metric.render(&mut text);
         }
         process::render(&mut text);
-        text
+        sorted(&text)
     }
+}
+
+/// The families and their series by name, so that two scrapes can be compared: the recorder's order
+/// differs from scrape to scrape.
+fn sorted(text: &str) -> String {
+    let families = text.split("\n\n").filter(|family| !family.is_empty());
+    let mut families: Vec<Vec<&str>> =
+        families.map(|family| family.trim().lines().collect()).collect();
+    for family in &mut families {
+        // Buckets are in the order of their bounds.
+        if !family.iter().any(|line| line.ends_with(" histogram")) {
+            family.sort_unstable();
+        }
+    }
+    families.sort_unstable();
+    families.iter().map(|family| family.join("\n") + "\n\n").collect()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; 2^53 is enough")]

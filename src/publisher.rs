@@ -272,7 +272,7 @@ impl Publisher {
         self.ledger_reader = Some(reader);
         tracing::info!(
             commits,
-            elapsed_ms = started.elapsed().as_millis(),
+            elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             "connected to Kafka; the ledger is read"
         );
         Ok(producer)

@@ -1,5 +1,6 @@
 //! A sender like Tencent's: posts callbacks, and retries until it is answered exactly 200.
 
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -8,7 +9,12 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header;
 use hyper::{Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 /// The retries of a callback that is not answered 200.
 #[derive(Clone, Copy, Debug)]
@@ -34,19 +40,43 @@ pub struct DeliveryOutcome {
 
 /// Why a URL cannot be sent to.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a URL such as http://127.0.0.1:8080/callback (https is not supported)")]
-pub struct UrlError(String);
+pub enum UrlError {
+    /// It is none.
+    #[error("{0:?} is not a URL such as http://127.0.0.1:8080/callback or https://HOST/callback")]
+    Invalid(String),
+    /// There is no TLS.
+    #[error("cannot use https: {0}")]
+    Tls(String),
+}
 
 /// Tencent treats a call as failed after this time.
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// The largest answer that is read.
 const ANSWER_MAX: usize = 64 * 1024;
 
+/// Verifies certificates with the system's authorities.
+static TLS: LazyLock<Result<Arc<ClientConfig>, UrlError>> = LazyLock::new(|| {
+    let found = rustls_native_certs::load_native_certs();
+    if found.certs.is_empty() {
+        let problem = "no certificate authorities are found; install the package ca-certificates, \
+                       or set SSL_CERT_FILE";
+        return Err(UrlError::Tls(problem.to_owned()));
+    }
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(found.certs);
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|cause| UrlError::Tls(cause.to_string()))?;
+    Ok(Arc::new(config.with_root_certificates(roots).with_no_client_auth()))
+});
+
 /// One sender with one connection, opened when needed.
 #[derive(Debug)]
 pub struct Sender {
     authority: String,
     path: String,
+    /// For https.
+    tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
     connection: Option<SendRequest<Full<Bytes>>>,
 }
 
@@ -56,15 +86,24 @@ impl Sender {
     /// # Errors
     /// [`UrlError`]
     pub fn new(url: &str) -> Result<Self, UrlError> {
-        let error = || UrlError(url.to_owned());
+        let error = || UrlError::Invalid(url.to_owned());
         let uri: Uri = url.parse().map_err(|_| error())?;
-        let (Some("http"), Some(host)) = (uri.scheme_str(), uri.host()) else {
+        let (Some(scheme), Some(host)) = (uri.scheme_str(), uri.host()) else {
             return Err(error());
+        };
+        let (port, tls) = match scheme {
+            "http" => (80, None),
+            "https" => {
+                let name = host.trim_matches(['[', ']']).to_owned();
+                (443, Some((TLS.clone()?, ServerName::try_from(name).map_err(|_| error())?)))
+            }
+            _ => return Err(error()),
         };
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         Ok(Self {
-            authority: format!("{host}:{}", uri.port_u16().unwrap_or(80)),
+            authority: format!("{host}:{}", uri.port_u16().unwrap_or(port)),
             path: path.to_owned(),
+            tls,
             connection: None,
         })
     }
@@ -123,11 +162,23 @@ impl Sender {
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, PostError> {
         let stream = TcpStream::connect(&self.authority).await?;
         stream.set_nodelay(true)?;
-        let (sender, connection) = handshake(TokioIo::new(stream)).await?;
-        // Its error shows in the request's answer.
-        tokio::spawn(connection);
-        Ok(sender)
+        match &self.tls {
+            None => open(stream).await,
+            Some((config, name)) => {
+                let connector = TlsConnector::from(Arc::clone(config));
+                open(connector.connect(name.clone(), stream).await?).await
+            }
+        }
     }
+}
+
+async fn open(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) -> Result<SendRequest<Full<Bytes>>, PostError> {
+    let (sender, connection) = handshake(TokioIo::new(stream)).await?;
+    // Its error shows in the request's answer.
+    tokio::spawn(connection);
+    Ok(sender)
 }
 
 /// Why there is no answer.

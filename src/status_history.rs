@@ -105,8 +105,9 @@ pub(crate) fn rejected(status: u16, outcome: &'static str, message: impl FnOnce(
     push(&CALLBACKS, CallbackEntry { at, status, outcome, event_type, stream, seconds, message });
 }
 
-/// Records that Kafka rejected `record`, which is in `place` now.
+/// Records that Kafka rejected `record`, which is in `place` now, and no longer in another one.
 pub(crate) fn undelivered(place: &'static str, lsn: String, record: &Record, reason: &str) {
+    lock(&UNDELIVERED).retain(|known| known.lsn != lsn);
     push(
         &UNDELIVERED,
         Undelivered {

@@ -30,8 +30,10 @@ pub(super) fn completions(options: &Completions) -> Result<(), CliError> {
 
 pub(super) fn man(options: &Man) -> Result<(), CliError> {
     match &options.directory {
-        Some(directory) => clap_mangen::generate_to(Cli::command(), directory)
-            .map_err(CliError::other("write the manual pages")),
+        Some(directory) => clap_mangen::generate_to(Cli::command(), directory).map_err(|cause| {
+            let cause = io::Error::new(cause.kind(), format!("{}: {cause}", directory.display()));
+            CliError::other("write the manual pages to")(cause)
+        }),
         None => clap_mangen::Man::new(Cli::command())
             .render(&mut io::stdout())
             .map_err(CliError::other("print")),

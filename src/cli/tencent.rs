@@ -94,7 +94,7 @@ pub(super) struct Account {
     #[arg(long, value_name = "FILE")]
     credentials: Option<PathBuf>,
     /// The address of Tencent Cloud's API; accounts of tencentcloud.com use
-    /// <https://live.intl.tencentcloudapi.com>.
+    /// `https://live.intl.tencentcloudapi.com`.
     #[arg(long, value_name = "URL", default_value = "https://live.tencentcloudapi.com")]
     endpoint: String,
     /// The longest time for one request.

@@ -6,7 +6,6 @@ use rdkafka::admin::{
     AdminClient, AdminOptions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier,
     TopicReplication,
 };
-use rdkafka::client::DefaultClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
@@ -14,7 +13,9 @@ use rdkafka::metadata::Metadata;
 use tokio::runtime::Runtime;
 
 use super::connection_cause::{self, Causes};
-use super::{ADMIN_TIMEOUT, Config, LEDGER_RETENTION, METADATA_STEP, METADATA_TIMEOUT, SetupError};
+use super::{
+    ADMIN_TIMEOUT, Config, Context, LEDGER_RETENTION, METADATA_STEP, METADATA_TIMEOUT, SetupError,
+};
 
 /// How long brokers may take to return the settings of topics. Some compatible systems do not have
 /// this request, and librdkafka waits for the whole time.
@@ -172,10 +173,8 @@ impl Config {
     }
 
     /// A client for requests about topics, the options of a request, and a runtime to wait for it.
-    fn admin(
-        &self,
-    ) -> Result<(AdminClient<DefaultClientContext>, AdminOptions, Runtime), SetupError> {
-        let admin = self.base().create().map_err(SetupError::Client)?;
+    fn admin(&self) -> Result<(AdminClient<Context>, AdminOptions, Runtime), SetupError> {
+        let admin = self.base().create_with_context(Context).map_err(SetupError::Client)?;
         let options = AdminOptions::new()
             .operation_timeout(Some(ADMIN_TIMEOUT))
             .request_timeout(Some(ADMIN_TIMEOUT));

@@ -279,9 +279,29 @@ mod send {
     }
 
     #[test]
+    fn speaks_https_and_verifies_the_certificate() {
+        let bridge = without_kafka("");
+        let identity = Identity::write(&bridge.path(""), 2100);
+        bridge.set(&identity.section());
+        let serving = bridge.serve();
+        let url = format!("https://localhost:{}/callback", serving.intake.port());
+        let another = tempfile::tempdir().unwrap();
+        for (trusted, code, says) in [
+            (&identity, 0, "1 × 200"),
+            (&Identity::write(another.path(), 2100), 1, "1 × cannot connect: invalid peer cert"),
+        ] {
+            let mut command = livebridge(&["send", "--retries", "0", "--url", &url]);
+            command.env("LIVEBRIDGE_SEND_KEY", KEY).env("SSL_CERT_FILE", &trusted.certificate);
+            let sent = run(&mut command);
+            assert_eq!(sent.code, Some(code), "{sent:?}");
+            assert!(sent.stdout.starts_with(says), "{sent:?}");
+        }
+    }
+
+    #[test]
     fn rejects_invalid_arguments_with_the_reason() {
         for (arguments, code, says) in [
-            (&["--url", "https://127.0.0.1/"][..], 64, "https is not supported"),
+            (&["--url", "ftp://127.0.0.1/"][..], 64, "not a URL"),
             (&["--url", "127.0.0.1:8080"], 64, "not a URL"),
             (&["--event-type", "pull"], 64, "\"pull\""),
             (&["--key", "k"], 64, "--key-file"),
@@ -310,8 +330,12 @@ mod check {
     fn passes_on_a_working_setup_and_leaves_no_traces() {
         let kafka = mock_kafka(1);
         let bridge = ConfiguredBridge::new(&kafka.brokers(), "kafka.create_topics = true");
-        let checked = run(&mut bridge.command(&["check"]));
+        let mut check = bridge.command(&["check"]);
+        // A setting of producers, about which librdkafka warns in consumers and admin clients.
+        check.env("LIVEBRIDGE_KAFKA_CLIENT_COMPRESSION_TYPE", "lz4");
+        let checked = run(&mut check);
         assert_eq!(checked.code, Some(0), "{checked:?}");
+        assert!(!checked.stderr.contains("log.file"), "{checked:?}");
         for what in [
             "config", "directory", "disk", "log", "addresses", "clock", "keys", "Kafka", "topics",
             "transactions",
@@ -997,6 +1021,8 @@ fn every_command_has_a_help_text() {
         let own = run(&mut livebridge(&[command, "--help"]));
         assert_eq!(own.code, Some(0), "{own:?}");
         assert!(own.stdout.contains("Examples:\n") || command == "ready", "{own:?}");
+        let long = own.stdout.lines().find(|line| line.chars().count() > 100);
+        assert_eq!(long, None, "not wrapped in {command}");
     }
     let mut command = livebridge(&["send", "--help"]);
     let send = run(command.env("LIVEBRIDGE_SEND_KEY", "s3cret"));

@@ -78,6 +78,7 @@ fn no_level_logs_a_line_per_callback() {
         for field in ["timestamp", "level", "message"] {
             assert!(line[field].is_string(), "{field} in {line}");
         }
+        assert!(line.get("elapsed_ms").is_none_or(Value::is_number), "{line}");
     }
 }
 

@@ -102,6 +102,10 @@ fn the_metrics_table_matches_a_running_bridge() {
     let all = |families: &Families| families.keys().cloned().collect::<BTreeSet<_>>();
     assert_eq!(all(&documented), all(&printed));
     assert_eq!(documented, printed);
+    let described = text.lines().filter(|line| line.starts_with("# HELP "));
+    assert!(described.is_sorted(), "scrapes cannot be compared by eye: {text}");
+    let accepted = text.lines().filter(|line| line.starts_with("livebridge_callbacks_accepted"));
+    assert!(accepted.clone().is_sorted() && accepted.count() > 10, "{text}");
 
     for (name, unit) in &units {
         let base = name.trim_end_matches("_total");

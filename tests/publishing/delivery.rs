@@ -333,6 +333,10 @@ fn records_that_even_the_dead_letter_topic_rejects_stay_on_disk_until_released()
     bridge.drain(DRAIN);
     assert_eq!(bridge.metric("livebridge_quarantined_total"), Some(1.0));
     assert_eq!(bridge.metric("livebridge_published_total"), Some(2.0));
+    let status: serde_json::Value = serde_json::from_str(&bridge.get("/status")).unwrap();
+    let recent = status["undelivered"]["recent"].as_array().unwrap();
+    assert_eq!(recent.len(), 1, "the record is listed where it is: {recent:?}");
+    assert_eq!(recent[0]["place"], "quarantine");
 
     let wal = |command: &str| {
         let finished = bridge.run(&["wal", command]);

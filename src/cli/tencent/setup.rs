@@ -23,7 +23,7 @@ pub(super) struct Options {
     #[command(flatten)]
     managed: Managed,
     /// The URL at which Tencent Cloud reaches livebridge, such as
-    /// <https://events.example.com/callback>: its path is http.path or below. The name of each kind
+    /// `https://events.example.com/callback`: its path is http.path or below. The name of each kind
     /// of event is appended as a further segment.
     #[arg(long, value_name = "URL")]
     url: String,
