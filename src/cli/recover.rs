@@ -82,7 +82,8 @@ run beside every livebridge, several times at once, and again after it was kille
 stream after another, 18 a second.
 
 Exits 0 if every failed callback is in Kafka, or would be; 1 if some cannot be decoded or are
-rejected, or, with --report, are missing; 64 if the configuration, an option or the credentials are wrong.";
+rejected, or, with --report, are missing; 64 if the configuration, an option or the credentials are
+wrong.";
 
 pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let config = Config::load(options.config.config.as_deref())?;

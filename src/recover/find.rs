@@ -72,12 +72,14 @@ pub struct Finder<'a> {
 }
 
 impl<'a> Finder<'a> {
-    /// For the events of `range`. Its seconds are whole, because the API's times are.
+    /// For the events of `range`. Its seconds are whole, because the API's times are, and include
+    /// the one in which it ends, unless that is not over.
     #[must_use]
     pub fn new(client: &'a Client, range: TimeRange) -> Self {
         let second = |time: Timestamp| Timestamp::from_secs(time.as_millis().div_euclid(1000));
         let since = second(range.since).unwrap_or(range.since);
-        let until = second(range.until).unwrap_or(range.until);
+        let end = second(range.until.after(SECOND)).filter(|end| *end <= Timestamp::now());
+        let until = end.or(second(range.until)).unwrap_or(range.until);
         Self { client, range: TimeRange { since, until } }
     }
 

@@ -51,3 +51,19 @@ fn a_range_that_begins_before_the_oldest_record_is_read_from_there() {
     let too_old = TimeRange { since: hours_ago(now, 350), until: hours_ago(now, 340) };
     assert!(read(&Finder::new(&client, too_old), "a").unwrap().is_empty());
 }
+
+#[test]
+fn the_second_in_which_the_range_ends_is_read() {
+    let tencent = Tencent::start();
+    let client = client_of(&tencent);
+    let second = Timestamp::from_secs(hours_ago(Timestamp::now(), 2).as_millis() / 1000).unwrap();
+    let at = |millis| second.after(Duration::from_millis(millis));
+    tencent.state().records.push(Record::failed("a", 1, at(400), "within"));
+    let range = TimeRange { since: hours_ago(second, 1), until: at(500) };
+    assert_eq!(read(&Finder::new(&client, range), "a").unwrap(), ["within"]);
+    // A time in the future is not asked for.
+    let now = Timestamp::now();
+    read(&Finder::new(&client, TimeRange { until: now, ..range }), "a").unwrap();
+    let asked = tencent.state().calls.last().unwrap().1["EndTime"].as_str().unwrap().to_owned();
+    assert!(Timestamp::parse(&asked).unwrap() <= Timestamp::now(), "{asked}");
+}
