@@ -12,7 +12,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, io};
@@ -701,15 +701,24 @@ log.cleaner.dedupe.buffer.size=16777216
     text
 }
 
-/// A free port outside the range of ephemeral ports.
+/// A free port outside the range of ephemeral ports, which no other call returns while this process
+/// runs: what listens there may start later, or stop and start again. Ports are reserved by locked
+/// files, which the kernel unlocks when the process ends.
 pub fn free_port() -> u16 {
-    let random = || RandomState::new().hash_one(());
+    static RESERVED: Mutex<Vec<fs::File>> = Mutex::new(Vec::new());
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ports");
+    fs::create_dir_all(&directory).expect("a writable directory");
     let width = u64::from(PORTS.end - PORTS.start);
-    let mut candidates = std::iter::repeat_with(|| {
-        PORTS.start + u16::try_from(random() % width).expect("below the width of a range of u16")
-    });
-    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
-    candidates.find(is_free).expect("an endless iterator")
+    loop {
+        let offset = RandomState::new().hash_one(()) % width;
+        let port = PORTS.start + u16::try_from(offset).expect("below the width of a range of u16");
+        let lock =
+            fs::File::create(directory.join(port.to_string())).expect("a writable directory");
+        if lock.try_lock().is_ok() && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            RESERVED.lock().expect("no panic under the lock").push(lock);
+            return port;
+        }
+    }
 }
 
 fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
