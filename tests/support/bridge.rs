@@ -150,8 +150,12 @@ impl Bridge {
 
     /// Waits until it accepts callbacks.
     pub fn wait_until_ready(&self) {
-        let is_ready = || self.admin("/readyz").is_some_and(|(status, _)| status == 200);
-        self.wait_until("ready", Duration::from_mins(1), is_ready);
+        self.wait_until("ready", Duration::from_mins(1), || self.is_ready() == Some(true));
+    }
+
+    /// Whether it reports that it accepts callbacks; `None` if it does not respond.
+    pub fn is_ready(&self) -> Option<bool> {
+        self.admin("/readyz").map(|(status, _)| status == 200)
     }
 
     /// Waits until `condition`, which `what` names, holds; the process must not exit.
@@ -230,6 +234,13 @@ impl Bridge {
         let is_error = |line: &str| line.contains("ERROR") && line.contains(says);
         let message = || format!("no {says:?} in {}", self.last_lines());
         super::wait_until(within, || self.log_text().lines().any(is_error), message);
+    }
+
+    /// Waits until its log has `says`: a thread of its own writes it, after what is logged has happened.
+    #[track_caller]
+    pub fn wait_for_log(&self, says: &str) {
+        let is_logged = || self.log_text().contains(says);
+        self.wait_until(&format!("logging {says:?}"), Duration::from_mins(1), is_logged);
     }
 
     /// The response of its admin listener at `path`.

@@ -45,16 +45,19 @@ fn start_accepting(bridge: &Bridge) {
     bridge.wait_until("writing the time for the first time", TIME_LIMIT, is_written);
 }
 
-/// Waits until the bridge has written that it accepts callbacks, after its clock was set.
+/// Waits until the bridge has written that it accepts callbacks, after its clock was set: until then,
+/// the time since is listed as another gap.
 fn wait_for_note(bridge: &Bridge) {
-    bridge.wait_until("writing the time", TIME_LIMIT, || gaps(bridge, "").lines().count() <= 1);
+    bridge.wait_until("writing the time", TIME_LIMIT, || gaps(bridge, "").lines().count() == 1);
 }
 
 /// What `livebridge wal gaps` prints, by the bridge's clock.
 fn gaps(bridge: &Bridge, option: &str) -> String {
     let option = (!option.is_empty()).then_some(option);
     let arguments: Vec<&str> = ["wal", "gaps"].into_iter().chain(option).collect();
-    bridge.run(&arguments).stdout
+    let finished = bridge.run(&arguments);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    finished.stdout
 }
 
 fn has_finding(bridge: &Bridge) -> bool {
@@ -82,11 +85,13 @@ fn what_was_lost_in_twenty_minutes_of_absence_is_recovered_and_the_alert_ends() 
     bridge.drain(TIME_LIMIT);
     assert!(gap_seconds(&bridge) < 1.0, "a first start is no gap");
     assert!(bridge.stop().success());
+    let stopped = ago(60);
 
     // Twenty minutes pass. Tencent tries each callback for 12 minutes.
+    let started = ago(40);
     shift.set(-40 * 60);
     let bridge = start(bridge);
-    wait_for_gap(&bridge, "showing the gap", |seconds| (1190.0..1300.0).contains(&seconds));
+    wait_for_gap(&bridge, "showing the gap", |seconds| (1190.0..1800.0).contains(&seconds));
     assert!(has_finding(&bridge));
     assert_eq!(gaps(&bridge, "").lines().count(), 1);
     // The clock is set forward while it runs, which is no gap.
@@ -122,7 +127,7 @@ fn what_was_lost_in_twenty_minutes_of_absence_is_recovered_and_the_alert_ends() 
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("190 events sent"), "{text}");
     assert!(text.contains("is recovered"), "{text}");
-    assert_window(&text);
+    assert_window(&text, stopped, started);
     wait_for_gap(&bridge, "showing that there is no gap", |seconds| seconds == 0.0);
     assert!(!has_finding(&bridge));
     assert_eq!(gaps(&bridge, ""), "no gap is recorded\n");
@@ -130,15 +135,15 @@ fn what_was_lost_in_twenty_minutes_of_absence_is_recovered_and_the_alert_ends() 
     assert_each_once(kafka, &prefix, &bodies);
 }
 
-/// From 30 minutes before the last callback before the gap to 10 minutes after the first one after it.
-fn assert_window(text: &str) {
+/// From 30 minutes before the bridge was stopped to 10 minutes after it was started again.
+fn assert_window(text: &str, stopped: Timestamp, started: Timestamp) {
     let line = text.lines().find(|line| line.starts_with("events from ")).unwrap();
     let times: Vec<&str> = line.split(' ').collect();
-    let is_near = |time: &str, minutes| {
-        let difference = Timestamp::parse(time).unwrap().as_millis() - ago(minutes).as_millis();
-        difference.abs() < 3 * MINUTE
+    let minutes_since = |time: &str, reference: Timestamp| {
+        (Timestamp::parse(time).unwrap().as_millis() - reference.as_millis()) / MINUTE
     };
-    assert!(is_near(times[2], 90) && is_near(times[4], 30), "{line}");
+    let [begin, end] = [minutes_since(times[2], stopped), minutes_since(times[4], started)];
+    assert!((-33..-27).contains(&begin) && (7..13).contains(&end), "{begin}, {end}: {line}");
 }
 
 #[test]
@@ -154,7 +159,7 @@ fn a_gap_stays_until_a_recovery_covers_it_without_exceptions_or_an_operator_drop
     bridge.kill();
     shift.set(-40 * 60);
     let bridge = start(bridge);
-    wait_for_gap(&bridge, "showing the gap", |seconds| (1190.0..1300.0).contains(&seconds));
+    wait_for_gap(&bridge, "showing the gap", |seconds| (1190.0..1800.0).contains(&seconds));
     shift.set(0);
     wait_for_note(&bridge);
     for arguments in [
@@ -187,13 +192,13 @@ fn a_time_in_which_everything_gets_503_is_a_gap_while_it_lasts() {
     assert!(bridge.stop().success());
     let bridge = bridge.set("WAL_MIN_FREE_BYTES", "1EiB");
     bridge.spawn();
-    let is_full = || bridge.metric("livebridge_wal_room_bytes") == Some(0.0);
-    bridge.wait_until("full", TIME_LIMIT, is_full);
+    // The metrics of the log's space are 0 before the first check of it, too.
+    bridge.wait_until("full", TIME_LIMIT, || bridge.is_ready() == Some(false));
     assert!(gap_seconds(&bridge) < 1.0);
     // Eleven minutes pass, by the monotonic clock.
     shift.pass(11 * 60);
     wait_for_gap(&bridge, "showing the gap while it lasts", |seconds| {
-        (660.0..750.0).contains(&seconds)
+        (660.0..1200.0).contains(&seconds)
     });
     assert!(has_finding(&bridge));
     assert_eq!(gaps(&bridge, ""), "no gap is recorded\n", "the clock has not moved");
@@ -203,7 +208,7 @@ fn a_time_in_which_everything_gets_503_is_a_gap_while_it_lasts() {
     let bridge = bridge.set("WAL_MIN_FREE_BYTES", "0");
     bridge.start();
     wait_for_gap(&bridge, "showing the gap afterwards", |seconds| {
-        (660.0..750.0).contains(&seconds)
+        (660.0..1200.0).contains(&seconds)
     });
     assert_eq!(gaps(&bridge, "").lines().count(), 1);
 }

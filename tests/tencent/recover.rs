@@ -138,9 +138,8 @@ fn five_thousand_failed_callbacks_of_two_thousand_streams_are_each_in_kafka_once
     bridge.drain(DRAIN);
     let recover = command(&bridge, &tencent, &["--since", "2h", "--yes"]);
     // The bridge takes some of the same events at the same time: their retries come after all.
-    while tencent.count("DescribeCallbackRecordsList") < 2000 {
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let are_read = || tencent.count("DescribeCallbackRecordsList") >= 2000;
+    support::wait_until(5 * DRAIN, are_read, || "the records are not read");
     deliver(bridge.intake(), lost.bodies.iter().skip(2000).take(1500));
     let (code, text) = finish(recover);
     assert_eq!(code, Some(1), "some cannot be decoded: {text}");

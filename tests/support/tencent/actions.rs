@@ -1,6 +1,5 @@
 //! What each action does, with its documented limits.
 
-use std::iter;
 use std::time::{Duration, UNIX_EPOCH};
 
 use livebridge::event::Timestamp;
@@ -139,9 +138,10 @@ fn range(
 }
 
 /// The entries of the page that is asked for, with the members that tell of paging.
-fn page(
+fn page<T>(
     fields: &Fields,
-    entries: impl ExactSizeIterator<Item = Value>,
+    entries: &[T],
+    show: impl Fn(&T) -> Value,
     name: &str,
     reachable: usize,
 ) -> Result<Fields, Failure> {
@@ -157,7 +157,7 @@ fn page(
     if page * size > reachable && total > reachable {
         return Err(invalid("only the first 10000 entries can be reached"));
     }
-    let listed: Vec<Value> = entries.skip((page - 1) * size).take(size).collect();
+    let listed: Vec<Value> = entries.iter().skip((page - 1) * size).take(size).map(show).collect();
     let mut answer = Fields::new();
     answer.insert(name.into(), listed.into());
     answer.insert("PageNum".into(), page.into());
@@ -296,15 +296,13 @@ impl State {
 
     fn describe_domains(&self, fields: &Fields) -> Result<Fields, Failure> {
         if number(fields, "DomainType")? == Some(1) {
-            return page(fields, iter::empty(), "DomainList", usize::MAX);
+            return page(fields, &[], |()| Value::Null, "DomainList", usize::MAX);
         }
         if number(fields, "PageSize")?.is_some_and(|size| size < 10) {
             return Err(invalid("PageSize is 10 to 100"));
         }
-        let all = self.domains.iter();
-        let all =
-            all.map(|(name, on)| json!({ "Name": name, "Type": 0, "Status": i64::from(*on) }));
-        page(fields, all, "DomainList", usize::MAX)
+        let show = |(name, on): &(String, bool)| json!({ "Name": name, "Type": 0, "Status": i64::from(*on) });
+        page(fields, &self.domains, show, "DomainList", usize::MAX)
     }
 
     fn describe_streams(&self, fields: &Fields) -> Result<Fields, Failure> {
@@ -322,7 +320,7 @@ impl State {
         if number(fields, "IsAsc")? != Some(1) {
             listed.reverse();
         }
-        let listed = listed.into_iter().map(|stream| {
+        let show = |stream: &&Stream| {
             let ended = stream.ended.map(|time| time_text(time, true));
             json!({
                 "AppName": stream.app, "DomainName": stream.domain, "StreamName": stream.name,
@@ -330,8 +328,8 @@ impl State {
                 "StreamEndTime": ended.unwrap_or_default(),
                 "StopReason": "", "Duration": 0, "ClientIp": "198.51.100.1", "Resolution": "",
             })
-        });
-        page(fields, listed, "EventList", REACHABLE)
+        };
+        page(fields, &listed, show, "EventList", REACHABLE)
     }
 
     fn describe_records(&self, fields: &Fields) -> Result<Fields, Failure> {
@@ -342,15 +340,15 @@ impl State {
             .iter()
             .filter(|record| record.stream == stream && (start..=end).contains(&record.time))
             .collect();
-        let listed = listed.into_iter().map(|record| {
+        let show = |record: &&Record| {
             json!({
                 "EventTime": time_text(record.time, utc), "EventType": record.event_type,
                 "Request": record.request, "Response": record.response,
                 "ResponseTime": time_text(record.time + 1000, utc),
                 "ResultCode": record.result, "StreamId": record.stream,
             })
-        });
-        page(fields, listed, "DataInfoList", usize::MAX)
+        };
+        page(fields, &listed, show, "DataInfoList", usize::MAX)
     }
 }
 
