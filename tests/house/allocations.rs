@@ -20,10 +20,14 @@ const LIMITS: [(&str, u64, u64); 7] = [
     ("encode", 0, 0),
     ("decode", 0, 0),
 ];
-/// Requests of which a mean is taken.
-const REQUESTS: u32 = 512;
-/// Allocations of the intake for a whole request, in hundredths: some happen once in many requests.
-const REQUEST_HUNDREDTHS: u64 = 306;
+/// Requests before those that are counted: they fill what is made once.
+const REQUESTS_BEFORE: u32 = 512;
+const ROUNDS: u32 = 64;
+/// Requests of a round: few, because the intake also keeps up to ten callbacks a second for the status
+/// page, which allocates. On a slow disk, too, some rounds are over between two of those.
+const REQUESTS: u32 = 8;
+/// Allocations of the intake for a whole request.
+const REQUEST: u64 = 3;
 
 #[test]
 fn a_callbacks_parts_allocate_no_more_than_they_did() {
@@ -43,11 +47,12 @@ fn a_callbacks_parts_allocate_no_more_than_they_did() {
 fn a_request_allocates_no_more_than_it_did() {
     livebridge::metrics::install().unwrap();
     let mut whole = Whole::new();
-    whole.send(REQUESTS);
-    let before = count::of_threads("intake-");
-    whole.send(REQUESTS);
-    let Allocations { count, .. } = count::of_threads("intake-") - before;
-    let hundredths = count * 100 / u64::from(REQUESTS);
-    assert!(count > 0, "the intake's threads were found");
-    assert!(hundredths <= REQUEST_HUNDREDTHS, "{count} allocations of {REQUESTS} requests");
+    whole.send(REQUESTS_BEFORE);
+    let rounds = (0..ROUNDS).map(|_| {
+        let before = count::of_threads("intake-");
+        whole.send(REQUESTS);
+        (count::of_threads("intake-") - before).count
+    });
+    let least = rounds.min().unwrap();
+    assert_eq!(least, REQUEST * u64::from(REQUESTS), "allocations of {REQUESTS} requests");
 }
