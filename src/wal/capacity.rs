@@ -169,10 +169,14 @@ mod tests {
     fn the_first_group_without_space_waits_and_the_next_one_with_space_ends_the_outage() {
         let capacity = Capacity::new(Limits::NONE);
         assert_eq!(capacity.segment_wait(), SPACE_WAIT);
-        let answer = capacity.reject_without_segment();
-        assert!(matches!(answer, NotStored::Rejected(AppendError::DiskFull)), "{answer:?}");
+        // It shows for a second; a test that is paused for longer needs another one.
+        let is_full = (0..5).any(|_| {
+            let answer = capacity.reject_without_segment();
+            assert!(matches!(answer, NotStored::Rejected(AppendError::DiskFull)), "{answer:?}");
+            capacity.ready(true) == Err(AppendError::DiskFull)
+        });
+        assert!(is_full);
         assert_eq!(capacity.segment_wait(), Duration::ZERO);
-        assert_eq!(capacity.ready(true), Err(AppendError::DiskFull));
 
         let dir = tempfile::tempdir().unwrap();
         let mut segment = Segment::create(dir.path(), 1).unwrap();
