@@ -111,12 +111,13 @@ impl TestBed {
         bodies(self.dir.path())
     }
 
-    /// Waits until `count` bodies are stored, and at most a second for further ones.
+    /// Bodies in the log once there are `count`, and a moment later: one that is stored twice shows.
     pub(crate) fn stored_after_a_while(&self, count: usize) -> Vec<String> {
         let started = Instant::now();
         while self.stored().len() < count && started.elapsed() < TIME_LIMIT {
             thread::sleep(Duration::from_millis(5));
         }
+        thread::sleep(Duration::from_millis(100));
         self.stored()
     }
 
