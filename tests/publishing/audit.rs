@@ -3,7 +3,6 @@
 
 use std::fs::{self, File};
 use std::process::Command;
-use std::thread;
 use std::time::Duration;
 
 use rdkafka::admin::AdminOptions;
@@ -33,6 +32,14 @@ fn wait_for(bridge: &Bridge, name: &str, value: f64) {
     bridge.wait_until(&what, Duration::from_secs(20), || bridge.metric(name) == Some(value));
 }
 
+/// Waits until the totals with `accepted` callbacks are in their file: a killed process has no others.
+fn wait_until_totals_are_written(bridge: &Bridge, accepted: u32) {
+    let file = bridge.wal().join("self-audit");
+    let line = format!("accepted {accepted:020}");
+    let are_written = || fs::read_to_string(&file).is_ok_and(|text| text.contains(&line));
+    bridge.wait_until("writing the totals", Duration::from_secs(20), are_written);
+}
+
 fn without_kafka(name: &str) -> Bridge {
     Bridge::new(name, UNREACHABLE, "live").set("CALLBACK_UNSIGNED", "all")
 }
@@ -58,8 +65,7 @@ fn records_removed_from_the_log_between_two_processes_stay_reported_as_missing()
         bridge.start();
         send(&bridge, life * 30..life * 30 + 30);
         wait_for(&bridge, "livebridge_audit_pending_records", f64::from(life * 30 + 30));
-        // Longer than the interval at which the audit totals are written to their file.
-        thread::sleep(Duration::from_millis(250));
+        wait_until_totals_are_written(&bridge, life * 30 + 30);
         bridge.kill();
     }
     let first = bridge.wal().join("segments").join("0000000001");
@@ -69,9 +75,9 @@ fn records_removed_from_the_log_between_two_processes_stay_reported_as_missing()
         wait_for(&bridge, "livebridge_audit_missing_records", 30.0);
         wait_for(&bridge, "livebridge_audit_accepted_total", 60.0);
         wait_for(&bridge, "livebridge_audit_pending_records", 30.0);
+        bridge.wait_for_error("the self-audit is off", Duration::from_secs(20));
         bridge.kill();
     }
-    assert!(bridge.log_text().contains("the self-audit is off"), "{}", bridge.log_text());
 }
 
 #[test]
@@ -80,7 +86,7 @@ fn records_of_a_truncated_log_are_reported_as_missing() {
     bridge.start();
     send(&bridge, 0..200);
     wait_for(&bridge, "livebridge_audit_pending_records", 200.0);
-    thread::sleep(Duration::from_millis(250));
+    wait_until_totals_are_written(&bridge, 200);
     bridge.kill();
     let data = bridge.wal().join("segments").join("0000000001").join("db");
     let file = File::options().write(true).open(&data).expect("a segment's file");

@@ -78,7 +78,7 @@ fn a_producer_that_has_ended_is_replaced() {
     send(&bridge, 1..3, 0);
     bridge.drain(DRAIN);
     assert_eq!(kafka::size(&brokers, "ended.push"), 3);
-    assert!(bridge.log_text().contains("the producer has ended"), "{}", bridge.last_lines());
+    bridge.wait_for_log("the producer has ended");
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn brokers_without_idempotent_producers_get_every_event_in_order() {
     send(&bridge, 0..200, 0);
     bridge.drain(DRAIN);
     assert_eq!(kafka::size(&brokers, "plain.push"), 200);
-    assert!(bridge.log_text().contains("no idempotent producers"), "{}", bridge.last_lines());
+    bridge.wait_for_log("no idempotent producers");
 }
 
 #[test]
@@ -197,9 +197,8 @@ fn a_full_disk_and_a_rejected_record_stop_publishing_until_there_is_space() {
         assert_eq!(back.post(body).unwrap().status, 503, "the intake answers");
         thread::sleep(Duration::from_secs(1));
         back.assert_running();
-        let text = back.log_text();
-        assert!(text.contains("cannot store a record that Kafka rejects"), "{text}");
-        assert!(text.contains("No space left on device"), "{text}");
+        back.wait_for_log("cannot store a record that Kafka rejects");
+        back.wait_for_log("No space left on device");
         if restart == 0 {
             back.kill();
         }

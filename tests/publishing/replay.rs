@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use livebridge::callback::CallbackKey;
 use livebridge::event::{EventType, Timestamp};
@@ -247,6 +247,12 @@ fn records_behind_an_open_transaction_are_not_sent_again() {
     bridge.start();
     deliver(bridge.intake(), [body(1, 10)]);
     bridge.drain(DRAIN);
+    let file = temp_file(bridge.export());
+    let started = Instant::now();
+    let (code, ..) = replay(&bridge, &["--export", file.path().to_str().unwrap()]);
+    assert_eq!(code, Some(0));
+    // By then, a replay waits for the transaction.
+    let pause = Duration::from_secs(3).max(3 * started.elapsed());
     // A host opens a transaction and crashes. The transaction is open in one partition, and the
     // bridge's next event in that partition is behind it.
     let dead: BaseProducer = kafka::client(kafka.bootstrap())
@@ -268,7 +274,7 @@ fn records_behind_an_open_transaction_are_not_sent_again() {
     let file = file.path().to_str().unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            std::thread::sleep(Duration::from_secs(3));
+            std::thread::sleep(pause);
             dead.abort_transaction(DRAIN).unwrap();
         });
         let (code, output_text, complaint) = replay(&bridge, &["--export", file]);

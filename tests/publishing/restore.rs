@@ -67,7 +67,9 @@ impl Site {
     /// One process that publishes everything.
     fn run_and_publish(&mut self, bridge: &Bridge, count: u32) {
         bridge.start();
+        let before = self.acknowledged.len();
         self.send(bridge, count);
+        assert_eq!(self.acknowledged.len() - before, count as usize, "all are accepted");
         bridge.drain(DRAIN);
         assert!(bridge.stop().success());
     }
@@ -86,6 +88,7 @@ impl Site {
             *times.entry(message.value()).or_default() += 1;
         }
         let sent = self.acknowledged.len();
+        assert!(sent > 0, "callbacks were acknowledged");
         let lost = self.acknowledged.iter().filter(|body| !times.contains_key(body.as_bytes()));
         assert_eq!(lost.count(), 0, "of {sent} acknowledged callbacks are lost");
         let twice = times.values().filter(|times| **times > 1).count();
