@@ -3,7 +3,7 @@
 //! what takes hours happens within seconds.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use livebridge::callback::CallbackKey;
 use livebridge::event::{EventType, Timestamp};
@@ -93,6 +93,7 @@ fn a_topic_that_rejects_old_timestamps_delays_records_and_rejects_none() {
         deliver(bridge.intake(), [&callback(1, 0)]);
         bridge.drain(TIME_LIMIT);
 
+        let since = Instant::now();
         for number in 2..=4 {
             deliver(bridge.intake(), [&callback(number, 2 * HOUR * i64::from(number % 2))]);
         }
@@ -104,7 +105,9 @@ fn a_topic_that_rejects_old_timestamps_delays_records_and_rejects_none() {
         let log_text = bridge.log_text();
         let reported = log_text.find("rejects a timestamp").unwrap();
         assert!(!log_text[reported..].contains("publishing to Kafka again"), "it lasts");
-        assert_eq!(log_text.matches("rejects a timestamp").count(), 1, "once a minute");
+        let most = 1 + since.elapsed().as_secs() / 60;
+        let count = log_text.matches("rejects a timestamp").count() as u64;
+        assert!((1..=most).contains(&count), "once a minute: {log_text}");
         if delivery == "exactly-once" {
             let mut check = livebridge(&["check"]);
             check.envs(bridge.environment()).env("LIVEBRIDGE_KAFKA_INSTANCE", "another");
@@ -116,7 +119,8 @@ fn a_topic_that_rejects_old_timestamps_delays_records_and_rejects_none() {
         kafka::configure_topic(kafka.bootstrap(), &topic, &[]);
         bridge.drain(TIME_LIMIT);
         assert!(bridge.is_connected());
-        assert!(bridge.log_text()[reported..].contains("publishing to Kafka again"));
+        let is_logged = || bridge.log_text()[reported..].contains("publishing to Kafka again");
+        bridge.wait_until("logging the end", PATIENCE, is_logged);
         assert_eq!(bridge.metric("livebridge_dead_letters_total"), Some(0.0));
         let messages = published(kafka.bootstrap(), &prefix);
         assert_eq!(numbers(&messages), [1, 2, 3, 4, 5], "{delivery}");

@@ -113,10 +113,9 @@ impl Campaign {
             Bridge::new("crash", &proxy.address(), "crash").set("KAFKA_DELIVERY", delivery);
         bridge.start();
         let load = Load::start(runtime.handle(), Plan::new(bridge.intake()), &mut random);
-        while bridge.metric("livebridge_published_total").is_none_or(|count| count == 0.0) {
-            bridge.assert_running();
-            thread::sleep(Duration::from_millis(20));
-        }
+        let publishes =
+            || bridge.metric("livebridge_published_total").is_some_and(|count| count > 0.0);
+        bridge.wait_until("publishing", Duration::from_mins(2), publishes);
         let (kills, started) = (BTreeMap::new(), Instant::now());
         let kafka_is_up = true;
         let campaign =

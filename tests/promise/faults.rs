@@ -145,8 +145,26 @@ fn a_restart_behind_another_instances_open_transaction_publishes_nothing_twice()
     verdict.assert_clean();
 }
 
-/// The end of a transaction is answered before its markers are written; by then they are.
-const MARKERS: Duration = Duration::from_millis(500);
+/// The ledger topic, as consumers of an isolation level see it.
+struct Ledger(BaseConsumer);
+
+impl Ledger {
+    fn new(rig: &Rig, isolation: &str) -> Self {
+        let mut client = kafka::client(&rig.cluster.bootstrap());
+        Self(client.set("isolation.level", isolation).create().expect("a client needs no broker"))
+    }
+
+    fn end(&self) -> i64 {
+        self.0.fetch_watermarks("live.ledger", 0, TIME_LIMIT).expect("a broker that responds").1
+    }
+
+    /// Waits until something is added, such as a marker: the end of a transaction is answered before its
+    /// markers are written. Returns the new end.
+    fn wait_until_longer_than(&self, end: i64) -> i64 {
+        support::wait_until(TIME_LIMIT, || self.end() > end, || "nothing is added to the ledger");
+        self.end()
+    }
+}
 
 /// As brokers before Kafka 3.6, which let a late request begin a transaction that nothing ends.
 fn without_verification(setup: Setup) -> Setup {
@@ -188,11 +206,13 @@ fn a_request_that_arrives_after_its_transaction_was_given_up_changes_nothing() {
     limit("100");
     let (is_held, release) = hold_back(&rig.proxies[0], "live.ledger");
     is_held.recv_timeout(TIME_LIMIT).expect("the ledger's record is sent");
+    let ledger = Ledger::new(&rig, "read_uncommitted");
+    let begin = ledger.end();
     // The next producer begins: now the transaction is given up.
     let spring = Box::new(move || {
-        thread::sleep(MARKERS);
+        let marked = ledger.wait_until_longer_than(begin);
         drop(release);
-        thread::sleep(MARKERS);
+        ledger.wait_until_longer_than(marked);
     });
     let begins = rig.proxies[0].set_trap(Trap {
         api: Api::InitProducerId,
@@ -232,20 +252,18 @@ fn a_transaction_of_its_own_that_no_coordinator_knows_is_ended() {
     predecessor.send(BaseRecord::<(), _>::to("live.ledger").payload("late")).unwrap();
     is_held.recv_timeout(TIME_LIMIT).expect("the record is sent");
     predecessor.purge(PurgeConfig::default().queue().inflight());
-    while predecessor.in_flight_count() > 0 {
+    let is_purged = || {
         predecessor.poll(Duration::from_millis(10));
-    }
+        predecessor.in_flight_count() == 0
+    };
+    support::wait_until(TIME_LIMIT, is_purged, || "the request is still in flight");
+    let (committed, all) =
+        (Ledger::new(&rig, "read_committed"), Ledger::new(&rig, "read_uncommitted"));
+    let begin = all.end();
     predecessor.abort_transaction(TIME_LIMIT).unwrap();
-    thread::sleep(MARKERS);
+    all.wait_until_longer_than(begin);
     drop(release);
-    let reader = |isolation| -> BaseConsumer {
-        kafka::client(&rig.cluster.bootstrap()).set("isolation.level", isolation).create().unwrap()
-    };
-    let (committed, all) = (reader("read_committed"), reader("read_uncommitted"));
-    let end = |reader: &BaseConsumer| {
-        reader.fetch_watermarks("live.ledger", 0, Duration::from_secs(10)).unwrap().1
-    };
-    let is_open = || end(&committed) != end(&all);
+    let is_open = || committed.end() != all.end();
     support::wait_until(TIME_LIMIT, is_open, || "the late record is rejected".to_owned());
     drop(predecessor);
 
@@ -254,7 +272,7 @@ fn a_transaction_of_its_own_that_no_coordinator_knows_is_ended() {
     wait_until_it_publishes(&bridge, Duration::from_secs(30));
     let acknowledged = load.finish(TIME_LIMIT);
     bridge.drain(TIME_LIMIT);
-    assert!(bridge.log_text().contains("hides a part of the ledger"), "{}", bridge.last_lines());
+    bridge.wait_for_log("hides a part of the ledger");
     let Some(verdict) = rig.verdict(test, &acknowledged.and(before)) else { return };
     verdict.assert_clean();
 }
@@ -616,17 +634,16 @@ fn records_are_published_once_write_permission_returns() {
         denied("BROKER", "kafka-cluster", "IDEMPOTENT_WRITE"),
     ];
     let (count, pause) = if everything() { (rules.len(), 8) } else { (1, 3) };
+    let pause = Duration::from_secs(pause);
     for rule in &rules[..count] {
         rule.add(&bootstrap).unwrap();
-        let added = Instant::now();
-        let mut was_rejected = false;
-        while added.elapsed() < Duration::from_secs(pause) {
-            was_rejected |= bridge.metric("livebridge_kafka_up") == Some(0.0);
-            thread::sleep(Duration::from_millis(50));
-        }
-        bridge.assert_running();
         // A running producer does not need the other permissions.
-        assert!(was_rejected || rule.operation != "WRITE", "{rule:?} changes nothing");
+        if rule.operation == "WRITE" {
+            let is_rejected = || bridge.metric("livebridge_kafka_up") == Some(0.0);
+            bridge.wait_until("rejected by the brokers", TIME_LIMIT, is_rejected);
+        }
+        thread::sleep(pause);
+        bridge.assert_running();
         rule.remove(&bootstrap).unwrap();
         let after = wait_until_it_publishes(&bridge, TIME_LIMIT);
         eprintln!("{test}: {rule:?}: resumes after {after:.1?}");
