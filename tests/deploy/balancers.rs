@@ -5,6 +5,7 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use livebridge::intake::{Access, Networks};
 
@@ -13,7 +14,10 @@ use crate::support::kafka::free_port;
 use crate::support::process::Running;
 use crate::support::tls::Identity;
 use crate::support::wire::{Answer, Wire, connect_from, post, post_chunked};
-use crate::support::{self, TIME_LIMIT, Unavailable, tls, wait_until};
+use crate::support::{self, Unavailable, tls, wait_until};
+
+/// For Envoy on a busy machine, and its health checks.
+const START_MAX: Duration = Duration::from_mins(1);
 
 /// Clients inside and outside of `access.allow`. The proxies are at 127.0.0.1.
 const ALLOWED: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
@@ -79,7 +83,7 @@ fn available(command: &str, argument: &str) -> Result<(), Unavailable> {
 fn start(command: &mut Command, port: u16) -> Running {
     let running = Running::start(command);
     let listens = || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok();
-    wait_until(TIME_LIMIT, listens, || running.stderr.text());
+    wait_until(START_MAX, listens, || running.stderr.text());
     running
 }
 
@@ -87,7 +91,7 @@ fn start(command: &mut Command, port: u16) -> Running {
 fn wait_until_accepted(port: u16) {
     let answer = || exchange(ALLOWED, port, post("/callback", &push()));
     let is_accepted = || answer().is_some_and(|answer| answer.status == 200);
-    wait_until(TIME_LIMIT, is_accepted, || format!("no callback is accepted: {:?}", answer()));
+    wait_until(START_MAX, is_accepted, || format!("no callback is accepted: {:?}", answer()));
 }
 
 /// What has to work through a load balancer on `port` without TLS.

@@ -2,6 +2,7 @@
 //! reordered or repeated, LSNs only grow, and released records are removed.
 
 use std::collections::{BTreeSet, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use proptest::sample::Index;
 use tempfile::TempDir;
 
 use crate::support::log::{OpenLog, block_on, cases, copy_dir, number_of, record, temp_dir, visit};
+use crate::support::wait_until;
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -522,10 +524,18 @@ fn a_log_can_be_inspected_while_it_is_written_and_released() {
     let mut log = OpenLog::open(dir.path()).unwrap();
     let acknowledged = Arc::new(Mutex::new(Vec::new()));
     let released = Arc::new(Mutex::new(Lsn::ZERO));
+    let visits = Arc::new(AtomicUsize::new(0));
     let writing = thread::spawn({
         let (acknowledged, released) = (Arc::clone(&acknowledged), Arc::clone(&released));
+        let visits = Arc::clone(&visits);
         move || {
             for group in 0..120 {
+                if group % 30 == 29 {
+                    // However fast it writes, it is visited between.
+                    let before = visits.load(Ordering::Relaxed);
+                    let is_visited = || visits.load(Ordering::Relaxed) > before;
+                    wait_until(Duration::from_mins(1), is_visited, || "no visit ends");
+                }
                 let len = if group % 3 == 0 { 1000 } else { 100_000 };
                 let lsns = log.append_all((0..10).map(|n| record(group * 10 + n, len)).collect());
                 acknowledged.lock().unwrap().extend(lsns);
@@ -538,7 +548,6 @@ fn a_log_can_be_inspected_while_it_is_written_and_released() {
             log.close().unwrap();
         }
     });
-    let mut visits = 0;
     while !writing.is_finished() {
         let before = acknowledged.lock().unwrap().clone();
         let seen: Vec<Lsn> = visit(dir.path()).iter().map(|entry| entry.lsn).collect();
@@ -547,10 +556,10 @@ fn a_log_can_be_inspected_while_it_is_written_and_released() {
         let seen: BTreeSet<Lsn> = seen.into_iter().collect();
         let missed = before.iter().find(|lsn| **lsn > released && !seen.contains(lsn));
         assert_eq!(missed, None, "{} of {} are seen", seen.len(), before.len());
-        visits += 1;
+        visits.fetch_add(1, Ordering::Relaxed);
     }
     writing.join().unwrap();
-    assert!(visits > 3, "{visits} visits");
+    assert!(visits.load(Ordering::Relaxed) > 3, "{visits:?} visits");
 }
 
 /// The ledger topic keeps records for a week. After that, the log's audit totals show its progress

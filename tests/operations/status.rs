@@ -5,14 +5,14 @@ use std::fs;
 use std::io::Write;
 use std::net::TcpStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::support::bridge::{Bridge, KEY};
 use crate::support::browser::Browser;
 use crate::support::kafka::{UNREACHABLE, mock_kafka};
-use crate::support::{metrics, or_skip, wire};
+use crate::support::{TIME_LIMIT, metrics, or_skip, wait_until, wire};
 
 const DOCUMENT: &str = include_str!("../../docs/status.md");
 /// A stream name that injects a script into a page without escaping.
@@ -82,10 +82,10 @@ fn samples_the_client_already_has_are_not_sent_again() {
     let latest = |status: &Value| status["history"].as_array()?.last()?["at"].as_i64();
     let first = latest(&status(&bridge, "/status")).expect("a sample");
     let mut then = status(&bridge, &format!("/status?after={first}"));
-    while latest(&then).is_none() {
-        std::thread::sleep(std::time::Duration::from_millis(100));
+    bridge.wait_until("taking another sample", Duration::from_mins(1), || {
         then = status(&bridge, &format!("/status?after={first}"));
-    }
+        latest(&then).is_some()
+    });
     let new = then["history"].as_array().expect("a list");
     assert!(new.iter().all(|sample| sample["at"].as_i64() > Some(first)), "{new:?}");
     let answer = wire::get(bridge.admin_address(), "/status?after=yesterday");
@@ -101,14 +101,13 @@ fn clients_that_do_not_read_do_not_block_health_checks() {
         let mut client = TcpStream::connect(bridge.admin_address()).expect("a connection");
         // The responses to these requests fill every buffer; writes to a closed connection fail.
         client.set_nonblocking(true).expect("an option");
-        let _ = client.write(&b"GET /metrics HTTP/1.1\r\nHost: l\r\n\r\n".repeat(1000));
+        let _ = client.write(&b"GET /metrics HTTP/1.1\r\nHost: l\r\n\r\n".repeat(300));
         silent.push(client);
     }
-    let asked = Instant::now();
+    // A health check that waits for them gets no answer.
     assert_eq!(bridge.get("/healthz"), "alive\n");
-    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
-    let crowded = ended(&bridge, "evicted");
-    assert!(crowded >= 36.0, "{crowded} of 100 left for others");
+    let evicted = || ended(&bridge, "evicted");
+    wait_until(TIME_LIMIT, || evicted() >= 36.0, || format!("{} of 100 were evicted", evicted()));
 }
 
 #[test]

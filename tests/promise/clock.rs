@@ -120,7 +120,7 @@ fn a_topic_that_rejects_old_timestamps_delays_records_and_rejects_none() {
         bridge.drain(TIME_LIMIT);
         assert!(bridge.is_connected());
         let is_logged = || bridge.log_text()[reported..].contains("publishing to Kafka again");
-        bridge.wait_until("logging the end", PATIENCE, is_logged);
+        bridge.wait_until("logging the end", TIME_LIMIT, is_logged);
         assert_eq!(bridge.metric("livebridge_dead_letters_total"), Some(0.0));
         let messages = published(kafka.bootstrap(), &prefix);
         assert_eq!(numbers(&messages), [1, 2, 3, 4, 5], "{delivery}");
