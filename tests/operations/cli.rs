@@ -24,6 +24,7 @@ use tempfile::TempDir;
 use crate::support::configured_bridge::ConfiguredBridge;
 use crate::support::intake::KEY;
 use crate::support::kafka::{UNREACHABLE, mock_kafka, topics};
+use crate::support::log::segment_dirs;
 use crate::support::process::{Finished, Running, livebridge, run};
 use crate::support::tls::Identity;
 use crate::support::{TIME_LIMIT, log, metrics, wait_until, wire};
@@ -496,14 +497,6 @@ mod check {
     }
 }
 
-/// Does not wait for the unreachable Kafka.
-fn stop_at_once(serving: &mut Running) {
-    serving.signal(Signal::TERM);
-    thread::sleep(Duration::from_millis(200));
-    serving.signal(Signal::TERM);
-    serving.wait();
-}
-
 mod a_setting_that_librdkafka_rejects {
     use super::*;
 
@@ -578,7 +571,7 @@ mod a_setting_that_librdkafka_rejects {
             assert_eq!(serving.post(body).status, 200);
         }
         assert_eq!(wire::get(serving.admin, "/readyz").status, 200);
-        stop_at_once(&mut serving.process);
+        serving.process.stop();
         let lines = serving.process.stderr.text();
         assert!(!lines.contains("hunter2"), "{lines}");
     }
@@ -692,7 +685,10 @@ mod wal {
             );
             assert_eq!(serving.post(&body.to_string()).status, 200);
         }
-        stop_at_once(&mut serving.process);
+        // The spare segment is created beside the first callbacks.
+        let has_spare = || segment_dirs(&bridge.wal()).len() == 2;
+        wait_until(TIME_LIMIT, has_spare, || "there is no spare segment");
+        serving.process.stop();
         bridge
     }
 

@@ -31,6 +31,7 @@ fn run(omit: &[&str], callbacks: &[(String, u16)]) -> (String, Vec<u8>, String) 
     assert_eq!(published.key.as_deref(), Some(SECRET.as_bytes()), "the key needs no body");
     let contents = files(&serving.wal()).iter().flat_map(|path| fs::read(path).unwrap()).collect();
     serving.process.stop();
+    serving.process.stderr.wait_for_text("\"stopped\"");
     (String::from_utf8(published.value).unwrap(), contents, serving.process.stderr.text())
 }
 

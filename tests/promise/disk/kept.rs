@@ -92,7 +92,7 @@ fn a_log_that_the_publisher_cannot_read_does_not_stop_the_intake_and_is_publishe
     let expected: Vec<u64> = (0..5).chain(10..20).collect();
     assert_eq!(published(&running, expected.len()), expected, "all of them, in order");
     wait_for_metric(&running, "livebridge_wal_read_ok", 1.0);
-    assert!(running.process.stderr.text().contains("the log can be read again"));
+    running.process.stderr.wait_for_text("the log can be read again");
     running.process.stop();
     assert_eq!(damaged(&bridge.wal(), &[]).stdout, "no damaged segment is kept\n");
 }

@@ -15,7 +15,7 @@ use crate::support::configured_bridge::ConfiguredBridge;
 use crate::support::intake::push;
 use crate::support::kafka::mock_kafka;
 use crate::support::log::{OpenLog, copy_dir, record, temp_dir, visit};
-use crate::support::turn;
+use crate::support::{TIME_LIMIT, turn};
 
 /// A block of the disk.
 const BLOCK: u64 = 4096;
@@ -95,6 +95,8 @@ fn check(log: &Path, fault: &Fault) {
     let published = running.published("live.push").take(expected.len());
     let published: BTreeSet<_> = published.map(|record| record.value).collect();
     assert!(published == expected, "{fault:?}");
+    // Until they are released, which may be after they are in Kafka, a stop leaves the segment as it is.
+    running.wait_for_metric_within(3 * TIME_LIMIT, "livebridge_wal_records", 0.0);
     running.process.stop();
 
     // Unreadable records must be kept, because a repair tool may be able to read them later.
