@@ -107,7 +107,8 @@ const RULES: [Rule; 24] = [
         "LivebridgeRejectingCallbacks",
         Level::Critical,
         State(|facts| facts.not_ready.map(|reason| format!("Callbacks are rejected: {reason}"))),
-        "Tencent retries for about 12 minutes. Free space, raise wal.max_bytes, or restore Kafka.",
+        "Tencent retries for about 12 minutes. Restore Kafka, raise wal.max_bytes, or free space outside wal.dir: it \
+         holds acknowledged callbacks that are not yet in Kafka, no log files.",
     ),
     (
         "LivebridgeRejectingCallbacks",
@@ -130,18 +131,19 @@ const RULES: [Rule; 24] = [
         Increase(
             |metrics| metrics.get(&table::WAL_DAMAGED_RECORDS),
             |_| true,
-            "records of the log could not be read",
+            "records of the write-ahead log could not be read",
         ),
-        "The disk lost acknowledged records. Check it, and move the log to another disk.",
+        "The disk lost acknowledged records. Check it, and copy wal.dir to another disk; delete nothing in it.",
     ),
     (
         "LivebridgeLogNotReadable",
         Level::Critical,
         State(|facts| {
             let unreadable = facts.metrics.get(&table::WAL_READ_OK) == 0.0;
-            unreadable.then(|| "The log cannot be read, so nothing is published".to_owned())
+            unreadable
+                .then(|| "The write-ahead log cannot be read, so nothing is published".to_owned())
         }),
-        "The log lines name the file and the cause. Callbacks are accepted. Keep the file.",
+        "The log lines name the file and the cause. Callbacks are accepted. Delete nothing in wal.dir.",
     ),
     (
         "LivebridgeQuarantineNotWritable",
@@ -158,9 +160,10 @@ const RULES: [Rule; 24] = [
         State(|facts| {
             let room = facts.metrics.get(&table::WAL_ROOM_BYTES);
             let low = facts.not_ready.is_none() && room < ROOM_LOW_BYTES;
-            low.then(|| format!("The log can grow by only {:.0} MB", room / 1e6))
+            low.then(|| format!("The write-ahead log can grow by only {:.0} MB", room / 1e6))
         }),
-        "Then callbacks are rejected. Free space, raise wal.max_bytes, or restore Kafka.",
+        "When it is full, callbacks are rejected. Restore Kafka, raise wal.max_bytes, or free space outside wal.dir: it \
+         holds acknowledged callbacks that are not yet in Kafka, no log files.",
     ),
     (
         "LivebridgeKafkaUnreachable",
@@ -168,7 +171,7 @@ const RULES: [Rule; 24] = [
         State(|facts| {
             (facts.metrics.get(&table::KAFKA_UP) == 0.0).then(|| "Kafka does not answer".to_owned())
         }),
-        "The log lines give the cause. Nothing is lost until the log is full.",
+        "The log lines give the cause. Nothing is lost until the write-ahead log is full; delete nothing in wal.dir.",
     ),
     (
         "LivebridgePublishingLate",
@@ -177,7 +180,7 @@ const RULES: [Rule; 24] = [
             let age = facts.metrics.get(&table::OLDEST_UNPUBLISHED_AGE_SECONDS);
             (age > LATE_SECONDS).then(|| format!("The oldest callback has waited {age:.0} s"))
         }),
-        "Consumers receive events late. Nothing is lost; another finding or the log lines tell why.",
+        "Consumers receive events late. Nothing is lost; another finding or the log lines give the cause.",
     ),
     (
         "LivebridgeGapNotRecovered",
@@ -265,7 +268,7 @@ const RULES: [Rule; 24] = [
             |_| true,
             "callbacks had no valid signature",
         ),
-        "Check that the callback key of the console is configured and that the clock is right.",
+        "Is the callback key of the console in callback.keys, and the clock right? Tencent drops them after 12 minutes.",
     ),
     (
         "LivebridgeSignatureUnverified",

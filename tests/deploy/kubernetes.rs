@@ -30,13 +30,17 @@ const KUBERNETES: [&str; 2] = ["1.27", "1.37"];
 fn the_manifests_are_valid_for_the_oldest_and_the_newest_kubernetes_api() {
     assert!(MANIFESTS.contains(&format!("# Kubernetes {} or later", KUBERNETES[0])));
     for version in KUBERNETES {
-        let files = ["deploy/kubernetes/livebridge.yaml", "deploy/kubernetes/release.yaml"];
+        let files = [
+            "deploy/kubernetes/livebridge.yaml", "deploy/kubernetes/release.yaml",
+            "deploy/kubernetes/shell.yaml",
+        ];
         let arguments = ["-m", "kubernetes_validate", "--strict", "-k", version];
         let arguments = [&arguments[..], &files].concat();
         let Some(output_text) = python("manifests", &arguments) else { return };
-        for kind in
-            ["configmap", "service", "statefulset", "poddisruptionbudget", "networkpolicy", "job"]
-        {
+        for kind in [
+            "configmap", "service", "statefulset", "poddisruptionbudget", "networkpolicy", "job",
+            "pod",
+        ] {
             assert!(
                 output_text.contains(&format!("passed for resource {kind}/livebridge")),
                 "{version}, {kind}: {output_text}"
@@ -49,7 +53,7 @@ fn the_manifests_are_valid_for_the_oldest_and_the_newest_kubernetes_api() {
 fn the_pods_are_restricted_and_their_instances_are_named_after_namespace_and_pod() {
     let arguments = [
         "tests/deploy/kubernetes/restricted.py", "deploy/kubernetes/livebridge.yaml",
-        "deploy/kubernetes/release.yaml",
+        "deploy/kubernetes/release.yaml", "deploy/kubernetes/shell.yaml",
     ];
     let Some(output_text) = python("pods", &arguments) else { return };
     assert!(
@@ -58,6 +62,10 @@ fn the_pods_are_restricted_and_their_instances_are_named_after_namespace_and_pod
     );
     assert!(
         output_text.contains("Job/livebridge-release: restricted, 1 containers"),
+        "{output_text}"
+    );
+    assert!(
+        output_text.contains("Pod/livebridge-shell: restricted, 1 containers"),
         "{output_text}"
     );
 }
@@ -109,6 +117,31 @@ fn livebridge_accepts_the_configuration_of_the_manifests() {
     );
     assert_eq!(config.admin.listen.port(), 9464);
     assert_eq!(config.http.listen.port(), 8080);
+}
+
+/// The lines below `start` that are comments of YAML, without their `#`.
+fn uncommented(text: &str, start: &str) -> String {
+    let (_, rest) = text.split_once(start).unwrap_or_else(|| panic!("no {start}"));
+    let lines = rest.lines().skip(1).map(str::trim_start);
+    lines.map_while(|line| line.strip_prefix("# ")).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_commented_settings_of_the_manifest_are_valid() {
+    let client = format!("[kafka.client]\n{}", uncommented(MANIFESTS, "    # [kafka.client]"));
+    let variables = [
+        ("LIVEBRIDGE_CALLBACK_KEYS", "k"),
+        ("LIVEBRIDGE_KAFKA_CLIENT_SASL_PASSWORD", "a-long-password"),
+    ];
+    let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    assert!(variables.iter().all(|(name, _)| name.ends_with("KEYS") || MANIFESTS.contains(name)));
+    let config = Config::from_parts(client.parse().unwrap(), variables.into_iter()).unwrap();
+    let config = format!("{config:#?}");
+    for setting in ["sasl.mechanisms", "sasl.username", "sasl.password"] {
+        assert!(config.contains(setting), "no {setting} in {config}");
+    }
+    let egress = uncommented(MANIFESTS, "    # Tencent Cloud's API, for");
+    assert_eq!(egress, "- ports: [{ port: 443 }]");
 }
 
 /// The probe's path in the manifest.

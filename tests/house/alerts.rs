@@ -22,12 +22,27 @@ const DASHBOARD: &str = include_str!("../../deploy/dashboard.json");
 const METRICS: &str = include_str!("../../docs/metrics.md");
 const FINDINGS: &str = include_str!("../../src/admin/findings.rs");
 
-/// Each alert's name and the text of its rule.
-fn alerts() -> BTreeMap<&'static str, &'static str> {
+/// The name and the text of each alerting rule. An alert with two severities has two rules.
+fn rules() -> Vec<(&'static str, &'static str)> {
     let rules = ALERTS.split("      - alert: ").skip(1);
-    let alerts: BTreeMap<_, _> = rules.filter_map(|rule| rule.split_once('\n')).collect();
-    assert!(alerts.len() >= 20, "{alerts:?}");
+    let rules: Vec<_> = rules.filter_map(|rule| rule.split_once('\n')).collect();
+    assert!(rules.len() >= 20, "{rules:?}");
+    rules
+}
+
+/// Each alert's name and the texts of its rules.
+fn alerts() -> BTreeMap<&'static str, String> {
+    let mut alerts = BTreeMap::<_, String>::new();
+    for (name, rule) in rules() {
+        alerts.entry(name).or_default().push_str(rule);
+    }
     alerts
+}
+
+/// The paragraph of a runbook section that begins with `start`, in one line.
+fn paragraph(section: &str, start: &str) -> String {
+    let found = section.split("\n\n").find(|paragraph| paragraph.trim_start().starts_with(start));
+    found.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// The metric tables of docs/metrics.md.
@@ -52,7 +67,7 @@ fn asked(query: &str) -> BTreeSet<String> {
 
 #[test]
 fn every_alert_has_a_firing_case_a_silent_case_and_a_runbook_section() {
-    for (name, rule) in alerts() {
+    for (name, rule) in rules() {
         for case in ["fires", "is quiet"] {
             assert!(CASES.contains(&format!("- name: {name} {case}\n")), "{name} has none: {case}");
         }
@@ -66,8 +81,13 @@ fn every_alert_has_a_firing_case_a_silent_case_and_a_runbook_section() {
         let (_, section) =
             RUNBOOK.split_once(&format!("\n## {name}\n")).unwrap_or_else(|| panic!("no {name}"));
         let section = section.split("\n## ").next().expect("a section");
-        for part in ["**What it means.** ", "**Look.** ", "**Do.** ", "**Do not.** "] {
+        for part in ["**What it means.** ", "**Look.** ", "**Do.** ", "**Do not** "] {
             assert!(section.contains(part), "{name} has no {part}");
+        }
+        // Without its own negation, a sentence in it reads as an instruction.
+        let prohibited = paragraph(section, "**Do not");
+        for sentence in prohibited.trim_end_matches('.').split(". ") {
+            assert!(sentence.starts_with("**Do not** "), "{name}: {sentence:?} has no negation");
         }
     }
     let sections = RUNBOOK.lines().filter_map(|line| line.strip_prefix("## "));
@@ -94,11 +114,13 @@ fn every_alert_that_pages_has_a_finding_on_the_status_page() {
 
 #[test]
 fn findings_of_the_status_page_have_the_conditions_of_their_alerts() {
-    let expression = |alert: &str| alerts()[alert].lines().find(|line| line.contains("expr: "));
+    let expression = |alert: &str| -> String {
+        alerts()[alert].lines().filter(|line| line.contains("expr: ")).collect()
+    };
     let mut metrics = 0;
     for rule in FINDINGS.split("    (\n        \"").skip(1) {
         let (alert, rule) = rule.split_once('"').expect("an alert");
-        let expression = expression(alert).expect("an expression");
+        let expression = expression(alert);
         for name in rule.split("table::").skip(1) {
             let name = name.split(|c: char| !c.is_ascii_uppercase() && c != '_').next();
             let name = format!("livebridge_{}", name.expect("a metric").to_lowercase());
@@ -117,9 +139,12 @@ fn findings_of_the_status_page_have_the_conditions_of_their_alerts() {
         ("LivebridgeMalformedCallbacks", "MALFORMED"),
         ("LivebridgeAccessDenied", "ACCESS"),
     ] {
-        let reasons: Vec<_> = value(reasons).split('"').skip(1).step_by(2).collect();
-        let reasons = format!("reason=~\"{}\"", reasons.join("|"));
-        assert!(expression(alert).expect("an expression").contains(&reasons), "{alert} {reasons}");
+        let reasons: BTreeSet<_> = value(reasons).split('"').skip(1).step_by(2).collect();
+        let expression = expression(alert);
+        let queried = expression.split("reason=~\"").skip(1);
+        let queried = queried.filter_map(|rest| rest.split('"').next());
+        let queried: BTreeSet<_> = queried.flat_map(|reasons| reasons.split('|')).collect();
+        assert_eq!(queried, reasons, "{alert}");
     }
     for (alert, limit) in [
         ("LivebridgePublishingLate", "LATE_SECONDS"),
@@ -130,8 +155,54 @@ fn findings_of_the_status_page_have_the_conditions_of_their_alerts() {
             value(limit).split('*').map(|factor| factor.trim().replace('_', "").parse::<f64>());
         let limit = factors.map(|factor| factor.expect("a number")).product::<f64>();
         let limit = format!(" {limit}'");
-        assert!(expression(alert).expect("an expression").ends_with(&limit), "{alert} {limit}");
+        assert!(expression(alert).ends_with(&limit), "{alert} {limit}");
     }
+}
+
+#[test]
+fn every_summary_begins_with_the_instance_unless_the_rule_is_about_all_of_them() {
+    for (name, rule) in rules() {
+        let (_, summary) = rule.split_once("summary: '").expect("a summary");
+        let names_instance = summary.starts_with("{{ $labels.instance }}: ")
+            || summary.starts_with("{{ if $labels.instance }}{{ $labels.instance }}: ");
+        let of_all = rule.contains(" by (job) (");
+        assert!(names_instance != of_all, "{name}: {summary}");
+    }
+}
+
+/// A directory of that name tempts an operator to delete "log files" when it fills a disk.
+#[test]
+fn alerts_and_findings_say_write_ahead_log_where_they_mean_wal_dir() {
+    for text in [ALERTS, FINDINGS] {
+        // Comments are not shown to operators.
+        let lines = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        let text = lines.collect::<Vec<_>>().join("\n").to_lowercase();
+        let text = text.replace("the log line", "").replace("log files", "");
+        assert_eq!(text.matches("the log").count(), 0, "says \"the log\"");
+    }
+    for alert in ["LivebridgeLogFillingUp", "LivebridgeLogSpaceLow", "LivebridgeLogNotReadable"] {
+        let rule = &alerts()[alert];
+        for part in ["not yet in Kafka", "no log files", "delete nothing in wal.dir"] {
+            assert!(rule.contains(part), "{alert} does not say {part:?}");
+        }
+    }
+}
+
+#[test]
+fn the_documented_command_makes_every_runbook_address_absolute() {
+    let command = ALERTS.lines().find_map(|line| line.strip_prefix("#   sed "));
+    let command = command.expect("the command").replace("alerts.yml", "\"$1\"");
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("alerts.yml");
+    fs::write(&file, ALERTS).expect("a writable directory");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("sed {command}"), "sh"]).arg(&file);
+    assert!(shell.status().expect("a shell").success(), "{command}");
+    let changed = fs::read_to_string(&file).expect("a readable file");
+    let addresses = changed.lines().filter_map(|line| line.trim().strip_prefix("runbook_url: "));
+    let addresses: Vec<_> = addresses.collect();
+    assert_eq!(addresses.len(), rules().len());
+    assert!(addresses.iter().all(|address| address.starts_with("https://")), "{addresses:?}");
 }
 
 #[test]
@@ -275,15 +346,15 @@ fn prometheus_scrapes_the_bridge_and_evaluates_every_rule_and_query() {
     let up = |value: Value| value["data"]["result"][0]["value"][1] == "1";
     let scrapes = || prometheus.get("/api/v1/query?query=up").is_some_and(up);
     wait_until(Duration::from_mins(1), scrapes, || "it does not scrape");
-    let healthy = |rules: &Value| {
-        let Some(groups) = rules["data"]["groups"].as_array() else { return false };
-        let rules: Vec<&Value> =
+    let healthy = |answer: &Value| {
+        let Some(groups) = answer["data"]["groups"].as_array() else { return false };
+        let evaluated: Vec<&Value> =
             groups.iter().filter_map(|group| group["rules"].as_array()).flatten().collect();
-        for rule in &rules {
+        for rule in &evaluated {
             assert_ne!(rule["health"], "err", "{}: {}", rule["name"], rule["lastError"]);
         }
-        let done = rules.iter().filter(|rule| rule["health"] == "ok").count();
-        done == alerts().len() + 1
+        let done = evaluated.iter().filter(|rule| rule["health"] == "ok").count();
+        done == rules().len() + 1
     };
     let are_evaluated = || prometheus.get("/api/v1/rules").is_some_and(|rules| healthy(&rules));
     wait_until(Duration::from_mins(1), are_evaluated, || "rules are not evaluated");

@@ -28,7 +28,8 @@ def check(name, pod):
         assert security["capabilities"]["drop"] == ["ALL"] and "add" not in security["capabilities"], name
         assert not any("hostPort" in port for port in container.get("ports", [])), name
         assert container["resources"]["limits"]["memory"], name
-        images.add(container["image"])
+        if container["image"].startswith("livebridge:"):
+            images.add(container["image"])
         environment = {entry["name"]: entry for entry in container.get("env", [])}
         if "LIVEBRIDGE_KAFKA_INSTANCE" in environment:
             # Only variables that stand before it are expanded.
@@ -45,6 +46,8 @@ for path in sys.argv[1:]:
         name = f"{manifest['kind']}/{manifest['metadata']['name']}"
         if manifest["kind"] in ("StatefulSet", "Job"):
             check(name, manifest["spec"]["template"]["spec"])
+        elif manifest["kind"] == "Pod":
+            check(name, manifest["spec"])
         for template in manifest["spec"].get("volumeClaimTemplates", []) if "spec" in manifest else []:
             claim = f"{template['metadata']['name']}-{manifest['metadata']['name']}-0"
             assert not claims or claim in claims, f"{claims} are not the claims of {name}"
