@@ -30,7 +30,8 @@ pub(crate) fn advice(path: &Path, cause: &io::Error) -> String {
     match cause.kind() {
         io::ErrorKind::PermissionDenied => denied(path),
         io::ErrorKind::ReadOnlyFilesystem => {
-            "; the file system is read-only: mount a volume or directory there that can be written"
+            "; the file system is read-only: mount a volume or directory there that can be written, or, under \
+             systemd, allow it with ReadWritePaths="
                 .to_owned()
         }
         _ => String::new(),

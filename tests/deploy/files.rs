@@ -1,12 +1,14 @@
 //! The files in `deploy/` match the code: keys, defaults, variables, metrics.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use livebridge::config::Config;
 
 const SAMPLE: &str = include_str!("../../deploy/livebridge.toml");
+const UNIT: &str = include_str!("../../deploy/livebridge.service");
 const COMPOSE: &str = include_str!("../../docker-compose.yml");
 const DOCKERFILE: &str = include_str!("../../deploy/Dockerfile");
 const ALERTS: &str = include_str!("../../deploy/alerts.yml");
@@ -25,11 +27,38 @@ fn words<'a>(text: &'a str, prefix: &str) -> BTreeSet<&'a str> {
 }
 
 #[test]
-fn the_sample_configuration_is_the_defaults_plus_an_instance_name() {
+fn the_sample_configuration_is_the_defaults() {
     let key = ("LIVEBRIDGE_CALLBACK_KEYS".to_owned(), "a-real-key".to_owned());
-    let examples = "[kafka]\ninstance = \"livebridge-1\"\n";
     let environment = [key];
-    assert_eq!(config(SAMPLE, &environment), config(examples, &environment));
+    assert_eq!(config(SAMPLE, &environment), config("", &environment));
+}
+
+/// The commands in the head of the systemd unit, from `sed` on, turn the sample into a configuration that starts.
+#[test]
+fn the_installation_steps_of_the_unit_set_log_directory_keys_and_brokers() {
+    let steps: Vec<&str> = UNIT.lines().filter_map(|line| line.strip_prefix("#   ")).collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let files =
+        steps.iter().filter(|step| step.starts_with("install ")).flat_map(|step| step.split(' '));
+    let files: Vec<&str> = files.filter(|word| word.starts_with("deploy/")).collect();
+    assert_eq!(files.len(), 3, "{steps:?}");
+    assert!(files.iter().all(|file| root.join(file).is_file()), "{files:?}");
+
+    let dir = tempfile::tempdir().unwrap();
+    let installed = dir.path().join("livebridge.toml");
+    fs::write(&installed, SAMPLE).unwrap();
+    let step = steps.iter().find(|step| step.starts_with("sed ")).expect("the step");
+    let step = step.replace("/etc/livebridge/livebridge.toml", "\"$1\"");
+    let mut shell = Command::new("sh");
+    assert!(shell.args(["-c", &step, "sh"]).arg(&installed).status().unwrap().success());
+    let keys = dir.path().join("callback-keys");
+    fs::write(&keys, "main a-real-key\n").unwrap();
+    let text = fs::read_to_string(&installed).unwrap();
+    let text = text.replace("/etc/livebridge/callback-keys", keys.to_str().unwrap());
+    let config = config(&text, &[]);
+    for part in ["/var/lib/livebridge/log", "kafka.example.com:9092", "CallbackKey(main, "] {
+        assert!(config.contains(part), "no {part} in {config}");
+    }
 }
 
 #[test]
