@@ -205,19 +205,50 @@ fn nginx_forwards_callbacks_to_the_instance_that_accepts_them() {
     }
 }
 
+/// The number that follows `before` in a file.
+fn number(text: &str, before: &str) -> u64 {
+    let (_, rest) = text.split_once(before).unwrap_or_else(|| panic!("no {before}"));
+    rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
+}
+
+/// Otherwise an instance that hangs leaves no time for the other one.
+#[test]
+fn all_tries_of_a_balancer_end_before_tencent_gives_up() {
+    const TENCENT_SECONDS: u64 = 20;
+    let deadline = number(include_str!("../../deploy/livebridge.toml"), "deadline = \"");
+    let nginx = include_str!("../../deploy/nginx.conf");
+    let haproxy = include_str!("../../deploy/haproxy.cfg");
+    let envoy = include_str!("../../deploy/envoy.yaml");
+    for (tries, connect, answer) in [
+        (
+            number(nginx, "proxy_next_upstream_tries "),
+            number(nginx, "proxy_connect_timeout "),
+            number(nginx, "proxy_read_timeout "),
+        ),
+        (
+            1 + number(haproxy, "retries "),
+            number(haproxy, "timeout connect "),
+            number(haproxy, "timeout server "),
+        ),
+        // Envoy's time of a try includes the connection.
+        (1 + number(envoy, "num_retries: "), 0, number(envoy, "per_try_timeout: ")),
+    ] {
+        assert!(tries > 1 && answer > deadline, "{tries} tries of {answer} s");
+        assert!(tries * (connect + answer) < TENCENT_SECONDS, "{tries} × ({connect} + {answer}) s");
+    }
+    let (_, whole) = envoy.split_once("# Of both tries together").unwrap();
+    assert!(number(whole, " timeout: ") < TENCENT_SECONDS, "the whole request");
+}
+
 /// The balancer sends requests, so it must be the one that closes idle connections.
 #[test]
 fn balancers_close_idle_connections_before_livebridge_does() {
     let toml = include_str!("../../deploy/livebridge.toml");
-    let seconds = |text: &str, before: &str| -> u64 {
-        let (_, rest) = text.split_once(before).unwrap_or_else(|| panic!("no {before}"));
-        rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
-    };
-    let keep_alive = seconds(toml, "keep_alive = \"");
+    let keep_alive = number(toml, "keep_alive = \"");
     for (text, before) in [
         (include_str!("../../deploy/nginx.conf"), "keepalive_timeout "),
         (include_str!("../../deploy/envoy.yaml"), "idle_timeout: "),
     ] {
-        assert!(seconds(text, before) < keep_alive, "{before}");
+        assert!(number(text, before) < keep_alive, "{before}");
     }
 }
