@@ -77,7 +77,7 @@ enum Command {
     /// Exits 0 if it does, 1 if it does not or does not answer, 64 if the configuration or an
     /// option is wrong.
     Ready(ready::Options),
-    /// Print the configuration in effect, and where each value comes from; secrets are hidden.
+    /// Print the configuration in effect, and where each value comes from; secrets are redacted.
     ///
     /// Exits 64 if `serve` would reject it.
     #[command(after_long_help = CONFIG_EXAMPLES)]
@@ -93,7 +93,7 @@ enum Command {
     /// Prints what it would send, and sends it with --yes.
     #[command(after_long_help = replay::EXAMPLES)]
     Replay(replay::Options),
-    /// Publish the events whose callbacks Tencent Cloud gave up on, from its records of them.
+    /// Publish events whose callbacks Tencent Cloud stopped retrying, read from its callback records.
     ///
     /// Prints what it would send, and sends it with --yes. Needs credentials of Tencent Cloud.
     #[command(after_long_help = recover::EXAMPLES)]

@@ -1,7 +1,7 @@
 //! Which events are published: progress through this log, and the window of known ids.
 //!
-//! Each transaction writes its events and one [`Commit`] to the ledger topic. Reading that topic
-//! back therefore tells, without doubt, how far this log was published (I4) and which ids any
+//! Each transaction writes its events and one [`Commit`] to the ledger topic. That topic
+//! therefore contains, without doubt, how far this log was published (I4) and which ids any
 //! instance has published (I5). Only the progress has a copy on local disk (wal/checkpoint.rs):
 //! nothing can be published while Kafka is away, so the ids are not needed then.
 
@@ -24,7 +24,7 @@ use window::DedupWindow;
 pub struct Config {
     /// A retry is recognised if it was received within this time of its original.
     pub window: Duration,
-    /// More ids than this are not kept, whatever the window says.
+    /// More ids than this are not kept, whatever the window is.
     pub max_ids: usize,
 }
 

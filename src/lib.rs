@@ -30,7 +30,7 @@
 //! - **I1** A callback is answered 200 only when its record is durable: written, flushed, and its
 //!   file `fdatasync`ed.
 //! - **I2** Only a verified callback becomes a record.
-//! - **I3** A record leaves the log only when the ledger says that its transaction is committed,
+//! - **I3** A record leaves the log only when the ledger lists its transaction as committed,
 //!   when it was absorbed as a retry of one whose transaction is, or when it cannot be read: its
 //!   segment is then kept.
 //! - **I4** Records are sent in LSN order, one transaction at a time. After a crash, the publisher

@@ -3,7 +3,7 @@
 //!
 //! A batch is what became durable while the last transaction ran and during the pause after it
 //! (pace.rs). Its transaction contains the events and one ledger record, so that after any crash the
-//! ledger tells exactly what Kafka has. While Kafka is busy with a full batch, the next one is read.
+//! ledger lists exactly what Kafka has. While Kafka is busy with a full batch, the next one is read.
 //!
 //! The publisher runs in sessions (session.rs): each has a producer of its own, and ends when that has
 //! failed or needs other settings.
@@ -222,7 +222,7 @@ impl Publisher {
     /// [`PublisherError`], when no other producer would help.
     fn producer_lost(&mut self, failure: Failure, late: bool) -> Result<(), PublisherError> {
         match failure {
-            // Without a ledger nothing tells whether the last batch was committed.
+            // Only a ledger contains whether the last batch was committed.
             Failure::Fenced(_) if !self.source.has_ledger() => {
                 return Err(PublisherError::Fenced(self.kafka.instance.clone()));
             }

@@ -21,7 +21,7 @@ use crate::wal::Limits;
 use crate::{logging, metrics};
 
 /// Interval between two checks of the files: short for an operator who edits one and watches the
-/// log lines. /// Kubernetes takes a minute to update a mounted secret anyway.
+/// log lines. Kubernetes takes a minute to update a mounted secret anyway.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The sections that are applied without a restart, beside the limits of the log.

@@ -38,8 +38,8 @@ pub(super) struct Options {
     /// Events up to this time; the default is now.
     #[arg(long, value_name = "TIME", value_parser = parse_time, conflicts_with = "gap")]
     until: Option<Timestamp>,
-    /// Recover the times in which this instance accepted no callbacks, which it has recorded, and
-    /// those in which no instance accepted one, according to the ledger.
+    /// Recover the gaps that this instance recorded (see livebridge wal gaps), and those in which no
+    /// instance accepted a callback, found in the ledger topic.
     #[arg(long)]
     gap: bool,
     /// Only the events of this stream; may be given several times.
@@ -78,7 +78,7 @@ Examples:
 Tencent Cloud keeps records of the callbacks of types 0, 1, 100 and 200 for 14 days. A recovered
 event is published like a callback that arrived in time, with the header livebridge-recovered-at.
 Events that are in Kafka are skipped, also those that others publish in the meantime: recover may
-run beside every livebridge, several times at once, and again after it was killed. It queries one
+run beside every instance, several times concurrently, and again after it was killed. It queries one
 stream after another, 18 a second.
 
 Exits 0 if every failed callback is in Kafka, or would be; 1 if some cannot be decoded or are

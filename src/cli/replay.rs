@@ -63,8 +63,8 @@ A replayed event has the ce_id, key, value and ce_time of the original, and the 
 livebridge-replayed-at. Consumers receive it after events that were published in the meantime. The
 timestamp of its record, by which retention removes it, is at most a day before the publication. An
 event that is already in its topic is skipped, and so is one that another instance or replay
-publishes in the meantime: replay may run beside every livebridge, several times at once, and again
-after it was killed. With --again or --to, events are not compared with those that others publish in
+publishes in the meantime: replay may run beside every instance, several times concurrently, and
+again after it was killed. With --again or --to, events are not compared with those that others publish in
 the meantime. Only one replay with --to may run per topic: a second one fences the first, which then
 exits with an error.";
 

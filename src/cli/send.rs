@@ -36,7 +36,7 @@ pub(super) struct Options {
     /// At most this many a second; 0: as fast as they are answered.
     #[arg(long, default_value_t = 0.0, value_parser = parse_rate, allow_negative_numbers = true)]
     rate: f64,
-    /// Connections to send on at once.
+    /// Connections to send on concurrently.
     #[arg(long, default_value_t = 1)]
     connections: u64,
     /// Retries of a callback that is not answered 200. Tencent makes 12, a minute apart.

@@ -133,8 +133,8 @@ const MARK: &str = "managed-by-livebridge";
 /// Selects the managed template.
 #[derive(Debug, Args)]
 struct Managed {
-    /// The template's name: letters, digits, `_` and `-`. Each of several livebridges that
-    /// share an account needs its own name.
+    /// The template's name: letters, digits, `_` and `-`. Each of several installations
+    /// that share an account needs its own name.
     #[arg(long = "template", value_name = "NAME", default_value = status::DEFAULT_NAME, value_parser = parse_name)]
     name: String,
 }

@@ -74,7 +74,7 @@ impl Cause {
             {
                 (
                     "Kafka closes the connection at the first request",
-                    "its port may speak TLS, or require a user: set security.protocol in [kafka.client] to \
+                    "its port may use TLS, or require a user: set security.protocol in [kafka.client] to \
                  SSL, SASL_SSL or SASL_PLAINTEXT",
                 )
             }
@@ -98,7 +98,7 @@ impl Cause {
 fn tls(has: impl Fn(&str) -> bool) -> (&'static str, &'static str) {
     if has("plaintext broker") || has("wrong version number") || has("disconnected") {
         (
-            "this port of Kafka does not speak TLS",
+            "this port of Kafka does not use TLS",
             "set security.protocol in [kafka.client] to PLAINTEXT or SASL_PLAINTEXT, or kafka.brokers \
              to the port for TLS",
         )

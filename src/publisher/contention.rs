@@ -11,7 +11,7 @@ use crate::event::EventId;
 use crate::ledger::Commit;
 use crate::wal::OpeningId;
 
-/// With so many ids (16 MB), the publisher waits until the transactions are decided. They accumulate
+/// At this number of ids (16 MB), the publisher waits until the transactions are decided. They accumulate
 /// only behind a transaction that Kafka does not end.
 const IDS_MAX: usize = 1_000_000;
 

@@ -216,10 +216,10 @@ fn advice(cause: &ureq::Error) -> &'static str {
             "; its certificate is not of an authority that this machine knows, or not for this host: \
              is it the right endpoint? SSL_CERT_FILE names other authorities"
         }
-        Some(rustls::Error::InvalidMessage(_)) => "; it does not speak TLS: is the port right?",
+        Some(rustls::Error::InvalidMessage(_)) => "; it does not use TLS: is the port right?",
         Some(_) => "; the TLS handshake failed",
         None if is_closed_early(cause) => {
-            "; it closed the connection: does it speak TLS, if the endpoint is https?"
+            "; it closed the connection: does it use TLS, if the endpoint is https?"
         }
         None => "",
     }

@@ -84,7 +84,7 @@ impl CommitDelay {
         Some(Wait { count, until })
     }
 
-    /// A wait brought this many records.
+    /// Adapts the number of fruitless waits to a wait in which `brought` records arrived.
     pub(super) fn record_wait(&mut self, brought: usize) {
         self.fruitless_waits =
             if brought == 0 { self.fruitless_waits + 1 } else { self.fruitless_waits / 2 };

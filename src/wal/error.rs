@@ -65,7 +65,7 @@ pub enum AppendError {
     #[error("the log has reached wal.max_bytes")]
     LogFull,
     /// The file system has less than `wal.min_free_bytes` left, or has no space for a further segment.
-    #[error("the log has no room left on its disk")]
+    #[error("the disk has less than wal.min_free_bytes free, or no space for a segment")]
     DiskFull,
     /// The log was closed, or the writer failed.
     #[error("the log has stopped")]

@@ -1,6 +1,6 @@
 //! The queue in front of the writer, bounded by items and by bytes.
 //!
-//! The writer says how many items it waits for and is woken once for them, not once for each.
+//! The writer sets how many items it waits for and is woken once for them, not once for each.
 
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};

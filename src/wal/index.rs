@@ -22,12 +22,12 @@ const LAST: Lsn = Lsn::new(u32::MAX, u32::MAX);
 /// What the log holds that is not released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stored {
-    /// How many records.
+    /// The number of records.
     pub records: u64,
     /// Bytes on disk, with the released records of the oldest segment and the damaged segments that
     /// are kept.
     pub disk_bytes: u64,
-    /// How many segments with records.
+    /// The number of segments with records.
     pub segments: usize,
     /// When the oldest record was received, as far as it is known.
     pub oldest: Option<Timestamp>,
@@ -191,7 +191,7 @@ impl Index {
         inner.locate(cursor)
     }
 
-    /// The last record that the ledger says is published. What it says counts in the self-audit too.
+    /// Applies the progress in the ledger, also to the self-audit, and returns the last published record.
     pub(super) fn apply_progress(&self, progress: &Progress) -> Lsn {
         let mut inner = self.lock();
         inner.audit.apply_progress(progress);

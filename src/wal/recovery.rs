@@ -92,14 +92,16 @@ fn find_segments(segments: &Path, id: LogId) -> Result<(Vec<FoundSegment>, u32),
             continue;
         }
         let is_last = number + 1 == next_number;
-        let cleared = match contents {
-            Contents::Unreadable => keep_unreadable(&dir, is_last),
-            _ if is_last => dir::empty(&dir),
-            _ => fs::remove_dir_all(&dir),
+        let (cleared, failure) = match contents {
+            Contents::Unreadable => {
+                (keep_unreadable(&dir, is_last), "cannot keep an unreadable segment")
+            }
+            _ if is_last => (dir::empty(&dir), "cannot empty a segment without records"),
+            _ => (fs::remove_dir_all(&dir), "cannot remove a segment without records"),
         };
         // The records of the other segments must be published nevertheless.
         if let Err(error) = cleared {
-            tracing::error!(%error, path = %dir.display(), "cannot remove an empty segment, or keep an unreadable one");
+            tracing::error!(%error, path = %dir.display(), "{failure}");
         }
     }
     // What was read may be in the page cache only, when the process that wrote it was killed

@@ -842,7 +842,7 @@ mod a_log {
         wait_until(TIME_LIMIT, || probe.ready().is_err(), || "it still has room");
         assert_eq!(probe.ready(), Err(AppendError::DiskFull));
         let answer = bed.send(post("/callback", &push()));
-        assert_rejected(&answer, 503, "no room left on its disk");
+        assert_rejected(&answer, 503, "less than wal.min_free_bytes free");
         assert_eq!(answer.header("retry-after"), Some("10"));
         assert!(bed.stored().is_empty());
         assert_rejected(&bed.send("GET /readyz HTTP/1.1\r\n\r\n"), 503, "not ready");

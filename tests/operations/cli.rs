@@ -900,7 +900,10 @@ mod ready {
         serving.process.stderr.wait_for_text("are rejected with 503");
         let ready = run(&mut livebridge(&["ready", "--admin", &admin]));
         assert_eq!(ready.code, Some(1), "{ready:?}");
-        assert_eq!(ready.stdout, "not ready: the log has no room left on its disk\n");
+        assert_eq!(
+            ready.stdout,
+            "not ready: the disk has less than wal.min_free_bytes free, or no space for a segment\n"
+        );
     }
 }
 

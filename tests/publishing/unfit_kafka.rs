@@ -320,7 +320,7 @@ fn the_cause_of_a_failed_connection_to_kafka_is_named_with_the_key_that_helps() 
             "tls-to-plain",
             &plain,
             sasl_ssl(&valid, "PLAIN"),
-            "does not speak TLS",
+            "does not use TLS",
             "security.protocol",
         ),
         (

@@ -399,7 +399,7 @@ fn an_endpoint_that_is_not_the_api_is_reported_by_its_cause() {
             let _ = client.read(&mut [0; 4096]);
         }
     });
-    elsewhere(&url, 1, &["cannot reach", "it does not speak TLS"]);
+    elsewhere(&url, 1, &["cannot reach", "it does not use TLS"]);
 }
 
 /// A certificate for `localhost` as a file of authorities, and the server that has it.

@@ -5,7 +5,7 @@ use crate::event::{EventId, EventType, Timestamp};
 use crate::ledger::{self, Ledger};
 use crate::wal::{Entries, OpeningId};
 
-/// Where a process dies.
+/// Where a process crashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Crash {
     BeforeCommit,
@@ -77,7 +77,7 @@ fn a_crash_at_any_point_leaves_a_record_in_quarantine_or_published_and_never_bot
             let dir = dir_of(home.path());
             reject(&mut Quarantine::new(dir.clone()), &[1, 2, 3], 1);
 
-            // The next process: the ledger tells it whether the batch was committed.
+            // The next process: the ledger contains whether the batch was committed.
             let mut quarantine = Quarantine::new(dir.clone());
             let numbers: &[u32] = if crash == Crash::AfterCommit { &[4, 5] } else { &[1, 2, 3, 4] };
             let next = if crash == Crash::BeforeCommit && !accepted_later {

@@ -56,7 +56,7 @@ impl Plan {
     /// Skips the events that are in their topics already. To be called after [`super::Replay::connect`],
     /// which notes the end of the ledger: so an event that another process publishes at the same time is
     /// found in its topic or, later, in the ledger. Waits for open transactions first: that of a host that
-    /// died hides what others committed after it.
+    /// crashed hides what others committed after it.
     ///
     /// # Errors
     /// [`ReplayError::Read`]
