@@ -200,7 +200,7 @@ impl Config {
     fn metadata(&self) -> Result<Metadata, SetupError> {
         let consumer: BaseConsumer<Causes> = self
             .base()
-            // A port that speaks TLS closes the connection, which librdkafka only logs.
+            // A port with TLS closes the connection, which librdkafka only logs.
             .set("log.connection.close", "true")
             .set_log_level(RDKafkaLogLevel::Info)
             .create_with_context(Causes::default())

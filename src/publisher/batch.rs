@@ -22,7 +22,7 @@ static DEAD_LETTERED: LogLimiter = LogLimiter::new();
 static QUARANTINED: LogLimiter = LogLimiter::new();
 
 /// Consecutive entries of the log, or events of a command. It outlives sessions: what is decided for an
-/// entry is kept until the ledger says that it is published.
+/// entry is kept until the ledger lists it as published.
 #[derive(Debug)]
 pub struct Batch {
     /// The opening of the log that wrote the entries.

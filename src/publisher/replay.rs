@@ -142,10 +142,10 @@ impl Replay {
         let opening = OpeningId::unique();
         let mut kafka = kafka.clone();
         kafka.instance = match &target {
-            // No two of these may run at once, because no ledger record tells one of the other: Kafka
+            // No two of these may run concurrently, because the ledger lists neither's events: Kafka
             // ends the first.
             Target::Other(topic) => format!("livebridge.replay-to.{topic}"),
-            // Any number may run at once. If this process is killed, nothing takes the name again,
+            // Any number may run concurrently. If this process is killed, nothing takes the name again,
             // so Kafka ends its transaction when it times out.
             Target::Topics | Target::TopicsAgain => {
                 format!("{}{COMMAND}{opening}", kafka.instance)

@@ -68,7 +68,7 @@ impl BatchSource {
         }
     }
 
-    /// Continues after what the ledger says is published, and returns the last such record.
+    /// Continues after what the ledger lists as published, and returns the last such record.
     pub(super) fn resume(&mut self, progress: &Progress) -> Lsn {
         match self {
             Self::Log { reader, .. } => reader.resume(progress),

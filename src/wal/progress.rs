@@ -89,7 +89,7 @@ pub fn resolve(segments: impl Iterator<Item = Extent> + Clone, position: Positio
     released_through(segments, &progress)
 }
 
-/// How far the log was released: a copy of what the ledger says.
+/// How far the log was released: a copy of the progress in the ledger.
 ///
 /// It is used when Kafka is unreachable at the start, and when the ledger topic has expired its
 /// records. It is never synced: an older copy means that the ledger is ahead.

@@ -30,7 +30,7 @@ static DAMAGED: LogLimiter = LogLimiter::new();
 const READ_ATTEMPTS: u32 = 3;
 const READ_PAUSE: Duration = Duration::from_secs(1);
 
-/// Entries in order, at least one, all of them written by one opening: a ledger record tells the
+/// Entries in order, at least one, all of them written by one opening: a ledger record has the
 /// progress of one writer, so no batch spans two.
 #[derive(Debug)]
 pub struct Entries {
@@ -176,7 +176,7 @@ impl Reader {
         Ok(Next::Entries(Entries { writer: writer.unwrap_or_default(), entries }))
     }
 
-    /// Releases what the ledger says is published, goes on behind it, and returns the last such record.
+    /// Releases what the ledger lists as published, goes on behind it, and returns the last such record.
     pub fn resume(&mut self, progress: &Progress) -> Lsn {
         let released = self.shared.index.apply_progress(progress);
         self.skip(released);

@@ -48,7 +48,7 @@ pub struct AuditBalance {
     pub pending: u64,
     /// Released by the publisher.
     pub outcomes: Outcomes,
-    /// Released by what the ledger says of a transaction whose end no process saw.
+    /// Released by the ledger record of a transaction whose end no process saw.
     pub by_ledger: u64,
     /// Passed over because they could not be read.
     pub damaged: u64,
@@ -142,7 +142,7 @@ impl SelfAudit {
         self.totals.released_through = released;
     }
 
-    /// Counts missing records as published when the ledger says so: a copy of a log whose segments
+    /// Counts missing records as published when the ledger lists them: a copy of a log whose segments
     /// were copied before its totals lacks records that the original has published.
     pub(super) fn apply_progress(&mut self, progress: &Progress) {
         let is_covered = |last: Position| progress.covers(last.writer, last.lsn);

@@ -73,7 +73,7 @@ struct Model {
     /// The last record that was released before `entries` begin; its segment may still have it.
     before: Lsn,
     records_made: u64,
-    /// What the ledger says of every opening, whatever becomes of directories.
+    /// The progress of every opening in the ledger, whatever becomes of directories.
     ledger: Progress,
     /// The same record by record.
     in_kafka: HashSet<(OpeningId, Lsn)>,

@@ -390,7 +390,7 @@ fn an_endpoint_that_is_not_the_api_is_reported_by_its_cause() {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     elsewhere(&format!("http://127.0.0.1:{port}"), 1, &["cannot reach", "refused"]);
     let plain = bed.tencent.endpoint().replace("http:", "https:");
-    elsewhere(&plain, 1, &["cannot reach", "does it speak TLS"]);
+    elsewhere(&plain, 1, &["cannot reach", "does it use TLS"]);
     let web = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("https://{}", web.local_addr().unwrap());
     thread::spawn(move || {
