@@ -189,6 +189,24 @@ fn alerts_and_findings_say_write_ahead_log_where_they_mean_wal_dir() {
 }
 
 #[test]
+fn the_documented_scrape_configuration_is_valid_and_has_the_job_of_the_alerts() {
+    let page = include_str!("../../docs/operations.md");
+    let (_, config) = page.split_once("```yaml\nrule_files: [alerts.yml]\n").expect("it");
+    let config = config.split("```").next().expect("its end");
+    assert!(config.contains("- job_name: livebridge\n"), "{config}");
+    let dir = tempfile::tempdir().expect("a directory");
+    let token = dir.path().join("token");
+    fs::write(&token, "token").expect("a writable directory");
+    let config = config.replace("/etc/prometheus/livebridge-token", token.to_str().expect("text"));
+    let path = dir.path().join("prometheus.yml");
+    fs::write(&path, config).expect("a writable directory");
+    let output = Command::new("promtool").args(["check", "config"]).arg(&path).output();
+    let unavailable = |error| Unavailable(format!("promtool (Debian's prometheus): {error}"));
+    let Some(output) = or_skip("promtool", output.map_err(unavailable)) else { return };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
 fn the_documented_command_makes_every_runbook_address_absolute() {
     let command = ALERTS.lines().find_map(|line| line.strip_prefix("#   sed "));
     let command = command.expect("the command").replace("alerts.yml", "\"$1\"");
