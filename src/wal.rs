@@ -47,7 +47,7 @@ mod tail;
 mod writer;
 
 pub use appender::{AppendHandle, Appender};
-pub use dir::remove_damaged;
+pub use dir::{owner, read_identity, remove_damaged};
 pub use error::{AppendError, OpenError, ReadError, StoreError};
 pub use index::Stored;
 pub use inspect::{LogView, SegmentContents, SegmentView, visit};

@@ -15,6 +15,7 @@ use crate::recover::{
     event_of, find_gaps, gaps_ahead, oldest_available, range_of, streams_of_file, verifier,
 };
 use crate::tencent::CallbackRecord;
+use crate::wal::read_identity;
 
 use super::progress::ProgressBar;
 use super::range::{now, parse_time};
@@ -155,6 +156,9 @@ fn range(
     if options.gap {
         let since = options.since.unwrap_or_else(|| now.before(GAP_SINCE)).max(earliest);
         let mut gaps = find_gaps(&config.kafka, config.topics.ledger(), since, now)?;
+        if let Err(error) = read_identity(&config.wal.dir) {
+            print_err!("{error} (wal.dir): gaps that are recorded there are not considered");
+        }
         let recorded = gaps::all(&config.wal.dir, now)?;
         let first = options.since.unwrap_or(earliest).max(earliest);
         gaps.extend(recorded.into_iter().filter(|gap| gap.end >= first));

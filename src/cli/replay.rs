@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::config::Config;
 use crate::event::{EventType, Timestamp, type_name};
@@ -75,8 +75,8 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     }
     let now = Timestamp::now();
     let mut plan = Plan::default();
-    let bytes = options.input.export.as_ref().and_then(|path| path.metadata().ok());
-    let bar = ProgressBar::bytes("reading", bytes.map_or(0, |meta| meta.len()));
+    let bytes = options.input.export.as_deref().map_or(Ok(0), size_of_export)?;
+    let bar = ProgressBar::bytes("reading", bytes);
     let (read, skipped) = each(options, &config, now, true, |event, bytes| {
         bar.add(bytes);
         plan.add(&event);
@@ -136,8 +136,10 @@ pub(super) fn publish(
         return Ok(complete);
     };
     let bar = ProgressBar::count("sending", to_send as u64);
+    let mut passed = 0;
     each(&mut |event| {
         if plan.take(&event) {
+            passed += 1;
             bar.add(1);
             replay.send(event)?;
         }
@@ -159,7 +161,25 @@ pub(super) fn publish(
             rejected.len()
         );
     }
-    Ok(complete && rejected.is_empty())
+    if passed < to_send {
+        print_err!(
+            "the input changed while it was read: only {passed} of {to_send} events were found a \
+             second time; run it again: events that were sent are not sent twice"
+        );
+    }
+    Ok(complete && rejected.is_empty() && passed == to_send)
+}
+
+/// The bytes of the file `path`, which is read twice: a pipe would be empty the second time.
+fn size_of_export(path: &Path) -> Result<u64, CliError> {
+    let meta = path.metadata().map_err(CliError::other("open the export"))?;
+    if meta.is_file() {
+        return Ok(meta.len());
+    }
+    let path = path.display();
+    Err(CliError::Usage(format!(
+        "--export {path} is not a regular file, and it is read twice; write the lines to a file first"
+    )))
 }
 
 /// Rejects the ledger as a target, and topics that do not exist: a typo must not create one.

@@ -11,7 +11,7 @@ use crate::gaps::{self, Gap};
 use crate::publisher::Exported;
 use crate::publisher::quarantine::{self, DamagedFile};
 use crate::record::{Entry, Lsn};
-use crate::wal::{self, LogView, SegmentView};
+use crate::wal::{self, LogView, SegmentContents, SegmentView};
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -34,7 +34,8 @@ enum Command {
     List(ReportOptions),
     /// Print every record as a line of JSON, also published ones that are not removed yet.
     ///
-    /// `livebridge replay --export` reads these lines again.
+    /// `livebridge replay --export` reads these lines again. Exits 1 if records cannot be read and are
+    /// therefore not in the output.
     #[command(after_long_help = EXPORT_EXAMPLES)]
     Export(Export),
     /// Read everything and check it: checksums, and that no record is missing.
@@ -81,13 +82,15 @@ struct Dir {
 
 impl Dir {
     /// Without checking the whole configuration: the log can be read even if Kafka's settings are
-    /// wrong.
+    /// wrong. A directory without a log is an error: a wrong one must not pass for an empty one.
     fn path(&self) -> Result<PathBuf, CliError> {
-        if let Some(dir) = &self.dir {
-            return Ok(dir.clone());
-        }
-        let dir = ConfigLayers::read(self.config.config.as_deref())?.text("wal", "dir");
-        dir.map(PathBuf::from).ok_or_else(|| CliError::Usage("wal.dir is not a path".into()))
+        let configured = || {
+            let dir = ConfigLayers::read(self.config.config.as_deref())?.text("wal", "dir");
+            dir.map(PathBuf::from).ok_or_else(|| CliError::Usage("wal.dir is not a path".into()))
+        };
+        let dir = self.dir.clone().map_or_else(configured, Ok)?;
+        wal::read_identity(&dir)?;
+        Ok(dir)
     }
 }
 
@@ -191,17 +194,31 @@ fn export(options: &Export, out: &mut impl Write) -> Result<(), CliError> {
     };
     let bar = bar(&view);
     let first = options.from.max(after).segment();
-    let last = options.to.map_or(u32::MAX, Lsn::segment);
+    let to = options.to.unwrap_or(Lsn::new(u32::MAX, 0));
+    let last = to.segment();
+    let mut unreadable = 0;
     for segment in view.segments.iter().filter(|s| (first..=last).contains(&s.number)) {
-        view.read(segment, |entry| {
+        let found = view.read(segment, |entry| {
             if !is_selected(&entry) {
                 return Ok(());
             }
             print_entry(out, &entry)
         })?;
         bar.add(segment.bytes);
+        unreadable += report_unreadable(segment, &found, options.from.max(after.next()), to);
     }
-    Ok(())
+    drop(bar);
+    if unreadable == 0 { Ok(()) } else { Err(CliError::Found) }
+}
+
+/// Prints how many records from `from` to `to` the output lacks, and returns their number.
+fn report_unreadable(segment: &SegmentView, found: &SegmentContents, from: Lsn, to: Lsn) -> u64 {
+    let unreadable = found.unreadable_between(from, to);
+    if unreadable > 0 {
+        let path = segment.path.display();
+        print_err!("{unreadable} records of {path} cannot be read and are not in the output");
+    }
+    unreadable
 }
 
 fn print_entry(out: &mut impl Write, entry: &Entry) -> Result<(), CliError> {
@@ -224,8 +241,10 @@ fn select<'v>(view: &'v LogView, name: &str) -> Result<Vec<&'v SegmentView>, Cli
 fn damaged(options: &Damaged, out: &mut impl Write) -> Result<(), CliError> {
     let view = LogView::open(&options.report.dir.path()?)?;
     if let Some(name) = &options.export {
+        // That some of its records are unreadable is why it is kept: no reason to fail.
         for segment in select(&view, name)? {
-            view.read(segment, |entry| print_entry(out, &entry))?;
+            let found = view.read(segment, |entry| print_entry(out, &entry))?;
+            report_unreadable(segment, &found, Lsn::ZERO, Lsn::new(u32::MAX, 0));
         }
         return Ok(());
     }
@@ -305,17 +324,18 @@ fn report_damaged(damaged: &[DamagedFile]) -> Result<(), CliError> {
 fn status(dir: &Path, json: bool, out: &mut impl Write) -> Result<(), CliError> {
     let view = LogView::open(dir)?;
     let mut counts = BTreeMap::<_, u64>::new();
-    let mut unpublished = 0_u64;
+    let (mut unpublished, mut unreadable) = (0_u64, 0_u64);
     let mut times = None;
     let bar = bar(&view);
     for segment in &view.segments {
-        view.read(segment, |Entry { lsn, record }| {
+        let found = view.read(segment, |Entry { lsn, record }| {
             *counts.entry(type_name(record.event_type)).or_default() += 1;
             unpublished += u64::from(lsn > view.released);
             let (first, _) = times.unwrap_or((record.received_at, record.received_at));
             times = Some((first, record.received_at));
             Ok::<_, CliError>(())
         })?;
+        unreadable += u64::from(found.missing);
         bar.add(segment.bytes);
     }
     drop(bar);
@@ -329,7 +349,8 @@ fn status(dir: &Path, json: bool, out: &mut impl Write) -> Result<(), CliError> 
             out,
             &json!({
                 "log": view.id.to_string(), "records": records, "unpublished": unpublished,
-                "by_event_type": counts, "received": times, "segments": view.segments.len(),
+                "unreadable": unreadable, "by_event_type": counts, "received": times,
+                "segments": view.segments.len(),
                 "disk_bytes": bytes, "quarantined": quarantined,
                 "quarantine_damaged": quarantine_damaged,
             }),
@@ -337,6 +358,10 @@ fn status(dir: &Path, json: bool, out: &mut impl Write) -> Result<(), CliError> 
     }
     print(out, &format_args!("log          {}", view.id))?;
     print(out, &format_args!("records      {records}, of which {unpublished} wait for Kafka"))?;
+    if unreadable > 0 {
+        let what = "more wait and cannot be read; `livebridge wal verify` lists their segments";
+        print(out, &format_args!("  unreadable {unreadable} {what}"))?;
+    }
     for (name, count) in counts {
         print(out, &format_args!("  {name:<20} {count}"))?;
     }
@@ -433,6 +458,16 @@ fn release(dir: &Path, out: &mut impl Write) -> Result<(), CliError> {
             return print(out, &"nothing is in quarantine");
         }
         return report_damaged(&damaged);
+    }
+    let (owner, uid) = (wal::owner(dir)?, rustix::process::geteuid().as_raw());
+    if owner != uid {
+        // The service could neither remove nor read the files that this process would create.
+        return Err(CliError::Usage(format!(
+            "the log in {dir} belongs to uid {owner}, and this command runs as uid {uid}; run it as \
+             the user that runs livebridge: setpriv --reuid={owner} --clear-groups \
+             livebridge wal release --dir {dir}",
+            dir = dir.display()
+        )));
     }
     // No limits: the records in quarantine take their disk space already.
     let config = wal::Config { dir: dir.to_owned(), limits: wal::Limits::NONE };

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -149,7 +150,11 @@ pub(super) fn lock(dir: &Path) -> Result<File, OpenError> {
     Err(OpenError::Locked(dir.to_owned()))
 }
 
-pub(super) fn read_identity(dir: &Path) -> Result<LogId, OpenError> {
+/// The identity of the log in `dir`, which is therefore there.
+///
+/// # Errors
+/// [`OpenError`]
+pub fn read_identity(dir: &Path) -> Result<LogId, OpenError> {
     let path = dir.join(IDENTITY);
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
@@ -168,6 +173,16 @@ pub(super) fn read_identity(dir: &Path) -> Result<LogId, OpenError> {
         dir: dir.to_owned(),
         found: text.trim().chars().take(80).collect(),
     })
+}
+
+/// The uid of the user that created the log in `dir`, and so runs livebridge.
+///
+/// # Errors
+/// [`FileError`]
+pub fn owner(dir: &Path) -> Result<u32, FileError> {
+    let path = dir.join(IDENTITY);
+    let meta = fs::metadata(&path).map_err(FileError::at("examine", &path))?;
+    Ok(meta.uid())
 }
 
 pub(super) fn make_identity(dir: &Path) -> Result<LogId, OpenError> {

@@ -45,12 +45,15 @@ pub struct SegmentView {
 }
 
 /// What reading a segment found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SegmentContents {
     /// The last record's index; 0 when there is none.
     pub last: u32,
     /// Records that should be there and are not, released ones left out.
     pub missing: u32,
+    /// All LSNs that should be there and are not, released ones included: of each run the first, and
+    /// the one behind the last.
+    pub unreadable: Vec<(Lsn, Lsn)>,
     /// Whether something began like records and was none: a write that was cut short, or one that
     /// is just going on.
     pub torn: bool,
@@ -112,21 +115,28 @@ impl LogView {
             }
             Err(cause) if is_unreadable(&cause) => {
                 let end = Lsn::new(number, closed.unwrap_or(0)).next();
-                let missing = self.unreleased(Lsn::new(number, 1), end);
-                return Ok(SegmentContents { last: 0, missing, torn: true });
+                return Ok(self.contents(0, vec![(Lsn::new(number, 1), end)], true));
             }
             file => file.map_err(failed)?,
         };
         let mut scanner = Scanner::new(file, self.id);
         let mut next = Lsn::new(number, 1);
-        let mut missing = 0;
+        let mut unreadable = Vec::new();
         let mut entries = Vec::new();
+        let (mut position, mut read_again) = (0, false);
         while let Some(frame) = scanner.next().map_err(failed)? {
             let is_ours = frame.first().segment() == number && Some(frame.writer()) == writer;
             if !is_ours || frame.last() < next {
                 continue;
             }
-            missing += self.unreleased(next, frame.first());
+            // Read while it was being written? Then it is there when it is read again.
+            if frame.first() > next && !read_again {
+                scanner.seek(position);
+                read_again = true;
+                continue;
+            }
+            (position, read_again) = (scanner.position(), false);
+            unreadable.push((next, frame.first()));
             frame
                 .entries(next, &mut entries)
                 .map_err(|cause| failed(io::Error::new(io::ErrorKind::InvalidData, cause)))?;
@@ -134,17 +144,39 @@ impl LogView {
             entries.drain(..).try_for_each(&mut visit)?;
         }
         let last = next.index() - 1;
-        missing += self.unreleased(next, Lsn::new(number, closed.unwrap_or(last)).next());
+        unreadable.push((next, Lsn::new(number, closed.unwrap_or(last)).next()));
         // It may have been removed while it was read, and is then no more than empty.
-        let missing = if path.exists() { missing } else { 0 };
+        if !path.exists() {
+            unreadable.clear();
+        }
         let torn = scanner.passed_over_damage() || scanner.unreadable_bytes() > 0;
-        Ok(SegmentContents { last, missing, torn })
+        Ok(self.contents(last, unreadable, torn))
+    }
+
+    fn contents(&self, last: u32, mut unreadable: Vec<(Lsn, Lsn)>, torn: bool) -> SegmentContents {
+        unreadable.retain(|(first, end)| first < end);
+        let missing = unreadable.iter().map(|&(first, end)| self.unreleased(first, end)).sum();
+        SegmentContents { last, missing, unreadable, torn }
     }
 
     /// How many LSNs of one segment from `from` to before `to` are not released.
     fn unreleased(&self, from: Lsn, to: Lsn) -> u32 {
         let from = from.max(self.released.next());
         if from.segment() == to.segment() { to.index().saturating_sub(from.index()) } else { 0 }
+    }
+}
+
+impl SegmentContents {
+    /// How many of the LSNs from `from` to `to` are unreadable.
+    #[must_use]
+    pub fn unreadable_between(&self, from: Lsn, to: Lsn) -> u64 {
+        let within = self.unreadable.iter().map(|&(first, end)| {
+            // Both ends of a run are in one segment.
+            let (first, end) =
+                (first.max(from).as_u64(), end.as_u64().min(to.as_u64().saturating_add(1)));
+            end.saturating_sub(first)
+        });
+        within.sum()
     }
 }
 
