@@ -90,8 +90,14 @@ pub enum ConfigError {
         problem: String,
     },
     /// A value is of the wrong kind.
-    #[error("configuration: {}", redact(.0.to_string().trim_end()))]
-    Shape(#[source] Box<toml::de::Error>),
+    #[error("{location}configuration: {}", redact(&.cause.to_string().trim_end().replace('\n', " ")))]
+    Shape {
+        /// File and line or the variable, followed by a colon and a space.
+        location: String,
+        /// What is wrong with which key.
+        #[source]
+        cause: Box<toml::de::Error>,
+    },
     /// An environment variable is unknown or has a value of the wrong kind.
     #[error("environment variable {name}: {problem}")]
     Environment {

@@ -25,6 +25,8 @@ pub(super) enum Effect {
     Set(Vec<String>),
     /// It looks like one of livebridge's and is none.
     Ignored,
+    /// Kubernetes sets it because of a service.
+    ServiceLink,
 }
 
 /// Splits `LIVEBRIDGE_DEFAULT_WAL_DIR` into the variable whose value it is the default of.
@@ -50,7 +52,7 @@ pub(super) fn put(table: &mut Table, name: &str, text: String) -> Result<Effect,
     let variable = |section: &str, key: &str| format!("{PREFIX}{section}_{key}").to_uppercase();
     if keys::sections().all(|known| known != section) {
         if is_service_link(&rest, &text) {
-            return Ok(Effect::None);
+            return Ok(Effect::ServiceLink);
         }
         // Another program's, unless it is a key without its section, or one whose section is
         // mistyped.
@@ -67,7 +69,7 @@ pub(super) fn put(table: &mut Table, name: &str, text: String) -> Result<Effect,
         });
     }
     if is_service_link(key, &text) {
-        return Ok(Effect::None);
+        return Ok(Effect::ServiceLink);
     }
     let known = keys::of(section).find(|(known, _)| *known == key);
     let map = |map: &str| key.strip_prefix(map).filter(|_| section == "kafka");
@@ -134,8 +136,6 @@ pub(super) fn insert(table: &mut Table, path: &[String], value: Value) -> Option
         let below = table.entry(step.as_str()).or_insert_with(|| Value::Table(Table::new()));
         table = below.as_table_mut()?;
     }
-    // Behind what the file has: of two spellings of a name, the last one counts.
-    table.remove(last);
     table.insert(last.clone(), value);
     Some(())
 }

@@ -41,8 +41,7 @@ struct RawHttp {
     #[serde(deserialize_with = "listen")]
     listen: SocketAddr,
     path: String,
-    #[serde(serialize_with = "short")]
-    max_body: ByteSize,
+    max_body: Size,
     max_connections: usize,
     max_connections_per_address: usize,
     keep_alive: Span,
@@ -75,10 +74,8 @@ struct RawCallback {
 #[serde(deny_unknown_fields, default)]
 struct RawWal {
     dir: PathBuf,
-    #[serde(serialize_with = "short")]
-    max_bytes: ByteSize,
-    #[serde(serialize_with = "short")]
-    min_free_bytes: ByteSize,
+    max_bytes: Size,
+    min_free_bytes: Size,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -116,7 +113,7 @@ impl Default for RawHttp {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 8080)),
             path: "/callback".into(),
-            max_body: ByteSize::kib(256),
+            max_body: Size(ByteSize::kib(256)),
             max_connections: 4096,
             max_connections_per_address: 1024,
             // Longer than the idle time of balancers, which is 60 s mostly: the end that closes an
@@ -149,7 +146,8 @@ impl Default for RawCallback {
 
 impl Default for RawWal {
     fn default() -> Self {
-        Self { dir: "data".into(), max_bytes: ByteSize::gib(10), min_free_bytes: ByteSize::gib(1) }
+        let (max_bytes, min_free_bytes) = (Size(ByteSize::gib(10)), Size(ByteSize::gib(1)));
+        Self { dir: "data".into(), max_bytes, min_free_bytes }
     }
 }
 
@@ -197,7 +195,7 @@ impl TryFrom<String> for Span {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        humantime::parse_duration(&text)
+        humantime::parse_duration(text.trim())
             .map(Self)
             .map_err(|cause| format!("{text:?} is not a duration such as \"30s\" ({cause})"))
     }
@@ -205,7 +203,7 @@ impl TryFrom<String> for Span {
 
 fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
     let text = text(Value::deserialize(deserializer)?);
-    text.and_then(|text| values::listen_address(text.trim())).ok_or_else(|| {
+    text.and_then(|text| values::listen_address(&text)).ok_or_else(|| {
         D::Error::custom(
             "must be an address and a port, such as \"0.0.0.0:8080\", \"127.0.0.1:8080\", \"[::]:8080\" or \
              \":8080\"",
@@ -213,10 +211,28 @@ fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::E
     })
 }
 
-/// A size as `"10GiB"`.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
-fn short<S: Serializer>(size: &ByteSize, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&size.to_string().replace(".0 ", ""))
+/// A size as `"10GiB"`, or a number of bytes.
+#[derive(Clone, Copy, PartialEq, PartialOrd)]
+struct Size(ByteSize);
+
+impl Serialize for Size {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0.to_string().replace(".0 ", ""))
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let size = match &value {
+            Value::String(text) => text.trim().parse().ok(),
+            Value::Integer(bytes) => u64::try_from(*bytes).ok().map(ByteSize),
+            _ => None,
+        };
+        size.map(Self).ok_or_else(|| {
+            D::Error::custom(format!("{value} is not a size such as \"10GiB\" or \"500MB\""))
+        })
+    }
 }
 
 /// TOML has no value for a key that is not set, and would leave it out of the list of keys.
@@ -252,36 +268,20 @@ fn text(value: Value) -> Option<String> {
     if let Value::String(text) = value { Some(text) } else { None }
 }
 
-/// Settings of librdkafka, which accepts all of them as text. Without quotes, the dots in their
-/// names make tables of TOML, which are undone here.
+/// Settings of librdkafka, which accepts all of them as text.
 fn settings<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<BTreeMap<String, String>, D::Error> {
-    fn flatten(name: &str, value: Value, out: &mut BTreeMap<String, String>) -> Result<(), String> {
-        let text = match value {
-            Value::String(text) => text,
-            Value::Integer(number) => number.to_string(),
-            Value::Boolean(flag) => flag.to_string(),
-            Value::Table(table) => {
-                return table
-                    .into_iter()
-                    .try_for_each(|(step, value)| flatten(&format!("{name}.{step}"), value, out));
-            }
-            Value::Float(_) | Value::Datetime(_) | Value::Array(_) => {
-                return Err(format!("{name} must be text, a whole number, true or false"));
-            }
-        };
-        out.insert(name.to_owned(), text);
-        Ok(())
-    }
+    let text = |(name, value)| match value {
+        Value::String(text) => Ok((name, text)),
+        Value::Integer(number) => Ok((name, number.to_string())),
+        Value::Boolean(flag) => Ok((name, flag.to_string())),
+        _ => Err(D::Error::custom(format!("{name} must be text, a whole number, true or false"))),
+    };
     let Value::Table(table) = Value::deserialize(deserializer)? else {
         return Err(D::Error::custom("must be a table of librdkafka's settings"));
     };
-    let mut out = BTreeMap::new();
-    for (name, value) in table {
-        flatten(&name, value, &mut out).map_err(D::Error::custom)?;
-    }
-    Ok(out)
+    table.into_iter().map(text).collect()
 }
 
 /// Two segments: one is written, and one may still have to be published.
@@ -332,8 +332,8 @@ impl Raw {
             wal: wal::Config {
                 dir: self.wal.dir,
                 limits: wal::Limits {
-                    max_bytes: self.wal.max_bytes.as_u64(),
-                    min_free_bytes: self.wal.min_free_bytes.as_u64(),
+                    max_bytes: self.wal.max_bytes.0.as_u64(),
+                    min_free_bytes: self.wal.min_free_bytes.0.as_u64(),
                 },
             },
             topics: Topics::new(&kafka.topic_prefix, &kafka.topics)
@@ -355,7 +355,7 @@ impl Raw {
         let (window, leeway) = (self.dedup.window, self.callback.expiry_leeway);
         let notes = [
             (
-                self.wal.max_bytes < WAL_BYTES_RECOMMENDED,
+                self.wal.max_bytes.0 < WAL_BYTES_RECOMMENDED,
                 format!(
                     "wal.max_bytes: below {WAL_BYTES_RECOMMENDED}, two segments, callbacks get 503 \
                      now and then although Kafka accepts everything"
@@ -386,7 +386,7 @@ impl Raw {
 
 impl RawHttp {
     fn check(self) -> Result<intake::Config, ConfigError> {
-        let max_body = usize::try_from(self.max_body.as_u64()).unwrap_or(usize::MAX);
+        let max_body = usize::try_from(self.max_body.0.as_u64()).unwrap_or(usize::MAX);
         if !(1024..=BODY_MAX).contains(&max_body) {
             return Err(bad("http.max_body", format!("must be 1 KiB to {} KiB", BODY_MAX / 1024)));
         }

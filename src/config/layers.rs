@@ -13,6 +13,7 @@ use toml::{Table, Value};
 use super::environment::Effect;
 use super::keys::{self, MAPS};
 use super::{Config, ConfigError, environment, file, not_toml};
+use crate::event::EventType;
 use crate::kafka::settings::{self, is_harmless};
 use crate::secret::{self, HIDDEN};
 
@@ -157,6 +158,7 @@ impl ConfigLayers {
             return Err(ConfigError::Key { location: String::new(), problem: unknown.problem });
         }
         let mut layers = Self { table, ..Self::default() };
+        layers.flatten_maps()?;
         for (name, value) in environment {
             layers.add_variable(&name, value)?;
         }
@@ -177,11 +179,40 @@ impl ConfigLayers {
             return Err(ConfigError::Key { location, problem: unknown.problem });
         }
         let source = |line| Source::File { path: path.to_owned(), line };
-        Ok(Self {
-            table,
-            sources: lines.into_iter().map(|(key, line)| (key, source(line))).collect(),
-            ..Self::default()
-        })
+        let sources = lines.into_iter().map(|(key, line)| (key, source(line))).collect();
+        let mut layers = Self { table, sources, ..Self::default() };
+        layers.flatten_maps()?;
+        Ok(layers)
+    }
+
+    /// Gives every key of the [`MAPS`] a path of three steps: without quotes, the dots in its name
+    /// make tables of TOML.
+    fn flatten_maps(&mut self) -> Result<(), ConfigError> {
+        for map in MAPS {
+            let kafka = self.table.get_mut("kafka").and_then(Value::as_table_mut);
+            let Some(Value::Table(table)) = kafka.and_then(|kafka| kafka.get_mut(map)) else {
+                continue;
+            };
+            let mut found = Vec::new();
+            leaves(&std::mem::take(table), &mut vec!["kafka".into(), map.into()], &mut found);
+            for (written, value) in found {
+                let key = written[2..].join(".");
+                let source = self.sources.remove(&written);
+                let other = table.contains_key(&key).then(|| key.clone());
+                if let Some(other) = other.or_else(|| same(table, map, &key)) {
+                    return Err(ConfigError::Key {
+                        location: location(source.as_ref()),
+                        problem: format!(
+                            "[kafka.{map}] sets {key} twice, the first time as {other}"
+                        ),
+                    });
+                }
+                let path = vec!["kafka".to_owned(), map.to_owned(), key.clone()];
+                table.insert(key, value);
+                self.sources.extend(source.map(|source| (path, source)));
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn add_variable(&mut self, name: &str, value: String) -> Result<(), ConfigError> {
@@ -189,17 +220,37 @@ impl ConfigLayers {
             return self.add_default(name, &variable, value);
         }
         match environment::put(&mut self.table, name, value)? {
-            Effect::None => {}
+            Effect::None | Effect::ServiceLink => {}
             Effect::Ignored => self.ignored.push(name.to_owned()),
             Effect::Set(path) => {
                 let key = path.join(".");
-                let over = self.sources.insert(path, Source::Environment(name.to_owned()));
-                if let Some(over @ Source::File { .. }) = over {
-                    self.notes.push(format!("{key}: {name} takes precedence over {over}"));
+                let over = self.replace_other_name(&path).or_else(|| self.sources.remove(&path));
+                match over {
+                    Some(over @ Source::File { .. }) => {
+                        self.notes.push(format!("{key}: {name} takes precedence over {over}"));
+                    }
+                    Some(Source::Environment(other))
+                        if other != name && environment::default_of(&other).is_none() =>
+                    {
+                        let problem = format!("sets {key}, which {other} sets too; remove one");
+                        return Err(ConfigError::Environment { name: name.to_owned(), problem });
+                    }
+                    _ => {}
                 }
+                self.sources.insert(path, Source::Environment(name.to_owned()));
             }
         }
         Ok(())
+    }
+
+    /// Removes the setting that has the same meaning as the one at `path` and another name, and
+    /// returns its source.
+    fn replace_other_name(&mut self, path: &[String]) -> Option<Source> {
+        let [section, map, key] = path else { return None };
+        let table = self.table.get_mut(section)?.get_mut(map)?.as_table_mut()?;
+        let other = same(table, map, key)?;
+        table.remove(&other);
+        self.sources.remove(&vec![section.clone(), map.clone(), other])
     }
 
     /// Sets the key of `variable` unless the file or another variable sets it.
@@ -218,6 +269,7 @@ impl ConfigLayers {
             })?;
         let path = match effect {
             Effect::Set(path) if path.len() == 2 => path,
+            Effect::ServiceLink => return Ok(()),
             _ => {
                 let problem = "is the default of no key; keys of [kafka.client] and [kafka.topics] \
                                have none";
@@ -257,16 +309,22 @@ impl ConfigLayers {
     pub fn check(self) -> Result<Config, ConfigError> {
         // The parser would repeat what stands there, which may be a secret.
         if let Some((section, _)) = self.table.iter().find(|(_, value)| !value.is_table()) {
-            let source = self.sources.get(&vec![section.clone()]);
             return Err(ConfigError::Key {
-                location: source.map_or_else(String::new, |source| format!("{source}: ")),
+                location: location(self.sources.get(&vec![section.clone()])),
                 problem: format!("[{section}] must be a table, with its keys below it"),
             });
         }
         let settings = self.settings();
         let mut notes = self.notes();
-        let raw: file::Raw =
-            self.table.try_into().map_err(|cause| ConfigError::Shape(Box::new(cause)))?;
+        let Self { table, sources, .. } = self;
+        let raw: file::Raw = table.try_into().map_err(|cause: toml::de::Error| {
+            // The message ends with the key, as in: in `wal.max_bytes`.
+            let text = cause.to_string();
+            let key = text.rsplit('`').nth(1).unwrap_or_default();
+            let path: Vec<String> = key.split('.').map(str::to_owned).collect();
+            let location = location(sources.get(&path));
+            ConfigError::Shape { location, cause: Box::new(cause) }
+        })?;
         let config = raw.check()?;
         notes.extend(config.notes);
         Ok(Config { notes, settings, ..config })
@@ -295,33 +353,30 @@ impl ConfigLayers {
                 settings.push(self.setting(&[section, key], value));
             }
             for map in MAPS.into_iter().filter(|_| section == "kafka") {
-                let mut found = Vec::new();
-                if let Some(Value::Table(table)) = self.table.get(section).and_then(|s| s.get(map))
-                {
-                    leaves(table, &mut vec![section.to_owned(), map.to_owned()], &mut found);
-                }
-                let setting = |(path, value): (Vec<String>, Value)| {
-                    let path: Vec<&str> = path.iter().map(String::as_str).collect();
-                    let setting = self.setting(&path, Some(value));
-                    (setting.key.clone(), setting)
+                let table = self.table.get(section).and_then(|kafka| kafka.get(map)?.as_table());
+                let sorted: BTreeMap<_, _> = table.into_iter().flatten().collect();
+                let setting = |(key, value): (&String, &Value)| {
+                    self.setting(&[section, map, key], Some(value.clone()))
                 };
-                // The last setting of a name takes effect, with or without quotes around its dots.
-                let found: BTreeMap<String, Setting> = found.into_iter().map(setting).collect();
-                settings.extend(found.into_values());
+                settings.extend(sorted.into_iter().map(setting));
             }
         }
         Settings(settings)
     }
 
     fn setting(&self, path: &[&str], value: Option<Value>) -> Setting {
-        // The key may be written with dots, which to TOML are tables.
-        let split = path.len().min(if MAPS.contains(&path[1]) { 2 } else { 1 });
-        let (table, key) = (path[..split].join("."), path[split..].join("."));
+        let (table, key) = (path[..path.len() - 1].join("."), path[path.len() - 1].to_owned());
         let owned: Vec<String> = path.iter().map(|&step| step.to_owned()).collect();
         let source = self.sources.get(&owned).cloned().unwrap_or(Source::Default);
         if let Some(value) = value.as_ref().filter(|_| is_secret(&table, &key)) {
             let unknown = table == "kafka.client" && !settings::is_secret(&key);
             remember(value, if unknown { UNKNOWN_MIN } else { 0 });
+        }
+        if let Some(Value::String(text)) = value.as_ref().filter(|_| is_brokers(&table, &key))
+            && let Some((user, _)) = text.rsplit_once('@')
+        {
+            let parts = user.split([':', '@', '/', ',']).filter(|part| part.len() >= UNKNOWN_MIN);
+            parts.for_each(secret::remember);
         }
         let value = value.map(|value| hide(&table, &key, value));
         Setting { table, key, value, source }
@@ -337,6 +392,28 @@ fn unwritten_default(section: &str, key: &str) -> Option<Value> {
 fn is_secret(table: &str, key: &str) -> bool {
     [("access", "secret"), ("admin", "token"), ("callback", "keys")].contains(&(table, key))
         || (table == "kafka.client" && !is_harmless(key))
+}
+
+/// Whether the value is a list of brokers.
+fn is_brokers(table: &str, key: &str) -> bool {
+    (table, key) == ("kafka", "brokers")
+        || (table == "kafka.client" && ["bootstrap.servers", "metadata.broker.list"].contains(&key))
+}
+
+/// The key of `table`, one of the [`MAPS`], that means the same as `key`: event types and some
+/// settings of librdkafka have two names.
+fn same(table: &Table, map: &str, key: &str) -> Option<String> {
+    let meaning = |key: &str| match map {
+        "topics" => EventType::parse(key).map_or(key.to_owned(), |code| code.0.to_string()),
+        _ => settings::meant_by(key).to_owned(),
+    };
+    let of_key = meaning(key);
+    table.keys().find(|other| *other != key && meaning(other) == of_key).cloned()
+}
+
+/// The beginning of a message about what `source` sets.
+fn location(source: Option<&Source>) -> String {
+    source.map_or_else(String::new, |source| format!("{source}: "))
 }
 
 /// A shorter value of an unknown setting is not masked elsewhere: `kafka`, `all` or `1000` are part
@@ -368,6 +445,10 @@ fn hide(table: &str, key: &str, value: Value) -> Value {
     match value {
         // What follows the first part may be secret.
         Value::String(path) if (table, key) == ("http", "path") => Value::String(shorten(path)),
+        // An address with a user before it, which may have a password, is rejected, and shown before.
+        Value::String(brokers) if is_brokers(table, key) => Value::String(
+            brokers.rsplit_once('@').map(|(_, host)| format!("{HIDDEN}@{host}")).unwrap_or(brokers),
+        ),
         value if !is_secret(table, key) => value,
         // How many there are tells whether a rotation has arrived.
         Value::Array(values) => Value::Array(values.iter().map(|_| hidden()).collect()),

@@ -11,6 +11,7 @@ const KEY_MAX: usize = 32;
 #[must_use]
 pub fn listen_address(text: &str) -> Option<SocketAddr> {
     let all = IpAddr::from(Ipv4Addr::UNSPECIFIED);
+    let text = text.trim();
     if let Ok(address) = text.parse() {
         return Some(address);
     }
@@ -146,6 +147,7 @@ mod tests {
             ("localhost:8080", "127.0.0.1:8080"),
             ("[::]:8080", "[::]:8080"),
             ("10.0.0.1:0", "10.0.0.1:0"),
+            (" 127.0.0.1:9999\n", "127.0.0.1:9999"),
         ] {
             assert_eq!(listen_address(text), address.parse().ok(), "{text}");
         }

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::path::Path;
 
 use Rule::{Among, Between, Reserved, Warned};
+use rdkafka::config::ClientConfig;
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaConfRes;
 
@@ -23,7 +24,7 @@ enum Rule {
     /// Rejected unless it is one of these.
     Among(&'static [&'static str]),
     /// Accepted; `check` and a log line state the consequence. The text is the value that is warned
-    /// about; empty for any.
+    /// about, in librdkafka's own spelling; empty for any.
     Warned(&'static str),
 }
 
@@ -95,6 +96,15 @@ const HARMLESS: &[&str] = &[
     "ssl.curves.list", "ssl.key.location", "ssl.keystore.location", "ssl.sigalgs.list",
     "sticky.partitioning.linger.ms", "topic.metadata.propagation.max.ms",
     "topic.metadata.refresh.fast.interval.ms", "topic.metadata.refresh.sparse",
+];
+
+/// Settings with two names: what librdkafka calls an alias, and what that stands for. Without those
+/// that livebridge sets, and those of OIDC, which this build does not have.
+const ALIASES: &[(&str, &str)] = &[
+    ("compression.type", "compression.codec"),
+    ("linger.ms", "queue.buffering.max.ms"),
+    ("max.partition.fetch.bytes", "fetch.message.max.bytes"),
+    ("sasl.mechanism", "sasl.mechanisms"),
 ];
 
 /// Settings that name a file, which is read as soon as there is a client with TLS.
@@ -234,13 +244,25 @@ fn open(name: &str, path: &str) -> Result<(), SettingError> {
 pub(super) fn warnings(client: &BTreeMap<String, String>) -> impl Iterator<Item = String> {
     client.iter().filter_map(|(name, value)| {
         let (_, Warned(of), reason) = rule(name)? else { return None };
-        let matches = of.is_empty() || of.eq_ignore_ascii_case(value.trim());
+        let matches = of.is_empty() || *of == effective(name, value);
         matches.then(|| format!("kafka.client: {name} is set: {reason}"))
     })
 }
 
+/// The value that librdkafka makes of `value`: of a flag, `f`, `0` and `FALSE` are `false`.
+fn effective(name: &str, value: &str) -> String {
+    let parsed = ClientConfig::new().set(name, value).create_native_config();
+    parsed.and_then(|parsed| parsed.get(name)).unwrap_or_else(|_| value.to_owned())
+}
+
 fn rule(name: &str) -> Option<&'static (&'static [&'static str], Rule, &'static str)> {
     RULES.iter().find(|(names, ..)| names.contains(&name))
+}
+
+/// The setting that `name` stands for, which may have another name.
+#[must_use]
+pub fn meant_by(name: &str) -> &str {
+    ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, setting)| setting)
 }
 
 /// The settings that livebridge sets, by all their names.
@@ -271,9 +293,27 @@ pub fn is_secret(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use rdkafka::ClientConfig;
-
     use super::*;
+
+    #[test]
+    fn every_spelling_of_a_value_that_weakens_security_is_warned_about() {
+        for (name, insecure, secure) in [
+            (
+                "enable.ssl.certificate.verification",
+                &["false", "False", "f", "F", "0"][..],
+                &["true", "T", "1"][..],
+            ),
+            ("enable.sasl.oauthbearer.unsecure.jwt", &["true", "TRUE", "t", "1"], &["false", "0"]),
+            ("ssl.endpoint.identification.algorithm", &["none", "NONE"], &["https"]),
+        ] {
+            let warned = |value: &&str| {
+                let client = BTreeMap::from([(name.to_owned(), (*value).to_owned())]);
+                warnings(&client).next().is_some()
+            };
+            assert!(insecure.iter().all(warned), "{name}");
+            assert!(!secure.iter().any(warned), "{name}");
+        }
+    }
 
     #[test]
     fn librdkafka_knows_every_name_in_the_tables() {
@@ -284,6 +324,19 @@ mod tests {
             if let Err(KafkaError::ClientConfig(kind, detail, ..)) = outcome {
                 assert_ne!(kind, RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, "{name}: {detail}");
             }
+        }
+    }
+
+    #[test]
+    fn librdkafka_knows_the_aliases() {
+        for (alias, setting) in ALIASES {
+            let value = match *alias {
+                "compression.type" => "lz4",
+                "sasl.mechanism" => "PLAIN",
+                _ => "1234",
+            };
+            let given = ClientConfig::new().set(*alias, value).create_native_config().unwrap();
+            assert_eq!(given.get(setting).unwrap().trim_end_matches(".000"), value, "{alias}");
         }
     }
 

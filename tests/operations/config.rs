@@ -303,7 +303,14 @@ mod an_unknown {
             assert_eq!(notes(name), [note]);
         }
         for name in [
-            "LIVEBRIDGE_CONFIG", "LIVEBRIDGE_SEND_KEY", "LIVEBRIDGE_PORT", "LIVEBRIDGE_PORT_80_TCP",
+            "LIVEBRIDGE_CONFIG",
+            "LIVEBRIDGE_SEND_KEY",
+            "LIVEBRIDGE_PORT",
+            "LIVEBRIDGE_PORT_80_TCP",
+            "LIVEBRIDGE_DEFAULT_PORT",
+            "LIVEBRIDGE_DEFAULT_SERVICE_HOST",
+            "LIVEBRIDGE_DEFAULT_HTTP_SERVICE_PORT",
+            "LIVEBRIDGE_DEFAULT_HTTP_PORT_80_TCP_ADDR",
         ] {
             assert_eq!(notes(name), Vec::<String>::new(), "{name}");
         }
@@ -350,6 +357,7 @@ mod a_default_of_the_environment {
         for (name, value) in [
             ("LIVEBRIDGE_DEFAULT_WAL_DIRR", "/s3cret"),
             ("LIVEBRIDGE_DEFAULT_NOTHING", "s3cret"),
+            ("LIVEBRIDGE_DEFAULT_CONFIG", "s3cret"),
             ("LIVEBRIDGE_DEFAULT_HTTP_MAX_CONNECTIONS", "s3cret"),
             ("LIVEBRIDGE_DEFAULT_KAFKA_CLIENT_SASL_PASSWORD", "s3cret"),
         ] {
@@ -474,6 +482,18 @@ mod a_bad_value {
     }
 
     #[test]
+    fn of_the_wrong_kind_is_rejected_with_its_line() {
+        let path = temp_file(format!("{LEAST}[wal]\ndir = \"d\"\nmax_bytes = \"10 elephants\"\n"));
+        let shown = process::run(process::livebridge(&["check", "--config"]).arg(path.path()));
+        let line = format!(
+            "livebridge: {}:5: configuration: \"10 elephants\" is not a size such as \"10GiB\" or \
+             \"500MB\" in `wal.max_bytes`\n",
+            path.path().display()
+        );
+        assert_eq!(shown.stderr, line);
+    }
+
+    #[test]
     fn of_a_variable_is_rejected_with_the_variables_name() {
         for (name, value) in [
             ("LIVEBRIDGE_HTTP_MAX_CONNECTIONS", "s3cret"),
@@ -484,6 +504,23 @@ mod a_bad_value {
         ] {
             assert_rejects_variable(name, value, &[name]);
         }
+        for (name, value) in [
+            ("LIVEBRIDGE_WAL_MAX_BYTES", "10 GiBB"),
+            ("LIVEBRIDGE_HTTP_MAX_BODY", ""),
+            ("LIVEBRIDGE_WAL_MIN_FREE_BYTES", "-1"),
+        ] {
+            assert_rejects_variable(name, value, &[name, "such as \"10GiB\""]);
+        }
+        assert_rejects_variable(
+            "LIVEBRIDGE_HTTP_DRAIN",
+            "5",
+            &["LIVEBRIDGE_HTTP_DRAIN", "\"30s\""],
+        );
+        assert_rejects_variable("LIVEBRIDGE_LOG_FORMAT", "xml", &["LIVEBRIDGE_LOG_FORMAT"]);
+        let padded = [("LIVEBRIDGE_WAL_MAX_BYTES", "10 GiB "), ("LIVEBRIDGE_HTTP_DRAIN", " 5s ")];
+        let config = load(LEAST, &padded).unwrap();
+        assert_eq!(config.wal.limits.max_bytes, 10 * 1024 * 1024 * 1024);
+        assert_eq!(config.http.drain, Duration::from_secs(5));
         let message = rejection("http = 5", &[("LIVEBRIDGE_HTTP_LISTEN", "127.0.0.1:1")]);
         assert!(message.contains("LIVEBRIDGE_HTTP_LISTEN"), "{message}");
     }
@@ -637,6 +674,24 @@ mod a_secret {
             for value in ["\"s3cret\"", "[\"s3cret\"]"] {
                 let says = format!("[{section}] must be a table");
                 assert_rejects(&format!("{section} = {value}"), &[&says]);
+            }
+        }
+    }
+
+    #[test]
+    fn before_a_broker_is_not_printed() {
+        for text in [
+            "[kafka]\nbrokers = \"me:s3cret-pass@kafka:9092\"",
+            "[kafka]\nbrokers = \"SASL_SSL://me:s3cret-p,ss@kafka:9092,me:s3cret-pass@b:1\"",
+            "[kafka.client]\nbootstrap.servers = \"me:s3cret-pass@kafka:9092\"",
+        ] {
+            let path = temp_file(format!("{LEAST}{text}"));
+            for json in [&[][..], &["--json"]] {
+                let mut command = process::livebridge(&["config", "--config"]);
+                let shown = process::run(command.arg(path.path()).args(json));
+                assert_eq!(shown.code, Some(64), "{shown:?}");
+                let output = shown.stdout + &shown.stderr;
+                assert!(output.contains("(hidden)@") && !output.contains("s3cret"), "{output}");
             }
         }
     }
@@ -1019,12 +1074,65 @@ mod kafka {
     }
 
     #[test]
-    fn a_variable_takes_precedence_over_both_spellings_of_a_name() {
-        let settings = client(
-            "\"ssl.ca.location\" = \"/quoted\"\nssl.ca.location = \"/dotted\"",
-            &[("LIVEBRIDGE_KAFKA_CLIENT_SSL_CA_LOCATION", "/variable")],
-        );
-        assert_eq!(settings, [("ssl.ca.location".to_owned(), "/variable".to_owned())].into());
+    fn a_variable_takes_precedence_over_every_spelling_of_a_name_and_is_noted() {
+        for (written, setting, variable) in [
+            ("\"ssl.ca.location\"", "ssl.ca.location", "SSL_CA_LOCATION"),
+            ("ssl.ca.location", "ssl.ca.location", "SSL_CA_LOCATION"),
+            ("sasl.mechanism", "sasl.mechanisms", "SASL_MECHANISMS"),
+            ("queue.buffering.max.ms", "linger.ms", "LINGER_MS"),
+        ] {
+            let path = temp_file(format!("{LEAST}[kafka.client]\n{written} = \"1\"\n"));
+            let variable = format!("LIVEBRIDGE_KAFKA_CLIENT_{variable}");
+            let mut command = process::livebridge(&["config", "--json", "--config"]);
+            let shown = process::run(command.arg(path.path()).env(&variable, "2"));
+            let shown: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
+            let client: Vec<_> = shown
+                .as_object()
+                .unwrap()
+                .iter()
+                .filter(|(key, _)| key.contains("client"))
+                .collect();
+            let expected = serde_json::json!({"value": "2", "source": variable});
+            assert_eq!(client, [(&format!("kafka.client.{setting}"), &expected)], "{written}");
+            let mut command = process::livebridge(&["check", "--offline", "--config"]);
+            let checked = process::run(command.arg(path.path()).env(&variable, "2"));
+            let note = format!("kafka.client.{setting}: {variable} takes precedence over");
+            let line = format!("{note} {}:4", path.path().display());
+            assert!(checked.code == Some(64) || checked.stdout.contains(&line), "{checked:?}");
+        }
+    }
+
+    #[test]
+    fn two_spellings_of_a_name_are_rejected() {
+        for (text, says) in [
+            (
+                "[kafka.client]\n\"ssl.ca.location\" = \"/a\"\nssl.ca.location = \"/b\"",
+                "ssl.ca.location",
+            ),
+            ("[kafka.client]\nlinger.ms = 5\nqueue.buffering.max.ms = 6", "queue.buffering.max.ms"),
+            ("[kafka.topics]\n1 = \"a\"\npush = \"b\"", "as 1"),
+        ] {
+            assert_rejects(&format!("{LEAST}{text}"), &["twice", says]);
+        }
+        for [one, other] in [
+            ["LIVEBRIDGE_KAFKA_TOPICS_1", "LIVEBRIDGE_KAFKA_TOPICS_PUSH"],
+            ["LIVEBRIDGE_KAFKA_CLIENT_SASL_MECHANISM", "LIVEBRIDGE_KAFKA_CLIENT_SASL_MECHANISMS"],
+            ["LIVEBRIDGE_LOG_LEVEL", "LIVEBRIDGE_log_level"],
+        ] {
+            let message = rejection(LEAST, &[(one, "s3cret"), (other, "s3cret")]);
+            assert!(message.contains(one) && message.contains(other), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_variable_for_a_topic_takes_precedence_however_the_event_type_is_written() {
+        for (written, variable) in [("push", "1"), ("1", "PUSH"), ("push", "PUSH"), ("01", "1")] {
+            let text = format!("{LEAST}[kafka.topics]\n{written} = \"from-file\"");
+            let name = format!("LIVEBRIDGE_KAFKA_TOPICS_{variable}");
+            let config = load(&text, &[(&name, "from-env")]).unwrap();
+            assert_eq!(config.topics.of(Some(EventType(1))), "from-env", "{written} {variable}");
+            assert!(!config.settings.to_json().to_string().contains("from-file"), "{written}");
+        }
     }
 
     #[test]
