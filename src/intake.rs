@@ -41,7 +41,7 @@ use admission::ConnectionLimiter;
 pub use listener::Listener;
 pub use policy::IntakePolicy;
 use rejection_log::RejectionLog;
-pub use tls::{Tls, TlsError};
+pub use tls::{Tls, TlsError, certificate_expiry};
 
 /// The address of the intake, and its limits.
 #[derive(Clone, Debug)]

@@ -44,7 +44,7 @@ pub use setup_error::{ReadError, SetupError, is_denied, text};
 pub use topics::TopicState;
 
 /// How Kafka is reached and what is promised there.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Config {
     /// `host:port`, several joined by commas.
     pub brokers: String,

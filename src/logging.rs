@@ -78,6 +78,12 @@ impl Config {
         Self::new(&level, format).unwrap_or_default()
     }
 
+    /// Their format, which stays until a restart.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
     fn filter(&self) -> EnvFilter {
         // `new` has checked it.
         EnvFilter::try_new(directives(&self.level)).unwrap_or_default()

@@ -140,6 +140,9 @@ impl ConfigWatcher {
         metrics::reloaded(true);
         let keys: Vec<&str> = config.verifier.keys.iter().map(CallbackKey::name).collect();
         tracing::info!(keys = keys.join(", "), "new configuration applied");
+        for note in config.notes.iter().filter(|note| !self.config.notes.contains(note)) {
+            tracing::warn!("{note}");
+        }
         let waiting = differing(&self.config, &config);
         if !waiting.is_empty() {
             let sections = waiting.join(", ");
@@ -149,10 +152,7 @@ impl ConfigWatcher {
             self.read = file_stamps(&config.files);
         }
         // Settings that need a restart keep their old values.
-        self.config.verifier = config.verifier;
-        self.config.access = config.access;
-        self.config.omit = config.omit;
-        self.config.log = config.log;
+        self.config.notes = config.notes;
         let is_reloadable = |setting: &Setting| {
             let limit = setting.table == "wal" && setting.key != "dir";
             let format = setting.table == "log" && setting.key == "format";
@@ -177,15 +177,17 @@ fn file_stamps(files: &[PathBuf]) -> Vec<Stamp> {
 
 /// The sections whose changes need a restart.
 fn differing(old: &Config, new: &Config) -> Vec<&'static str> {
-    let shown = |config: &Config| {
-        [
-            ("http", format!("{:?}", config.http)),
-            ("admin", format!("{:?}", config.admin)),
-            ("wal", config.wal.dir.display().to_string()),
-            ("kafka", format!("{:?}{:?}", config.kafka, config.topics)),
-            ("dedup", format!("{:?}", config.dedup)),
-        ]
-    };
-    let pairs = shown(old).into_iter().zip(shown(new));
-    pairs.filter(|(old, new)| old != new).map(|((section, _), _)| section).collect()
+    let token =
+        |config: &Config| config.admin.token.as_ref().map(|token| token.reveal().to_owned());
+    [
+        ("http", format!("{:?}", old.http) != format!("{:?}", new.http)),
+        ("admin", old.admin.listen != new.admin.listen || token(old) != token(new)),
+        ("wal", old.wal.dir != new.wal.dir),
+        ("kafka", old.kafka != new.kafka || old.topics != new.topics),
+        ("dedup", format!("{:?}", old.dedup) != format!("{:?}", new.dedup)),
+        ("log", old.log.format() != new.log.format()),
+    ]
+    .into_iter()
+    .filter_map(|(section, differs)| differs.then_some(section))
+    .collect()
 }

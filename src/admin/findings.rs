@@ -3,7 +3,10 @@
 
 use serde::Serialize;
 
+use crate::event::Timestamp;
+use crate::health::Unready;
 use crate::metrics::{Snapshot, UNVERIFIED, table};
+use crate::wal::AppendError;
 
 /// Above this age of the oldest record, publishing is late.
 const LATE_SECONDS: f64 = 60.0;
@@ -12,6 +15,9 @@ const ROOM_LOW_BYTES: f64 = 256.0 * 1024.0 * 1024.0;
 
 /// Beyond this, the ledger is read too slowly.
 const LEDGER_LAG_RECORDS: f64 = 10_000.0;
+
+/// A certificate that expires in fewer days than this should be replaced.
+const CERTIFICATE_DAYS: f64 = 14.0;
 
 /// Reasons for a 403.
 const ACCESS: &[&str] = &["address", "secret"];
@@ -52,12 +58,30 @@ pub(super) struct Facts<'a> {
     pub(super) metrics: &'a Snapshot,
     /// Increase of the counters in the last 15 minutes.
     pub(super) increase: Counts,
-    /// Why callbacks are rejected, if they are.
-    pub(super) not_ready: Option<&'a str>,
+    /// Why readiness checks fail, if they do.
+    pub(super) not_ready: Option<Unready>,
     /// The part that makes no progress, if one does not.
     pub(super) stuck: Option<&'a str>,
     /// Missing records by the self-audit.
     pub(super) missing: i64,
+}
+
+impl Facts<'_> {
+    /// Why callbacks are rejected, if they are.
+    fn rejecting(&self) -> Option<AppendError> {
+        match self.not_ready {
+            Some(Unready::Rejecting(reason)) => Some(reason),
+            Some(Unready::Draining) | None => None,
+        }
+    }
+
+    /// In how many days the certificate of the intake expires, if it has one.
+    fn certificate_days(&self) -> Option<f64> {
+        let at = self.metrics.get(&table::TLS_CERTIFICATE_EXPIRY_TIMESTAMP_SECONDS);
+        #[expect(clippy::cast_precision_loss, reason = "days are enough")]
+        let now = Timestamp::now().as_millis() as f64 / 1000.0;
+        (at > 0.0).then_some((at - now) / 86_400.0)
+    }
 }
 
 /// When a rule has a finding, and its title.
@@ -102,11 +126,11 @@ fn rejected(metrics: &Snapshot, reasons: &[&str]) -> f64 {
 }
 
 /// In the order in which they are shown.
-const RULES: [Rule; 24] = [
+const RULES: [Rule; 27] = [
     (
         "LivebridgeRejectingCallbacks",
         Level::Critical,
-        State(|facts| facts.not_ready.map(|reason| format!("Callbacks are rejected: {reason}"))),
+        State(|facts| facts.rejecting().map(|reason| format!("Callbacks are rejected: {reason}"))),
         "Tencent retries for about 12 minutes. Restore Kafka, raise wal.max_bytes, or free space outside wal.dir: it \
          holds acknowledged callbacks that are not yet in Kafka, no log files.",
     ),
@@ -159,11 +183,39 @@ const RULES: [Rule; 24] = [
         Level::Critical,
         State(|facts| {
             let room = facts.metrics.get(&table::WAL_ROOM_BYTES);
-            let low = facts.not_ready.is_none() && room < ROOM_LOW_BYTES;
+            let low = facts.rejecting().is_none() && room < ROOM_LOW_BYTES;
             low.then(|| format!("The write-ahead log can grow by only {:.0} MB", room / 1e6))
         }),
         "When it is full, callbacks are rejected. Restore Kafka, raise wal.max_bytes, or free space outside wal.dir: it \
          holds acknowledged callbacks that are not yet in Kafka, no log files.",
+    ),
+    (
+        "LivebridgeCertificateExpiry",
+        Level::Critical,
+        State(|facts| {
+            let expired = facts.certificate_days()? <= 0.0;
+            expired.then(|| "The certificate of tls.certificate has expired".to_owned())
+        }),
+        "Clients that verify it do not connect. A new one is loaded within seconds.",
+    ),
+    (
+        "LivebridgeDown",
+        Level::Warning,
+        State(|facts| {
+            let stops = facts.not_ready == Some(Unready::Draining);
+            stops.then(|| "It stops soon; callbacks are accepted until then".to_owned())
+        }),
+        "/readyz fails meanwhile (http.drain), so that balancers choose another instance.",
+    ),
+    (
+        "LivebridgeCertificateExpiry",
+        Level::Warning,
+        State(|facts| {
+            let days = facts.certificate_days()?;
+            let soon = days > 0.0 && days < CERTIFICATE_DAYS;
+            soon.then(|| format!("The certificate of tls.certificate expires in {days:.1} days"))
+        }),
+        "Install a new one with its key. It is loaded within seconds.",
     ),
     (
         "LivebridgeKafkaUnreachable",
@@ -291,7 +343,7 @@ const RULES: [Rule; 24] = [
         Level::Warning,
         Increase(
             |metrics| rejected(metrics, UNAVAILABLE),
-            |facts| facts.not_ready.is_none(),
+            |facts| facts.rejecting().is_none(),
             "callbacks got 503",
         ),
         "They are accepted again. Tencent retries rejected callbacks for about 12 minutes.",

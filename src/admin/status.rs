@@ -76,11 +76,11 @@ pub(super) fn status(shared: &AdminContext, after: i64) -> String {
     let AdminContext { exporter, probe, health, started_at, .. } = shared;
     let (history, settings) = (shared.history(), shared.settings.get());
     let metrics = exporter.snapshot();
-    let not_ready = health.ready().err().map(|reason| reason.to_string());
+    let not_ready = health.ready().err();
     let increase = history.increase(Counts::of(&metrics));
     let missing = probe.audit().missing();
-    let (not_ready_reason, stuck) = (not_ready.as_deref(), health.stuck());
-    let facts = Facts { metrics: &metrics, increase, not_ready: not_ready_reason, stuck, missing };
+    let stuck = health.stuck();
+    let facts = Facts { metrics: &metrics, increase, not_ready, stuck, missing };
     let found = findings(&facts);
     let state = json!({
         "version": env!("CARGO_PKG_VERSION"),

@@ -5,16 +5,19 @@ use std::io::{self, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use crate::callback::UnsignedPolicy;
 use crate::config::Config;
 use crate::descriptors;
 use crate::event::Timestamp;
+use crate::intake::certificate_expiry;
 use crate::kafka::{Delivery, SetupError};
 use crate::permission;
 use crate::secret::redact;
 use crate::wal;
 use clap::Args;
+use uuid::Uuid;
 
 use super::tencent::{Account, status};
 use super::{CliError, ConfigFile};
@@ -75,6 +78,9 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     file_descriptors(&config, &mut findings);
     keys(&config, &mut findings);
     files(&config, &options.account, &mut findings);
+    if let Some(tls) = &config.access.tls {
+        certificate("certificate", "tls.certificate", tls.expires(), &mut findings);
+    }
     if !options.offline {
         tencent_cloud(&config, &options.account, &mut findings);
     }
@@ -104,15 +110,7 @@ fn directory(config: &Config, findings: &mut CheckReport) {
 }
 
 fn examine_directory(dir: &Path, config: &Config, findings: &mut CheckReport) {
-    let probe = dir.join("check.partial");
-    let write = || {
-        fs::create_dir_all(dir)?;
-        let mut file = File::create(&probe)?;
-        file.write_all(b"livebridge check\n")?;
-        file.sync_all()?;
-        fs::remove_file(&probe)
-    };
-    match write() {
+    match write_probe(dir) {
         Ok(()) => findings.ok("directory", format_args!("{} can be written", dir.display())),
         Err(cause) => {
             return findings.bad(
@@ -126,6 +124,8 @@ fn examine_directory(dir: &Path, config: &Config, findings: &mut CheckReport) {
         }
     }
     let wal::Limits { max_bytes, min_free_bytes } = config.wal.limits;
+    let log = log(dir);
+    let stored = log.as_ref().map_or(0, |log| log.bytes);
     match wal::free_bytes(dir) {
         Some(free) if free < min_free_bytes => findings.bad(
             "disk",
@@ -135,7 +135,7 @@ fn examine_directory(dir: &Path, config: &Config, findings: &mut CheckReport) {
                 bytesize::ByteSize(min_free_bytes)
             ),
         ),
-        Some(free) if free - min_free_bytes < max_bytes => findings.note(
+        Some(free) if !can_reach_max_bytes(free, stored, config.wal.limits) => findings.note(
             "disk",
             format_args!(
                 "{} free: the log cannot reach wal.max_bytes = {}",
@@ -146,8 +146,12 @@ fn examine_directory(dir: &Path, config: &Config, findings: &mut CheckReport) {
         Some(free) => findings.ok("disk", format_args!("{} free", bytesize::ByteSize(free))),
         None => findings.note("disk", "the free space cannot be determined"),
     }
-    match log(dir) {
-        Ok((segments, bytes)) => findings.ok(
+    match log {
+        Ok(Log { unreadable: 1.., .. }) => findings.bad(
+            "log",
+            "records at its end cannot be read and are not published; livebridge wal verify reads all",
+        ),
+        Ok(Log { segments, bytes, .. }) => findings.ok(
             "log",
             format_args!(
                 "of this version's format: {segments} segments, {}",
@@ -159,17 +163,43 @@ fn examine_directory(dir: &Path, config: &Config, findings: &mut CheckReport) {
     }
 }
 
-/// How many segments the log has and of how many bytes. Only the first record and those of the
-/// last segment are read, so that this does not take minutes; `wal verify` reads all.
-fn log(dir: &Path) -> Result<(usize, u64), wal::OpenError> {
+/// Whether the log, which takes `stored` bytes already, can grow to `wal.max_bytes`.
+fn can_reach_max_bytes(free: u64, stored: u64, limits: wal::Limits) -> bool {
+    free.saturating_sub(limits.min_free_bytes) >= limits.max_bytes.saturating_sub(stored)
+}
+
+/// Writes a file in `dir` and removes it, also when the disk is full: one that stayed could not be
+/// replaced by the next user.
+fn write_probe(dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    let path = dir.join(format!("check-{}.partial", Uuid::new_v4()));
+    let mut file = File::create_new(&path)?;
+    let written = file.write_all(b"livebridge check\n").and_then(|()| file.sync_all());
+    let removed = fs::remove_file(&path);
+    written.and(removed)
+}
+
+/// A log as far as it was read.
+struct Log {
+    segments: usize,
+    bytes: u64,
+    /// Unpublished records of the last segment that cannot be read.
+    unreadable: u32,
+}
+
+/// Reads only the first record and those of the last segment, so that this does not take minutes;
+/// `wal verify` reads all.
+fn log(dir: &Path) -> Result<Log, wal::OpenError> {
     let view = wal::LogView::open(dir)?;
     if let Some(first) = view.segments.first() {
         view.oldest(first)?;
     }
+    let mut unreadable = 0;
     if let Some(last) = view.segments.last() {
-        view.read::<wal::OpenError>(last, |_| Ok(()))?;
+        unreadable = view.read::<wal::OpenError>(last, |_| Ok(()))?.missing;
     }
-    Ok((view.segments.len(), view.segments.iter().map(|segment| segment.bytes).sum()))
+    let bytes = view.segments.iter().chain(&view.damaged).map(|segment| segment.bytes).sum();
+    Ok(Log { segments: view.segments.len(), bytes, unreadable })
 }
 
 /// Listens for a moment where `serve` will. A running instance has the addresses in use.
@@ -276,6 +306,20 @@ fn files(config: &Config, account: &Account, findings: &mut CheckReport) {
     }
 }
 
+/// Reports a certificate that has expired, or will within the time of the alert
+/// `LivebridgeCertificateExpiry`.
+fn certificate(what: &str, key: &str, expires: SystemTime, findings: &mut CheckReport) {
+    const SOON: Duration = Duration::from_hours(14 * 24);
+    let date = humantime::format_rfc3339_seconds(expires);
+    match expires.duration_since(SystemTime::now()) {
+        Err(_) => findings.bad(what, format_args!("{key} expired on {date}; install a new one")),
+        Ok(left) if left < SOON => {
+            findings.note(what, format_args!("{key} expires on {date}; install a new one"));
+        }
+        Ok(_) => findings.ok(what, format_args!("{key} expires on {date}")),
+    }
+}
+
 /// Compares Tencent Cloud's templates and rules with the configuration, if there are credentials.
 fn tencent_cloud(config: &Config, account: &Account, findings: &mut CheckReport) {
     const WHAT: &str = "Tencent";
@@ -302,6 +346,12 @@ fn tencent_cloud(config: &Config, account: &Account, findings: &mut CheckReport)
 }
 
 fn kafka(config: &Config, findings: &mut CheckReport) {
+    const CLIENT_CERTIFICATE: &str = "ssl.certificate.location";
+    if let Some(path) = config.kafka.client.get(CLIENT_CERTIFICATE)
+        && let Ok(expires) = certificate_expiry(Path::new(path))
+    {
+        certificate("Kafka", CLIENT_CERTIFICATE, expires, findings);
+    }
     let (topics, ledger) = (config.topics.all(), config.topics.ledger());
     let state = match config.kafka.topic_state(&topics, ledger) {
         Ok(state) => state,
@@ -390,5 +440,19 @@ fn cleanup_policies(config: &Config, present: &[&str], findings: &mut CheckRepor
                 ),
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_log_holds_already_counts_towards_its_largest_size() {
+        const GIB: u64 = 1024 * 1024 * 1024;
+        let limits = wal::Limits { max_bytes: 10 * GIB, min_free_bytes: GIB };
+        let can = |free, stored| can_reach_max_bytes(free * GIB, stored * GIB, limits);
+        assert!(can(11, 0) && can(4, 8) && can(3, 8) && can(1, 12));
+        assert!(!can(10, 0) && !can(2, 8) && !can(0, 8));
     }
 }

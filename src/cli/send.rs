@@ -71,6 +71,10 @@ pub(super) fn run(options: Options) -> Result<(), CliError> {
         vec![EventType::parse(&options.event_type).ok_or_else(unknown)?]
     };
     let bodies = Arc::new(read_files(&options.file)?);
+    if bodies.is_empty() && !options.file.is_empty() {
+        // Without bodies, samples would be sent.
+        return Err(CliError::Usage("the files of --file contain no callbacks".into()));
+    }
     let options = Arc::new(options);
     let next = Arc::new(AtomicU64::new(0));
     let started = Instant::now();
@@ -115,7 +119,8 @@ fn read_files(files: &[PathBuf]) -> Result<Vec<String>, CliError> {
     for path in files {
         let text = read(path, "read --file")?;
         if path.extension().is_some_and(|extension| extension == "jsonl") {
-            bodies.extend(text.lines().map(str::to_owned));
+            let lines = text.lines().filter(|line| !line.trim().is_empty());
+            bodies.extend(lines.map(str::to_owned));
         } else {
             bodies.push(text);
         }

@@ -72,36 +72,44 @@ fn pem_problem(error: &pem::Error, path: &Path) -> String {
     format!("{problem}; it must be in PEM form")
 }
 
+fn file_error(wanted: &'static str, path: &Path, problem: String) -> TlsError {
+    TlsError::File { wanted, path: path.to_owned(), problem }
+}
+
+/// The certificates in the PEM file `path`, and when the first of them expires.
+fn read_chain(path: &Path) -> Result<(Vec<CertificateDer<'static>>, SystemTime), TlsError> {
+    let failed = |problem| file_error("a certificate", path, problem);
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect)
+        .map_err(|error| failed(pem_problem(&error, path)))?;
+    let mut expires = None;
+    for link in &chain {
+        let link = Certificate::from_der(link).map_err(|error| failed(error.to_string()))?;
+        let end = link.tbs_certificate().validity().not_after.to_unix_duration();
+        let end = SystemTime::UNIX_EPOCH + end;
+        expires = Some(expires.map_or(end, |before: SystemTime| before.min(end)));
+    }
+    let expires = expires.ok_or_else(|| failed(pem_problem(&pem::Error::NoItemsFound, path)))?;
+    Ok((chain, expires))
+}
+
+/// When the first of the certificates in the PEM file `path` expires.
+///
+/// # Errors
+/// [`TlsError`]
+pub fn certificate_expiry(path: &Path) -> Result<SystemTime, TlsError> {
+    read_chain(path).map(|(_, expires)| expires)
+}
+
 impl Tls {
     /// Reads the chain of certificates, the server's own first, and its key.
     ///
     /// # Errors
     /// [`TlsError`]
     pub fn load(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
-        let file = |wanted, path: &Path, problem: String| TlsError::File {
-            wanted,
-            path: path.to_owned(),
-            problem,
-        };
-        let pem =
-            |wanted, path| move |error: pem::Error| file(wanted, path, pem_problem(&error, path));
-        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(certificate)
-            .and_then(Iterator::collect)
-            .and_then(
-                |chain: Vec<_>| {
-                    if chain.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(chain) }
-                },
-            )
-            .map_err(pem("a certificate", certificate))?;
-        let secret = PrivateKeyDer::from_pem_file(key).map_err(pem("a private key", key))?;
-        let mut expires = None;
-        for link in &chain {
-            let link = Certificate::from_der(link)
-                .map_err(|error| file("a certificate", certificate, error.to_string()))?;
-            let end = link.tbs_certificate().validity().not_after.to_unix_duration();
-            let end = SystemTime::UNIX_EPOCH + end;
-            expires = Some(expires.map_or(end, |before: SystemTime| before.min(end)));
-        }
+        let (chain, expires) = read_chain(certificate)?;
+        let secret = PrivateKeyDer::from_pem_file(key)
+            .map_err(|error| file_error("a private key", key, pem_problem(&error, key)))?;
         let pair = |cause| TlsError::Pair {
             certificate: certificate.to_owned(),
             key: key.to_owned(),
@@ -116,7 +124,7 @@ impl Tls {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self {
             acceptor: TlsAcceptor::from(Arc::new(config)),
-            expires: expires.unwrap_or(SystemTime::UNIX_EPOCH),
+            expires,
             certificate: certificate.to_owned(),
         })
     }

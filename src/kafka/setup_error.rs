@@ -67,7 +67,7 @@ pub enum SetupError {
     /// The producer cannot start its transactions.
     #[error(
         "Kafka rejects transactions for instance {instance:?}: {}{}",
-        text(.cause), transaction_advice(.cause)
+        text(.cause), transaction_advice(.instance, .cause)
     )]
     Transactions {
         /// The transactional id.
@@ -211,11 +211,19 @@ fn is_not_yet_available(error: &KafkaError) -> bool {
 }
 
 /// What to do about a rejection of transactions.
-fn transaction_advice(error: &KafkaError) -> Cow<'static, str> {
+fn transaction_advice(instance: &str, error: &KafkaError) -> Cow<'static, str> {
     if error.rdkafka_error_code() == Some(Code::InvalidTransactionTimeout) {
         let millis = TRANSACTION_TIMEOUT_MAX.as_millis();
         return format!("; set transaction.max.timeout.ms of the brokers to {millis} or more")
             .into();
+    }
+    if error.rdkafka_error_code() == Some(Code::TransactionalIdAuthorizationFailed) {
+        return format!(
+            "; allow this user WRITE and DESCRIBE on the transactional id {instance:?} (check, replay \
+             and recover have ids of their own, which begin with kafka.instance and a dot: allow that \
+             prefix), or set kafka.delivery = \"at-least-once\""
+        )
+        .into();
     }
     let advice = match error.rdkafka_error_code() {
         Some(
@@ -225,10 +233,6 @@ fn transaction_advice(error: &KafkaError) -> Cow<'static, str> {
             | Code::InvalidRequest
             | Code::NotImplemented,
         ) => "; this Kafka has no transactions: set kafka.delivery = \"at-least-once\"",
-        Some(Code::TransactionalIdAuthorizationFailed) => {
-            "; allow this user WRITE and DESCRIBE on the transactional id kafka.instance, or set \
-             kafka.delivery = \"at-least-once\""
-        }
         Some(Code::ClusterAuthorizationFailed) => {
             "; allow this user IDEMPOTENT_WRITE on the cluster, or set kafka.delivery = \
              \"at-least-once\""

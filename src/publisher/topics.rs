@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::event::{EventType, OTHER};
 
 /// The topics of one livebridge.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topics {
     by_type: BTreeMap<EventType, String>,
     other: String,

@@ -427,3 +427,31 @@ fn commands_name_the_topic_without_permissions_at_once() {
         assert!(started.elapsed() < TIME_LIMIT, "{:?}", started.elapsed());
     }
 }
+
+#[test]
+fn check_names_the_transactional_id_that_it_may_not_use() {
+    let setup = Setup::nodes(1).user("bridge", "secret").authorizer();
+    let Some(cluster) = Cluster::start_or_skip("literal right", &setup) else { return };
+    let (bootstrap, user, permission) = (cluster.bootstrap(), "bridge", "ALLOW");
+    for (kind, name, operation) in [
+        ("BROKER", "kafka-cluster", "ALL"),
+        ("TOPIC", "*", "ALL"),
+        ("GROUP", "*", "ALL"),
+        ("TRANSACTIONAL_ID", "literal", "WRITE"),
+        ("TRANSACTIONAL_ID", "literal", "DESCRIBE"),
+    ] {
+        let rule = Rule { kind, name, user, operation, permission };
+        if support::or_skip("literal right", rule.add(&bootstrap)).is_none() {
+            return;
+        }
+    }
+    let bridge = Bridge::new("literal", &cluster.sasl(), "literal")
+        .config(&rights::sasl_plaintext("bridge", "secret"));
+    bridge.start();
+    bridge.wait_until_connected(TIME_LIMIT);
+    bridge.stop();
+    let (code, text) = bridge.check();
+    assert_eq!(code, 69, "{text}");
+    let advice = "allow this user WRITE and DESCRIBE on the transactional id \"literal.check\"";
+    assert!(text.contains(advice), "{text}");
+}

@@ -92,7 +92,7 @@ pub(crate) struct Running {
 impl Running {
     pub(crate) fn start(command: &mut Command) -> Self {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.env("LIVEBRIDGE_LOG_FORMAT", "json").spawn().unwrap();
+        let mut child = command.spawn().unwrap();
         let stdout = CapturedLines::follow(child.stdout.take().unwrap());
         let stderr = CapturedLines::follow(child.stderr.take().unwrap());
         Self { child, stdout, stderr }
