@@ -4,6 +4,7 @@
 //! The environment takes precedence over the file: `LIVEBRIDGE_<SECTION>_<KEY>`. Unknown keys are
 //! rejected in both, so that a typo does not select a default.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,6 @@ use crate::intake::TlsError;
 use crate::kafka::{SettingError, settings};
 use crate::permission;
 use crate::publisher::Topics;
-use crate::secret::redact;
 use crate::{admin, intake, kafka, ledger, logging, wal};
 
 mod access;
@@ -22,6 +22,7 @@ mod environment;
 mod file;
 mod keys;
 mod layers;
+mod rejection;
 mod secrets;
 mod values;
 
@@ -89,15 +90,6 @@ pub enum ConfigError {
         /// The key, and the one that may have been meant.
         problem: String,
     },
-    /// A value is of the wrong kind.
-    #[error("{location}configuration: {}", redact(&.cause.to_string().trim_end().replace('\n', " ")))]
-    Shape {
-        /// File and line or the variable, followed by a colon and a space.
-        location: String,
-        /// What is wrong with which key.
-        #[source]
-        cause: Box<toml::de::Error>,
-    },
     /// An environment variable is unknown or has a value of the wrong kind.
     #[error("environment variable {name}: {problem}")]
     Environment {
@@ -107,10 +99,13 @@ pub enum ConfigError {
         problem: String,
     },
     /// A value, or what it names, cannot be used.
-    #[error("{key}: {problem}")]
+    #[error("{location}{key}: {problem}")]
     Value {
+        /// File and line or the variable, followed by a colon and a space; empty if the key is not
+        /// set.
+        location: String,
         /// The key, or the section.
-        key: &'static str,
+        key: Cow<'static, str>,
         /// What is wrong and what to do.
         problem: String,
     },
@@ -133,7 +128,7 @@ impl Config {
     /// [`ConfigError`]
     pub fn load_before_first_key(file: Option<&Path>) -> Result<Self, ConfigError> {
         match Self::load(file) {
-            Err(ConfigError::Value { key: "callback.keys", .. }) => {
+            Err(ConfigError::Value { key, .. }) if key == "callback.keys" => {
                 let mut layers = ConfigLayers::read(file)?;
                 layers.add_variable("LIVEBRIDGE_CALLBACK_UNSIGNED", "all".to_owned())?;
                 layers.check()
@@ -154,17 +149,24 @@ impl Config {
     }
 }
 
+impl ConfigError {
+    /// A value of `key`, or what it names, cannot be used.
+    fn value(key: &'static str, problem: impl Into<String>) -> Self {
+        Self::Value { location: String::new(), key: key.into(), problem: problem.into() }
+    }
+}
+
 impl From<SettingError> for ConfigError {
     fn from(cause: SettingError) -> Self {
         let meant = cause.mistyped().and_then(|name| keys::nearest(name, settings::known()));
         let meant = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
-        Self::Value { key: "kafka.client", problem: format!("{cause}{meant}") }
+        Self::value("kafka.client", format!("{cause}{meant}"))
     }
 }
 
 impl From<TlsError> for ConfigError {
     fn from(cause: TlsError) -> Self {
-        Self::Value { key: "tls", problem: cause.to_string() }
+        Self::value("tls", cause.to_string())
     }
 }
 

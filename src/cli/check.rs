@@ -19,6 +19,7 @@ use crate::wal;
 use clap::Args;
 use uuid::Uuid;
 
+use super::output::count;
 use super::tencent::{Account, status};
 use super::{CliError, ConfigFile};
 
@@ -48,7 +49,7 @@ impl CheckReport {
 
     fn bad(&mut self, what: &str, detail: impl std::fmt::Display) {
         self.bad += 1;
-        self.print("BAD", what, &detail);
+        self.print("FAIL", what, &detail);
     }
 }
 
@@ -88,7 +89,7 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
     if !options.offline {
         kafka(&config, &mut findings);
     }
-    print_out!("{} findings, {} bad", findings.count, findings.bad);
+    print_out!("{}, {} failed", count(findings.count, "check"), findings.bad);
     match (bad_here, findings.bad) {
         (0, 0) => Ok(()),
         // Callbacks would be accepted and stored until Kafka can be used.
@@ -154,7 +155,8 @@ fn examine_directory(dir: &Path, config: &Config, findings: &mut CheckReport) {
         Ok(Log { segments, bytes, .. }) => findings.ok(
             "log",
             format_args!(
-                "of this version's format: {segments} segments, {}",
+                "readable by this version: {}, {}",
+                count(segments, "segment"),
                 bytesize::ByteSize(bytes)
             ),
         ),
@@ -280,10 +282,17 @@ fn keys(config: &Config, findings: &mut CheckReport) {
         ),
         (UnsignedPolicy::Types(types), keys) => findings.ok(
             "keys",
-            format_args!("{keys}; {} event types are accepted without a signature", types.len()),
+            format_args!(
+                "{}; {} accepted without a signature",
+                count(keys, "key"),
+                count(types.len(), "event type")
+            ),
         ),
         (UnsignedPolicy::Rejected, keys) => {
-            findings.ok("keys", format_args!("{keys}; unsigned callbacks are rejected"));
+            findings.ok(
+                "keys",
+                format_args!("{}; unsigned callbacks are rejected", count(keys, "key")),
+            );
         }
     }
 }

@@ -32,7 +32,7 @@ pub(super) fn man(options: &Man) -> Result<(), CliError> {
     match &options.directory {
         Some(directory) => clap_mangen::generate_to(Cli::command(), directory).map_err(|cause| {
             let cause = io::Error::new(cause.kind(), format!("{}: {cause}", directory.display()));
-            CliError::other("write the manual pages to")(cause)
+            CliError::other("write the manual pages")(cause)
         }),
         None => clap_mangen::Man::new(Cli::command())
             .render(&mut io::stdout())

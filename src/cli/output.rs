@@ -14,6 +14,12 @@ macro_rules! print_err {
     ($($argument:tt)*) => { $crate::cli::output::err(format_args!($($argument)*)) };
 }
 
+/// A number of things, such as `1 record` or `2 records`.
+pub(super) fn count(number: impl TryInto<u64>, thing: &str) -> String {
+    let number = number.try_into().unwrap_or(u64::MAX);
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
 pub(super) fn out(line: Arguments<'_>) {
     let _ = writeln!(io::stdout(), "{line}");
 }

@@ -1,7 +1,7 @@
 //! `livebridge replay`: publishes events again.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use crate::config::Config;
@@ -10,6 +10,7 @@ use crate::kafka::topic_reader::read_to_end;
 use crate::publisher::replay::{Event, Plan, RejectedEvent, Replay, ReplayError, Summary, Target};
 use clap::Args;
 
+use super::output::count;
 use super::progress::ProgressBar;
 use super::range::Range;
 use super::{CliError, ConfigFile};
@@ -122,7 +123,8 @@ pub(super) fn publish(
             "skipped {count} events: there is no topic {topic}; livebridge serve creates it"
         );
     }
-    print_out!("{read} events selected");
+    let events = plan.counts().map(|(_, sent, present)| sent + present).sum::<usize>();
+    print_out!("{}, {} selected", count(read, "record"), count(events, "event"));
     let mut to_send = 0;
     for (topic, sent, present) in plan.counts() {
         to_send += sent;
@@ -150,7 +152,7 @@ pub(super) fn publish(
     if absorbed > 0 {
         print_out!("{absorbed} events were published by another instance in the meantime");
     }
-    print_out!("{sent} events sent");
+    print_out!("{} sent", count(sent, "event"));
     for RejectedEvent { topic, id, reason } in rejected.iter().take(SHOWN) {
         print_err!("{topic} rejects the event {id}: {reason}");
     }
@@ -170,9 +172,13 @@ pub(super) fn publish(
     Ok(complete && rejected.is_empty() && passed == to_send)
 }
 
+fn unreadable(path: &Path, cause: &io::Error) -> CliError {
+    CliError::Usage(format!("cannot read --export {}: {cause}", path.display()))
+}
+
 /// The bytes of the file `path`, which is read twice: a pipe would be empty the second time.
 fn size_of_export(path: &Path) -> Result<u64, CliError> {
-    let meta = path.metadata().map_err(CliError::other("open the export"))?;
+    let meta = path.metadata().map_err(|cause| unreadable(path, &cause))?;
     if meta.is_file() {
         return Ok(meta.len());
     }
@@ -234,9 +240,9 @@ fn each(
         visit(event, bytes as u64)
     };
     if let Some(path) = &options.input.export {
-        let file = File::open(path).map_err(CliError::other("open the export"))?;
+        let file = File::open(path).map_err(|cause| unreadable(path, &cause))?;
         for (number, line) in BufReader::new(file).lines().enumerate() {
-            let line = line.map_err(CliError::other("read the export"))?;
+            let line = line.map_err(|cause| unreadable(path, &cause))?;
             let event = Event::of_line(&line, &config.topics, &config.kafka.instance, now);
             let location = format!("{}:{}", path.display(), number + 1);
             let event = event.ok_or_else(|| {

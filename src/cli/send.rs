@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +14,7 @@ use crate::sample::Samples;
 use crate::sender::{DeliveryOutcome, RetryPolicy, Sender};
 use clap::Args;
 
+use super::output::count;
 use super::{CliError, block_on, parse_rate};
 
 #[derive(Debug, Args)]
@@ -100,24 +100,23 @@ pub(super) fn run(options: Options) -> Result<(), CliError> {
 
 fn key(file: Option<&Path>) -> Result<Option<CallbackKey>, CliError> {
     let text = match file {
-        Some(path) => Some(read(path, "read --key-file")?),
+        Some(path) => Some(read(path, "--key-file")?),
         None => env::var("LIVEBRIDGE_SEND_KEY").ok(),
     };
     let empty = || CliError::Usage("the callback key is empty".into());
     text.map(|text| CallbackKey::new(&text).ok_or_else(empty)).transpose()
 }
 
-fn read(path: &Path, what: &'static str) -> Result<String, CliError> {
+fn read(path: &Path, option: &'static str) -> Result<String, CliError> {
     fs::read_to_string(path).map_err(|cause| {
-        let cause = io::Error::new(cause.kind(), format!("{}: {cause}", path.display()));
-        CliError::other(what)(cause)
+        CliError::Usage(format!("cannot read {option} {}: {cause}", path.display()))
     })
 }
 
 fn read_files(files: &[PathBuf]) -> Result<Vec<String>, CliError> {
     let mut bodies = Vec::new();
     for path in files {
-        let text = read(path, "read --file")?;
+        let text = read(path, "--file")?;
         if path.extension().is_some_and(|extension| extension == "jsonl") {
             let lines = text.lines().filter(|line| !line.trim().is_empty());
             bodies.extend(lines.map(str::to_owned));
@@ -203,16 +202,16 @@ fn report(tallies: Vec<Tally>, elapsed: Duration) -> Result<(), CliError> {
         all.elapsed.extend(tally.elapsed);
     }
     all.elapsed.sort_unstable();
-    for (answer, count) in &all.answers {
-        print_out!("{count} × {answer}");
+    for (answer, times) in &all.answers {
+        print_out!("{times} × {answer}");
     }
     let at = |share: usize| {
         all.elapsed.get((all.elapsed.len() * share / 100).min(all.elapsed.len().saturating_sub(1)))
     };
     let (p50, p99) = (at(50).copied().unwrap_or_default(), at(99).copied().unwrap_or_default());
     print_out!(
-        "{} answers in {:.2?}, p50 {p50:.2?}, p99 {p99:.2?}, {} needed more than one attempt",
-        all.elapsed.len(),
+        "{} in {:.2?}, p50 {p50:.2?}, p99 {p99:.2?}, {} needed more than one attempt",
+        count(all.elapsed.len(), "callback"),
         elapsed,
         all.retried
     );

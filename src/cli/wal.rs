@@ -9,16 +9,19 @@ use crate::config::ConfigLayers;
 use crate::event::{Timestamp, type_name};
 use crate::gaps::{self, Gap};
 use crate::publisher::Exported;
-use crate::publisher::quarantine::{self, DamagedFile};
+use crate::publisher::quarantine;
 use crate::record::{Entry, Lsn};
 use crate::wal::{self, LogView, SegmentContents, SegmentView};
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::output::count;
 use super::progress::ProgressBar;
 use super::range::Range;
-use super::{CliError, ConfigFile, block_on};
+use super::{CliError, ConfigFile};
+
+mod quarantined;
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
@@ -157,8 +160,8 @@ pub(super) fn run(options: &Options) -> Result<(), CliError> {
         Command::Verify(ReportOptions { dir, json }) => verify(&dir.path()?, *json, &mut out),
         Command::Damaged(options) => damaged(options, &mut out),
         Command::Gaps(options) => gaps(options, &mut out),
-        Command::Quarantine(dir) => quarantined(&dir.path()?, &mut out),
-        Command::Release(dir) => release(&dir.path()?, &mut out),
+        Command::Quarantine(dir) => quarantined::list(&dir.path()?, &mut out),
+        Command::Release(dir) => quarantined::release(&dir.path()?, &mut out),
     };
     let flushed = out.flush().map_err(CliError::other("print"));
     match done.and(flushed) {
@@ -240,6 +243,16 @@ fn select<'v>(view: &'v LogView, name: &str) -> Result<Vec<&'v SegmentView>, Cli
 
 fn damaged(options: &Damaged, out: &mut impl Write) -> Result<(), CliError> {
     let view = LogView::open(&options.report.dir.path()?)?;
+    let named = options.export.as_ref().or(options.drop.as_ref()).is_some_and(|name| name != "all");
+    if view.damaged.is_empty() && !named && !options.report.json {
+        let nothing = "no damaged segment is kept";
+        if options.export.is_none() {
+            return print(out, &nothing);
+        }
+        // Standard output has records only.
+        print_err!("{nothing}");
+        return Ok(());
+    }
     if let Some(name) = &options.export {
         // That some of its records are unreadable is why it is kept: no reason to fail.
         for segment in select(&view, name)? {
@@ -254,9 +267,6 @@ fn damaged(options: &Damaged, out: &mut impl Write) -> Result<(), CliError> {
             print(out, &format_args!("{} is removed", segment.name()))?;
         }
         return Ok(());
-    }
-    if view.damaged.is_empty() && !options.report.json {
-        return print(out, &"no damaged segment is kept");
     }
     for segment in &view.damaged {
         let mut readable = 0_u32;
@@ -300,25 +310,6 @@ fn gaps(options: &Gaps, out: &mut impl Write) -> Result<(), CliError> {
         }
     }
     Ok(())
-}
-
-fn quarantined(dir: &Path, out: &mut impl Write) -> Result<(), CliError> {
-    let quarantine::Contents { records, damaged } = quarantine::list(&quarantine::dir_of(dir))?;
-    for held in records {
-        let mut line = json!(Exported::of(&held.record));
-        line["reason"] = held.reason.into();
-        line["file"] = held.path.display().to_string().into();
-        print(out, &line)?;
-    }
-    report_damaged(&damaged)
-}
-
-/// Prints the files that cannot be read; any of them makes the command fail.
-fn report_damaged(damaged: &[DamagedFile]) -> Result<(), CliError> {
-    for file in damaged {
-        print_err!("{file}");
-    }
-    if damaged.is_empty() { Ok(()) } else { Err(CliError::Found) }
 }
 
 fn status(dir: &Path, json: bool, out: &mut impl Write) -> Result<(), CliError> {
@@ -446,53 +437,14 @@ fn verify(dir: &Path, json: bool, out: &mut impl Write) -> Result<(), CliError> 
     } else {
         problems.iter().try_for_each(|problem| print(out, problem))?;
         let segments = view.segments.len();
-        print(out, &format_args!("{records} records in {segments} segments, {missing} missing"))?;
+        print(
+            out,
+            &format_args!(
+                "{} in {}, {missing} missing",
+                count(records, "record"),
+                count(segments, "segment")
+            ),
+        )?;
     }
     if missing > 0 { Err(CliError::Found) } else { Ok(()) }
-}
-
-fn release(dir: &Path, out: &mut impl Write) -> Result<(), CliError> {
-    let quarantine::Contents { records, damaged } = quarantine::list(&quarantine::dir_of(dir))?;
-    if records.is_empty() {
-        if damaged.is_empty() {
-            return print(out, &"nothing is in quarantine");
-        }
-        return report_damaged(&damaged);
-    }
-    let (owner, uid) = (wal::owner(dir)?, rustix::process::geteuid().as_raw());
-    if owner != uid {
-        // The service could neither remove nor read the files that this process would create.
-        return Err(CliError::Usage(format!(
-            "the log in {dir} belongs to uid {owner}, and this command runs as uid {uid}; run it as \
-             the user that runs livebridge: setpriv --reuid={owner} --clear-groups \
-             livebridge wal release --dir {dir}",
-            dir = dir.display()
-        )));
-    }
-    // No limits: the records in quarantine take their disk space already.
-    let config = wal::Config { dir: dir.to_owned(), limits: wal::Limits::NONE };
-    let (appender, reader, mut log) = wal::open(&config).map_err(|error| match error {
-        wal::OpenError::Locked(dir) => {
-            CliError::Failed(format!("stop livebridge first: it uses the log in {}", dir.display()))
-        }
-        other => other.into(),
-    })?;
-    let bar = ProgressBar::count("releasing", records.len() as u64);
-    let released = block_on(async {
-        let appends = appender.handle();
-        drop(appender);
-        for held in &records {
-            let append = appends.append(held.record.clone()).await;
-            append.map_err(CliError::other("append to the log"))?;
-            quarantine::remove(held)?;
-            bar.add(1);
-        }
-        drop(appends);
-        log.ended().await.map_err(CliError::other("close the log"))
-    });
-    drop(reader);
-    log.close();
-    released?;
-    print(out, &format_args!("{} records are back in the log", records.len()))?;
-    report_damaged(&damaged)
 }

@@ -40,30 +40,27 @@ pub(super) fn word<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
 
 /// The secret `word` of `key`.
 pub(super) fn secret(key: &'static str, word: Option<&str>) -> Result<Option<Secret>, ConfigError> {
-    let empty = || ConfigError::Value {
-        key,
-        problem: "is empty; remove it, or set a long random text".into(),
-    };
+    let empty = || ConfigError::value(key, "is empty; remove it, or set a long random text");
     word.map(|word| Secret::new(word).ok_or_else(empty)).transpose()
 }
 
 impl RawAccess {
     pub(super) fn check(&self, tls: &RawTls) -> Result<Access, ConfigError> {
         let networks = |key, texts: &[String]| {
-            Networks::parse(texts.iter().map(String::as_str)).map_err(|text| ConfigError::Value {
-                key,
-                problem: format!(
-                    "{text:?} is neither a network such as \"10.0.0.0/8\" nor an address"
-                ),
+            Networks::parse(texts.iter().map(String::as_str)).map_err(|text| {
+                ConfigError::value(
+                    key,
+                    format!("{text:?} is neither a network such as \"10.0.0.0/8\" nor an address"),
+                )
             })
         };
         let allow = networks("access.allow", &self.allow)?;
         let trusted_proxies = networks("access.trusted_proxies", &self.trusted_proxies)?;
         if self.proxy_protocol && self.trusted_proxies.is_empty() {
-            return Err(ConfigError::Value {
-                key: "access.proxy_protocol",
-                problem: "applies only to access.trusted_proxies, which is empty".into(),
-            });
+            return Err(ConfigError::value(
+                "access.proxy_protocol",
+                "applies only to access.trusted_proxies, which is empty",
+            ));
         }
         Ok(Access {
             allow,
@@ -84,7 +81,7 @@ impl RawTls {
     fn load(&self) -> Result<Option<Tls>, ConfigError> {
         let lacks = |key, other| {
             let problem = format!("is not set, and {other} alone is of no use");
-            Err(ConfigError::Value { key, problem })
+            Err(ConfigError::value(key, problem))
         };
         match (&self.certificate, &self.private_key) {
             (None, None) => Ok(None),

@@ -289,16 +289,8 @@ const WAL_BYTES_RECOMMENDED: ByteSize = ByteSize::mib(64);
 /// From a callback to its last retry.
 const RETRIES_SPAN: Duration = Duration::from_mins(16);
 
-/// Whether only one of the addresses can be listened on. Port 0 is a free one.
-fn collide(one: SocketAddr, other: SocketAddr) -> bool {
-    let (a, b) = (one.ip(), other.ip());
-    one.port() == other.port()
-        && one.port() != 0
-        && (a == b || a.is_unspecified() || b.is_unspecified())
-}
-
 fn bad(key: &'static str, problem: impl Into<String>) -> ConfigError {
-    ConfigError::Value { key, problem: problem.into() }
+    ConfigError::value(key, problem)
 }
 
 impl Raw {
@@ -310,7 +302,7 @@ impl Raw {
         if self.dedup.max_ids < 1000 {
             return Err(bad("dedup.max_ids", "must be at least 1000"));
         }
-        if collide(self.http.listen, self.admin.listen) {
+        if values::collide(self.http.listen, self.admin.listen) {
             let problem = format!("must not have the port of http.listen, {}", self.http.listen);
             return Err(bad("admin.listen", problem));
         }
@@ -429,16 +421,19 @@ impl RawCallback {
         let mut types = Vec::new();
         for name in self.unsigned {
             let event_type = match name {
-                TypeName::Code(code) => Some(EventType(code)),
+                TypeName::Code(code) => Ok(EventType(code)),
                 TypeName::Name(name) if name == "all" => {
                     unsigned = UnsignedPolicy::All;
                     continue;
                 }
-                TypeName::Name(name) => EventType::parse(&name),
+                TypeName::Name(name) => EventType::parse(&name).ok_or(name),
             };
-            let problem =
-                "names an unknown event type; use numbers, names such as \"relay\", or \"all\"";
-            types.push(event_type.ok_or_else(|| bad("callback.unsigned", problem))?);
+            let problem = |name| {
+                format!(
+                    "{name:?} is no event type; use numbers, names such as \"relay\", or \"all\""
+                )
+            };
+            types.push(event_type.map_err(|name| bad("callback.unsigned", problem(name)))?);
         }
         if unsigned == UnsignedPolicy::Rejected && !types.is_empty() {
             unsigned = UnsignedPolicy::Types(types);

@@ -12,7 +12,7 @@ use toml::{Table, Value};
 
 use super::environment::Effect;
 use super::keys::{self, MAPS};
-use super::{Config, ConfigError, environment, file, not_toml};
+use super::{Config, ConfigError, environment, file, not_toml, rejection};
 use crate::event::EventType;
 use crate::kafka::settings::{self, is_harmless};
 use crate::secret::{self, HIDDEN};
@@ -316,16 +316,9 @@ impl ConfigLayers {
         }
         let settings = self.settings();
         let mut notes = self.notes();
-        let Self { table, sources, .. } = self;
-        let raw: file::Raw = table.try_into().map_err(|cause: toml::de::Error| {
-            // The message ends with the key, as in: in `wal.max_bytes`.
-            let text = cause.to_string();
-            let key = text.rsplit('`').nth(1).unwrap_or_default();
-            let path: Vec<String> = key.split('.').map(str::to_owned).collect();
-            let location = location(sources.get(&path));
-            ConfigError::Shape { location, cause: Box::new(cause) }
-        })?;
-        let config = raw.check()?;
+        let raw: file::Raw =
+            self.table.try_into().map_err(|cause| rejection::wrong_kind(&cause, &settings))?;
+        let config = raw.check().map_err(|error| rejection::locate(error, &settings))?;
         notes.extend(config.notes);
         Ok(Config { notes, settings, ..config })
     }

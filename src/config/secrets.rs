@@ -22,13 +22,15 @@ pub(super) fn read(
     let entry = |number| format!("entry {number}");
     add(&mut keys, "callback.keys", entry, written.iter().map(String::as_str), notes)?;
     if let Some(path) = file {
-        let text = fs::read_to_string(path).map_err(|cause| ConfigError::Value {
-            key: FILE,
-            problem: format!(
-                "cannot read {}: {cause}{}",
-                path.display(),
-                permission::advice(path, &cause)
-            ),
+        let text = fs::read_to_string(path).map_err(|cause| {
+            ConfigError::value(
+                FILE,
+                format!(
+                    "cannot read {}: {cause}{}",
+                    path.display(),
+                    permission::advice(path, &cause)
+                ),
+            )
         })?;
         let line = |number| format!("line {number} of {}", path.display());
         // Some editors begin a file with a byte order mark, which would be part of the first key.
@@ -52,10 +54,8 @@ fn add<'a>(
     notes: &mut Vec<String>,
 ) -> Result<(), ConfigError> {
     for (number, text) in (1..).zip(written) {
-        let bad = |problem: &str| ConfigError::Value {
-            key: source,
-            problem: format!("{} {problem}", called(number)),
-        };
+        let bad =
+            |problem: &str| ConfigError::value(source, format!("{} {problem}", called(number)));
         let position = format!("key-{}", keys.len() + 1);
         let words: Vec<&str> = text.split_whitespace().collect();
         let (name, secret) = match words[..] {

@@ -26,6 +26,14 @@ pub fn listen_address(text: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(host, port.parse().ok().filter(|_| digits)?))
 }
 
+/// Whether only one of the addresses can be listened on. Port 0 is a free one.
+pub(super) fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let (a, b) = (one.ip(), other.ip());
+    one.port() == other.port()
+        && one.port() != 0
+        && (a == b || a.is_unspecified() || b.is_unspecified())
+}
+
 /// What `http.path` compares requests with: the path without slashes at its end.
 ///
 /// It is compared byte by byte with the path of the request as it was sent. A path that no request

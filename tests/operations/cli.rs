@@ -136,7 +136,7 @@ mod dev {
         let sent = send_with(&["--count", "360", "--connections", "4"]);
         assert_eq!(sent.code, Some(0), "{sent:?}");
         assert!(sent.stdout.starts_with(&all_accepted(360)), "{sent:?}");
-        assert!(sent.stdout.contains("360 answers in "), "{sent:?}");
+        assert!(sent.stdout.contains("360 callbacks in "), "{sent:?}");
         assert!(sent.stdout.contains(" 0 needed more than one attempt"), "{sent:?}");
         let series = metrics::scrape(admin);
         for (_, name) in EventType::known() {
@@ -164,7 +164,11 @@ mod dev {
 
         // A closed connection without a response also causes a retry.
         let sent = send_with(&["--count", "0"]);
-        assert_eq!((sent.code, sent.stdout.starts_with("0 answers")), (Some(0), true), "{sent:?}");
+        assert_eq!(
+            (sent.code, sent.stdout.starts_with("0 callbacks")),
+            (Some(0), true),
+            "{sent:?}"
+        );
 
         // A rejection is printed with its status and reason.
         let mut command = livebridge(&["send", "--url", &url, "--count", "2", "--retries", "0"]);
@@ -306,9 +310,9 @@ mod send {
             (&["--url", "127.0.0.1:8080"], 64, "not a URL"),
             (&["--event-type", "pull"], 64, "\"pull\""),
             (&["--key", "k"], 64, "--key-file"),
-            (&["--key-file", "/nowhere/key"], 1, "/nowhere/key"),
+            (&["--key-file", "/nowhere/key"], 64, "/nowhere/key"),
             (&["--key-file", "/dev/null"], 64, "the callback key is empty"),
-            (&["--file", "/nowhere/body.json"], 1, "/nowhere/body.json"),
+            (&["--file", "/nowhere/body.json"], 64, "/nowhere/body.json"),
             (&["--rate", "-5"], 64, "--rate"),
             (&["--rate", "NaN"], 64, "--rate"),
             (&["--rate", "1e-300"], 64, "--rate"),
@@ -321,6 +325,7 @@ mod send {
         let sent = run(&mut livebridge(&["send", "--url", &url, "--retries", "0"]));
         assert_eq!(sent.code, Some(1));
         assert!(sent.stdout.starts_with("1 × cannot connect"), "{sent:?}");
+        assert!(sent.stdout.contains("\n1 callback in "), "{sent:?}");
     }
 }
 
@@ -344,7 +349,7 @@ mod check {
             let line = checked.stdout.lines().find(|line| line[6..].starts_with(what));
             assert!(line.is_some_and(|line| line.starts_with("ok ")), "{what}: {checked:?}");
         }
-        assert!(checked.stdout.ends_with("11 findings, 0 bad\n"), "{checked:?}");
+        assert!(checked.stdout.ends_with("11 checks, 0 failed\n"), "{checked:?}");
         assert!(
             !bridge.wal().exists(),
             "no directory is created either, because root would own it"
@@ -418,7 +423,7 @@ mod check {
         let bridge = ConfiguredBridge::new(&kafka.brokers(), "");
         let checked = run(&mut bridge.command(&["check"]));
         assert_eq!(checked.code, Some(69), "{checked:?}");
-        assert!(checked.stdout.contains("BAD   topics"), "{checked:?}");
+        assert!(checked.stdout.contains("FAIL  topics"), "{checked:?}");
         assert!(
             checked.stdout.contains("live.push; create them or set kafka.create_topics = true")
         );
@@ -432,10 +437,10 @@ mod check {
         let offline = run(&mut bridge.command(&["check", "--offline"]));
         assert_eq!(offline.code, Some(0), "{offline:?}");
         assert!(!offline.stdout.contains("Kafka"), "{offline:?}");
-        let line = checked.stdout.lines().find(|line| line.starts_with("BAD")).unwrap();
+        let line = checked.stdout.lines().find(|line| line.starts_with("FAIL")).unwrap();
         assert!(line.contains("Kafka does not answer"), "{line}");
         assert!(line.contains("check kafka.brokers and the network"), "{line}");
-        assert!(checked.stdout.ends_with(" 1 bad\n"), "{checked:?}");
+        assert!(checked.stdout.ends_with(" 1 failed\n"), "{checked:?}");
     }
 
     #[test]
@@ -444,7 +449,7 @@ mod check {
         let mut command = bridge.command(&["check", "--offline"]);
         let checked = run(command.env("LIVEBRIDGE_CALLBACK_KEYS", "a-real-key,change-me"));
         assert_eq!(checked.code, Some(1), "{checked:?}");
-        let line = checked.stdout.lines().find(|line| line.starts_with("BAD")).unwrap();
+        let line = checked.stdout.lines().find(|line| line.starts_with("FAIL")).unwrap();
         assert!(line.contains("keys") && line.contains("key-2 is change-me"), "{line}");
     }
 
@@ -493,7 +498,7 @@ mod check {
         let checked = run(&mut bridge.command(&["check"]));
         assert_eq!(checked.code, Some(1));
         let line = checked.stdout.lines().find(|line| line.contains("directory")).unwrap();
-        assert!(line.starts_with("BAD") && line.ends_with("set wal.dir"), "{line}");
+        assert!(line.starts_with("FAIL") && line.ends_with("set wal.dir"), "{line}");
     }
 }
 
@@ -771,7 +776,7 @@ mod wal {
         assert_eq!((&status["quarantined"], &status["quarantine_damaged"]), (&1.into(), &1.into()));
         let released = wal(&dir, &["release"]);
         names_it(&released);
-        assert_eq!(released.stdout, "1 records are back in the log\n");
+        assert_eq!(released.stdout, "1 record put back into the log\n");
         assert_eq!(json(&dir, &["status", "--json"])["records"], 4);
         assert!(damaged.exists());
         names_it(&wal(&dir, &["release"]));
@@ -785,6 +790,9 @@ mod wal {
         let dir = bridge.wal();
         let before = wal(&dir, &["verify"]);
         assert_eq!(before.stdout, "3 records in 2 segments, 0 missing\n");
+        let nothing = "no damaged segment is kept\n";
+        assert_eq!(wal(&dir, &["damaged", "--drop", "all"]).stdout, nothing);
+        assert_eq!(wal(&dir, &["damaged", "--export", "all"]).stderr, nothing);
         let data = dir.join("segments/0000000001/db");
         let mut bytes = fs::read(&data).unwrap();
         let second = bytes.windows(5).position(|run| run == b"\"n\":1").unwrap();
@@ -953,7 +961,10 @@ mod generated {
         assert!(own.stdout.contains(".TH livebridge 1"), "{own:?}");
         let nowhere = run(&mut livebridge(&["man", "/nowhere/man1"]));
         assert_eq!(nowhere.code, Some(1), "{nowhere:?}");
-        assert!(nowhere.stderr.contains("cannot write the manual pages"), "{nowhere:?}");
+        assert!(
+            nowhere.stderr.contains("cannot write the manual pages: /nowhere/man1: "),
+            "{nowhere:?}"
+        );
     }
 }
 

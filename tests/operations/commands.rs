@@ -86,7 +86,7 @@ fn check_reports_records_at_the_end_of_the_log_that_cannot_be_read() {
     fs::write(&data, bytes).unwrap();
     let checked = run(&mut bridge.command(&["check", "--offline"]));
     assert_eq!(checked.code, Some(1), "{checked:?}");
-    assert!(checked.stdout.contains("BAD   log          records at its end"), "{checked:?}");
+    assert!(checked.stdout.contains("FAIL  log          records at its end"), "{checked:?}");
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn release_by_another_user_than_the_logs_is_rejected() {
     quarantine_record(&dir);
     let own = home.path().join("own");
     assert!(Command::new("cp").arg("-a").args([&dir, &own]).status().unwrap().success());
-    assert_eq!(wal(&own, &["release"]).stdout, "1 records are back in the log\n");
+    assert_eq!(wal(&own, &["release"]).stdout, "1 record put back into the log\n");
     let change = Command::new("chown").args(["-R", "65534"]).arg(&dir).status();
     assert!(change.unwrap().success());
     let before = files(&dir);
@@ -141,8 +141,9 @@ fn replay_of_a_pipe_is_rejected() {
     assert!(replayed.stderr.contains("is not a regular file"), "{replayed:?}");
     let replayed =
         run(bridge.command(&["replay", "--yes"]).arg("--export").arg(bridge.path("none")));
-    assert_eq!(replayed.code, Some(1), "{replayed:?}");
-    assert!(replayed.stderr.contains("cannot open the export"), "{replayed:?}");
+    assert_eq!(replayed.code, Some(64), "{replayed:?}");
+    let says = format!("cannot read --export {}: ", bridge.path("none").display());
+    assert!(replayed.stderr.contains(&says), "{replayed:?}");
 }
 
 #[test]
@@ -161,7 +162,10 @@ fn replay_fails_when_the_export_changes_while_it_is_read() {
     gate.open();
     assert_eq!(replay.wait(), Some(1), "{}{}", replay.stdout.text(), replay.stderr.text());
     let text = replay.stdout.text();
-    assert!(text.contains("5 events selected") && text.contains("0 events sent"), "{text}");
+    assert!(
+        text.contains("5 records, 5 events selected") && text.contains("0 events sent"),
+        "{text}"
+    );
     let text = replay.stderr.text();
     assert!(text.contains("only 0 of 5 events were found a second time"), "{text}");
 }
@@ -172,7 +176,7 @@ fn check_reports_certificates_that_have_expired() {
     let kafka = mock_kafka(1);
     for (year, code, says) in [
         (2100, 0, "ok    certificate  tls.certificate expires on 2100-12-31"),
-        (2020, 1, "BAD   certificate  tls.certificate expired on 2020-12-31"),
+        (2020, 1, "FAIL  certificate  tls.certificate expired on 2020-12-31"),
     ] {
         let identity = Identity::write(home.path(), year);
         let bridge = ConfiguredBridge::new(&kafka.brokers(), &identity.section());
@@ -187,7 +191,7 @@ fn check_reports_certificates_that_have_expired() {
     );
     let checked = run(&mut ConfiguredBridge::new(&kafka.brokers(), &client).command(&["check"]));
     assert_eq!(checked.code, Some(69), "{checked:?}");
-    let says = "BAD   Kafka        ssl.certificate.location expired on 2020-12-31";
+    let says = "FAIL  Kafka        ssl.certificate.location expired on 2020-12-31";
     assert!(checked.stdout.contains(says), "{checked:?}");
 }
 
@@ -236,7 +240,7 @@ fn check_leaves_no_file_on_a_full_disk() {
     let bridge = ConfiguredBridge::new(UNREACHABLE, &format!("wal.dir = {:?}", mount.path()));
     let checked = run(&mut bridge.command(&["check", "--offline"]));
     assert_eq!(checked.code, Some(1), "{checked:?}");
-    assert!(checked.stdout.contains("BAD   directory    cannot write"), "{checked:?}");
+    assert!(checked.stdout.contains("FAIL  directory    cannot write"), "{checked:?}");
     assert_eq!(files(mount.path()), [mount.path().join("filler")]);
 }
 

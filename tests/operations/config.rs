@@ -482,15 +482,35 @@ mod a_bad_value {
     }
 
     #[test]
-    fn of_the_wrong_kind_is_rejected_with_its_line() {
-        let path = temp_file(format!("{LEAST}[wal]\ndir = \"d\"\nmax_bytes = \"10 elephants\"\n"));
-        let shown = process::run(process::livebridge(&["check", "--config"]).arg(path.path()));
-        let line = format!(
-            "livebridge: {}:5: configuration: \"10 elephants\" is not a size such as \"10GiB\" or \
-             \"500MB\" in `wal.max_bytes`\n",
-            path.path().display()
-        );
-        assert_eq!(shown.stderr, line);
+    fn is_rejected_with_its_line_itself_and_what_the_key_takes() {
+        for (section, key, value, says) in [
+            ("wal", "max_bytes", r#""10 bits""#, r#"is not a size such as "10GiB" or "500MB""#),
+            ("http", "keep_alive", "75", r#"must be text in quotes, such as "1m 15s""#),
+            ("http", "max_body", r#""5MiB""#, "must be 1 KiB to 512 KiB"),
+            ("http", "path", r#""callback""#, r#"must begin with a slash, as in "/callback""#),
+            (
+                "http",
+                "max_connections",
+                r#""9""#,
+                "must be a whole number without quotes, such as 4096",
+            ),
+            (
+                "kafka",
+                "brokers",
+                r#"["a:1", "b:1"]"#,
+                r#"must be text in quotes, such as "localhost:9092"; join several by commas"#,
+            ),
+            ("kafka", "create_topics", r#""yes""#, "must be true or false, without quotes"),
+            ("log", "format", r#""xml""#, "must be one of `auto`, `text`, `json`"),
+            ("access", "allow", "[5]", "must be a list in brackets, such as [\"one\", \"two\"]"),
+        ] {
+            let path = temp_file(format!("{LEAST}[{section}]\n{key} = {value}\n"));
+            let shown = process::run(process::livebridge(&["check", "--config"]).arg(path.path()));
+            let file = path.path().display();
+            let line = format!("livebridge: {file}:4: {section}.{key}: {value} {says}\n");
+            assert_eq!((shown.stderr, shown.code), (line, Some(64)));
+        }
+        assert_rejects(&format!("{LEAST}unsigned = [1, \"pull\"]"), &["\"pull\" is no event type"]);
     }
 
     #[test]

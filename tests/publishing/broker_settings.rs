@@ -94,14 +94,14 @@ fn topics_are_not_compacted_by_default_of_the_brokers_and_check_reports_those_th
     let (code, text) = bridge.check();
     assert_eq!(code, 69, "{text}");
     assert!(text.contains(&format!("note  cleanup.policy {push} has compact: ")), "{text}");
-    assert!(!text.contains("BAD   cleanup.policy"), "{text}");
+    assert!(!text.contains("FAIL  cleanup.policy"), "{text}");
     kafka::configure_topic(&bootstrap, &push, &[("cleanup.policy", "delete")]);
 
     kafka::configure_topic(&bootstrap, &ledger, &[("cleanup.policy", "compact,delete")]);
     let (code, text) = bridge.check();
     assert_eq!(code, 69, "{text}");
     let says = format!(
-        "BAD   cleanup.policy the ledger topic {ledger} has cleanup.policy=compact,delete: "
+        "FAIL  cleanup.policy the ledger topic {ledger} has cleanup.policy=compact,delete: "
     );
     assert!(text.contains(&says), "{text}");
 

@@ -353,7 +353,7 @@ fn records_that_even_the_dead_letter_topic_rejects_stay_on_disk_until_released()
     assert_eq!(in_use.code, Some(1));
     assert!(in_use.stderr.contains("stop livebridge first"), "{in_use:?}");
     assert!(bridge.stop().success());
-    assert_eq!(wal("release"), "1 records are back in the log\n");
+    assert_eq!(wal("release"), "1 record put back into the log\n");
     assert_eq!(wal("release"), "nothing is in quarantine\n");
     bridge.start();
     bridge.drain(DRAIN);

@@ -56,7 +56,7 @@ fn dead_letters_reach_their_topic_once_after_it_is_fixed() {
     // Nothing is sent without confirmation.
     let (code, output_text, complaint) = replay(&bridge, &["--dead-letters"]);
     assert_eq!(code, Some(0), "{output_text}{complaint}");
-    assert!(output_text.starts_with("1 events selected\n"), "{output_text}");
+    assert!(output_text.starts_with("1 record, 1 event selected\n"), "{output_text}");
     assert!(
         output_text.contains(&format!("  {push:<26} 1 to send, 0 already in the topic\n")),
         "{output_text}"
@@ -73,9 +73,9 @@ fn dead_letters_reach_their_topic_once_after_it_is_fixed() {
 
     kafka::configure_topic(kafka.bootstrap(), &push, &[]);
     for (arguments, says) in [
-        (&["--until", "1h"][..], "0 events selected\n"),
-        (&["--event-type", "interrupt"], "0 events selected\n"),
-        (&["--since", "1h", "--event-type", "push"], "1 events sent\n"),
+        (&["--until", "1h"][..], "0 records, 0 events selected\n"),
+        (&["--event-type", "interrupt"], "0 records, 0 events selected\n"),
+        (&["--since", "1h", "--event-type", "push"], "1 event sent\n"),
         // Now it is published.
         (&[], ", 1 already in the topic\n"),
     ] {

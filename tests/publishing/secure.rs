@@ -144,7 +144,7 @@ fn rejects_failed_authentication(rig: &Rig) {
     for (bridge, says) in [(impostor, "Authentication"), (misled, "certificate")] {
         let (code, check) = bridge.check();
         assert_ne!(code, 0, "{check}");
-        assert!(check.contains("BAD") && check.contains(says), "{check}");
+        assert!(check.contains("FAIL") && check.contains(says), "{check}");
         assert!(!check.contains(wrong) && !check.contains(PASSWORD), "{check}");
         // Nothing is lost: callbacks are accepted and stored.
         bridge.start();

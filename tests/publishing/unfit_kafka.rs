@@ -47,7 +47,7 @@ fn a_ledger_topic_with_several_partitions_is_rejected_and_callbacks_are_stored_m
         let says = format!("the ledger topic {ledger} has 3 partitions and must have 1");
         let (code, text) = bridge.check();
         assert_eq!(code, 69, "{text}");
-        assert!(text.contains("BAD") && text.contains(&says), "{text}");
+        assert!(text.contains("FAIL") && text.contains(&says), "{text}");
         logs(&bridge, &says);
         // The remedy that the message names.
         kafka::delete_topic(kafka.bootstrap(), &ledger);
@@ -352,7 +352,7 @@ fn the_cause_of_a_failed_connection_to_kafka_is_named_with_the_key_that_helps() 
         let (code, text) = bridge.check();
         eprintln!("{name} {:?}: {text}", started.elapsed());
         assert_eq!(code, 69, "{name}: {text}");
-        let line = text.lines().find(|line| line.starts_with("BAD")).unwrap();
+        let line = text.lines().find(|line| line.starts_with("FAIL")).unwrap();
         assert!(line.contains(what) && line.contains(key), "{name}: {line}");
         assert!(!text.contains("s3cret") && !text.contains("Purge"), "{name}: {text}");
         logs(&bridge, what);
@@ -400,7 +400,7 @@ fn commands_name_the_topic_without_permissions_at_once() {
             break text;
         }
     };
-    let line = text.lines().find(|line| line.starts_with("BAD")).unwrap();
+    let line = text.lines().find(|line| line.starts_with("FAIL")).unwrap();
     assert!(line.contains("rights.push: ") && line.contains("allow this user WRITE"), "{line}");
     assert_eq!(line.matches("rights.").count(), 1, "only the topic at fault is named: {line}");
     assert!(!text.contains("Purge"), "{text}");

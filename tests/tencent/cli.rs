@@ -603,7 +603,7 @@ fn check_examines_the_account_if_and_only_if_there_are_credentials() {
     let before = bed.run(&["check"]);
     assert_eq!(before.code, Some(1), "{before:?}");
     assert!(
-        before.stdout.contains("BAD   Tencent      push.example.com has no rule"),
+        before.stdout.contains("FAIL  Tencent      push.example.com has no rule"),
         "{before:?}"
     );
     sets_up(&bed.setup(&["--yes"]));

@@ -129,7 +129,7 @@ fn a_template_key_that_is_not_configured_is_a_note_if_signatures_are_not_require
     let of = format!("{DOMAIN} (template {id}): its key");
     let rejected = status("");
     assert_eq!(rejected.code, Some(1), "{rejected:?}");
-    assert!(rejected.stdout.contains(&format!("BAD   {of} is none of those")), "{rejected:?}");
+    assert!(rejected.stdout.contains(&format!("FAIL  {of} is none of those")), "{rejected:?}");
     let accepted = status("all");
     assert_eq!(accepted.code, Some(0), "{accepted:?}");
     assert!(accepted.stdout.contains(&format!("note  {of} is not configured")), "{accepted:?}");

@@ -317,7 +317,7 @@ impl StatusReport {
             print_out!("note  {note}");
         }
         for problem in &self.problems {
-            print_out!("BAD   {problem}");
+            print_out!("FAIL  {problem}");
         }
         print_out!("{} problems", self.problems.len());
     }
