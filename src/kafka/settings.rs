@@ -57,7 +57,7 @@ const RULES: &[(&[&str], Rule, &str)] = &[
     (&["queue.buffering.max.kbytes"], Between(16_384, 2_147_483_647), "a batch of 8 MiB must fit, or it waits for ever"),
     (&["queue.buffering.max.messages"], Between(1000, 2_147_483_647), "a queue below 1,000 messages makes every batch wait for itself"),
     (&["batch.size"], Between(1024, 2_147_483_647), "smaller requests send each event alone"),
-    (&["linger.ms", "queue.buffering.max.ms"], Between(0, 5000), "a message that lingers fails before it is sent"),
+    (&["linger.ms", "queue.buffering.max.ms"], Between(0, 500), "every transaction waits for as long, because a batch is sent as a whole"),
     (&["request.timeout.ms"], Between(1000, 25_000), "below 1 s replicas have no time to answer, above 25 s the message has failed before"),
     (&["socket.timeout.ms"], Between(1000, 25_000), "below 1 s no loaded broker answers in time, above 25 s the message has failed before"),
     (&["retry.backoff.ms", "retry.backoff.max.ms"], Between(1, 5000), "a message that waits for its retry fails after 25 s"),

@@ -13,16 +13,16 @@ const BYTES_MAX: usize = 8 * 1024 * 1024;
 const BYTES_START: usize = 128 * 1024;
 /// The smallest limit of bytes. Every record above it makes a batch of its own.
 const BYTES_MIN: usize = 1024;
-/// If this many bytes are late, Kafka is away and not slow: 25 s for them are 2.6 kB/s.
+/// If this many bytes are late, the size is not the cause: 25 s for them are 2.6 kB/s.
 const LATE_MIN: usize = 64 * 1024;
 /// The highest number of ids in a batch. Their ledger record takes half of the 1 MiB that brokers
 /// and librdkafka accept by default (`message.max.bytes`).
 const IDS_MAX: usize = 32_768;
-/// A full batch that takes less time than this doubles the limit of bytes: the next one still
-/// takes less than [`SLOW`].
+/// Below this time, a full batch doubles the limit of bytes whatever the one before it took.
 const QUICK: Duration = Duration::from_secs(2);
-/// A batch that takes longer than this halves the limit of bytes.
-const SLOW: Duration = Duration::from_secs(5);
+/// A batch that takes longer halves the limit of bytes, because one of twice the size could exceed the
+/// time-out of a message, 25 s.
+const SLOW: Duration = Duration::from_secs(10);
 /// A full batch raises a lowered limit of ids by this part of itself, so that a topic that does not
 /// accept more aborts one batch in about 45, the number of such steps between half and full.
 const IDS_STEP: usize = 64;
@@ -34,6 +34,8 @@ const DOUBLED_FOR: Duration = Duration::from_mins(10);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchLimits {
     bytes: usize,
+    /// Bytes and time of the last full batch.
+    last_full: Option<(usize, Duration)>,
     ids: usize,
     timeout_doublings: u32,
     /// When they were last found too short.
@@ -46,6 +48,7 @@ impl Default for BatchLimits {
     fn default() -> Self {
         Self {
             bytes: BYTES_START,
+            last_full: None,
             ids: IDS_MAX,
             timeout_doublings: 0,
             timed_out: None,
@@ -85,10 +88,23 @@ impl BatchLimits {
     }
 
     /// A batch of `bytes` and `ids` was published within `elapsed`.
+    ///
+    /// On a slow link that time grows with the size, and smaller batches are in time. A slow broker
+    /// takes it for a batch of any size, and larger ones raise the throughput.
     pub fn on_published(&mut self, bytes: usize, ids: usize, elapsed: Duration) {
-        if elapsed > SLOW {
-            self.shrink(bytes);
-        } else if elapsed < QUICK && bytes >= self.bytes / 2 {
+        let is_full = bytes >= self.bytes / 2;
+        let smaller = self.last_full.filter(|_| is_full);
+        if is_full {
+            self.last_full = Some((bytes, elapsed));
+        }
+        let factor = |bytes| u32::try_from(bytes).unwrap_or(u32::MAX);
+        // At least three quarters in proportion.
+        let grows_with_size = smaller.is_some_and(|(smaller, took)| {
+            bytes > smaller && elapsed * 4 * factor(smaller) > took * 3 * factor(bytes)
+        });
+        if elapsed > SLOW || (elapsed >= QUICK && grows_with_size) {
+            self.bytes = (self.bytes / 2).max(LATE_MIN.min(self.bytes));
+        } else if is_full {
             self.bytes = (self.bytes * 2).min(BYTES_MAX);
         }
         if ids >= self.ids {
@@ -156,38 +172,65 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// Publishes `backlog` bytes over a link of `rate` bytes a second; returns attempts and time.
-    fn drain(backlog: usize, rate: usize, timeout: Duration) -> (u32, Duration) {
+    const TIMEOUT: Duration = Duration::from_secs(25);
+
+    /// Publishes `backlog` bytes over a link of `rate` bytes a second to a broker that takes `latency`
+    /// for each batch, after one small batch; returns attempts, time-outs and time.
+    fn drain(backlog: usize, rate: usize, latency: Duration) -> (u32, u32, Duration) {
         let mut limits = BatchLimits::default();
-        let (mut left, mut attempts, mut lasted) = (backlog, 0, Duration::ZERO);
+        limits.on_published(700, 1, latency);
+        let (mut left, mut attempts, mut timeouts, mut lasted) = (backlog, 0, 0, Duration::ZERO);
         while left > 0 {
             attempts += 1;
             assert!(attempts < 10_000, "{left} bytes left with {limits:?}");
             let bytes = left.min(limits.bytes());
             let millis = u64::try_from(bytes * 1000 / rate).unwrap();
-            let takes = Duration::from_millis(millis) + 5 * MS;
-            lasted += takes.min(timeout);
-            if takes < timeout {
+            let takes = Duration::from_millis(millis) + latency;
+            lasted += takes.min(TIMEOUT);
+            if takes < TIMEOUT {
                 left -= bytes;
                 limits.on_published(bytes, bytes / 700 + 1, takes);
             } else {
+                timeouts += 1;
                 limits.on_timed_out(bytes, 2);
             }
         }
-        (attempts, lasted)
+        (attempts, timeouts, lasted)
     }
 
     #[test]
     fn a_slow_link_is_used_without_a_single_time_out() {
-        let (attempts, lasted) = drain(4 << 20, 32_000, Duration::from_secs(25));
+        let (attempts, timeouts, lasted) = drain(4 << 20, 32_000, 5 * MS);
+        assert_eq!(timeouts, 0);
         assert!(lasted < Duration::from_secs(140), "{attempts} attempts in {lasted:?}");
         assert!(attempts < 64, "{attempts}");
     }
 
     #[test]
     fn a_fast_link_soon_gets_full_batches() {
-        let (attempts, _) = drain(800 << 20, 100_000_000, Duration::from_secs(25));
+        let (attempts, ..) = drain(800 << 20, 100_000_000, 5 * MS);
         assert!(attempts < 120, "{attempts}");
+    }
+
+    #[test]
+    fn a_slow_broker_soon_gets_full_batches() {
+        for seconds in [3, 6, 9] {
+            let (attempts, ..) = drain(80 << 20, 100_000_000, Duration::from_secs(seconds));
+            assert!(attempts < 20, "{attempts} batches of {seconds} s");
+        }
+        // Even one that is about to time out gets more than single records.
+        let (attempts, ..) = drain(4 << 20, 100_000_000, Duration::from_secs(20));
+        assert!(attempts < 70, "{attempts}");
+    }
+
+    #[test]
+    fn a_slow_link_to_a_slow_broker_is_drained_without_a_time_out() {
+        for rate in [13_000, 32_000, 64_000, 500_000] {
+            let (_, timeouts, lasted) = drain(4 << 20, rate, 3000 * MS);
+            let transmission = Duration::from_secs(u64::try_from((4 << 20) / rate).unwrap());
+            assert_eq!(timeouts, 0, "{rate}");
+            assert!(lasted < 2 * transmission + 10 * 3000 * MS, "{rate}: {lasted:?}");
+        }
     }
 
     #[test]
@@ -301,23 +344,38 @@ mod tests {
     }
 
     #[test]
-    fn only_full_batches_raise_the_bytes_and_only_slow_ones_lower_them() {
+    fn only_full_batches_raise_the_bytes_and_only_late_ones_lower_them() {
         const LIMIT: usize = 1 << 20;
         for (bytes, elapsed, expected) in [
             (LIMIT, QUICK.checked_sub(MS).unwrap(), 2 * LIMIT),
             (LIMIT / 2, MS, 2 * LIMIT),
             (LIMIT / 2 - 1, MS, LIMIT),
             (0, MS, LIMIT),
-            (LIMIT, QUICK, LIMIT),
-            (LIMIT, SLOW, LIMIT),
+            (LIMIT, SLOW, 2 * LIMIT),
+            (10, SLOW, LIMIT),
             (LIMIT, SLOW + MS, LIMIT / 2),
-            (LIMIT / 4, SLOW + MS, LIMIT / 8),
             (2 * LIMIT, SLOW + MS, LIMIT / 2),
-            (10, SLOW + MS, BYTES_MIN),
+            (10, SLOW + MS, LIMIT / 2),
         ] {
             assert_eq!(after(LIMIT, bytes, elapsed), expected, "{bytes} bytes in {elapsed:?}");
         }
         assert_eq!(after(BYTES_MAX, BYTES_MAX, MS), BYTES_MAX);
+        assert_eq!(after(LATE_MIN, LATE_MIN, SLOW + MS), LATE_MIN);
+        assert_eq!(after(BYTES_MIN, 700, SLOW + MS), BYTES_MIN, "which rejections have lowered");
+    }
+
+    #[test]
+    fn a_batch_that_takes_longer_in_proportion_to_its_size_lowers_the_bytes() {
+        const LIMIT: usize = 1 << 20;
+        for (elapsed, expected) in
+            [(2 * QUICK, 4 * LIMIT), (3 * QUICK, 4 * LIMIT), (3 * QUICK + MS, LIMIT)]
+        {
+            let mut limits = limits(LIMIT);
+            limits.on_published(LIMIT, 1, 2 * QUICK);
+            assert_eq!(limits.bytes(), 2 * LIMIT);
+            limits.on_published(2 * LIMIT, 1, elapsed);
+            assert_eq!(limits.bytes(), expected, "{elapsed:?}");
+        }
     }
 
     #[test]

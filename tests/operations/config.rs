@@ -1203,7 +1203,7 @@ mod kafka {
             assert_rejects(&format!("{LEAST}[kafka.client]\n{setting}"), &[&says]);
         }
         for setting in
-            ["\"partitioner\" = \"murmur2\"", "\"linger.ms\" = 5000", "\"batch.size\" = 65536"]
+            ["\"partitioner\" = \"murmur2\"", "\"linger.ms\" = 500", "\"batch.size\" = 65536"]
         {
             client(setting, &[]);
         }
