@@ -38,7 +38,7 @@ pub use ledger_reader::LedgerReader;
 pub use producer::{Message, Producer};
 pub use producer_settings::{ProducerSettings, READ_STALLED, REQUEST_BYTES, TIMEOUT_DOUBLINGS_MAX};
 pub use rdkafka::error::KafkaError;
-pub use reachability::{last_failure, report_failure, report_success};
+pub use reachability::{last_failure, report_failure, report_nothing_to_send, report_success};
 pub use settings::SettingError;
 pub use setup_error::{ReadError, SetupError, is_denied, text};
 pub use topics::TopicState;

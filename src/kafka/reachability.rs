@@ -37,6 +37,8 @@ pub(super) enum Observation {
     Disconnected,
     /// A broker has answered.
     Connected,
+    /// Everything that there was to publish is in Kafka already.
+    NothingToSend,
 }
 
 impl State {
@@ -46,6 +48,7 @@ impl State {
             Observation::Failed => Self { publishing: false, ..self },
             Observation::Disconnected => Self { connected: false, ..self },
             Observation::Connected => Self { connected: true, ..self },
+            Observation::NothingToSend => Self { publishing: true, ..self },
         }
     }
 }
@@ -59,6 +62,12 @@ pub fn report_failure(cause: &dyn Display) {
 /// Logs that an attempt to publish, or to become ready for it, succeeded, if one failed before.
 pub fn report_success() {
     outage().resolved();
+}
+
+/// Everything that there was to publish is in Kafka already. Kafka was not asked, so this shows
+/// neither a connection nor the end of an outage.
+pub fn report_nothing_to_send() {
+    observe(Observation::NothingToSend);
 }
 
 /// The cause of the last failure.
@@ -81,7 +90,7 @@ pub(super) fn observe(observation: Observation) {
 
 #[cfg(test)]
 mod tests {
-    use super::Observation::{Connected, Disconnected, Failed, Succeeded};
+    use super::Observation::{Connected, Disconnected, Failed, NothingToSend, Succeeded};
     use super::*;
 
     fn is_up(observations: &[Observation]) -> bool {
@@ -100,5 +109,7 @@ mod tests {
         assert!(!is_up(&[Succeeded, Failed, Connected]), "a right that was withdrawn, say");
         assert!(!is_up(&[Succeeded, Disconnected, Failed, Connected]));
         assert!(is_up(&[Succeeded, Disconnected, Failed, Succeeded]));
+        assert!(is_up(&[Succeeded, Failed, NothingToSend]));
+        assert!(!is_up(&[Succeeded, Disconnected, NothingToSend]), "Kafka was not asked");
     }
 }

@@ -11,8 +11,8 @@ use crate::event::EventId;
 use crate::ledger::Commit;
 use crate::wal::OpeningId;
 
-/// At this number of ids (16 MB), the publisher waits until the transactions are decided. They accumulate
-/// only behind a transaction that Kafka does not end.
+/// At this number of ids (16 MB), the publisher waits until the transactions are decided. They
+/// accumulate behind a transaction that Kafka does not end.
 const IDS_MAX: usize = 1_000_000;
 
 /// Ledger records whose transactions are not known to be committed or aborted.
@@ -22,6 +22,8 @@ pub struct OpenCommits {
     commits: VecDeque<(i64, Vec<EventId>)>,
     /// The number of all these ids.
     ids: usize,
+    /// The offset of the last commit that was not kept because there were too many ids.
+    omitted: Option<i64>,
 }
 
 impl OpenCommits {
@@ -29,6 +31,10 @@ impl OpenCommits {
     pub fn record(&mut self, own: OpeningId, offset: i64, bytes: &[u8]) {
         // An instance that is alone for long would otherwise decode all its own records here.
         if Commit::is_published_by(bytes, own) {
+            return;
+        }
+        if self.is_full() {
+            self.omitted = Some(offset);
             return;
         }
         // What cannot be decoded is reported when it is read as committed.
@@ -43,6 +49,7 @@ impl OpenCommits {
         while let Some((_, ids)) = self.commits.pop_front_if(|(offset, _)| *offset < before) {
             self.ids -= ids.len();
         }
+        self.omitted = self.omitted.filter(|offset| *offset >= before);
     }
 
     /// Whether so many commits are undecided that their transactions have to end before the next one.
@@ -51,11 +58,15 @@ impl OpenCommits {
         self.ids >= IDS_MAX
     }
 
-    /// Whether another publisher came first with an event of `own`, whose record is at `mine`.
+    /// Whether another publisher came first with an event of `own`, whose record is at `mine`, or may
+    /// have, because not all commits before it were kept.
     ///
     /// Publishers are distinguished by their openings: two clones of a directory have one log id.
     #[must_use]
     pub fn is_contended(&self, own: &Commit, mine: i64) -> bool {
+        if self.omitted.is_some_and(|offset| offset < mine) {
+            return true;
+        }
         let mut earlier = self.commits.iter().take_while(|(offset, _)| *offset < mine).peekable();
         if earlier.peek().is_none() {
             return false;
@@ -108,10 +119,16 @@ mod tests {
             open_commits.record(US, offset, &thousand);
         }
         assert!(open_commits.is_full());
+        let other = commit(US, 7_000_000);
+        assert!(!open_commits.is_contended(&other, 1001));
+        open_commits.record(US, 1000, &thousand);
+        assert!(open_commits.is_contended(&other, 1001), "what is not kept may have its event");
+        assert!(!open_commits.is_contended(&other, 1000));
         open_commits.forget(1);
         assert!(!open_commits.is_full(), "one of them is decided");
-        open_commits.record(US, 1000, &thousand);
-        assert!(open_commits.is_full(), "the others are not");
+        assert!(open_commits.is_contended(&other, 1001), "another is still undecided");
+        open_commits.forget(1001);
+        assert!(!open_commits.is_contended(&other, 1002));
     }
 
     #[test]

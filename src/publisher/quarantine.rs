@@ -19,6 +19,7 @@ use serde::de::IgnoredAny;
 
 use super::batch::Batch;
 use crate::event::EventId;
+use crate::ledger::{Known, Ledger};
 use crate::permission::{self, FileError};
 use crate::record::{Entry, Lsn, Record};
 use crate::wal;
@@ -112,19 +113,22 @@ impl Quarantine {
     }
 
     /// The transactions of `batch` and of all before it are committed. A pending record that the batch
-    /// published is removed; every other one gets its final name.
-    pub(super) fn finalize(&mut self, batch: &Batch) -> Result<(), FileError> {
+    /// published is removed; every other one as in [`Self::finalize_all`].
+    pub(super) fn finalize(&mut self, batch: &Batch, ledger: &Ledger) -> Result<(), FileError> {
         let Some(last) = batch.entries().last().map(|entry| entry.lsn) else { return Ok(()) };
         self.decide(|key| match batch.is_quarantined(key) {
             _ if key.0 > last => Decision::Wait,
             Some(false) => Decision::Remove,
-            Some(true) | None => Decision::Keep,
+            Some(true) => Decision::Keep,
+            None => Decision::of_committed(key, ledger),
         })
     }
 
-    /// The transactions of all records of the log are committed.
-    pub(super) fn finalize_all(&mut self) -> Result<(), FileError> {
-        self.decide(|_| Decision::Keep)
+    /// The transactions of all records of the log are committed. A pending record gets its final name,
+    /// but for one that was published at a later attempt, of a process that died before it removed
+    /// the file: the ledger has the ids of published records only.
+    pub(super) fn finalize_all(&mut self, ledger: &Ledger) -> Result<(), FileError> {
+        self.decide(|key| Decision::of_committed(key, ledger))
     }
 
     fn decide(&mut self, decision: impl Fn(Key) -> Decision) -> Result<(), FileError> {
@@ -200,6 +204,13 @@ enum Decision {
     Wait,
     Keep,
     Remove,
+}
+
+impl Decision {
+    /// Of a record whose transaction is committed.
+    fn of_committed((_, id): Key, ledger: &Ledger) -> Self {
+        if ledger.known(id) == Known::Retry { Self::Remove } else { Self::Keep }
+    }
 }
 
 /// Gives a pending record its final name; one that was removed by hand needs none.

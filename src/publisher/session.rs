@@ -103,6 +103,14 @@ impl Publisher {
                 }
             };
             self.pace.begin(batch.len(), Instant::now());
+            // Before the batch is deduplicated: a commit that the ledger learns of later must stay in
+            // `open_commits` until this transaction is compared with it.
+            if self.open_commits.is_full()
+                && let Err(cause) = self.await_ledger()
+            {
+                self.queue.push_front(batch);
+                return SessionEnd::Setup(cause);
+            }
             batch.deduplicate(&self.ledger);
             let end = match self.attempt(producer, &mut batch) {
                 Attempt::Published(commit) => {
@@ -156,14 +164,9 @@ impl Publisher {
         }
         self.quarantine_outage.resolved();
         let Some(commit) = batch.to_commit(self.source.opening()) else {
-            kafka::report_success();
+            kafka::report_nothing_to_send();
             return Attempt::Published(None);
         };
-        if self.open_commits.is_full()
-            && let Err(cause) = self.await_ledger()
-        {
-            return Attempt::End(SessionEnd::Setup(cause));
-        }
         let started = Instant::now();
         let sent = self.send(producer, batch, &commit);
         batch.mark_delivered(&producer.take_delivered());
@@ -374,7 +377,7 @@ impl Publisher {
     fn finalize_quarantine(&mut self, producer: &Producer, batch: Option<&Batch>) {
         let mut retries = RETRIES;
         loop {
-            match self.source.finalize(batch) {
+            match self.source.finalize(batch, &self.ledger) {
                 Ok(()) => return self.quarantine_outage.resolved(),
                 Err(cause) => self.quarantine_outage.report(&cause),
             }

@@ -10,7 +10,7 @@ use super::events::EventSource;
 use super::quarantine::Quarantine;
 use crate::event::Timestamp;
 use crate::kafka::{KafkaError, RejectedMessage};
-use crate::ledger::{self, Commit};
+use crate::ledger::{self, Commit, Ledger};
 use crate::permission::FileError;
 use crate::record::Lsn;
 use crate::wal::{Next, OpeningId, Progress, ReadError, Reader};
@@ -140,10 +140,14 @@ impl BatchSource {
     }
 
     /// Gives quarantined records their final names once `batch`, or all of the log, is published.
-    pub(super) fn finalize(&mut self, batch: Option<&Batch>) -> Result<(), FileError> {
+    pub(super) fn finalize(
+        &mut self,
+        batch: Option<&Batch>,
+        ledger: &Ledger,
+    ) -> Result<(), FileError> {
         match (self, batch) {
-            (Self::Log { quarantine, .. }, Some(batch)) => quarantine.finalize(batch),
-            (Self::Log { quarantine, .. }, None) => quarantine.finalize_all(),
+            (Self::Log { quarantine, .. }, Some(batch)) => quarantine.finalize(batch, ledger),
+            (Self::Log { quarantine, .. }, None) => quarantine.finalize_all(ledger),
             (Self::Events(_), _) => Ok(()),
         }
     }

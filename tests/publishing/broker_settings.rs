@@ -1,6 +1,7 @@
 //! Settings of brokers with which livebridge has to publish all the same, and brokers that restart
 //! while there is nothing to publish.
 
+use std::thread;
 use std::time::Duration;
 
 use rdkafka::admin::{AdminOptions, ResourceSpecifier};
@@ -40,6 +41,25 @@ fn brokers_that_reject_a_raised_transaction_time_out_do_not_stop_publishing() {
     assert_eq!(published, Some(1.0), "{}", bridge.last_lines());
 }
 
+/// Each answer takes 1.5 s, and a transaction three of them, whatever its size.
+#[test]
+fn a_slow_broker_gets_large_batches() {
+    let runtime = Runtime::new().unwrap();
+    let proxy = Proxy::start(runtime.handle());
+    let setup = Setup::nodes(1).proxies(&[proxy.port()]);
+    let Some(cluster) = Cluster::start_or_skip("slow broker", &setup) else { return };
+    proxy.set_upstream(cluster.behind(1));
+    let prefix = support::unique("slow");
+    let bridge = Bridge::new(&prefix, &proxy.address(), &prefix);
+    bridge.start();
+    bridge.wait_until_connected(WAIT);
+    proxy.set_network(Network::Slow(Duration::from_millis(750)));
+    deliver(bridge.intake(), (0..3000).map(|_| body(1, 700)));
+    bridge.drain(WAIT);
+    let transactions = bridge.metric("livebridge_transactions_total").unwrap();
+    assert!(transactions < 30.0, "{transactions} transactions: {}", bridge.last_lines());
+}
+
 #[test]
 fn an_idle_bridge_shows_that_a_restarted_broker_is_back() {
     let Some(mut cluster) = Cluster::start_or_skip("idle", &Setup::nodes(1)) else { return };
@@ -48,20 +68,32 @@ fn an_idle_bridge_shows_that_a_restarted_broker_is_back() {
         let bridge = Bridge::new(&prefix, &cluster.bootstrap(), &prefix);
         bridge.set("KAFKA_DELIVERY", delivery)
     });
+    let callback = body(1, 100);
     for bridge in &bridges {
         bridge.start();
-        bridge.wait_until_connected(WAIT);
+        deliver(bridge.intake(), [&callback]);
+        bridge.drain(WAIT);
     }
     cluster.stop(1);
+    let is_down = |bridge: &Bridge| bridge.metric("livebridge_kafka_up") == Some(0.0);
     for bridge in &bridges {
-        bridge
-            .wait_until("disconnected", WAIT, || bridge.metric("livebridge_kafka_up") == Some(0.0));
+        bridge.wait_until("disconnected", WAIT, || is_down(bridge));
+        deliver(bridge.intake(), [&callback]);
+        let absorbed = || bridge.metric("livebridge_duplicates_total") == Some(1.0);
+        bridge.wait_until("absorbing a retry", WAIT, || {
+            assert!(is_down(bridge), "Kafka was not asked about the retry");
+            absorbed()
+        });
+        for _ in 0..20 {
+            assert!(is_down(bridge), "Kafka was not asked about the retry");
+            thread::sleep(Duration::from_millis(50));
+        }
     }
     cluster.start_again(1);
     for bridge in &bridges {
         bridge.wait_until("connected again without a callback", WAIT, || bridge.is_connected());
         let sent = bridge.metric("livebridge_published_total");
-        assert_eq!(sent, Some(0.0), "nothing is published");
+        assert_eq!(sent, Some(1.0), "nothing more is published");
     }
 }
 

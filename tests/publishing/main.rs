@@ -6,6 +6,7 @@ mod audit;
 mod broker;
 mod broker_settings;
 mod delivery;
+mod other_instances;
 mod recovery;
 mod replay;
 mod replay_beside;

@@ -1,5 +1,7 @@
 //! The quarantine across crashes and full disks.
 
+use std::time::Instant;
+
 use super::*;
 use crate::event::{EventId, EventType, Timestamp};
 use crate::ledger::{self, Ledger};
@@ -26,12 +28,18 @@ fn entry(number: u32) -> Entry {
     Entry { lsn: Lsn::new(1, number), record }
 }
 
-fn batch(numbers: &[u32]) -> Batch {
+const WRITER: OpeningId = OpeningId::from_bytes([1; 16]);
+
+/// A ledger without ids.
+fn ledger() -> Ledger {
     let config = ledger::Config { window: std::time::Duration::from_hours(1), max_ids: 1000 };
-    let writer = OpeningId::from_bytes([1; 16]);
+    Ledger::new(&[WRITER], config)
+}
+
+fn batch(numbers: &[u32]) -> Batch {
     let entries = numbers.iter().map(|number| entry(*number)).collect();
-    let mut batch = Batch::new(Entries { writer, entries });
-    batch.deduplicate(&Ledger::new(&[writer], config));
+    let mut batch = Batch::new(Entries { writer: WRITER, entries });
+    batch.deduplicate(&ledger());
     batch
 }
 
@@ -64,7 +72,7 @@ fn a_record_is_in_quarantine_once_its_transaction_is_committed() {
     assert_eq!(held(&dir), [] as [u64; 0]);
     let stem = "1.2-00000000000000020000000000000001";
     assert_eq!(all_files(&dir), [format!("{stem}.pending"), format!("{stem}.reason")]);
-    quarantine.finalize(&batch).unwrap();
+    quarantine.finalize(&batch, &ledger()).unwrap();
     assert_eq!(held(&dir), [2]);
     assert_eq!(list(&dir).unwrap().records[0].reason, "too large there as well");
 }
@@ -85,7 +93,7 @@ fn a_crash_at_any_point_leaves_a_record_in_quarantine_or_published_and_never_bot
             } else {
                 batch(numbers)
             };
-            quarantine.finalize(&next).unwrap();
+            quarantine.finalize(&next, &ledger()).unwrap();
             let published = crash == Crash::BeforeCommit && accepted_later;
             let expected: &[u64] = if published { &[] } else { &[2] };
             assert_eq!(held(&dir), expected, "{crash:?} {accepted_later}");
@@ -95,12 +103,29 @@ fn a_crash_at_any_point_leaves_a_record_in_quarantine_or_published_and_never_bot
     }
 }
 
+/// The limit of the topic was raised between the first crash and the commit.
+#[test]
+fn a_record_that_was_published_before_a_second_crash_is_not_in_quarantine() {
+    let mut ledger = ledger();
+    ledger.apply(&batch(&[1, 2, 3]).to_commit(WRITER).unwrap(), Instant::now());
+    for finalize in [
+        |quarantine: &mut Quarantine, ledger: &Ledger| quarantine.finalize(&batch(&[4]), ledger),
+        |quarantine: &mut Quarantine, ledger: &Ledger| quarantine.finalize_all(ledger),
+    ] {
+        let home = tempfile::tempdir().unwrap();
+        let dir = dir_of(home.path());
+        reject(&mut Quarantine::new(dir.clone()), &[1, 2, 3], 1);
+        finalize(&mut Quarantine::new(dir.clone()), &ledger).unwrap();
+        assert_eq!(all_files(&dir), [] as [String; 0]);
+    }
+}
+
 #[test]
 fn what_a_crash_left_is_in_quarantine_when_the_log_has_nothing_more() {
     let home = tempfile::tempdir().unwrap();
     let dir = dir_of(home.path());
     reject(&mut Quarantine::new(dir.clone()), &[1], 0);
-    Quarantine::new(dir.clone()).finalize_all().unwrap();
+    Quarantine::new(dir.clone()).finalize_all(&ledger()).unwrap();
     assert_eq!(held(&dir), [1]);
 }
 
@@ -110,9 +135,9 @@ fn records_behind_the_batch_stay_pending() {
     let dir = dir_of(home.path());
     let mut quarantine = Quarantine::new(dir.clone());
     let later = reject(&mut quarantine, &[7], 0);
-    quarantine.finalize(&batch(&[1, 2])).unwrap();
+    quarantine.finalize(&batch(&[1, 2]), &ledger()).unwrap();
     assert_eq!(held(&dir), [] as [u64; 0]);
-    quarantine.finalize(&later).unwrap();
+    quarantine.finalize(&later, &ledger()).unwrap();
     assert_eq!(held(&dir), [7]);
 }
 
@@ -129,7 +154,7 @@ fn a_quarantine_that_cannot_be_written_is_an_error_until_it_can() {
     assert!(blocked.store(&mut quarantine).is_err(), "it is not taken for stored");
     fs::remove_file(&dir).unwrap();
     blocked.store(&mut quarantine).unwrap();
-    quarantine.finalize(&blocked).unwrap();
+    quarantine.finalize(&blocked, &ledger()).unwrap();
     assert_eq!(held(&dir), [1]);
 }
 
@@ -139,7 +164,7 @@ fn a_removed_record_leaves_nothing() {
     let dir = dir_of(home.path());
     let mut quarantine = Quarantine::new(dir.clone());
     let batch = reject(&mut quarantine, &[1], 0);
-    quarantine.finalize(&batch).unwrap();
+    quarantine.finalize(&batch, &ledger()).unwrap();
     remove(&list(&dir).unwrap().records[0]).unwrap();
     assert_eq!(all_files(&dir), [] as [&str; 0]);
 }
@@ -151,7 +176,7 @@ fn a_record_with_the_lsn_of_another_replaces_nothing() {
     let dir = dir_of(home.path());
     let mut quarantine = Quarantine::new(dir.clone());
     let first = reject(&mut quarantine, &[1], 0);
-    quarantine.finalize(&first).unwrap();
+    quarantine.finalize(&first, &ledger()).unwrap();
     // One more is left pending by a crash; then numbers restart, with other records.
     reject(&mut quarantine, &[2], 0);
     let mut quarantine = Quarantine::new(dir.clone());
@@ -166,7 +191,7 @@ fn a_record_with_the_lsn_of_another_replaces_nothing() {
     restarted.reject(0, &"too large");
     restarted.reject(0, &"too large");
     restarted.store(&mut quarantine).unwrap();
-    quarantine.finalize(&restarted).unwrap();
+    quarantine.finalize(&restarted, &ledger()).unwrap();
     assert_eq!(held(&dir), [1, 2, 8], "9 was published, and nothing else is gone");
 }
 
@@ -184,14 +209,14 @@ fn an_error_at_one_record_does_not_have_the_others_decided_again() {
     let in_the_way = quarantine.path((lsn, record.id), RECORD);
     fs::create_dir_all(in_the_way.join("file")).unwrap();
     for _ in 0..3 {
-        quarantine.finalize_all().unwrap_err();
+        quarantine.finalize_all(&ledger()).unwrap_err();
     }
     fs::remove_dir_all(in_the_way).unwrap();
     let Entry { lsn, record } = entry(9);
     let by_hand = quarantine.path((lsn, record.id), PENDING);
     let _ =
         fs::remove_file(&by_hand).and_then(|()| fs::remove_file(by_hand.with_extension(REASON)));
-    quarantine.finalize_all().unwrap();
+    quarantine.finalize_all(&ledger()).unwrap();
     assert!(held(&dir).len() >= 19, "{:?}", all_files(&dir));
     assert!(all_files(&dir).iter().all(|name| !name.ends_with(PENDING)), "{:?}", all_files(&dir));
 }
@@ -203,7 +228,7 @@ fn a_damaged_file_is_named_and_the_others_are_listed() {
     let mut quarantine = Quarantine::new(dir.clone());
     for number in [1, 2, 3] {
         let batch = reject(&mut quarantine, &[number], 0);
-        quarantine.finalize(&batch).unwrap();
+        quarantine.finalize(&batch, &ledger()).unwrap();
     }
     let files: Vec<_> = list(&dir).unwrap().records.into_iter().map(|held| held.path).collect();
     fs::write(&files[0], "no record").unwrap();
@@ -237,7 +262,7 @@ fn a_file_is_read_whole_or_not_at_all() {
     let dir = tempfile::tempdir().unwrap();
     let mut quarantine = Quarantine::new(dir.path().into());
     quarantine.store(&entry(7), "too large").unwrap();
-    quarantine.finalize_all().unwrap();
+    quarantine.finalize_all(&ledger()).unwrap();
     let whole = fs::read(&list(dir.path()).unwrap().records[0].path).unwrap();
     assert_eq!(read(&whole), Ok(7));
     assert!(read(&whole[..5]).unwrap_err().contains("its heading is damaged"));
@@ -267,14 +292,15 @@ fn an_error_says_whether_the_quarantine_was_read_or_written() {
     let dir = dir_of(home.path());
     fs::write(&dir, "in the way").unwrap();
     let name = dir.to_str().unwrap();
-    for error in [Quarantine::new(dir.clone()).finalize_all().unwrap_err(), list(&dir).unwrap_err()]
+    for error in
+        [Quarantine::new(dir.clone()).finalize_all(&ledger()).unwrap_err(), list(&dir).unwrap_err()]
     {
         let text = error.to_string();
         assert!(text.starts_with(&format!("cannot read the quarantine {name}: ")), "{text}");
     }
     fs::remove_file(&dir).unwrap();
     let mut quarantine = Quarantine::new(dir.clone());
-    quarantine.finalize_all().unwrap();
+    quarantine.finalize_all(&ledger()).unwrap();
     fs::write(&dir, "in the way").unwrap();
     let text = quarantine.store(&entry(1), "too large").unwrap_err().to_string();
     assert!(text.starts_with(&format!("cannot write to the quarantine {name}")), "{text}");
