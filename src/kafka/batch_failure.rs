@@ -20,6 +20,11 @@ pub enum Failure {
     Retry(KafkaError),
     /// As [`Failure::Retry`]; Kafka did not answer in time, so a smaller batch may help.
     TimedOut(KafkaError),
+    /// As [`Failure::Retry`]: this user lacks a right, which an operator can grant.
+    Denied {
+        /// The topic that this user may not write to.
+        topic: String,
+    },
     /// Nothing of it is visible: a timestamp is too far from the broker's clock. The same records
     /// are accepted once clocks or the topic's settings are corrected.
     TimestampRejected {
@@ -48,6 +53,9 @@ impl std::fmt::Display for Failure {
                 write!(f, "the batch is not published completely: {}", text(cause))
             }
             Self::TimedOut(cause) => write!(f, "Kafka did not answer in time: {}", text(cause)),
+            Self::Denied { topic } => {
+                write!(f, "Kafka denies writing to topic {topic}; allow this user WRITE on it")
+            }
             Self::TimestampRejected { topic, cause } => write!(
                 f,
                 "topic {topic} rejects a timestamp: {}; this host's clock says {}. Correct this clock or \

@@ -12,7 +12,6 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::stats::ProducerStats;
 use super::{Context, text};
-use crate::secret::redact;
 
 /// Collects which deliveries failed, and the offset of the batch's ledger record.
 #[derive(Default)]
@@ -24,7 +23,7 @@ pub(super) struct Reports {
     ledger: AtomicUsize,
     ledger_offset: AtomicI64,
     stats: ProducerStats,
-    transaction_error: Mutex<Option<String>>,
+    denied_topic: Mutex<Option<String>>,
 }
 
 /// A delivery that failed.
@@ -38,10 +37,8 @@ pub(super) struct FailedDelivery {
 
 impl ClientContext for Reports {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        // No delivery report says why a transaction failed: its messages are dropped.
-        if facility == "TXNERR" {
-            let mut error = self.transaction_error.lock().unwrap_or_else(PoisonError::into_inner);
-            *error = Some(redact(message).into_owned());
+        if let Some(topic) = denied_topic(facility, message) {
+            *self.denied_topic.lock().unwrap_or_else(PoisonError::into_inner) = Some(topic.into());
         }
         Context.log(level, facility, message);
     }
@@ -139,9 +136,9 @@ impl Reports {
         (!failed.is_empty(), failed.iter().any(|failed| !failed.is_purged()))
     }
 
-    /// Why the last transaction failed, as librdkafka logged it.
-    pub(super) fn take_transaction_error(&self) -> Option<String> {
-        self.transaction_error.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// A topic that Kafka did not let this user add to a transaction since the last call.
+    pub(super) fn take_denied_topic(&self) -> Option<String> {
+        self.denied_topic.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     pub(super) fn take_failed(&self) -> Vec<FailedDelivery> {
@@ -154,6 +151,14 @@ impl Reports {
             .map(|delivered| std::mem::take(&mut *lock(delivered)))
             .unwrap_or_default()
     }
+}
+
+/// The topic that may not be added to a transaction, in a log line of librdkafka. Nothing else names
+/// it: the messages of the transaction are dropped before they are sent, those for other topics too.
+fn denied_topic<'a>(facility: &str, message: &'a str) -> Option<&'a str> {
+    let is_denied = facility == "ADDPARTS" && message.ends_with("Topic authorization failed");
+    let (_, partition) = message.split_once("add partition \"").filter(|_| is_denied)?;
+    partition.split('"').next()
 }
 
 fn lock<T>(reports: &Mutex<Vec<T>>) -> MutexGuard<'_, Vec<T>> {

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::batch_failure::{BACKDATED_MAX, Failure, RejectedMessage};
 use super::delivery_report::{FailedDelivery, Reports};
-use super::setup_error::is_unsupported;
+use super::setup_error::{is_denied, is_unsupported};
 use super::{Config, ProducerSettings, SetupError, report_failure, text};
 use crate::event::Timestamp;
 
@@ -195,8 +195,6 @@ impl Producer {
 
     fn test_write_to(&self, topic: &str) -> Result<(), String> {
         let failed = |failure: Failure| format!("{topic}: {failure}");
-        let reports = self.client.context();
-        reports.take_transaction_error();
         self.begin().map_err(failed)?;
         // The newest and the oldest timestamp that a record can have.
         let now = Timestamp::now();
@@ -205,24 +203,37 @@ impl Producer {
             self.send(&Message { topic, key: None, value, timestamp, headers, index: 0 });
         }
         while self.poll() && !self.give_up.is_cancelled() {}
-        let report = reports.take_failed().into_iter().min_by_key(FailedDelivery::is_purged);
+        let reports = self.client.context().take_failed();
+        let report = reports.into_iter().min_by_key(FailedDelivery::is_purged);
+        let transaction_error = self.transaction_error();
         let aborted = self.abort();
         let Some(report) = report else { return aborted.map_err(failed) };
         if report.is_timestamp_rejected() {
             let topic = topic.to_owned();
             return Err(Failure::TimestampRejected { topic, cause: report.error }.to_string());
         }
-        let logged = reports.take_transaction_error().filter(|_| report.is_purged());
-        let cause = logged.unwrap_or_else(|| text(&report.error));
-        let denied = cause.to_lowercase().contains("topic authorization failed");
-        let advice = if denied { "; allow this user WRITE on it" } else { "" };
-        Err(format!("{topic}: {cause}{advice}"))
+        let cause = transaction_error.filter(|_| report.is_purged()).unwrap_or(report.error);
+        let advice = if is_denied(&cause) { "; allow this user WRITE on it" } else { "" };
+        Err(format!("{topic}: {}{advice}", text(&cause)))
+    }
+
+    /// Why the open transaction has failed; the delivery reports only say that its messages were
+    /// dropped. librdkafka returns it to a call that is not valid before the transaction is aborted.
+    fn transaction_error(&self) -> Option<KafkaError> {
+        if !self.transactional {
+            return None;
+        }
+        let error = self.client.begin_transaction().err();
+        error.filter(|error| {
+            !matches!(error.rdkafka_error_code(), Some(Code::State | Code::NoError))
+        })
     }
 
     fn begin(&self) -> Result<(), Failure> {
         if !self.transactional {
             return Ok(());
         }
+        self.client.context().take_denied_topic();
         self.client.begin_transaction().map_err(lost)
     }
 
@@ -332,13 +343,20 @@ impl Producer {
         if !rejected.is_empty() {
             return Failure::Rejected(self.rejected(rejected, messages()));
         }
-        if let Some(failed) = passing.iter().find(|failed| failed.is_timestamp_rejected()) {
+        let topic = |failed: &FailedDelivery| {
             let sent = messages().find(|message| message.index == failed.index);
-            let topic = sent.as_ref().or(ledger).map_or("", |message| message.topic).to_owned();
-            return Failure::TimestampRejected { topic, cause: failed.error.clone() };
+            sent.as_ref().or(ledger).map_or("", |message| message.topic).to_owned()
+        };
+        if let Some(failed) = passing.iter().find(|failed| failed.is_timestamp_rejected()) {
+            let cause = failed.error.clone();
+            return Failure::TimestampRejected { topic: topic(failed), cause };
         }
-        let cause =
-            passing.into_iter().min_by_key(FailedDelivery::is_purged).map(|failed| failed.error);
+        let denied = passing.iter().find(|failed| is_denied(&failed.error)).map(topic);
+        if let Some(topic) = denied.or_else(|| self.client.context().take_denied_topic()) {
+            return Failure::Denied { topic };
+        }
+        let cause = passing.into_iter().find(|failed| !failed.is_purged());
+        let cause = cause.map(|failed| failed.error).or_else(|| self.transaction_error());
         match (fatal, cause) {
             (Some(Code::UnsupportedFeature), _) => {
                 Failure::NotIdempotent(KafkaError::Global(Code::UnsupportedFeature))

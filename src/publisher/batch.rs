@@ -96,11 +96,7 @@ impl Batch {
     #[must_use]
     pub fn split(&mut self, limits: &BatchLimits) -> Option<Self> {
         let sizes = self.items.iter().map(|item| item.entry.record.encoded_len());
-        self.split_at(limits.split(sizes))
-    }
-
-    /// Keeps the first `count` entries; returns the rest, if there is one.
-    pub(super) fn split_at(&mut self, count: usize) -> Option<Self> {
+        let count = limits.split(sizes);
         let rest = if count < self.items.len() { self.items.split_off(count) } else { Vec::new() };
         (!rest.is_empty()).then_some(Self { writer: self.writer, items: rest })
     }
@@ -267,11 +263,6 @@ impl Batch {
             is_kept
         });
         rejected
-    }
-
-    /// The topic of its first event; `None` for records of the log.
-    pub(super) fn first_topic(&self) -> Option<&str> {
-        Some(&self.items.first()?.event.as_ref()?.topic)
     }
 
     /// Stores the records that go to the quarantine and are not there yet.

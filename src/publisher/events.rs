@@ -90,13 +90,6 @@ impl EventSource {
         self.report(batch.reject_events(|index, _| reasons.get(&index).map(|reason| text(reason))))
     }
 
-    /// Denies the topic of the only event of `batch`: no event is sent there any more.
-    pub(super) fn deny_topic(&mut self, batch: &Batch, cause: &KafkaError) {
-        if let Some(topic) = batch.first_topic() {
-            self.denied.insert(topic.to_owned(), text(cause));
-        }
-    }
-
     /// Removes the events of denied topics from `batch`, and reports them.
     pub(super) fn remove_denied(&mut self, batch: &mut Batch) {
         self.report(batch.reject_events(|_, event| self.denied.get(&event.topic).cloned()));

@@ -4,14 +4,14 @@
 //!
 //! | failure | with transactions | without |
 //! |---|---|---|
-//! | `Retry`, `TimestampRejected` | another producer after a pause | the same producer after a pause |
+//! | `Retry`, `Denied`, `TimestampRejected` | another producer after a pause | the same producer after a pause |
 //! | `TimedOut` | as above, with a smaller batch or longer time-outs | as above; longer time-outs need another producer at once |
 //! | `Rejected` | another producer at once: without those records, or with smaller requests | the same |
 //! | `LedgerRejected` | another producer at once, with fewer ids; after a pause when one id is too many | the same |
 //! | `Lost`, `Fenced` | another producer after a pause, which reads in the ledger what is published | the same, if there is a ledger |
 //! | `NotIdempotent` | cannot occur | another producer after a pause, without idempotence |
 //!
-//! A denied topic (`Retry`) is first narrowed down to its records, by another producer at once.
+//! A command publishes to the other topics when one is denied, by another producer at once.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -232,17 +232,17 @@ impl Publisher {
                 }
                 self.try_again()
             }
-            failure @ Failure::TimestampRejected { .. } => {
+            Failure::Denied { ref topic }
+                if topic != self.topics.ledger() && self.source.deny(topic, &failure) =>
+            {
+                Attempt::End(SessionEnd::Replace)
+            }
+            failure @ (Failure::Denied { .. } | Failure::TimestampRejected { .. }) => {
                 kafka::report_failure(&failure);
                 self.try_again_after(failure, producer)
             }
             Failure::Retry(_) if self.give_up.is_cancelled() => Attempt::End(SessionEnd::Done),
             Failure::Retry(cause) => {
-                if kafka::is_denied(&cause)
-                    && self.source.narrow_denied(batch, &mut self.queue, &cause)
-                {
-                    return Attempt::End(SessionEnd::Replace);
-                }
                 kafka::report_failure(&kafka::text(&cause));
                 // A deleted topic is made again: here, or before the next producer.
                 if !self.kafka.is_transactional()

@@ -2,14 +2,13 @@
 //! differs between the two is decided here, but for a publisher without a ledger
 //! ([`BatchSource::has_ledger`]).
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::batch::Batch;
 use super::events::EventSource;
 use super::quarantine::Quarantine;
 use crate::event::Timestamp;
-use crate::kafka::{KafkaError, RejectedMessage};
+use crate::kafka::{Failure, RejectedMessage};
 use crate::ledger::{self, Commit, Ledger};
 use crate::permission::FileError;
 use crate::record::Lsn;
@@ -121,22 +120,15 @@ impl BatchSource {
         }
     }
 
-    /// Kafka denies writing to a topic of `batch`. The log's records wait until it is granted; a
-    /// command publishes to the other topics. Returns whether the next attempt differs from this one:
-    /// `batch` is then smaller, and the rest of it in `queue`, or its topic is not written any more.
-    pub(super) fn narrow_denied(
-        &mut self,
-        batch: &mut Batch,
-        queue: &mut VecDeque<Batch>,
-        cause: &KafkaError,
-    ) -> bool {
-        let Self::Events(events) = self else { return false };
-        if let Some(rest) = batch.split_at((batch.len() / 2).max(1)) {
-            queue.push_front(rest);
-        } else {
-            events.deny_topic(batch, cause);
+    /// Kafka denies writing to `topic`. The log's records wait until it is granted; a command publishes
+    /// to the other topics. Returns whether the next attempt differs from this one.
+    pub(super) fn deny(&mut self, topic: &str, reason: &Failure) -> bool {
+        match self {
+            Self::Log { .. } => false,
+            Self::Events(events) => {
+                events.denied.insert(topic.to_owned(), reason.to_string()).is_none()
+            }
         }
-        true
     }
 
     /// Gives quarantined records their final names once `batch`, or all of the log, is published.

@@ -641,6 +641,10 @@ fn records_are_published_once_write_permission_returns() {
         if rule.operation == "WRITE" {
             let is_rejected = || bridge.metric("livebridge_kafka_up") == Some(0.0);
             bridge.wait_until("rejected by the brokers", TIME_LIMIT, is_rejected);
+            if rule.kind == "TOPIC" {
+                let says = format!("denies writing to topic {}; allow this user WRITE", rule.name);
+                bridge.wait_for_error(&says, TIME_LIMIT);
+            }
         }
         thread::sleep(pause);
         bridge.assert_running();

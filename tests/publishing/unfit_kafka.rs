@@ -15,6 +15,7 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
+use crate::replay::body;
 use crate::support;
 use crate::support::bridge::Bridge;
 use crate::support::kafka::{self, Cluster, Kafka, Setup, TIME_LIMIT};
@@ -370,6 +371,41 @@ fn an_expired_certificate_of_kafka_is_named() {
     let (code, text) = bridge.config(&format!("[kafka.client]\n{client}")).check();
     assert_eq!(code, 69, "{text}");
     assert!(text.contains("has expired") && text.contains("set the clock here"), "{text}");
+}
+
+#[test]
+fn replay_publishes_to_the_other_topics_when_one_is_denied_and_names_that_one() {
+    let test = "denied topic";
+    let setup = Setup::nodes(1).user("bridge", "secret").authorizer();
+    let Some(cluster) = Cluster::start_or_skip(test, &setup) else { return };
+    if support::or_skip(test, rights::allow_all(&cluster.bootstrap(), "bridge")).is_none() {
+        return;
+    }
+    let prefix = "denied";
+    let stored = Bridge::new("stored", kafka::UNREACHABLE, prefix);
+    stored.start();
+    deliver(stored.intake(), [body(1, 10), body(100, 10), body(1, 10), body(0, 10)]);
+    stored.kill();
+    let file = support::temp_file(stored.export());
+    let bridge = Bridge::new("denied", &cluster.sasl(), prefix)
+        .config(&rights::sasl_plaintext("bridge", "secret"));
+    // Creates the topics.
+    bridge.start();
+    bridge.wait_until_connected(TIME_LIMIT);
+    let (kind, user, permission) = ("TOPIC", "bridge", "DENY");
+    let rule = Rule { kind, name: "denied.push", user, operation: "WRITE", permission };
+    rule.add(&cluster.bootstrap()).unwrap();
+    support::wait_until(TIME_LIMIT, || bridge.check().0 != 0, || "not denied".to_owned());
+    let mut bridge = bridge;
+    for (delivery, sent) in [("exactly-once", 2), ("at-least-once", 0)] {
+        bridge = bridge.set("KAFKA_DELIVERY", delivery);
+        let arguments = ["replay", "--export", file.path().to_str().unwrap(), "--yes"];
+        let finished = bridge.run(&arguments);
+        assert_eq!(finished.code, Some(1), "{delivery}: {finished:?}");
+        assert!(finished.stdout.ends_with(&format!("{sent} events sent\n")), "{finished:?}");
+        let says = "Kafka denies writing to topic denied.push; allow this user WRITE on it";
+        assert_eq!(finished.stderr.matches(says).count(), 2, "{delivery}: {finished:?}");
+    }
 }
 
 #[test]
