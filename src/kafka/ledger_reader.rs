@@ -1,6 +1,8 @@
 //! Reads the ledger topic, `read_committed`, from an offset on and then as it grows.
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
@@ -45,7 +47,7 @@ pub(super) type OffsetAt<'a> = dyn FnMut(Timestamp) -> KafkaResult<Option<i64>> 
 
 /// A position in the ledger topic.
 pub struct LedgerReader {
-    consumer: BaseConsumer<Context>,
+    consumer: Arc<BaseConsumer<Context>>,
     /// Also reads records of open transactions.
     open: BaseConsumer<Context>,
     /// The next offset of `open`, once it reads.
@@ -67,23 +69,42 @@ pub struct LedgerReader {
 /// keeps them until the reader is polled, which does not happen during an outage.
 struct Lag {
     interval: Duration,
-    updated: Instant,
-    /// Whether the end was reached since then.
+    /// When Kafka was asked last up to where the topic is decided.
+    asked: Instant,
+    /// The request, on a thread of its own: publishing does not wait for the answer. A short time-out
+    /// would not do, because librdkafka closes a connection over which a request timed out, and what
+    /// is read arrives over the same one.
+    request: Option<JoinHandle<KafkaResult<(i64, i64)>>>,
+    /// The last answer, and when it was asked for.
+    decided: Option<(i64, Instant)>,
+    /// Whether the end was reached since the last answer.
     at_end: bool,
     /// Everything before this offset was read, though its last offsets may hold no record.
     read: i64,
 }
 
 impl Lag {
-    /// How long Kafka may take to return the end of the topic.
-    const TIMEOUT: Duration = Duration::from_millis(500);
-
     fn new(interval: Duration) -> Self {
-        Self { interval, updated: Instant::now(), at_end: false, read: 0 }
+        let asked = Instant::now();
+        Self { interval, asked, request: None, decided: None, at_end: false, read: 0 }
     }
 
-    fn is_due(&self) -> bool {
-        self.updated.elapsed() >= self.interval
+    /// The answer to the last request, once it has arrived.
+    fn answer(&mut self) -> Option<KafkaResult<i64>> {
+        let request = self.request.take_if(|request| request.is_finished())?;
+        let answer = request.join().ok()?.map(|(_, decided)| decided);
+        if let Ok(decided) = answer {
+            self.decided = Some((decided, self.asked));
+        }
+        Some(answer)
+    }
+
+    /// How long a record at `offset`, committed at `since`, was hidden when Kafka was asked last, and
+    /// up to where the topic was decided then. Without such an answer, reading may just be slow.
+    fn hides(&self, offset: i64, since: Instant) -> Option<(Duration, i64)> {
+        let (decided, asked) = self.decided.filter(|(decided, _)| *decided <= offset)?;
+        let open = asked.saturating_duration_since(since);
+        (open > HIDDEN_MIN).then_some((open, decided))
     }
 
     /// How many offsets are decided and not read, when the next one to read is `next`.
@@ -113,13 +134,19 @@ impl LedgerReader {
         topic: &str,
         start: impl FnOnce((i64, i64), &mut OffsetAt<'_>) -> KafkaResult<i64>,
     ) -> Result<Self, SetupError> {
-        let consumer = |isolation: &str, min_bytes: usize| {
+        let client = |isolation: &str, min_bytes: usize| {
             let mut client = settings(config, isolation);
             client.set("fetch.min.bytes", min_bytes.to_string());
-            client.create_with_context(Context).map_err(SetupError::Client)
+            let client: BaseConsumer<_> =
+                client.create_with_context(Context).map_err(SetupError::Client)?;
+            // Connects and finds the leader, so that the time-out of what follows is for one answer.
+            client
+                .fetch_metadata(Some(topic), METADATA_TIMEOUT)
+                .map_err(|cause| SetupError::ledger(topic, cause))?;
+            Ok(client)
         };
-        let (consumer, open): (BaseConsumer<Context>, BaseConsumer<Context>) =
-            (consumer("read_committed", FETCH_BYTES_MIN)?, consumer("read_uncommitted", 1)?);
+        let consumer = Arc::new(client("read_committed", FETCH_BYTES_MIN)?);
+        let open = client("read_uncommitted", 1)?;
         let transactional = config.is_transactional();
         let topic = topic.to_owned();
         let mut reader = Self {
@@ -141,7 +168,7 @@ impl LedgerReader {
         &mut self,
         start: impl FnOnce((i64, i64), &mut OffsetAt<'_>) -> KafkaResult<i64>,
     ) -> KafkaResult<()> {
-        let bounds = self.bounds(METADATA_TIMEOUT)?;
+        let bounds = self.bounds()?;
         self.next = start(bounds, &mut |time| self.offset_at(time))?;
         let mut assignment = TopicPartitionList::new();
         let next = Offset::Offset(self.next);
@@ -162,8 +189,8 @@ impl LedgerReader {
     }
 
     /// First offset, and the first that is not stable: it may belong to an open transaction.
-    fn bounds(&self, timeout: Duration) -> KafkaResult<(i64, i64)> {
-        self.consumer.fetch_watermarks(&self.topic, LEDGER_PARTITION, timeout)
+    fn bounds(&self) -> KafkaResult<(i64, i64)> {
+        self.consumer.fetch_watermarks(&self.topic, LEDGER_PARTITION, METADATA_TIMEOUT)
     }
 
     /// Reads every commit that precedes this call, of any instance. Returns the number of records
@@ -192,7 +219,7 @@ impl LedgerReader {
                 moved = Instant::now();
                 continue;
             }
-            let (_, stable) = self.bounds(METADATA_TIMEOUT).map_err(|cause| self.error(cause))?;
+            let (_, stable) = self.bounds().map_err(|cause| self.error(cause))?;
             if stable >= end {
                 // Offsets up to `end` may hold no record: markers, and what was aborted. Which they
                 // are cannot be told by counting: records without a transaction have no marker.
@@ -213,7 +240,7 @@ impl LedgerReader {
                 );
                 hidden();
             }
-            std::thread::sleep(OPEN_TRANSACTION_PAUSE);
+            thread::sleep(OPEN_TRANSACTION_PAUSE);
         }
         if self.next > *self.expected.end() {
             // A marker may follow, or a record of another instance: `read_open` looks.
@@ -282,10 +309,9 @@ impl LedgerReader {
     /// that Kafka does not end hides it.
     #[must_use]
     pub fn hidden(&self) -> Option<SetupError> {
-        let (_, since) = self.unread.filter(|(offset, _)| *offset >= self.next)?;
-        let open = since.elapsed();
-        let (topic, stable) = (self.topic.clone(), self.next);
-        (open > HIDDEN_MIN).then_some(SetupError::OpenTransaction { topic, stable, open })
+        let (offset, since) = self.unread.filter(|(offset, _)| *offset >= self.next)?;
+        let (open, stable) = self.lag.hides(offset, since)?;
+        Some(SetupError::OpenTransaction { topic: self.topic.clone(), stable, open })
     }
 
     /// Everything before this offset is decided and read.
@@ -329,17 +355,21 @@ impl LedgerReader {
     /// Reads what has arrived by itself.
     pub fn read_arrived(&mut self, mut apply: impl FnMut(&[u8])) {
         while !matches!(self.step(Duration::ZERO, &mut apply), Step::Nothing) {}
-        if self.lag.is_due() {
-            self.lag.updated = Instant::now();
-            match self.bounds(Lag::TIMEOUT) {
-                Ok((_, decided)) => {
-                    reachability::observe(reachability::Observation::Connected);
-                    metrics::ledger_lag(self.lag.update(self.next, decided));
-                }
-                Err(error) => {
-                    tracing::debug!(error = text(&error), "where the ledger ends is unknown");
-                }
+        match self.lag.answer() {
+            Some(Ok(decided)) => {
+                reachability::observe(reachability::Observation::Connected);
+                metrics::ledger_lag(self.lag.update(self.next, decided));
             }
+            Some(Err(error)) => {
+                tracing::debug!(error = text(&error), "where the ledger ends is unknown");
+            }
+            None => {}
+        }
+        if self.lag.request.is_none() && self.lag.asked.elapsed() >= self.lag.interval {
+            self.lag.asked = Instant::now();
+            let (consumer, topic) = (Arc::clone(&self.consumer), self.topic.clone());
+            let ask = move || consumer.fetch_watermarks(&topic, LEDGER_PARTITION, METADATA_TIMEOUT);
+            self.lag.request = thread::Builder::new().name("ledger-lag".into()).spawn(ask).ok();
         }
     }
 
@@ -394,6 +424,17 @@ enum Step {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_record_is_hidden_only_if_kafka_says_so_a_minute_after_its_commit() {
+        let committed = Instant::now();
+        let later = committed + HIDDEN_MIN + Duration::from_secs(1);
+        let hides = |decided| Lag { decided, ..Lag::new(Duration::ZERO) }.hides(10, committed);
+        assert_eq!(hides(None), None, "Kafka has not answered");
+        assert_eq!(hides(Some((7, committed + HIDDEN_MIN))), None, "it may be decided since");
+        assert_eq!(hides(Some((11, later))), None, "it is decided, and reading is slow");
+        assert_eq!(hides(Some((7, later))), Some((HIDDEN_MIN + Duration::from_secs(1), 7)));
+    }
 
     #[test]
     fn lag_is_none_at_the_end_and_counts_what_is_decided_before_it() {

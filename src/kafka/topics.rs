@@ -207,7 +207,9 @@ impl Config {
             .map_err(SetupError::Client)?;
         let started = Instant::now();
         loop {
-            match consumer.fetch_metadata(None, METADATA_STEP) {
+            // The answer to an earlier attempt is lost, so that each may take as long as all before it.
+            let timeout = METADATA_STEP.max(started.elapsed());
+            match consumer.fetch_metadata(None, timeout) {
                 Ok(metadata) => return Ok(metadata),
                 Err(error) => {
                     let cause = connection_cause::recorded_cause(&consumer);

@@ -1,11 +1,14 @@
-//! Settings of brokers with which livebridge has to publish all the same, and brokers that restart
-//! while there is nothing to publish.
+//! Settings of brokers with which livebridge has to publish all the same, brokers that are slow, and
+//! brokers that restart while there is nothing to publish.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use livebridge::kafka::{Config, Delivery, LedgerReader};
 use rdkafka::admin::{AdminOptions, ResourceSpecifier};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
 
 use crate::replay::body;
 use crate::support;
@@ -95,6 +98,58 @@ fn an_idle_bridge_shows_that_a_restarted_broker_is_back() {
         let sent = bridge.metric("livebridge_published_total");
         assert_eq!(sent, Some(1.0), "nothing more is published");
     }
+}
+
+/// A broker behind a proxy whose network can be made slow, and a configuration for it.
+fn behind_a_proxy(test: &str) -> Option<(Runtime, Proxy, Cluster, Config)> {
+    let runtime = Runtime::new().unwrap();
+    let proxy = Proxy::start(runtime.handle());
+    let cluster = Cluster::start_or_skip(test, &Setup::nodes(1).proxies(&[proxy.port()]))?;
+    proxy.set_upstream(cluster.behind(1));
+    let config = Config {
+        brokers: proxy.address(),
+        instance: "slow".to_owned(),
+        delivery: Delivery::ExactlyOnce,
+        create_topics: false,
+        partitions: 1,
+        replication: 1,
+        client: [("statistics.interval.ms".to_owned(), "1000".to_owned())].into(),
+    };
+    Some((runtime, proxy, cluster, config))
+}
+
+#[test]
+fn the_ledger_is_read_and_its_lag_measured_over_a_network_that_takes_two_seconds() {
+    let Some((_runtime, proxy, cluster, config)) = behind_a_proxy("slow ledger") else { return };
+    kafka::create_topic(&cluster.bootstrap(), "ledger", 1, 1);
+    let mut reader = LedgerReader::open(&config, "ledger", |(low, _), _| Ok(low)).unwrap();
+    // A request and its answer.
+    proxy.set_network(Network::Slow(Duration::from_secs(1)));
+    let slow_since = Instant::now();
+    while slow_since.elapsed() < Duration::from_secs(5) {
+        reader.read_arrived(|_| panic!("there is nothing to read"));
+        thread::sleep(Duration::from_millis(10));
+    }
+    let producer: BaseProducer = kafka::client(&cluster.bootstrap()).create().unwrap();
+    producer.send(BaseRecord::<(), _>::to("ledger").payload("record")).unwrap();
+    producer.flush(WAIT).unwrap();
+    let mut records = 0;
+    let is_read = || {
+        reader.read_arrived(|_| records += 1);
+        records == 1
+    };
+    support::wait_until(Duration::from_secs(40), is_read, || "nothing is read".to_owned());
+}
+
+#[test]
+fn metadata_and_the_ledger_are_received_over_a_network_that_takes_more_than_two_seconds() {
+    let Some((_runtime, proxy, cluster, config)) = behind_a_proxy("slow metadata") else { return };
+    kafka::create_topic(&cluster.bootstrap(), "ledger", 1, 1);
+    proxy.set_network(Network::Slow(Duration::from_millis(1050)));
+    let missing = config.missing_topics(["ledger", "nowhere"].into_iter());
+    assert_eq!(missing.map_err(|error| error.to_string()), Ok(vec!["nowhere".to_owned()]));
+    let mut reader = LedgerReader::open(&config, "ledger", |(low, _), _| Ok(low)).unwrap();
+    reader.read_to_end(&CancellationToken::new(), |_| (), || ()).unwrap();
 }
 
 /// The value of `cleanup.policy`.
