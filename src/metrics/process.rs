@@ -49,9 +49,9 @@ pub(super) fn render(into: &mut String) {
     );
 }
 
-/// When the process started, `after` so many seconds of the machine's running time, in whole seconds
-/// since 1970: the two clocks are read one after the other. Not by `/proc/stat`, which a service
-/// manager may hide (`ProcSubset=pid`).
+/// When the process started, in whole seconds since 1970, because two clocks are read one after
+/// the other. `after` is the running time of the machine at that moment, in seconds. Not by
+/// `/proc/stat`, which a service manager may hide (`ProcSubset=pid`).
 fn started(after: f64) -> Option<f64> {
     let running: Duration = clock_gettime(ClockId::Boottime).try_into().ok()?;
     let age = running.saturating_sub(Duration::try_from_secs_f64(after).ok()?);

@@ -52,14 +52,14 @@ impl OpenCommits {
         self.omitted = self.omitted.filter(|offset| *offset >= before);
     }
 
-    /// Whether so many commits are undecided that their transactions have to end before the next one.
+    /// Whether the undecided transactions have too many ids, and have to end before the next one.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.ids >= IDS_MAX
     }
 
-    /// Whether another publisher came first with an event of `own`, whose record is at `mine`, or may
-    /// have, because not all commits before it were kept.
+    /// Whether another publisher came first with an event of `own`, whose record is at `mine`, or
+    /// may have, because not all commits before it were kept.
     ///
     /// Publishers are distinguished by their openings: two clones of a directory have one log id.
     #[must_use]
