@@ -365,11 +365,8 @@ impl ConfigLayers {
             let unknown = table == "kafka.client" && !settings::is_secret(&key);
             remember(value, if unknown { UNKNOWN_MIN } else { 0 });
         }
-        if let Some(Value::String(text)) = value.as_ref().filter(|_| is_brokers(&table, &key))
-            && let Some((user, _)) = text.rsplit_once('@')
-        {
-            let parts = user.split([':', '@', '/', ',']).filter(|part| part.len() >= UNKNOWN_MIN);
-            parts.for_each(secret::remember);
+        if let Some(value) = value.as_ref().filter(|_| is_brokers(&table, &key)) {
+            remember_users(value);
         }
         let value = value.map(|value| hide(&table, &key, value));
         Setting { table, key, value, source }
@@ -433,6 +430,19 @@ fn remember(value: &Value, min: usize) {
     }
 }
 
+/// Remembers what is before the hosts of brokers.
+fn remember_users(brokers: &Value) {
+    match brokers {
+        Value::String(text) => {
+            let user = text.rsplit_once('@').map_or("", |(user, _)| user);
+            let parts = user.split([':', '@', '/', ',']).filter(|part| part.len() >= UNKNOWN_MIN);
+            parts.for_each(secret::remember);
+        }
+        Value::Array(values) => values.iter().for_each(remember_users),
+        _ => {}
+    }
+}
+
 fn hide(table: &str, key: &str, value: Value) -> Value {
     let hidden = || Value::String(HIDDEN.to_owned());
     match value {
@@ -442,9 +452,11 @@ fn hide(table: &str, key: &str, value: Value) -> Value {
         Value::String(brokers) if is_brokers(table, key) => Value::String(
             brokers.rsplit_once('@').map(|(_, host)| format!("{HIDDEN}@{host}")).unwrap_or(brokers),
         ),
-        value if !is_secret(table, key) => value,
         // How many there are tells whether a rotation has arrived.
-        Value::Array(values) => Value::Array(values.iter().map(|_| hidden()).collect()),
+        Value::Array(values) => {
+            Value::Array(values.into_iter().map(|value| hide(table, key, value)).collect())
+        }
+        value if !is_secret(table, key) => value,
         _ => hidden(),
     }
 }

@@ -29,9 +29,10 @@ pub fn listen_address(text: &str) -> Option<SocketAddr> {
 /// Whether only one of the addresses can be listened on. Port 0 is a free one.
 pub(super) fn collide(one: SocketAddr, other: SocketAddr) -> bool {
     let (a, b) = (one.ip(), other.ip());
-    one.port() == other.port()
-        && one.port() != 0
-        && (a == b || a.is_unspecified() || b.is_unspecified())
+    // `[::]` includes all addresses of IPv4 too, unless the system says otherwise.
+    let includes =
+        |a: IpAddr, b: IpAddr| a == b || a.is_unspecified() && (a.is_ipv6() || b.is_ipv4());
+    one.port() == other.port() && one.port() != 0 && (includes(a, b) || includes(b, a))
 }
 
 /// What `http.path` compares requests with: the path without slashes at its end.

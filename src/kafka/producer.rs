@@ -371,8 +371,9 @@ impl Producer {
     }
 
     /// Which of the messages in rejected requests are rejected themselves: those that did not leave
-    /// this process, those too large to share a request, and those that are the only one of the
-    /// batch for their topic. Nothing else shows how many a request had, because the reports of one request can arrive after the wait for them has ended.
+    /// this process, those too large to share a request, and the only ones of the batch for their
+    /// topic. Nothing else shows how many a request had, because the reports of one request can
+    /// arrive after the wait for them has ended.
     fn rejected<'m>(
         &self,
         rejected: Vec<FailedDelivery>,

@@ -105,7 +105,9 @@ impl BatchLimits {
         if elapsed > SLOW || (elapsed >= QUICK && grows_with_size) {
             self.bytes = (self.bytes / 2).max(LATE_MIN.min(self.bytes));
         } else if is_full {
-            self.bytes = (self.bytes * 2).min(BYTES_MAX);
+            // Not more than twice what was in time, where time may grow with the size.
+            let in_time = if elapsed < QUICK { self.bytes } else { bytes };
+            self.bytes = self.bytes.max((in_time * 2).min(BYTES_MAX));
         }
         if ids >= self.ids {
             self.ids = (self.ids + (self.ids / IDS_STEP).max(1)).min(IDS_MAX);
@@ -352,6 +354,7 @@ mod tests {
             (LIMIT / 2 - 1, MS, LIMIT),
             (0, MS, LIMIT),
             (LIMIT, SLOW, 2 * LIMIT),
+            (LIMIT / 2, SLOW, LIMIT),
             (10, SLOW, LIMIT),
             (LIMIT, SLOW + MS, LIMIT / 2),
             (2 * LIMIT, SLOW + MS, LIMIT / 2),

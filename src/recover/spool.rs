@@ -110,8 +110,8 @@ impl UndecodedFile {
     /// Creates no file yet.
     #[must_use]
     pub fn new(path: &Path) -> Self {
-        // A device, such as /dev/null, is written to, and not replaced.
-        let partial = if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        // A device, such as /dev/null, and a link, such as /dev/stdout, is written to, not replaced.
+        let partial = if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
             path.to_owned()
         } else {
             path.with_file_name(format!(".livebridge-undecoded-{}", Uuid::new_v4()))
@@ -152,7 +152,8 @@ impl UndecodedFile {
         } else {
             let mut options = OpenOptions::new();
             let is_new = self.partial != self.path;
-            let opened = options.write(true).create_new(is_new).mode(MODE).open(&self.partial)?;
+            options.write(true).create(true).truncate(true).create_new(is_new).mode(MODE);
+            let opened = options.open(&self.partial)?;
             self.file.insert(BufWriter::new(opened))
         };
         writeln!(file, "{line}")

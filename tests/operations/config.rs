@@ -714,10 +714,14 @@ mod a_secret {
                 assert!(output.contains("(hidden)@") && !output.contains("s3cret"), "{output}");
             }
         }
+        let list = "[kafka]\nbrokers = [\"me:s3cret-pass@kafka:9092\"]";
+        assert_rejects(&format!("{LEAST}{list}"), &["kafka.brokers: must be text"]);
     }
 
     #[test]
     fn in_the_path_is_not_printed() {
+        let list = "[http]\npath = [\"/callback/s3cret\"]";
+        assert_rejects(&format!("{LEAST}{list}"), &["http.path: must be text"]);
         for (path, shown) in [
             ("/callback/s3cret", "/callback/(hidden)"),
             ("/a/b/s3cret/", "/a/(hidden)"),
