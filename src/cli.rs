@@ -2,6 +2,8 @@
 
 #![allow(rustdoc::invalid_html_tags, reason = "the comments are the texts of --help")]
 
+use std::io;
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -57,7 +59,8 @@ enum Command {
     /// key or certificate files, it reloads the sections tls, access and callback, log.level and the
     /// limits of the log.
     ///
-    /// Exits 0 after SIGTERM or SIGINT, 1 after a second one, 64 if the configuration is wrong, 1 for any other problem.
+    /// Exits 0 after SIGTERM or SIGINT, 1 after a second one, 64 if the configuration is wrong, 1 for
+    /// any other problem.
     #[command(after_long_help = SERVE_EXAMPLES)]
     Serve(ConfigFile),
     /// Try livebridge with an in-memory Kafka; nothing else needs to be installed.
@@ -210,6 +213,11 @@ impl CliError {
         what: &'static str,
     ) -> impl FnOnce(E) -> Self {
         move |cause| Self::Other { what, cause: Box::new(cause) }
+    }
+
+    /// The file that `option` names cannot be read.
+    fn unreadable(option: &str, path: &Path, cause: &io::Error) -> Self {
+        Self::Usage(format!("cannot read {option} {}: {cause}", path.display()))
     }
 
     /// Whether the configuration, the command line or the credentials are wrong.

@@ -19,7 +19,7 @@
 //!   accepted callbacks. [`service`]: notifies systemd.
 //! - [`descriptors`] raises the limit of open files. [`proxy_protocol`] reads PROXY headers.
 //!   [`permission`] has the errors of files, with advice. [`secret`] masks secrets. [`backoff`] has
-//!   the pauses between retries.
+//!   the pauses between retries. [`authorities`] loads the system's certificate authorities.
 //! - [`tencent`] calls Tencent Cloud's API, and [`recover`] finds callbacks there that were not
 //!   delivered: for commands; the running bridge uses neither. [`audit`] compares log, ledger and
 //!   topics.
@@ -49,6 +49,7 @@
 
 mod admin;
 mod audit;
+mod authorities;
 mod backoff;
 mod bridge;
 pub mod callback;

@@ -16,6 +16,8 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
+use crate::authorities;
+
 /// The retries of a callback that is not answered 200.
 #[derive(Clone, Copy, Debug)]
 pub struct RetryPolicy {
@@ -56,12 +58,7 @@ const ANSWER_MAX: usize = 64 * 1024;
 
 /// Verifies certificates with the system's authorities.
 static TLS: LazyLock<Result<Arc<ClientConfig>, UrlError>> = LazyLock::new(|| {
-    let found = rustls_native_certs::load_native_certs();
-    if found.certs.is_empty() {
-        let problem = "no certificate authorities are found; install the package ca-certificates, \
-                       or set SSL_CERT_FILE";
-        return Err(UrlError::Tls(problem.to_owned()));
-    }
+    let found = authorities::load().map_err(|cause| UrlError::Tls(cause.to_string()))?;
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(found.certs);
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))

@@ -34,6 +34,7 @@ pub use history::{
     CallbackRecord, Page, RECORDS_SPAN_MAX, STREAM_EVENTS_REACHABLE, StreamEvent, utc_time,
 };
 
+use crate::authorities::{self, NoAuthorities};
 use crate::backoff::Backoff;
 use crate::event::Timestamp;
 use crate::secret;
@@ -79,12 +80,9 @@ impl Default for Options {
 /// Why the client cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// No certificate authority can be read.
-    #[error(
-        "no certificate authorities are found, so that no TLS certificate can be verified ({0}); \
-         install the package ca-certificates, or set SSL_CERT_FILE"
-    )]
-    NoAuthorities(String),
+    /// No server can be verified.
+    #[error(transparent)]
+    NoAuthorities(#[from] NoAuthorities),
     /// A proxy variable has a value that is no URL of a proxy.
     #[error(
         "none of the proxy variables ({}) has the URL of a proxy such as http://proxy:3128; SOCKS is \
@@ -262,15 +260,10 @@ fn shown(answer: &[u8]) -> String {
     text.chars().take(SHOWN_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// Verifies with the system's certificate authorities, which may include those of an organisation.
 fn tls() -> Result<TlsConfig, ClientError> {
-    let found = rustls_native_certs::load_native_certs();
-    if found.certs.is_empty() {
-        let causes: Vec<String> = found.errors.iter().map(ToString::to_string).collect();
-        return Err(ClientError::NoAuthorities(causes.join("; ")));
-    }
+    let certificates = authorities::load()?.certs;
     let roots: Vec<_> =
-        found.certs.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
+        certificates.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
     Ok(TlsConfig::builder()
         .root_certs(RootCerts::Specific(Arc::new(roots)))
         .unversioned_rustls_crypto_provider(Arc::new(ring::default_provider()))

@@ -182,9 +182,8 @@ fn range(
 fn named_streams(options: &Options) -> Result<Option<Vec<String>>, CliError> {
     let mut names = options.stream.clone();
     if let Some(path) = &options.streams_file {
-        let text = std::fs::read_to_string(path).map_err(|cause| {
-            CliError::Usage(format!("cannot read --streams-file {}: {cause}", path.display()))
-        })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|cause| CliError::unreadable("--streams-file", path, &cause))?;
         names.extend(streams_of_file(&text));
     } else if names.is_empty() {
         return Ok(None);

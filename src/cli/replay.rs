@@ -65,9 +65,9 @@ livebridge-replayed-at. Consumers receive it after events that were published in
 timestamp of its record, by which retention removes it, is at most a day before the publication. An
 event that is already in its topic is skipped, and so is one that another instance or replay
 publishes in the meantime: replay may run beside every instance, several times concurrently, and
-again after it was killed. With --again or --to, events are not compared with those that others publish in
-the meantime. Only one replay with --to may run per topic: a second one fences the first, which then
-exits with an error.";
+again after it was killed. With --again or --to, events are not compared with those that others
+publish in the meantime. Only one replay with --to may run per topic: a second one fences the first,
+which then exits with an error.";
 
 pub(super) fn run(options: &Options) -> Result<(), CliError> {
     let config = Config::load(options.config.config.as_deref())?;
@@ -173,7 +173,7 @@ pub(super) fn publish(
 }
 
 fn unreadable(path: &Path, cause: &io::Error) -> CliError {
-    CliError::Usage(format!("cannot read --export {}: {cause}", path.display()))
+    CliError::unreadable("--export", path, cause)
 }
 
 /// The bytes of the file `path`, which is read twice: a pipe would be empty the second time.

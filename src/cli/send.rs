@@ -108,9 +108,7 @@ fn key(file: Option<&Path>) -> Result<Option<CallbackKey>, CliError> {
 }
 
 fn read(path: &Path, option: &'static str) -> Result<String, CliError> {
-    fs::read_to_string(path).map_err(|cause| {
-        CliError::Usage(format!("cannot read {option} {}: {cause}", path.display()))
-    })
+    fs::read_to_string(path).map_err(|cause| CliError::unreadable(option, path, &cause))
 }
 
 fn read_files(files: &[PathBuf]) -> Result<Vec<String>, CliError> {

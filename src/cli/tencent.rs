@@ -88,8 +88,8 @@ Examples:
 #[derive(Debug, Args)]
 pub(super) struct Account {
     /// A file with the credentials, in the form of tccli or of Tencent Cloud's SDKs. Without it,
-    /// the file that `TENCENTCLOUD_CREDENTIALS_FILE` names, or else `TENCENTCLOUD_SECRET_ID`, `TENCENTCLOUD_SECRET_KEY` and `TENCENTCLOUD_TOKEN` in the
-    /// environment are used. No option takes the keys, because other users of the machine can see
+    /// the file that `TENCENTCLOUD_CREDENTIALS_FILE` names, or else `TENCENTCLOUD_SECRET_ID`,
+    /// `TENCENTCLOUD_SECRET_KEY` and `TENCENTCLOUD_TOKEN` in the environment are used. No option takes the keys, because other users of the machine can see
     /// arguments.
     #[arg(long, value_name = "FILE")]
     credentials: Option<PathBuf>,

@@ -114,8 +114,8 @@ impl BatchLimits {
         }
     }
 
-    /// A batch of `bytes` and `records` was not published in time. Returns whether the
-    /// producer needs longer time-outs ([`Self::timeout_doublings`]), because no smaller batch is possible.
+    /// A batch of `bytes` and `records` was not published in time. Returns whether the producer needs
+    /// longer time-outs ([`Self::timeout_doublings`]), because no smaller batch is possible.
     pub fn on_timed_out(&mut self, bytes: usize, records: usize) -> bool {
         if records > 1 || bytes <= LATE_MIN {
             // A limit that rejections have lowered further stays as it is.

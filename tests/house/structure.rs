@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use crate::support::files;
 
 /// A module and the modules it may depend on.
-const MAY_NAME: [(&str, &[&str]); 33] = [
+const MAY_NAME: [(&str, &[&str]); 34] = [
     ("audit", &["event", "kafka", "ledger", "permission", "publisher", "record", "wal"]),
+    ("authorities", &[]),
     ("backoff", &[]),
     ("event", &[]),
     ("record", &["event"]),
@@ -71,8 +72,8 @@ const MAY_NAME: [(&str, &[&str]); 33] = [
     ),
     ("logging", &["secret"]),
     ("sample", &["callback", "event", "record"]),
-    ("sender", &[]),
-    ("tencent", &["backoff", "event", "secret"]),
+    ("sender", &["authorities"]),
+    ("tencent", &["authorities", "backoff", "event", "secret"]),
     (
         "recover",
         &[
@@ -96,7 +97,7 @@ const NAMED_IN: [(&str, &[&str]); 22] = [
     ("metrics_exporter_prometheus", &["metrics"]),
     ("rdkafka", &["kafka"]),
     ("ring", &["intake", "sender", "tencent"]),
-    ("rustls_native_certs", &["sender", "tencent"]),
+    ("rustls_native_certs", &["authorities"]),
     ("sd_notify", &["service"]),
     ("sha2", &["callback"]),
     ("sled", &["wal"]),

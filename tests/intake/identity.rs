@@ -423,7 +423,7 @@ fn numbers_are_compared_by_their_text() {
 }
 
 #[test]
-fn event_ids_are_the_same_as_in_every_earlier_release() {
+fn event_ids_are_the_same_as_in_every_earlier_version() {
     // A change here means that every event in a dedup window, or retried across an upgrade, is
     // published twice. The rules' version must then change as well, with an entry in the change
     // log. Payloads that are no callbacks have no id.

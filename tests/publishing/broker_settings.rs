@@ -19,19 +19,51 @@ use crate::support::wire::deliver;
 
 const WAIT: Duration = Duration::from_mins(2);
 
+/// A broker behind a proxy whose network can be made slow.
+struct ProxiedKafka {
+    cluster: Cluster,
+    proxy: Proxy,
+    _runtime: Runtime,
+}
+
+impl ProxiedKafka {
+    fn start(test: &str, set_up: impl FnOnce(Setup) -> Setup) -> Option<Self> {
+        let runtime = Runtime::new().unwrap();
+        let proxy = Proxy::start(runtime.handle());
+        let setup = set_up(Setup::nodes(1).proxies(&[proxy.port()]));
+        let cluster = Cluster::start_or_skip(test, &setup)?;
+        proxy.set_upstream(cluster.behind(1));
+        Some(Self { cluster, proxy, _runtime: runtime })
+    }
+
+    /// A bridge that publishes.
+    fn bridge(&self, name: &str) -> Bridge {
+        let prefix = support::unique(name);
+        let bridge = Bridge::new(&prefix, &self.proxy.address(), &prefix);
+        bridge.start();
+        bridge.wait_until_connected(WAIT);
+        bridge
+    }
+
+    fn config(&self) -> Config {
+        Config {
+            brokers: self.proxy.address(),
+            instance: "slow".to_owned(),
+            delivery: Delivery::ExactlyOnce,
+            create_topics: false,
+            partitions: 1,
+            replication: 1,
+            client: [("statistics.interval.ms".to_owned(), "1000".to_owned())].into(),
+        }
+    }
+}
+
 /// A record that is too slow for the time-outs raises them, and the brokers reject that.
 #[test]
 fn brokers_that_reject_a_raised_transaction_time_out_do_not_stop_publishing() {
-    let runtime = Runtime::new().unwrap();
-    let proxy = Proxy::start(runtime.handle());
-    let setup =
-        Setup::nodes(1).proxies(&[proxy.port()]).property("transaction.max.timeout.ms", "30000");
-    let Some(cluster) = Cluster::start_or_skip("time-outs", &setup) else { return };
-    proxy.set_upstream(cluster.behind(1));
-    let prefix = support::unique("timeouts");
-    let bridge = Bridge::new(&prefix, &proxy.address(), &prefix);
-    bridge.start();
-    bridge.wait_until_connected(WAIT);
+    let setup = |setup: Setup| setup.property("transaction.max.timeout.ms", "30000");
+    let Some(kafka) = ProxiedKafka::start("timeouts", setup) else { return };
+    let (proxy, bridge) = (&kafka.proxy, kafka.bridge("timeouts"));
     // 240 kB take 40 s, and a message times out after 25 s.
     proxy.set_network(Network::Limited(6000));
     deliver(bridge.intake(), [body(1, 240_000)]);
@@ -47,16 +79,9 @@ fn brokers_that_reject_a_raised_transaction_time_out_do_not_stop_publishing() {
 /// Each answer takes 1.5 s, and a transaction three of them, whatever its size.
 #[test]
 fn a_slow_broker_gets_large_batches() {
-    let runtime = Runtime::new().unwrap();
-    let proxy = Proxy::start(runtime.handle());
-    let setup = Setup::nodes(1).proxies(&[proxy.port()]);
-    let Some(cluster) = Cluster::start_or_skip("slow broker", &setup) else { return };
-    proxy.set_upstream(cluster.behind(1));
-    let prefix = support::unique("slow");
-    let bridge = Bridge::new(&prefix, &proxy.address(), &prefix);
-    bridge.start();
-    bridge.wait_until_connected(WAIT);
-    proxy.set_network(Network::Slow(Duration::from_millis(750)));
+    let Some(kafka) = ProxiedKafka::start("slow broker", |setup| setup) else { return };
+    let bridge = kafka.bridge("slow");
+    kafka.proxy.set_network(Network::Slow(Duration::from_millis(750)));
     deliver(bridge.intake(), (0..1000).map(|_| body(1, 700)));
     bridge.drain(WAIT);
     let transactions = bridge.metric("livebridge_transactions_total").unwrap();
@@ -100,27 +125,10 @@ fn an_idle_bridge_shows_that_a_restarted_broker_is_back() {
     }
 }
 
-/// A broker behind a proxy whose network can be made slow, and a configuration for it.
-fn behind_a_proxy(test: &str) -> Option<(Runtime, Proxy, Cluster, Config)> {
-    let runtime = Runtime::new().unwrap();
-    let proxy = Proxy::start(runtime.handle());
-    let cluster = Cluster::start_or_skip(test, &Setup::nodes(1).proxies(&[proxy.port()]))?;
-    proxy.set_upstream(cluster.behind(1));
-    let config = Config {
-        brokers: proxy.address(),
-        instance: "slow".to_owned(),
-        delivery: Delivery::ExactlyOnce,
-        create_topics: false,
-        partitions: 1,
-        replication: 1,
-        client: [("statistics.interval.ms".to_owned(), "1000".to_owned())].into(),
-    };
-    Some((runtime, proxy, cluster, config))
-}
-
 #[test]
 fn the_ledger_is_read_and_its_lag_measured_over_a_network_that_takes_two_seconds() {
-    let Some((_runtime, proxy, cluster, config)) = behind_a_proxy("slow ledger") else { return };
+    let Some(kafka) = ProxiedKafka::start("slow ledger", |setup| setup) else { return };
+    let (ProxiedKafka { cluster, proxy, .. }, config) = (&kafka, kafka.config());
     kafka::create_topic(&cluster.bootstrap(), "ledger", 1, 1);
     let mut reader = LedgerReader::open(&config, "ledger", |(low, _), _| Ok(low)).unwrap();
     // A request and its answer.
@@ -143,7 +151,8 @@ fn the_ledger_is_read_and_its_lag_measured_over_a_network_that_takes_two_seconds
 
 #[test]
 fn metadata_and_the_ledger_are_received_over_a_network_that_takes_more_than_two_seconds() {
-    let Some((_runtime, proxy, cluster, config)) = behind_a_proxy("slow metadata") else { return };
+    let Some(kafka) = ProxiedKafka::start("slow metadata", |setup| setup) else { return };
+    let (ProxiedKafka { cluster, proxy, .. }, config) = (&kafka, kafka.config());
     kafka::create_topic(&cluster.bootstrap(), "ledger", 1, 1);
     proxy.set_network(Network::Slow(Duration::from_millis(1050)));
     let missing = config.missing_topics(["ledger", "nowhere"].into_iter());

@@ -8,13 +8,13 @@ use livebridge::callback::CallbackKey;
 use livebridge::event::{EventType, Timestamp};
 use livebridge::sample::Samples;
 
-use super::recover::{assert_each_once, bridge, command, finish};
+use super::recover::{assert_each_once, command, finish, ready_bridge};
 use crate::support;
 use crate::support::bridge::KEY;
 use crate::support::kafka::Kafka;
 use crate::support::tencent::{Record, Stream, Tencent};
 
-const PATIENCE: Duration = Duration::from_mins(1);
+const TIME_LIMIT: Duration = Duration::from_mins(1);
 
 fn minutes_ago(minutes: u64) -> Timestamp {
     Timestamp::now().before(Duration::from_mins(minutes))
@@ -24,9 +24,7 @@ fn minutes_ago(minutes: u64) -> Timestamp {
 fn a_gap_that_ends_while_it_is_recovered_stays_recorded() {
     let Some(kafka) = Kafka::shared_or_skip("gap ends") else { return };
     let prefix = support::unique("gap-ends");
-    let (bridge, tencent) = (bridge(kafka, &prefix), Tencent::start());
-    bridge.start();
-    bridge.wait_until_connected(PATIENCE);
+    let (bridge, tencent) = (ready_bridge(kafka, &prefix), Tencent::start());
     assert!(bridge.stop().success());
     fs::write(bridge.wal().join("last-accepting"), minutes_ago(40).to_string()).unwrap();
     let gaps = || bridge.run(&["wal", "gaps"]).stdout;
@@ -41,7 +39,7 @@ fn a_gap_that_ends_while_it_is_recovered_stays_recorded() {
         if !removes {
             bridge.start();
             let is_recorded = || gaps().lines().count() == 1 && !gaps().contains("no gap");
-            bridge.wait_until("recording the gap", PATIENCE, is_recorded);
+            bridge.wait_until("recording the gap", TIME_LIMIT, is_recorded);
         }
         drop(state);
         let output = recover.wait_with_output().unwrap();
@@ -57,9 +55,7 @@ fn a_gap_that_ends_while_it_is_recovered_stays_recorded() {
 fn a_gap_of_which_a_part_is_older_than_the_records_is_recovered_from_the_oldest_record() {
     let Some(kafka) = Kafka::shared_or_skip("old gap") else { return };
     let prefix = support::unique("old-gap");
-    let (bridge, tencent) = (bridge(kafka, &prefix), Tencent::start());
-    bridge.start();
-    bridge.wait_until_connected(PATIENCE);
+    let (bridge, tencent) = (ready_bridge(kafka, &prefix), Tencent::start());
     let day = 24 * 60;
     fs::create_dir_all(bridge.wal().join("gaps")).unwrap();
     for (begin, end) in [(14 * day + 120, 14 * day - 120), (14 * day + 300, 14 * day + 200)] {
@@ -87,7 +83,7 @@ fn a_gap_of_which_a_part_is_older_than_the_records_is_recovered_from_the_oldest_
         let starts: Vec<_> = queries.map(|(_, query)| query["StartTime"].as_str()).collect();
         assert!(starts.len() > 1 && starts.is_sorted(), "the oldest expire first: {starts:?}");
     }
-    bridge.drain(PATIENCE);
+    bridge.drain(TIME_LIMIT);
     assert_each_once(kafka, &prefix, &[body]);
     let left = bridge.run(&["wal", "gaps"]).stdout;
     assert!(

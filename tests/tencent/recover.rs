@@ -102,7 +102,7 @@ pub(super) fn bridge(kafka: &Kafka, prefix: &str) -> Bridge {
     Bridge::new(prefix, kafka.bootstrap(), prefix).set("CALLBACK_EXPIRY_LEEWAY", "24h")
 }
 
-fn ready_bridge(kafka: &Kafka, prefix: &str) -> Bridge {
+pub(super) fn ready_bridge(kafka: &Kafka, prefix: &str) -> Bridge {
     start(bridge(kafka, prefix))
 }
 

@@ -277,7 +277,7 @@ fn a_file_is_read_whole_or_not_at_all() {
 }
 
 #[test]
-fn a_file_of_an_earlier_release_is_read_unless_it_is_cut_short() {
+fn a_file_of_an_earlier_version_is_read_unless_it_is_cut_short() {
     let mut whole = BytesMut::new();
     entry(7).record.encode(&mut whole);
     assert_eq!(read(&whole), Ok(7));
